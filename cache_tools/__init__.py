@@ -1,0 +1,19 @@
+"""Stage 1 of comet: build, open and inspect caches of what a teacher says about a text."""
+
+from typing import TYPE_CHECKING, Any
+
+from cache_tools.store.reader import Cache, open_cache
+
+if TYPE_CHECKING:
+    from cache_tools.build import build_cache
+
+__all__ = ["Cache", "build_cache", "open_cache"]
+
+
+def __getattr__(name: str) -> Any:
+    """`build_cache` on demand: reading a cache must not need torch or transformers."""
+    if name == "build_cache":
+        from cache_tools.build import build_cache
+
+        return build_cache
+    raise AttributeError(f"module 'cache_tools' has no attribute {name!r}")

@@ -1,0 +1,177 @@
+"""Stage 1b: the pipeline rows → teacher → store, and everything around it that keeps a build honest."""
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import FrameType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+from cache_tools.prepare import prepare
+from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.store.claim import claimed_folder
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.writer import commit_shard
+from cache_tools.teacher.model import (
+    Teacher,
+    choose_device,
+    load_teacher,
+    load_tokenizer,
+    numerics,
+    tokenizer_sha256,
+)
+from cache_tools.teacher.signals import teacher_signals
+from cache_tools.text import find_sources
+
+ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
+
+
+def build_cache(settings: BuildSettings) -> Cache:
+    """Builds `settings.out`, or goes on with it, and returns the complete cache.
+
+    Raises CometError for a call that cannot be, a teacher or text that cannot be read, a folder that holds another
+    cache, a disk that refuses, and when SIGINT or SIGTERM ended the build before the last shard.
+    """
+    if settings.out.exists() and not (settings.out / "zarr.json").is_file():
+        raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
+    teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
+    if not settings.out.exists():
+        prepare(settings, teacher, tokenizer)
+    cache = open_cache(settings.out)
+    if differences := request_differences(settings, cache, teacher, tokenizer_sha256(tokenizer)):
+        raise CometError(
+            f"{settings.out}: exists and is another cache than the one asked for ({'; '.join(differences)}); "
+            "choose another --out, or give the options it was begun with to go on with it",
+            exit_code=2,
+        )
+    with stop_on_signal() as stop:
+        fill(cache, teacher, choose_device(settings.device), stop)
+    done = open_cache(settings.out)
+    left = sum(len(done.missing(group)) for group in ("train", "validation"))
+    if left:
+        raise CometError(f"{settings.out}: stopped with {left} shards to go; run the same command again to go on")
+    return done
+
+
+def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event) -> None:
+    """Runs the teacher over every missing shard: one thread reads ahead, this one computes, one encodes and writes.
+
+    Returns early, after the shard in work, when `stop` is set. An error in any of the three ends the build with
+    that error; no thread outlives the call.
+    """
+    dtype = getattr(torch, cache.settings["dtype"])
+    teacher = teacher.to(device, dtype)
+    seen = torch.zeros(cache.recipe.vocab_size, dtype=torch.bool, device=device)
+    seen[torch.from_numpy(cache.vocabulary.id.astype(np.int64)).to(device)] = True
+    record = numerics(device, dtype, cache.settings["batch_size"])
+    pending = [(group, shard) for group in ("validation", "train") for shard in cache.missing(group)]
+    writing: deque[Future[None]] = deque()
+    with (
+        claimed_folder(cache.root, ".staging-") as staging,
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+        progress_bar(cache, pending) as progress,
+    ):
+        ahead = [reader.submit(cache.read_tokens, *place) for place in pending[:1]]
+        for index, (group, shard) in enumerate(pending):
+            tokens, token_files = ahead.pop().result()
+            ahead = [reader.submit(cache.read_tokens, *place) for place in pending[index + 1 : index + 2]]
+            arrays = shard_signals(cache, teacher, tokens, seen, device, progress)
+            writing.append(
+                writer.submit(
+                    commit_shard, cache.root, staging, cache.recipe, group, shard, arrays, token_files, record
+                )
+            )
+            while len(writing) > ENCODING_AT_ONCE:
+                writing.popleft().result()
+            if stop.is_set():
+                break
+        while writing:
+            writing.popleft().result()
+
+
+def shard_signals(
+    cache: Cache,
+    teacher: Teacher,
+    tokens: dict[str, NDArray],
+    seen: torch.Tensor,
+    device: torch.device,
+    progress: tqdm,
+) -> dict[str, NDArray]:
+    """The teacher's arrays of one shard, in batches that begin anew with every shard."""
+    batch_size, rows = cache.settings["batch_size"], len(tokens["length"])
+    parts = []
+    for start in range(0, rows, batch_size):
+        batch = {name: array[start : start + batch_size] for name, array in tokens.items()}
+        parts.append(teacher_signals(teacher, cache.recipe, batch, seen, device))
+        progress.update(int(batch["length"].sum()))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def progress_bar(cache: Cache, pending: list[tuple[str, int]]) -> tqdm:
+    """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
+    recipe = cache.recipe
+    todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len
+    total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len
+    return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)
+
+
+def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher, tokenizer: str) -> list[str]:
+    """What this call asks for that the cache is not, one entry each; empty when the cache is the one asked for."""
+    recipe, made_from = cache.recipe, cache.provenance
+    asked = {
+        "teacher weights sha256": (teacher.sha256, recipe.teacher_sha256),
+        "tokenizer sha256": (tokenizer, recipe.tokenizer_sha256),
+        "--seq-len": (settings.seq_len, recipe.seq_len),
+        "--views": (settings.views, recipe.views),
+        "--mask-prob": (settings.mask_prob, recipe.mask_prob),
+        "--seed": (settings.seed, recipe.seed),
+        "--keep": (settings.keep, recipe.keep),
+        "--top-k": (settings.top_k, recipe.top_k),
+        "--temperatures": (settings.temperatures, recipe.temperatures),
+        "--attention-layers": (
+            parse_layers(settings.attention_layers, recipe.teacher_layers),
+            recipe.attention_layers,
+        ),
+        "--attention-size": (settings.attention_size, recipe.attention_size),
+        "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
+        "--max-tokens": (settings.max_tokens, made_from.get("max_tokens")),
+        "--text": (
+            [{"name": source.name, "bytes": source.bytes} for source in find_sources(settings.text)],
+            made_from.get("text"),
+        ),
+    }
+    if settings.dtype != "auto":
+        asked["--dtype"] = (settings.dtype, cache.settings["dtype"])
+    if settings.batch_size is not None:
+        asked["--batch-size"] = (settings.batch_size, cache.settings["batch_size"])
+    return [f"{name}: asked {a}, the cache has {b}" for name, (a, b) in asked.items() if a != b]
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Sets the event at the first SIGINT or SIGTERM; the second one acts as it always does."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for restored, handler in previous.items():
+            signal.signal(restored, handler)
+        tqdm.write("stopping after the shard in work (once more to stop at once)")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

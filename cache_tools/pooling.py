@@ -1,0 +1,119 @@
+"""What a pooled attention map is, for teacher and student alike.
+
+A map [m, m] is the attention of one layer averaged over heads and over the query positions of a block, and summed
+over the key positions of a block, so its rows still sum to 1. The blocks divide the valid tokens of a row evenly:
+with n tokens, position p lies in block floor(p · min(n, m) / n); a row of n < m tokens uses n blocks, the others
+are zero.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from cache_tools.errors import CometError
+
+IMPLEMENTATION = "comet_pooled_sdpa"
+
+
+def block_members(length: Tensor, seq_len: int, size: int) -> Tensor:
+    """[B, L, m] float32, 1 where a position lies in a block; rows of padding are all zero. `length` [B] int."""
+    length = length.to(torch.int64)
+    position = torch.arange(seq_len, device=length.device)  # [L]
+    block = position * length.clamp(max=size)[:, None] // length[:, None]  # [B, L]
+    valid = position < length[:, None]  # [B, L]
+    member = block[:, :, None] == torch.arange(size, device=length.device)  # [B, L, m]
+    return (member & valid[:, :, None]).float()
+
+
+def query_means(members: Tensor) -> Tensor:
+    """[B, m, L]: averages over the positions of each block; rows of blocks not in use are zero."""
+    return (members / members.sum(1, keepdim=True).clamp(min=1.0)).transpose(1, 2)
+
+
+def pool_weights(weights: Tensor, members: Tensor) -> Tensor:
+    """Pools attention weights [B, H, L, L] to maps [B, m, m] by definition."""
+    return query_means(members) @ weights.float().mean(1) @ members
+
+
+def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, members: Tensor) -> Tensor:
+    """The same maps [B, m, m] without ever holding an L × L matrix: SDPA with the block members as values.
+
+    `query` and `key` [B, H, L, d]. The members are zero-padded to a multiple of the head size, because kernels that
+    never write the weights want values as wide as the keys.
+    """
+    heads, width = query.shape[1], query.shape[3]
+    slices = []
+    for part in members.to(query.dtype).split(width, dim=2):  # [B, L, ≤ d]
+        value = nn.functional.pad(part, (0, width - part.shape[2]))[:, None].expand(-1, heads, -1, -1)  # [B, H, L, d]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)  # [B, H, L, d]
+        slices.append(attended.float().mean(1)[:, :, : part.shape[2]])  # [B, L, ≤ d]
+    return query_means(members) @ torch.cat(slices, dim=2)  # [B, m, m]
+
+
+class AttentionCapture:
+    """Collects the pooled maps of some layers during one forward pass of a model prepared by `enable_capture`.
+
+    Pass it to the model's body as the keyword argument `attention_capture`.
+    """
+
+    def __init__(self, layers: tuple[int, ...], length: Tensor, seq_len: int, size: int) -> None:
+        self.layers = layers
+        self.members = block_members(length, seq_len, size)
+        self.collected: dict[int, Tensor] = {}
+
+    def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
+        if layer in self.layers:
+            self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
+
+    def maps(self) -> Tensor:
+        """[B, layers, m, m] float32, rows of used blocks summing to 1.
+
+        Raises CometError when a layer did not pass its attention through the capture.
+        """
+        missing = [layer for layer in self.layers if layer not in self.collected]
+        if missing:
+            raise CometError(
+                f"attention of layers {missing} could not be captured: this model does not use the attention "
+                "interface of transformers there; build without them (--attention-layers)"
+            )
+        maps = torch.stack([self.collected[layer] for layer in self.layers], dim=1)
+        # bf16 attention leaves row sums up to 1e-3 from 1
+        return maps / maps.sum(-1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+
+
+def capturing_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    attention_capture: AttentionCapture | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """transformers' own SDPA attention, which also shows query and key to a capture."""
+    if attention_capture is not None:
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        attention_capture.collect(layer, query, key, attention_mask, scaling)
+    forward: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
+    return forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+def enable_capture(model: PreTrainedModel) -> None:
+    """Switches a model to SDPA attention that an AttentionCapture can listen to.
+
+    Raises CometError when the model does not support the attention interface.
+    """
+    # Without the second registration transformers drops the padding mask silently.
+    AttentionInterface.register(IMPLEMENTATION, capturing_sdpa)
+    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    try:
+        model.set_attn_implementation(IMPLEMENTATION)
+    except (ValueError, NotImplementedError) as error:
+        raise CometError(f"{type(model).__name__} does not support the attention interface: {error}") from None

@@ -1,0 +1,342 @@
+"""Stage 1a: text → token rows, vocabulary and a sealed recipe. One process, on the CPU, in bounded memory.
+
+Everything is made in a hidden folder beside the cache and gets the cache's name only when it is sealed. So a cache
+that exists has its rows, masks and vocabulary fixed for good, and a killed `prepare` leaves nothing behind.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.errors import CometError
+from cache_tools.languages import find_language
+from cache_tools.rows import (
+    Masking,
+    content_keys,
+    document_hash,
+    is_validation,
+    mask_rows,
+    max_targets,
+    pack,
+    validation_share,
+)
+from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.store.claim import claimed_folder
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.records import sync_folder
+from cache_tools.store.writer import seal, write_token_shard
+from cache_tools.teacher.model import Teacher, choose_device, choose_dtype, tokenizer_sha256
+from cache_tools.text import Source, documents, find_sources
+
+DOCUMENTS_AT_ONCE = 1024
+EMBEDDING_WIDTH = 256
+BATCH_SIZE = {"cpu": 32, "cuda": 128}
+
+
+DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<i8")])
+
+
+@dataclass(frozen=True)
+class Spool:
+    """The tokenised corpus on disk: all ids in a row, and beside them hash and token count of each document."""
+
+    ids: Path
+    table: Path
+    counts: NDArray[np.int64]  # [V] how often each id occurs
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def documents(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """(hash, ids) of each document in order."""
+        ids = np.memmap(self.ids, dtype=np.int32, mode="r")
+        start = 0
+        for hash_, tokens in np.memmap(self.table, dtype=DOCUMENT, mode="r"):
+            yield int(hash_), ids[start : start + tokens]
+            start += int(tokens)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The unmasked rows of a group, mapped from disk."""
+
+    tokens: NDArray[np.int32]  # [R, L], padded
+    length: NDArray[np.uint16]  # [R]
+
+
+def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes the sealed cache `settings.out`, with tokens and without any of the teacher's signals.
+
+    Raises CometError for text that cannot be read or holds no token, and for settings that the teacher cannot do.
+    """
+    out = settings.out
+    check_against_teacher(settings, teacher, tokenizer)
+    sources = find_sources(settings.text)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claimed_folder(out.parent, f".{out.name}.preparing-") as work:
+        spool = spool_documents(settings, sources, tokenizer, work)
+        root = work / "cache"
+        root.mkdir()
+        rows = pack_groups(settings, spool, tokenizer, work)
+        masking = masking_of(settings, spool, tokenizer)
+        recipe = make_recipe(settings, teacher, tokenizer, spool, rows, masking)
+        digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
+        save_tokenizer(tokenizer, root / TOKENIZER)
+        attributes = {
+            "recipe": asdict(recipe),
+            "recipe_id": recipe.recipe_id,
+            "provenance": provenance(settings, sources, spool),
+            "settings": run_settings(settings),
+        }
+        seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
+        for folder in (*root.rglob("*/"), root):
+            sync_folder(folder)
+        try:
+            os.rename(root, out)
+        except OSError as error:
+            if not out.exists():
+                raise CometError(f"{out}: cannot be created ({error.strerror})") from error
+            # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
+        sync_folder(out.parent)
+
+
+def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises CometError when this teacher cannot do what the settings ask."""
+    config = teacher.model.config
+    vocab_size = len(teacher.head.weight)
+    if len(tokenizer) > vocab_size:
+        raise CometError(
+            f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} pieces but its head only {vocab_size}; "
+            "tokenizer and model do not belong together"
+        )
+    # RoBERTa's positions start after the padding id, so two of max_position_embeddings are never used
+    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    if settings.seq_len > positions:
+        raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
+    if settings.top_k > vocab_size or (settings.keep == "threshold" and settings.top_k == vocab_size):
+        raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
+    parse_layers(settings.attention_layers, config.num_hidden_layers)
+
+
+def excluded_hashes(path: Path | None) -> frozenset[int]:
+    """Hashes of the documents that must not enter the cache, such as evaluation items."""
+    if path is None:
+        return frozenset()
+    return frozenset(document_hash(text) for source in find_sources((str(path),)) for text in documents(source))
+
+
+def spool_documents(
+    settings: BuildSettings, sources: tuple[Source, ...], tokenizer: PreTrainedTokenizerFast, work: Path
+) -> Spool:
+    """Tokenises the sources in order, up to the document that reaches `max_tokens`.
+
+    Raises CometError when they hold no token.
+    """
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    spool = Spool(work / "ids.bin", work / "documents.bin", counts)
+    excluded = excluded_hashes(settings.exclude)
+    texts = (text for source in sources for text in documents(source))
+    wanted = ((h, text) for text in texts if (h := document_hash(text)) not in excluded)
+    limit = settings.max_tokens or np.inf
+    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=settings.max_tokens, disable=None)
+    with progress, spool.ids.open("wb") as id_file, spool.table.open("wb") as table_file:
+        total = 0
+        while total < limit and (chunk := list(islice(wanted, DOCUMENTS_AT_ONCE))):
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in chunk], add_special_tokens=False)
+            lengths = np.array([len(e.ids) for e in encodings])
+            used = int(np.searchsorted(total + np.cumsum(lengths), limit)) + 1  # the document that reaches it is in
+            ids = np.array([i for e in encodings[:used] for i in e.ids], dtype=np.int32)
+            hashes = np.array([h for h, _ in chunk[:used]], dtype=np.uint64)
+            id_file.write(ids.tobytes())
+            table = np.zeros(len(hashes), dtype=DOCUMENT)
+            table["hash"], table["tokens"] = hashes, lengths[:used]
+            table_file.write(table.tobytes())
+            counts += np.bincount(ids, minlength=len(counts))
+            total += len(ids)
+            progress.update(len(ids))
+    if not total:
+        names = ", ".join(source.name for source in sources)
+        raise CometError(f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2)
+    return spool
+
+
+def pack_groups(
+    settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast, work: Path
+) -> dict[str, PackedRows]:
+    """The rows of both groups. Raises CometError when so little text is left that there is nothing to train on."""
+    share = validation_share(settings.mask_prob * settings.views * spool.total)
+    rows = {}
+    for group in GROUPS:
+        wanted = group == "validation"
+        chosen = (ids for hash_, ids in spool.documents() if is_validation(hash_, share) == wanted)
+        token_path, length_path = work / f"{group}.tokens.bin", work / f"{group}.lengths.bin"
+        with token_path.open("wb") as token_file, length_path.open("wb") as length_file:
+            for row in pack(chosen, settings.seq_len, tokenizer.cls_token_id, tokenizer.sep_token_id):
+                padded = np.full(settings.seq_len, tokenizer.pad_token_id, dtype=np.int32)
+                padded[: len(row)] = row
+                token_file.write(padded.tobytes())
+                length_file.write(np.uint16(len(row)).tobytes())
+        tokens = mapped(token_path, np.dtype(np.int32)).reshape(-1, settings.seq_len)
+        rows[group] = PackedRows(tokens, mapped(length_path, np.dtype(np.uint16)))
+    if not len(rows["train"].length):
+        raise CometError(f"--text: only {spool.total} tokens, too few for a training row; give more text", exit_code=2)
+    return rows
+
+
+def mapped(path: Path, dtype: np.dtype) -> NDArray:
+    """A file as a read-only array; an empty file, which cannot be mapped, as an empty one."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+
+def masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
+    """Raises CometError when the text holds nothing but unknown tokens."""
+    special = tuple(sorted(tokenizer.all_special_ids))
+    seen = np.flatnonzero(spool.counts).astype(np.int32)
+    seen = seen[~np.isin(seen, special)]
+    if not len(seen):
+        raise CometError("--text: the teacher's tokenizer knows no piece of this text; is it the right teacher?")
+    return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
+
+
+def make_recipe(
+    settings: BuildSettings,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerFast,
+    spool: Spool,
+    rows: dict[str, PackedRows],
+    masking: Masking,
+) -> Recipe:
+    config = teacher.model.config
+    return Recipe(
+        teacher_sha256=teacher.sha256,
+        teacher_architecture=type(teacher.model).__name__,
+        teacher_parameters=teacher.parameters,
+        teacher_layers=config.num_hidden_layers,
+        teacher_hidden=config.hidden_size,
+        teacher_heads=config.num_attention_heads,
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        vocab_size=len(teacher.head.weight),
+        bos_id=tokenizer.cls_token_id,
+        eos_id=tokenizer.sep_token_id,
+        pad_id=tokenizer.pad_token_id,
+        mask_id=tokenizer.mask_token_id,
+        special_ids=masking.special_ids,
+        tokens_sha256=rows_sha256(rows),
+        seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
+        seen_size=len(masking.seen),
+        embedding_width=min(EMBEDDING_WIDTH, config.hidden_size),
+        train_rows=len(rows["train"].length) * settings.views,
+        validation_rows=len(rows["validation"].length) * settings.views,
+        seq_len=settings.seq_len,
+        max_targets=max_targets(settings.seq_len, settings.mask_prob),
+        views=settings.views,
+        mask_prob=settings.mask_prob,
+        seed=settings.seed,
+        keep=settings.keep,
+        top_k=settings.top_k,
+        temperatures=settings.temperatures,
+        attention_layers=parse_layers(settings.attention_layers, config.num_hidden_layers),
+        attention_size=settings.attention_size,
+        rows_per_shard=settings.rows_per_shard,
+    )
+
+
+def rows_sha256(rows: dict[str, PackedRows]) -> str:
+    """SHA-256 over the content keys of all unmasked rows, train first: the identity of the token stream."""
+    digest = hashlib.sha256()
+    for group in GROUPS:
+        tokens, length = rows[group].tokens, rows[group].length
+        for start in range(0, len(length), DOCUMENTS_AT_ONCE):
+            part = slice(start, start + DOCUMENTS_AT_ONCE)
+            digest.update(content_keys(tokens[part], length[part]).astype("<u8").tobytes())
+        digest.update(group.encode())
+    return digest.hexdigest()
+
+
+def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
+    """Masks the rows of all views, view 0 first, and writes their token shards. Returns the digest of each shard."""
+    specs = group_arrays(recipe, group)
+    tokens, length = rows.tokens, rows.length
+    digests = []
+    for shard in tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None):
+        start = shard * recipe.rows_per_shard
+        index = np.arange(start, start + recipe.shard_rows(group, shard))
+        views = index // len(length)
+        parts = []
+        for view in np.unique(views):
+            chosen = index[views == view] % len(length)
+            parts.append(mask_rows(tokens[chosen], length[chosen], int(view), masking))
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TOKEN_ARRAYS}
+        digests.append(write_token_shard(root, specs, shard, arrays))
+    return tuple(digests)
+
+
+def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
+    """The vocabulary arrays; see `store.reader.Vocabulary`."""
+    seen = torch.from_numpy(masking.seen.astype(np.int64))
+    count = spool.counts[masking.seen]
+    embedding = teacher.input_embedding.detach()[seen]
+    return {
+        "id": masking.seen,
+        "count": count,
+        "embedding": principal_components(embedding, torch.from_numpy(count), recipe.embedding_width).numpy(),
+        "head_bias": teacher.head.bias.detach().float()[seen].numpy(),
+    }
+
+
+def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: int) -> torch.Tensor:
+    """[V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
+
+    Mean and covariance weigh each row by its count; each direction's largest entry is made positive, so that the
+    result does not depend on the eigensolver's choice of sign.
+    """
+    rows = embedding.double()
+    weight = count.double() / count.sum()
+    centred = rows - weight @ rows
+    covariance = centred.T @ (weight[:, None] * centred)  # [H, H]
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [H, width], leading first
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return (centred @ (directions * largest.sign())).half()
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        if path.name not in TOKENIZER_FILES:
+            path.unlink()
+
+
+def provenance(settings: BuildSettings, sources: tuple[Source, ...], spool: Spool) -> dict[str, object]:
+    """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
+    language = find_language(settings.language)
+    local = Path(settings.teacher).is_dir()
+    return {
+        "language": language.code,
+        "language_name": language.name,
+        "teacher": Path(settings.teacher).resolve().name if local else settings.teacher,
+        "text": [{"name": source.name, "bytes": source.bytes} for source in sources],
+        "text_tokens": spool.total,
+        "documents": spool.table.stat().st_size // DOCUMENT.itemsize,
+        "max_tokens": settings.max_tokens,
+    }
+
+
+def run_settings(settings: BuildSettings) -> dict[str, object]:
+    """The automatic choices, made once, so that every worker and every resumed run computes alike."""
+    device = choose_device(settings.device)
+    return {
+        "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
+        "batch_size": settings.batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cpu"]),
+    }

@@ -1,0 +1,73 @@
+"""What a person asks of `comet-cache build`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_tools.errors import CometError
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Options of a build, checked on creation. Raises CometError naming the option that cannot be."""
+
+    out: Path
+    language: str
+    teacher: str
+    text: tuple[str, ...]
+    max_tokens: int | None = None
+    exclude: Path | None = None
+    seq_len: int = 128
+    views: int = 1
+    mask_prob: float = 0.15
+    seed: int = 0
+    keep: str = "topk"
+    top_k: int = 64
+    temperatures: tuple[float, ...] = (1.0, 2.0)
+    attention_layers: str = "last"
+    attention_size: int = 32
+    rows_per_shard: int = 1024
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        def demand(ok: bool, option: str, value: object, expected: str) -> None:
+            if not ok:
+                raise CometError(f"{option} {value}: expected {expected}", exit_code=2)
+
+        demand(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
+        demand(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
+        demand(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
+        demand(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
+        demand(1 <= self.top_k <= 2**14, "--top-k", self.top_k, "1 to 16384")
+        demand(1 <= self.attention_size <= self.seq_len, "--attention-size", self.attention_size, "1 to --seq-len")
+        demand(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
+        demand(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
+        demand(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
+        shown = ",".join(f"{t:g}" for t in self.temperatures)
+        ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
+        ok = ok and len(set(self.temperatures)) == len(self.temperatures)
+        demand(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
+
+
+def parse_layers(text: str, layers: int) -> tuple[int, ...]:
+    """Layer indices, ascending, of a model with `layers` layers: `last`, `all`, `none`, `every:4`, or `-1,-7`.
+
+    `every:n` takes the last layer and every n-th before it. Raises CometError for anything else.
+    """
+    expected = f"last, all, none, every:N, or layer numbers such as -1,-7 within {layers} layers"
+    problem = CometError(f"--attention-layers {text}: expected {expected}", exit_code=2)
+    if text in ("last", "all", "none"):
+        return {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}[text]
+    try:
+        if text.startswith("every:"):
+            step = int(text.removeprefix("every:"))
+            if step < 1:
+                raise problem
+            return tuple(sorted(range(layers - 1, -1, -step)))
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise problem from None
+    if not all(-layers <= n < layers for n in numbers):
+        raise problem
+    return tuple(sorted({n % layers for n in numbers}))

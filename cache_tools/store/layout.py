@@ -1,0 +1,165 @@
+"""Format 1: which arrays a cache has, their shapes and codecs, and where the files lie. FORMAT.md is its text."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numcodecs.blosc
+import numpy as np
+import zarr
+from numcodecs import Blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+
+from cache_tools.errors import CometError
+from cache_tools.store.records import read_bounded
+from cache_tools.store.recipe import MAX_CHUNK_BYTES, Recipe
+
+TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key")
+"""What `prepare` writes; the other arrays of a group are the teacher's."""
+
+VOCABULARY = "vocabulary"
+MAX_METADATA_BYTES = 64 * 2**10
+BLOSC_HEADER_BYTES = 16
+CRC_BYTES = 4
+
+# Blosc's own threads change the bytes from run to run; a cache's bytes are its identity.
+numcodecs.blosc.use_threads = False
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of the hierarchy. `shape` and `chunk` in elements; axis 0 of `chunk` is the rows of one shard."""
+
+    path: str
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    dtype: np.dtype
+    fill: int | float
+    dimensions: tuple[str, ...]
+
+    @property
+    def chunk_bytes(self) -> int:
+        return math.prod(self.chunk) * self.dtype.itemsize
+
+    def chunk_path(self, shard: int) -> str:
+        """The file of one chunk, relative to the cache."""
+        return "/".join([self.path, "c", str(shard)] + ["0"] * (len(self.shape) - 1))
+
+
+def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
+    """The arrays of `train` or `validation`, by name."""
+    slots, k = recipe.max_targets, recipe.top_k
+    temperatures, layers, size = len(recipe.temperatures), len(recipe.attention_layers), recipe.attention_size
+    table: dict[str, tuple[str, int | float, dict[str, int]]] = {
+        "input_ids": ("int32", -1, {"position": recipe.seq_len}),
+        "length": ("uint16", 65535, {}),
+        "target_position": ("uint16", 65535, {"target": slots}),
+        "target_id": ("int32", -1, {"target": slots}),
+        "row_key": ("uint64", 0, {}),
+        "topk_id": ("int32", -1, {"target": slots, "k": k}),
+        "topk_logprob": ("float16", math.nan, {"target": slots, "k": k}),
+        "tail_logmass": ("float32", math.nan, {"target": slots, "temperature": temperatures}),
+        "tail_logmass_seen": ("float32", math.nan, {"target": slots, "temperature": temperatures}),
+    }
+    if recipe.keep == "threshold":
+        table["threshold"] = ("float32", math.nan, {"target": slots})
+    if layers:
+        table["attention"] = ("float16", math.nan, {"layer": layers, "query_block": size, "key_block": size})
+    specs = {}
+    for name, (dtype, fill, axes) in table.items():
+        shape = (recipe.rows(group), *axes.values())
+        chunk = (recipe.rows_per_shard, *axes.values())
+        specs[name] = ArraySpec(f"{group}/{name}", shape, chunk, np.dtype(dtype), fill, ("row", *axes))
+        if specs[name].chunk_bytes > MAX_CHUNK_BYTES:
+            raise CometError(
+                f"array {name}: a shard of {recipe.rows_per_shard} rows would take "
+                f"{specs[name].chunk_bytes} bytes, more than {MAX_CHUNK_BYTES}; use fewer --rows-per-shard",
+                exit_code=2,
+            )
+    return specs
+
+
+def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
+    """The arrays about the ids that occur in the corpus, each in one chunk."""
+    seen, width = recipe.seen_size, recipe.embedding_width
+    table: dict[str, tuple[str, int | float, tuple[int, ...], tuple[str, ...]]] = {
+        "id": ("int32", -1, (seen,), ("seen",)),
+        "count": ("int64", -1, (seen,), ("seen",)),
+        "embedding": ("float16", math.nan, (seen, width), ("seen", "component")),
+        "head_bias": ("float32", math.nan, (seen,), ("seen",)),
+    }
+    return {
+        name: ArraySpec(f"{VOCABULARY}/{name}", shape, shape, np.dtype(dtype), fill, dimensions)
+        for name, (dtype, fill, shape, dimensions) in table.items()
+    }
+
+
+def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> zarr.Array:
+    """Creates the array without data: bitshuffled zstd-1 in Blosc, then a crc32c on every chunk."""
+    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=spec.dtype.itemsize, blocksize=0)
+    return zarr.create_array(
+        store,
+        name=spec.path,
+        shape=spec.shape,
+        chunks=spec.chunk,
+        dtype=spec.dtype,
+        fill_value=spec.fill,
+        serializer=BytesCodec(endian="little"),
+        compressors=[blosc, Crc32cCodec()],
+        dimension_names=spec.dimensions,
+        config={"write_empty_chunks": True},
+    )
+
+
+def check_array(root: Path, spec: ArraySpec) -> None:
+    """Raises CometError unless the array is declared on disk exactly as the recipe demands."""
+    file = root / spec.path / "zarr.json"
+    read_bounded(file, MAX_METADATA_BYTES)
+    try:
+        found = zarr.open_array(root, path=spec.path, mode="r").metadata.to_dict()
+    except Exception as error:  # a third party's parser on data from outside: whatever it raises means damage
+        raise CometError(f"{file}: Zarr cannot read it ({type(error).__name__}: {error})") from None
+    expected = declare_array({}, spec).metadata.to_dict()
+    for name in expected:
+        if str(found.get(name)) != str(expected[name]):
+            raise CometError(f"{file}: {name}: expected {expected[name]}, found {str(found.get(name))[:200]}")
+
+
+def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:
+    """One chunk as Zarr stores it. A last chunk with fewer rows is filled up with the fill value."""
+    if rows.dtype != spec.dtype or rows.shape[1:] != spec.chunk[1:] or not 0 < len(rows) <= spec.chunk[0]:
+        raise ValueError(f"{spec.path}: expected {spec.dtype}{list(spec.chunk)}, found {rows.dtype}{list(rows.shape)}")
+    whole = rows
+    if len(rows) < spec.chunk[0]:
+        whole = np.full(spec.chunk, spec.fill, dtype=spec.dtype)
+        whole[: len(rows)] = rows
+    little = np.ascontiguousarray(whole, dtype=spec.dtype.newbyteorder("<"))
+    packed: bytes = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(little)
+    return packed + google_crc32c.value(packed).to_bytes(CRC_BYTES, "little")
+
+
+def decode_chunk(spec: ArraySpec, data: bytes, rows: int) -> NDArray:
+    """The first `rows` rows of a chunk.
+
+    Raises CometError when the checksum or the size that the chunk declares is not the expected one.
+    """
+    packed, crc = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
+    if len(packed) < BLOSC_HEADER_BYTES or google_crc32c.value(packed) != crc:
+        raise CometError(f"{spec.path}: a chunk does not match its crc32c; the cache is damaged")
+    declared = int.from_bytes(packed[4:8], "little")
+    if declared != spec.chunk_bytes:
+        raise CometError(f"{spec.path}: a chunk declares {declared} bytes, expected {spec.chunk_bytes}")
+    try:
+        raw = Blosc().decode(packed)
+    except (RuntimeError, ValueError) as error:
+        raise CometError(f"{spec.path}: a chunk cannot be decompressed ({error}); the cache is damaged") from None
+    whole = np.frombuffer(raw, dtype=spec.dtype.newbyteorder("<")).reshape(spec.chunk)
+    return whole[:rows]
+
+
+def max_file_bytes(spec: ArraySpec) -> int:
+    """The largest file that a chunk of this array can be: Blosc never grows data by more than its header."""
+    return spec.chunk_bytes + BLOSC_HEADER_BYTES + CRC_BYTES

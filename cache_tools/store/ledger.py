@@ -1,0 +1,189 @@
+"""What a cache says of itself: the seal, the extent and one commit record for each shard.
+
+A shard exists when its record does. Records name arrays, never paths, so no record can point outside the cache.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.recipe import GROUPS, Recipe, is_digest
+from cache_tools.store.records import canonical, read_bounded, read_checked, sha256
+
+LEDGER = "ledger"
+SEAL = f"{LEDGER}/seal.json"
+EXTENT = f"{LEDGER}/extent.json"
+LOCK = f"{LEDGER}/lock"
+TOKENIZER = "tokenizer"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+MAX_SEALED_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+    def matches(self, data: bytes) -> bool:
+        return len(data) == self.bytes and sha256(data) == self.sha256
+
+
+def file_record(data: bytes) -> FileRecord:
+    return FileRecord(len(data), sha256(data))
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """The commit record of one shard: one file for each array, and on what it was computed."""
+
+    recipe_id: str
+    group: str
+    shard: int
+    files: dict[str, FileRecord]
+    numerics: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        files = {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in self.files.items()}
+        return {
+            "recipe_id": self.recipe_id,
+            "group": self.group,
+            "shard": self.shard,
+            "files": files,
+            "numerics": self.numerics,
+        }
+
+
+@dataclass(frozen=True)
+class Seal:
+    """Written once, when the rows are fixed: every file that is not a shard, and what the tokens of each shard are."""
+
+    recipe_id: str
+    files: dict[str, FileRecord]
+    token_digests: dict[str, tuple[str, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        files = {path: {"bytes": f.bytes, "sha256": f.sha256} for path, f in self.files.items()}
+        digests = {group: list(values) for group, values in self.token_digests.items()}
+        return {"recipe_id": self.recipe_id, "files": files, "token_digests": digests}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Which arrays and shards this copy is meant to hold; `shards` as half-open ranges for each group."""
+
+    arrays: tuple[str, ...]
+    shards: dict[str, tuple[tuple[int, int], ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"arrays": list(self.arrays), "shards": {g: [list(r) for r in rs] for g, rs in self.shards.items()}}
+
+    def indices(self, group: str) -> list[int]:
+        return [shard for start, stop in self.shards[group] for shard in range(start, stop)]
+
+
+def token_digest(arrays: Mapping[str, NDArray]) -> str:
+    """SHA-256 over the token arrays of one shard, little-endian, in the order of TOKEN_ARRAYS."""
+    digest = hashlib.sha256()
+    for name in TOKEN_ARRAYS:
+        digest.update(np.ascontiguousarray(arrays[name], dtype=arrays[name].dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def shard_record_path(group: str, shard: int) -> str:
+    return f"{LEDGER}/{group}-{shard:05d}.json"
+
+
+def read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path) -> dict[str, FileRecord]:
+    """File records for exactly these names, none larger than its limit. Raises CometError otherwise."""
+    if not isinstance(value, dict) or set(value) != names:
+        found = sorted(value) if isinstance(value, dict) else value
+        raise CometError(f"{where}: expected records of {sorted(names)}, found {str(found)[:300]}")
+    records = {}
+    for name, entry in value.items():
+        ok = isinstance(entry, dict) and set(entry) == {"bytes", "sha256"} and is_digest(entry["sha256"])
+        if not ok or type(entry["bytes"]) is not int or not 0 <= entry["bytes"] <= limit[name]:
+            raise CometError(f"{where}: {name}: expected a size up to {limit[name]} and a sha256, found {entry!r:.200}")
+        records[name] = FileRecord(entry["bytes"], entry["sha256"])
+    return records
+
+
+def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit: dict[str, int]) -> ShardRecord | None:
+    """The commit record of one shard, None when the shard was not committed.
+
+    `limit` gives the largest file of each array. Raises CometError for a damaged record or one of another cache.
+    """
+    path = root / shard_record_path(group, shard)
+    if not path.exists():
+        return None
+    record = read_checked(path)
+    expected = {"recipe_id": recipe.recipe_id, "group": group, "shard": shard}
+    for name, value in expected.items():
+        if record.get(name) != value:
+            raise CometError(
+                f"{path}: {name}: expected {value}, found {str(record.get(name))[:80]!r}; "
+                "the record belongs to another cache or shard"
+            )
+    numerics = record.get("numerics")
+    if not isinstance(numerics, dict) or not all(isinstance(v, str) and len(v) <= 200 for v in numerics.values()):
+        raise CometError(f"{path}: expected numerics as short texts, found {str(numerics)[:200]!r}")
+    files = read_file_records(record.get("files"), set(limit), limit, path)
+    return ShardRecord(recipe.recipe_id, group, shard, files, numerics)
+
+
+def read_seal(root: Path, recipe: Recipe, sealed_paths: set[str]) -> Seal:
+    """The seal of a cache, which must list exactly `sealed_paths`. Raises CometError otherwise."""
+    path = root / SEAL
+    record = read_checked(path)
+    if record.get("recipe_id") != recipe.recipe_id:
+        raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record.get('recipe_id'))[:80]!r}")
+    files = read_file_records(record.get("files"), sealed_paths, dict.fromkeys(sealed_paths, MAX_SEALED_BYTES), path)
+    digests = record.get("token_digests")
+    for group in GROUPS:
+        found = digests.get(group) if isinstance(digests, dict) else None
+        if not isinstance(found, list) or len(found) != recipe.shards(group) or not all(map(is_digest, found)):
+            raise CometError(f"{path}: token_digests: expected {recipe.shards(group)} digests of {group}")
+    return Seal(recipe.recipe_id, files, {group: tuple(digests[group]) for group in GROUPS})
+
+
+def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
+    """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
+    path = root / EXTENT
+    record = read_checked(path)
+    names, shards = record.get("arrays"), record.get("shards")
+    if not isinstance(names, list) or names != [a for a in arrays if a in names]:
+        raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")
+    ranges: dict[str, tuple[tuple[int, int], ...]] = {}
+    for group in GROUPS:
+        found = shards.get(group) if isinstance(shards, dict) else None
+        last = 0
+        for pair in found if isinstance(found, list) else [None]:
+            ok = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+            if not ok or not last <= pair[0] < pair[1] <= recipe.shards(group):
+                raise CometError(
+                    f"{path}: shards of {group}: expected ascending ranges up to {recipe.shards(group)}, "
+                    f"found {str(found)[:200]}"
+                )
+            last = pair[1]
+        ranges[group] = tuple((start, stop) for start, stop in found)
+    return Extent(tuple(names), ranges)
+
+
+def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
+    """SHA-256 over the recipe id, the seal, the extent and every commit record in the extent.
+
+    Raises CometError when a shard of the extent is not committed.
+    """
+    parts: list[Any] = [recipe.recipe_id, sha256(canonical(read_checked(root / SEAL))), extent.to_json()]
+    for group in GROUPS:
+        for shard in extent.indices(group):
+            parts.append(sha256(read_bounded(root / shard_record_path(group, shard), 2**20)))
+    return sha256(canonical(parts))

@@ -1,0 +1,231 @@
+"""Reading a cache. Nothing that does not match its record is ever returned."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import (
+    MAX_METADATA_BYTES,
+    TOKEN_ARRAYS,
+    VOCABULARY,
+    ArraySpec,
+    check_array,
+    decode_chunk,
+    group_arrays,
+    max_file_bytes,
+    vocabulary_arrays,
+)
+from cache_tools.store.ledger import (
+    EXTENT,
+    SEAL,
+    TOKENIZER,
+    TOKENIZER_FILES,
+    Extent,
+    FileRecord,
+    Seal,
+    ShardRecord,
+    cache_id,
+    file_record,
+    read_extent,
+    read_seal,
+    read_shard_record,
+    token_digest,
+)
+from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
+from cache_tools.store.records import parse_json, read_bounded
+
+MAX_ATTRIBUTES_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The ids that occur in the corpus, ascending, and what the cache holds of each.
+
+    id [V_seen] int32; count [V_seen] int64; embedding [V_seen, w] float16, principal components of the teacher's
+    input embeddings, leading first; head_bias [V_seen] float32, of the teacher's masked-LM head.
+    """
+
+    id: NDArray[np.int32]
+    count: NDArray[np.int64]
+    embedding: NDArray[np.float16]
+    head_bias: NDArray[np.float32]
+
+
+class Cache:
+    """An opened cache: its recipe, and its shards as numpy arrays, each file checked when it is first touched."""
+
+    def __init__(self, root: Path, recipe: Recipe, attributes: dict[str, Any], seal: Seal, extent: Extent) -> None:
+        self.root = root
+        self.recipe = recipe
+        self.provenance: dict[str, Any] = attributes["provenance"]
+        self.settings: dict[str, Any] = attributes["settings"]
+        self.seal = seal
+        self.extent = extent
+        self.specs = {group: group_arrays(recipe, group) for group in GROUPS}
+        self._records: dict[tuple[str, int], ShardRecord] = {}
+        self._verified: set[Path] = set()
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.root)!r}, recipe_id={self.recipe.recipe_id[:12]!r})"
+
+    @property
+    def cache_id(self) -> str:
+        """Identity of exactly this content. Raises CometError while shards are missing."""
+        self.require_complete()
+        return cache_id(self.root, self.recipe, self.extent)
+
+    def record(self, group: str, shard: int) -> ShardRecord | None:
+        """The commit record of a shard, None when it is not committed. Raises CometError when it is damaged."""
+        key = (group, shard)
+        if key not in self._records:
+            limit = {name: max_file_bytes(spec) for name, spec in self.specs[group].items()}
+            record = read_shard_record(self.root, self.recipe, group, shard, limit)
+            if record is None:
+                return None
+            self._records[key] = record
+        return self._records[key]
+
+    def missing(self, group: str) -> list[int]:
+        """The shards of the extent that are not committed yet."""
+        return [shard for shard in self.extent.indices(group) if self.record(group, shard) is None]
+
+    def require_complete(self) -> None:
+        """Raises CometError when a shard of the extent is missing."""
+        missing = {group: len(self.missing(group)) for group in GROUPS}
+        if any(missing.values()):
+            total = sum(len(self.extent.indices(group)) for group in GROUPS)
+            raise CometError(
+                f"{self.root}: the cache is half built: {sum(missing.values())} of {total} shards are missing. "
+                "Run the same `comet-cache build` again to finish it"
+            )
+
+    def read_tokens(self, group: str, shard: int) -> tuple[dict[str, NDArray], dict[str, FileRecord]]:
+        """The token arrays of a shard that need not be committed, checked against the seal, and their file records.
+
+        Raises CometError when they are not what was sealed.
+        """
+        arrays, files = {}, {}
+        for name in TOKEN_ARRAYS:
+            spec = self.specs[group][name]
+            data = read_bounded(self.root / spec.chunk_path(shard), max_file_bytes(spec))
+            files[name] = file_record(data)
+            arrays[name] = decode_chunk(spec, data, self.recipe.shard_rows(group, shard))
+        if token_digest(arrays) != self.seal.token_digests[group][shard]:
+            raise CometError(f"{self.root}: the tokens of shard {group} {shard} are not the ones that were sealed")
+        return arrays, files
+
+    def read_shard(self, group: str, shard: int, names: Iterable[str] | None = None) -> dict[str, NDArray]:
+        """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard.
+
+        Raises CometError when the shard is missing, a file does not match its record, or an id or position is out
+        of range.
+        """
+        record = self.record(group, shard)
+        if record is None:
+            raise CometError(f"{self.root}: shard {group} {shard} is not committed; run `comet-cache build` again")
+        rows = self.recipe.shard_rows(group, shard)
+        arrays = {}
+        for name in self.extent.arrays if names is None else names:
+            spec = self.specs[group][name]
+            data = self._read_file(self.root / spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
+            arrays[name] = decode_chunk(spec, data, rows)
+        self._check_ranges(arrays, f"{self.root}: shard {group} {shard}")
+        return arrays
+
+    def _check_ranges(self, arrays: dict[str, NDArray], where: str) -> None:
+        recipe = self.recipe
+        below = {
+            "input_ids": (0, recipe.vocab_size),
+            "length": (1, recipe.seq_len + 1),
+            "target_id": (-1, recipe.vocab_size),
+            "topk_id": (-1, recipe.vocab_size),
+        }
+        for name, (low, high) in below.items():
+            if name in arrays and not (arrays[name].min() >= low and arrays[name].max() < high):
+                raise CometError(f"{where}: {name}: a value lies outside {low} to {high - 1}; the cache is damaged")
+        if "target_position" in arrays and "length" in arrays:
+            position = arrays["target_position"]
+            if np.any((position != 65535) & (position >= arrays["length"][:, None])):
+                raise CometError(f"{where}: target_position: a target lies in the padding; the cache is damaged")
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary arrays. Raises CometError when a file is not the sealed one."""
+        arrays = {}
+        for name, spec in vocabulary_arrays(self.recipe).items():
+            path = spec.chunk_path(0)
+            data = self._read_file(self.root / path, self.seal.files[path], max_file_bytes(spec))
+            arrays[name] = decode_chunk(spec, data, spec.shape[0])
+        ids = arrays["id"]
+        if ids[0] < 0 or ids[-1] >= self.recipe.vocab_size or np.any(np.diff(ids) <= 0):
+            raise CometError(f"{self.root}: vocabulary/id: expected ascending ids below {self.recipe.vocab_size}")
+        return Vocabulary(**arrays)
+
+    @cached_property
+    def tokenizer_folder(self) -> Path:
+        """The folder of the tokenizer, its files checked against the seal."""
+        for name in TOKENIZER_FILES:
+            path = f"{TOKENIZER}/{name}"
+            self._read_file(self.root / path, self.seal.files[path], self.seal.files[path].bytes)
+        return self.root / TOKENIZER
+
+    def _read_file(self, path: Path, record: FileRecord, limit: int) -> bytes:
+        data = read_bounded(path, limit)
+        if path not in self._verified:
+            if not record.matches(data):
+                raise CometError(
+                    f"{path}: {len(data)} bytes that do not match the ledger (expected {record.bytes} bytes, sha256 "
+                    f"{record.sha256[:12]}…); the file is damaged or belongs to another shard"
+                )
+            self._verified.add(path)
+        return data
+
+
+def sealed_paths(recipe: Recipe) -> set[str]:
+    """Every file that the seal must list, relative to the cache."""
+    specs: list[ArraySpec] = [s for group in GROUPS for s in group_arrays(recipe, group).values()]
+    vocabulary = list(vocabulary_arrays(recipe).values())
+    return (
+        {"zarr.json", *(f"{name}/zarr.json" for name in (*GROUPS, VOCABULARY))}
+        | {f"{spec.path}/zarr.json" for spec in specs + vocabulary}
+        | {spec.chunk_path(0) for spec in vocabulary}
+        | {f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES}
+    )
+
+
+def open_cache(path: str | Path) -> Cache:
+    """Opens a cache, built to the end or not, and checks its metadata against its recipe and its seal.
+
+    Raises CometError when there is no cache, or it is of another format version, unsealed or damaged.
+    """
+    root = Path(path)
+    if not root.is_dir():
+        raise CometError(f"{root}: no such cache; expected a folder that `comet-cache build` made", exit_code=2)
+    if not (root / "zarr.json").is_file():
+        raise CometError(f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made")
+    attributes = parse_json(read_bounded(root / "zarr.json", MAX_ATTRIBUTES_BYTES), str(root / "zarr.json"))
+    comet = attributes.get("attributes", {}).get("comet") if isinstance(attributes.get("attributes"), dict) else None
+    if not isinstance(comet, dict) or not all(
+        isinstance(comet.get(name), dict) for name in ("recipe", "provenance", "settings")
+    ):
+        raise CometError(f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe")
+    recipe = parse_recipe(comet["recipe"], str(root))
+    if not (root / SEAL).is_file() or not (root / EXTENT).is_file():
+        raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build it again or copy it again")
+    seal = read_seal(root, recipe, sealed_paths(recipe))
+    for relative, record in seal.files.items():
+        if relative.endswith("zarr.json") and not record.matches(read_bounded(root / relative, MAX_ATTRIBUTES_BYTES)):
+            raise CometError(f"{root / relative}: not the sealed file; the cache is damaged")
+    for group in GROUPS:
+        for spec in group_arrays(recipe, group).values():
+            check_array(root, spec)
+    for spec in vocabulary_arrays(recipe).values():
+        check_array(root, spec)
+    extent = read_extent(root, recipe, tuple(group_arrays(recipe, "train")))
+    return Cache(root, recipe, comet, seal, extent)

@@ -1,0 +1,149 @@
+"""The recipe: everything that decides what values a cache holds. Its hash is the recipe id."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cache_tools.errors import CometError
+from cache_tools.store.records import canonical, sha256
+
+FORMAT_VERSION = 1
+GROUPS = ("train", "validation")
+KEEP_RULES = ("topk", "threshold")
+POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
+MAX_CHUNK_BYTES = 2**31 - 64  # what one Blosc buffer holds
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the teacher was, what it saw and what was kept of it. All fields are hashed into `recipe_id`."""
+
+    teacher_sha256: str
+    teacher_architecture: str
+    teacher_parameters: int
+    teacher_layers: int
+    teacher_hidden: int
+    teacher_heads: int
+    tokenizer_sha256: str
+    vocab_size: int
+    bos_id: int
+    eos_id: int
+    pad_id: int
+    mask_id: int
+    special_ids: tuple[int, ...]
+    tokens_sha256: str
+    seen_sha256: str
+    seen_size: int
+    embedding_width: int
+    train_rows: int
+    validation_rows: int
+    seq_len: int
+    max_targets: int
+    views: int
+    mask_prob: float
+    seed: int
+    keep: str
+    top_k: int
+    temperatures: tuple[float, ...]
+    attention_layers: tuple[int, ...]
+    attention_size: int
+    rows_per_shard: int
+    pooling: str = POOLING_RULE
+    format: int = FORMAT_VERSION
+
+    @property
+    def recipe_id(self) -> str:
+        return sha256(canonical(asdict(self)))
+
+    def rows(self, group: str) -> int:
+        return self.train_rows if group == "train" else self.validation_rows
+
+    def shards(self, group: str) -> int:
+        return -(-self.rows(group) // self.rows_per_shard)
+
+    def shard_rows(self, group: str, shard: int) -> int:
+        """Rows of one shard: `rows_per_shard`, less in the last."""
+        return min(self.rows_per_shard, self.rows(group) - shard * self.rows_per_shard)
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """One line for each field that differs: its name, this recipe's value, the other's."""
+        mine, theirs = asdict(self), asdict(other)
+        return [f"{name}: {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+INTEGER_BOUNDS = {
+    "teacher_parameters": (1, 2**50),
+    "teacher_layers": (1, 1024),
+    "teacher_hidden": (1, 2**20),
+    "teacher_heads": (1, 2**16),
+    "vocab_size": (5, 2**24),
+    "bos_id": (0, 2**24),
+    "eos_id": (0, 2**24),
+    "pad_id": (0, 2**24),
+    "mask_id": (0, 2**24),
+    "seen_size": (1, 2**24),
+    "embedding_width": (1, 2**14),
+    "train_rows": (1, 2**40),
+    "validation_rows": (0, 2**40),
+    "seq_len": (8, 2**15),
+    "max_targets": (1, 2**15),
+    "views": (1, 2**16),
+    "seed": (0, 2**63 - 1),
+    "top_k": (1, 2**14),
+    "attention_size": (1, 2**12),
+    "rows_per_shard": (1, 2**20),
+    "format": (FORMAT_VERSION, FORMAT_VERSION),
+}
+"""Smallest and largest value of each whole number, so that none of them can size an allocation at will."""
+
+
+def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
+    """The recipe in a cache's attributes.
+
+    Raises CometError naming `where`, the field, what was expected and what was found.
+    """
+
+    def demand(ok: bool, name: str, expected: str) -> None:
+        if not ok:
+            found = str(value.get(name, "nothing"))[:80]
+            raise CometError(f"{where}: recipe field {name!r}: expected {expected}, found {found!r}")
+
+    if "format" in value and value["format"] != FORMAT_VERSION:
+        raise CometError(
+            f"{where}: cache format {str(value['format'])[:20]!r}; this version of comet reads format "
+            f"{FORMAT_VERSION}. Use a comet release that reads it, or build the cache again"
+        )
+    names = {field.name for field in fields(Recipe)}
+    if unknown := sorted(set(value) ^ names):
+        raise CometError(f"{where}: recipe fields missing or unknown: {', '.join(unknown)[:200]}")
+    for name, (low, high) in INTEGER_BOUNDS.items():
+        found = value[name]
+        demand(type(found) is int and low <= found <= high, name, f"a whole number from {low} to {high}")
+    for name in ("teacher_sha256", "tokenizer_sha256", "tokens_sha256", "seen_sha256"):
+        demand(is_digest(value[name]), name, "64 hexadecimal digits")
+    demand(isinstance(value["teacher_architecture"], str), "teacher_architecture", "a name")
+    demand(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
+    demand(value["keep"] in KEEP_RULES, "keep", " or ".join(KEEP_RULES))
+    demand(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")
+    for name in ("bos_id", "eos_id", "pad_id", "mask_id"):
+        demand(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
+    demand(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
+    demand(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
+    demand(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
+    demand(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
+
+    def demand_list(name: str, kind: type, low: float, high: float, shortest: int, longest: int) -> None:
+        found = value[name]
+        ok = isinstance(found, list) and shortest <= len(found) <= longest
+        ok = ok and all(type(x) is kind and low <= x <= high for x in found) and len(set(found)) == len(found)
+        demand(ok, name, f"{shortest} to {longest} different numbers from {low} to {high}")
+
+    demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1, 4096)
+    demand_list("temperatures", float, 0.01, 1000.0, 1, 16)
+    demand_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0, 1024)
+    for name in ("special_ids", "temperatures", "attention_layers"):
+        value = value | {name: tuple(value[name])}
+    return Recipe(**value)
+
+
+def is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

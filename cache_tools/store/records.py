@@ -1,0 +1,93 @@
+"""Small JSON records that are read from outside: canonical text, checksums, strict and bounded reading."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CometError
+
+MAX_RECORD_BYTES = 64 * 2**20
+
+
+def canonical(value: Any) -> bytes:
+    """The one way a value is written as JSON: sorted keys, no spaces, ASCII, no NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def with_checksum(record: dict[str, Any]) -> bytes:
+    """The record as bytes, with a field `checksum` over the others."""
+    return canonical(record | {"checksum": sha256(canonical(record))}) + b"\n"
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object from bytes of unknown origin.
+
+    Raises CometError for broken JSON, a duplicate key, NaN or infinity, too deep nesting, or anything but an object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a key occurs twice")
+        return result
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a JSON number")
+
+    try:
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise CometError(f"{what}: not a valid JSON record ({error}); the cache is damaged") from None
+    if not isinstance(value, dict):
+        raise CometError(f"{what}: expected a JSON object, found {type(value).__name__}; the cache is damaged")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """`parse_json` of a file of at most 64 MiB. Raises CometError, also when the file cannot be read."""
+    return parse_json(read_bounded(path, MAX_RECORD_BYTES), str(path))
+
+
+def read_checked(path: Path) -> dict[str, Any]:
+    """A record written by `with_checksum`, without its checksum. Raises CometError when it does not match."""
+    record = read_json(path)
+    found = record.pop("checksum", None)
+    if found != sha256(canonical(record)):
+        raise CometError(f"{path}: its checksum does not match its content; the cache is damaged")
+    return record
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The whole file, never more than `limit` bytes of it. Raises CometError when it is larger or unreadable."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise CometError(f"{path}: cannot be read ({error.strerror}); the cache is incomplete or damaged") from None
+    if len(data) > limit:
+        raise CometError(f"{path}: larger than the {limit} bytes it may have; the cache is damaged")
+    return data
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes a new file and waits until it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Waits until the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""Writing a cache: sealing a new one, and committing shards so that a crash at any moment loses at most one."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import filelock
+import zarr
+from numpy.typing import NDArray
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import (
+    TOKEN_ARRAYS,
+    VOCABULARY,
+    ArraySpec,
+    declare_array,
+    encode_chunk,
+    group_arrays,
+    vocabulary_arrays,
+)
+from cache_tools.store.ledger import (
+    EXTENT,
+    LEDGER,
+    LOCK,
+    SEAL,
+    Extent,
+    FileRecord,
+    Seal,
+    ShardRecord,
+    file_record,
+    shard_record_path,
+    token_digest,
+)
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.records import sync_folder, with_checksum, write_durably
+
+def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
+    """Writes the token arrays of one shard into a cache that is not sealed yet. Returns their `token_digest`."""
+    for name in TOKEN_ARRAYS:
+        write_durably(root / specs[name].chunk_path(shard), encode_chunk(specs[name], arrays[name]))
+    return token_digest(arrays)
+
+
+def seal(
+    root: Path,
+    recipe: Recipe,
+    attributes: dict[str, object],
+    vocabulary: Mapping[str, NDArray],
+    token_digests: dict[str, tuple[str, ...]],
+) -> None:
+    """Completes a prepared folder: metadata, vocabulary, extent, and last the seal that lists them.
+
+    The tokenizer and the token arrays must already be there.
+    """
+    zarr.create_group(root, attributes={"comet": attributes})
+    for group in (*GROUPS, VOCABULARY):
+        zarr.create_group(root, path=group)
+    for group in GROUPS:
+        for spec in group_arrays(recipe, group).values():
+            declare_array(root, spec)
+    for name, spec in vocabulary_arrays(recipe).items():
+        declare_array(root, spec)
+        write_durably(root / spec.chunk_path(0), encode_chunk(spec, vocabulary[name]))
+
+    arrays = tuple(group_arrays(recipe, "train"))
+    ranges = {g: ((0, recipe.shards(g)),) if recipe.shards(g) else () for g in GROUPS}
+    write_durably(root / EXTENT, with_checksum(Extent(arrays, ranges).to_json()))
+    write_durably(root / LOCK, b"")
+    files = {path: file_record((root / path).read_bytes()) for path in sorted(sealed_files(root))}
+    write_durably(root / SEAL, with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json()))
+
+
+def sealed_files(root: Path) -> Iterator[str]:
+    """Every file that is neither a shard's nor the ledger's own, relative to the cache."""
+    for path in root.rglob("*"):
+        relative = path.relative_to(root)
+        is_chunk = relative.parts[0] in GROUPS and relative.name != "zarr.json"
+        if path.is_file() and not is_chunk and relative.parts[0] != LEDGER:
+            yield relative.as_posix()
+
+
+def commit_shard(
+    root: Path,
+    staging: Path,
+    recipe: Recipe,
+    group: str,
+    shard: int,
+    teacher_arrays: Mapping[str, NDArray],
+    token_files: Mapping[str, FileRecord],
+    numerics: dict[str, str],
+) -> None:
+    """Encodes and publishes one shard: its files first, its commit record last, each on the disk before the next.
+
+    A shard that somebody else has committed meanwhile is left as it is.
+    Raises CometError when the disk refuses (full, read-only, gone).
+    """
+    specs = group_arrays(recipe, group)
+    expected = set(specs) - set(TOKEN_ARRAYS)
+    if set(teacher_arrays) != expected:
+        raise ValueError(f"shard {group} {shard}: expected arrays {sorted(expected)}, found {sorted(teacher_arrays)}")
+    try:
+        files = dict(token_files)
+        for name, rows in teacher_arrays.items():
+            data = encode_chunk(specs[name], rows)
+            files[name] = file_record(data)
+            write_durably(staging / name, data)
+        record = ShardRecord(recipe.recipe_id, group, shard, files, numerics)
+        write_durably(staging / "record.json", with_checksum(record.to_json()))
+        published = root / shard_record_path(group, shard)
+        with filelock.FileLock(root / LOCK):
+            if published.exists():
+                for name in [*teacher_arrays, "record.json"]:
+                    (staging / name).unlink()
+                return
+            for name in teacher_arrays:
+                final = root / specs[name].chunk_path(shard)
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(staging / name, final)
+                sync_folder(final.parent)
+            os.replace(staging / "record.json", published)
+            sync_folder(published.parent)
+    except OSError as error:
+        raise CometError(
+            f"shard {group} {shard} of {root}: cannot be written ({error.strerror or error}); shards committed before "
+            "are safe. Mend the disk and run the same command again to go on"
+        ) from error

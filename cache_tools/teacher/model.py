@@ -1,0 +1,201 @@
+"""Loading a teacher and saying which one it is."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from cache_tools.errors import CometError
+from cache_tools.pooling import AttentionCapture, enable_capture
+from cache_tools.teacher.logits import Head
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A masked LM taken apart: the body, what its head does before the last linear layer, and that layer."""
+
+    model: PreTrainedModel
+    transform: Callable[[Tensor], Tensor]
+    head: Head
+    sha256: str
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Teacher":
+        """The same teacher on a device in a dtype; the model is moved, not copied."""
+        self.model.to(device, dtype)  # type: ignore[arg-type]
+        head = Head(self.head.weight.to(device, dtype), self.head.bias.to(device, dtype))
+        return replace(self, head=head)
+
+    @property
+    def parameters(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def input_embedding(self) -> Tensor:
+        """[V, H]"""
+        return self.model.get_input_embeddings().weight  # type: ignore[union-attr, return-value]
+
+    def hidden_states(self, input_ids: Tensor, mask: Tensor, capture: AttentionCapture | None) -> Tensor:
+        """[B, L, H] of the last layer. `input_ids` and `mask` [B, L]."""
+        body: Any = self.model.base_model
+        hidden: Tensor = body(input_ids, attention_mask=mask, attention_capture=capture).last_hidden_state
+        return hidden
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+    """The teacher's tokenizer, from a folder or the hub, set up so that no text becomes a special token.
+
+    Raises CometError when there is none, when it is not a fast one, or when it lacks a special token that rows need.
+    """
+    with hub_errors(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
+    roles = {"mask": tokenizer.mask_token_id, "cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id}
+    for role, token_id in (roles | {"pad": tokenizer.pad_token_id}).items():
+        if token_id is None:
+            raise CometError(
+                f"teacher {name}: its tokenizer has no {role} token, so it cannot teach masked words; "
+                "choose a masked LM such as Davlan/afro-xlmr-large"
+            )
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = True  # "<mask>" in a text is text
+    return tokenizer
+
+
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 over what decides how text becomes ids: pieces with their scores, normaliser, pre-tokeniser."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    parts = {name: state.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def load_teacher(name: str) -> Teacher:
+    """A masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
+
+    Reads safetensors, or `pytorch_model.bin` through torch's weights-only loading; never runs code from the teacher.
+    Raises CometError when it cannot be loaded, has no masked-LM head, or has an unknown kind of head.
+    """
+    with hub_errors(name, "model"):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+            raise CometError(f"teacher {name}: a {config.model_type} model is not a masked LM; choose one that is")
+        model, loading = AutoModelForMaskedLM.from_pretrained(
+            name, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+    if missing := sorted(loading["missing_keys"] or []):
+        raise CometError(
+            f"teacher {name}: the checkpoint has no masked-LM head or is incomplete (missing {', '.join(missing[:4])}"
+            f"{', …' if len(missing) > 4 else ''}); a head of random numbers would teach nothing"
+        )
+    digest = weights_sha256(model)  # in the dtype it was saved in
+    model.float().eval().requires_grad_(False)
+    enable_capture(model)
+    return split_head(model, digest, name)
+
+
+def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
+    """Takes the head apart and proves on one row that the parts give the model's own logits.
+
+    Raises CometError when the head is of an unknown kind or the parts give something else.
+    """
+    decoder: Any = model.get_output_embeddings()
+    transform = head_transform(model)
+    if transform is None or not isinstance(decoder, nn.Linear):
+        raise CometError(f"teacher {name}: {type(model).__name__} has a masked-LM head of an unknown kind")
+    bias = decoder.bias if decoder.bias is not None else torch.zeros(decoder.out_features)
+    teacher = Teacher(model, transform, Head(decoder.weight, bias), digest)
+    with torch.no_grad():
+        ids = torch.arange(4, 12)[None].clamp(max=decoder.out_features - 1)  # [1, 8]
+        whole = model(ids, attention_mask=torch.ones_like(ids)).logits.float()
+        features = transform(teacher.hidden_states(ids, torch.ones_like(ids), None))[0]
+        parts = teacher.head.logits(features, slice(0, decoder.out_features))
+    worst = (whole[0] - parts).abs().max().item()
+    if not worst <= 1e-3 * max(1.0, whole.abs().max().item()):
+        raise CometError(f"teacher {name}: its head taken apart gives logits that differ by {worst:.3g} from its own")
+    return teacher
+
+
+def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the head of a masked LM does between the body and its last linear layer, None if unknown."""
+    if hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):  # RoBERTa, XLM-R, CamemBERT …
+        head = model.lm_head
+        return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
+        return model.cls.predictions.transform  # type: ignore[no-any-return]
+    return None
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def choose_device(requested: str) -> torch.device:
+    """`auto` is the first GPU if there is one. Raises CometError when a device is asked for that is not there."""
+    if requested == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(requested)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CometError(f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2) from None
+    return device
+
+
+def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 on a CPU."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if requested != "auto":
+        return named[requested]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, str]:
+    """What decides the last bits of a shard, for its commit record: kinds and versions, no host names."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {
+        "device": kind,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": str(batch_size),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+@contextmanager
+def hub_errors(name: str, what: str) -> Any:
+    """Turns what transformers raises for a missing, broken or unreachable repository into one clear line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        local = Path(name).is_dir()
+        advice = (
+            "expected a folder with config.json, a tokenizer and model.safetensors or pytorch_model.bin"
+            if local
+            else "expected a folder, or a name on the hub (is the network up, and the name right?)"
+        )
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CometError(f"teacher {name}: its {what} cannot be loaded; {advice}. transformers says: {reason}") from error
