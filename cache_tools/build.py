@@ -27,7 +27,7 @@ from cache_tools.teacher.model import (
     numerics,
     tokenizer_sha256,
 )
-from cache_tools.teacher.signals import teacher_signals
+from cache_tools.teacher.signals import seen_mask, teacher_signals
 from cache_tools.text import find_sources
 
 ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
@@ -68,8 +68,7 @@ def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.E
     """
     dtype = getattr(torch, cache.settings["dtype"])
     teacher = teacher.to(device, dtype)
-    seen = torch.zeros(cache.recipe.vocab_size, dtype=torch.bool, device=device)
-    seen[torch.from_numpy(cache.vocabulary.id.astype(np.int64)).to(device)] = True
+    seen = seen_mask(cache.vocabulary.id, cache.recipe.vocab_size, device)
     record = numerics(device, dtype, cache.settings["batch_size"])
     pending = [(group, shard) for group in ("validation", "train") for shard in cache.missing(group)]
     writing: deque[Future[None]] = deque()

@@ -11,9 +11,11 @@ from typing import Any
 
 import click
 
+from cache_tools.describe import describe
 from cache_tools.errors import CometError
 from cache_tools.languages import find_language
 from cache_tools.settings import BuildSettings
+from cache_tools.store.reader import open_cache
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
 SAMPLE_VIEWS = 8
@@ -46,3 +48,111 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("filelock").setLevel(logging.WARNING)
+
+
+def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
+    click.echo(f"{cache_path}: {facts['state']}")
+    for name, value in facts.items():
+        if name != "state":
+            click.echo(f"  {name.replace('_', ' '):<18} {printable(value)}")
+
+
+def printable(value: object) -> str:
+    """One line without control characters: what a cache says of itself must not drive the terminal."""
+    text = f"{value:,}" if isinstance(value, int) else str(value)
+    return "".join(c if c.isprintable() else "�" for c in text)[:400]
+
+
+def comma_numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r}: expected numbers separated by commas, such as 1,2") from None
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+def main() -> None:
+    """Build and inspect caches of what a teacher model says about a text.
+
+    A cache holds the teacher's best logits, the mass of their tail and downsampled attention maps, together with
+    the tokens, masks and tokenizer they belong to. `comet-train` trains students from it without the teacher.
+    """
+
+
+@main.command()
+@click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
+@click.option("--teacher", default=None, help=f"Folder or hub name of a masked LM.  [default: {DEFAULT_TEACHER}]")
+@click.option("--text", multiple=True, help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet. Repeatable.")
+@click.option("--sample", is_flag=True, help="Use the small teacher and text that ship with comet (kin only): a first run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where the cache goes.  [default: ./LANG.zarr]")
+@click.option("--max-tokens", type=int, help="Stop after the document that reaches this many tokens.  [default: all]")
+@click.option("--exclude", type=click.Path(path_type=Path, exists=True), help="Documents to leave out, such as test items.")
+@click.option("--seq-len", default=128, help="Tokens in a row.")
+@click.option("--views", type=int, default=None, help=f"Maskings of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]")
+@click.option("--mask-prob", default=0.15, help="Share of a row's tokens that are masked in one view.")
+@click.option("--top-k", default=64, help="Tokens kept at each target.")
+@click.option("--keep", type=click.Choice(["topk", "threshold"]), default="topk", help="The best k, or a sample of k.")
+@click.option("--attention-layers", default="last", help="last, all, none, every:N, or numbers such as -1,-7.")
+@click.option("--attention-size", default=32, help="Attention maps are pooled to this many blocks a side.")
+@click.option("--temperatures", default="1,2", callback=comma_numbers, help="The tail is stored for each of these.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: chosen for the device]")
+@click.option("--rows-per-shard", default=1024, help="Rows in one file of each array; a crash costs at most one shard.")
+@click.option("--seed", default=0, help="Seed of the masking.")
+@click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
+@one_line_errors
+def build(
+    language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
+    dry_run: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Run a teacher over a text once, and keep what students need in a cache.
+
+    Run the same command again after a crash or a stop: it goes on where it was.
+    """
+    from cache_tools.build import build_cache
+    from cache_tools.estimate import estimate
+
+    code = find_language(language).code
+    folder = Path(str(files("cache_tools.sample")))
+    if sample:
+        if code != SAMPLE_LANGUAGE:
+            raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; leave one away", exit_code=2)
+        teacher, text = teacher or str(folder / "teacher"), text or (str(folder / "text.txt"),)
+    if not text:
+        raise CometError(
+            f"--lang {code}: no default corpus for it yet; give --text FILE_OR_FOLDER, or --sample for a first run",
+            exit_code=2,
+        )
+    settings = BuildSettings(
+        out=out or Path(f"{code}.zarr"),
+        language=code,
+        teacher=teacher or DEFAULT_TEACHER,
+        text=text,
+        views=views if views is not None else SAMPLE_VIEWS if sample else 1,
+        **options,
+    )
+    if dry_run:
+        click.echo(estimate(settings))
+        return
+    cache = build_cache(settings)
+    show_human(cache.root, describe(cache))
+    click.echo(f"train a student from it:  comet-train --cache {settings.out}")
+
+
+@main.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def info(cache: Path, as_json: bool) -> None:
+    """What is in a cache, from what it was made, how far it is, and how big."""
+    facts = describe(open_cache(cache))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        show_human(cache, facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,13 @@ from cache_tools.teacher.logits import keep_threshold_sample, keep_topk
 from cache_tools.teacher.model import Teacher
 
 
+def seen_mask(ids: NDArray[np.int32], vocab_size: int, device: torch.device) -> Tensor:
+    """[V] bool on the device: which ids occur in the corpus."""
+    seen = torch.zeros(vocab_size, dtype=torch.bool)
+    seen[torch.from_numpy(ids.astype(np.int64))] = True
+    return seen.to(device)
+
+
 @torch.inference_mode()
 def teacher_signals(
     teacher: Teacher, recipe: Recipe, tokens: dict[str, NDArray], seen: Tensor, device: torch.device

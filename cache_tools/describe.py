@@ -1,0 +1,41 @@
+"""What a cache is, in a few facts for a person or a machine."""
+
+from cache_tools.store.ledger import cache_id
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import GROUPS
+
+
+def describe(cache: Cache) -> dict[str, object]:
+    """Facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
+    recipe, made_from = cache.recipe, cache.provenance
+    missing = sum(len(cache.missing(group)) for group in GROUPS)
+    shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
+    size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
+    kept = "best tokens" if recipe.keep == "topk" else "tokens by threshold sampling"
+    layers = ", ".join(str(layer) for layer in recipe.attention_layers)
+    text_tokens = made_from.get("text_tokens")
+    facts: dict[str, object] = {
+        "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
+        "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
+        "text": ", ".join(str(source.get("name")) for source in made_from.get("text", [])),
+        "text_tokens": text_tokens,
+        "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
+        f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
+        "teacher_sha256": recipe.teacher_sha256,
+        "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
+        "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
+        f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
+        "targets": f"up to {targets:,}, {recipe.top_k} {kept} each, tails at T = "
+        + ", ".join(f"{t:g}" for t in recipe.temperatures),
+        "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {recipe.attention_size}×{recipe.attention_size}"
+        if recipe.attention_layers
+        else "none",
+        "bytes": size,
+    }
+    if text_tokens and not missing:
+        facts["bytes_per_token"] = round(size / (text_tokens * recipe.views), 1)
+    facts["recipe_id"] = recipe.recipe_id
+    if not missing:
+        facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
+    return facts

@@ -1,0 +1,32 @@
+"""What several tests share: the small real teacher that ships with the package, and where the real data lies."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import cache_tools.sample
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+SAMPLE = Path(cache_tools.sample.__file__).parent
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def sample_teacher() -> Path:
+    """A real small masked LM for Kinyarwanda: 4 layers, hidden 192, vocabulary 8,000."""
+    return SAMPLE / "teacher"
+
+
+@pytest.fixture(scope="session")
+def sample_text() -> Path:
+    """300 Kinyarwanda sentences, one a line."""
+    return SAMPLE / "text.txt"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real text, vocabulary and teacher that may not be part of the project. Skips where they are absent."""
+    if not (SHARED / "teacher" / "model.safetensors").is_file():
+        pytest.skip(f"the shared data is not here: {SHARED} (real text and a real teacher, not redistributable)")
+    return SHARED
