@@ -1,0 +1,63 @@
+"""comet-train: a student from caches, without the teacher."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_tools.cli import one_line_errors
+from cache_tools.errors import CometError
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`name=value` with the value as Python would read it, else as text."""
+    import ast
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CometError(f"--set {text}: expected name=value, such as --set warmup_steps=100", exit_code=2)
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--cache", "paths", type=click.Path(path_type=Path), multiple=True, required=True,
+              help="A cache that `comet-cache build` made. Repeatable: caches of one teacher.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
+@click.option("--student", default="auto", help="auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")
+@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default", help="Losses and optimiser.")
+@click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
+@click.option("--steps", type=int, help="Stop after this many steps instead.")
+@click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
+@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
+@click.option("--seed", default=0, help="Seed of the start and the order of rows.")
+@click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
+@one_line_errors
+def train(
+    paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any
+) -> None:
+    """Train a student from a cache. Needs neither the teacher nor the network."""
+    from comet.distill import StudentConfig, distill, open_for_training
+    from comet.recipes import RECIPES
+    from comet.report import summary
+    from comet.student import choose_shape
+
+    chosen = next(r for r in RECIPES if r.name == recipe)
+    output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")
+    config = StudentConfig(
+        output=output, recipe=chosen, arguments=tuple(parse_setting(text) for text in settings), **options
+    )
+    caches = open_for_training(paths)
+    shape = choose_shape(config.student, caches[0])
+    click.echo(f"student: {shape}, for a teacher of {caches[0].recipe.teacher_parameters:,} parameters")
+    if chosen.differs_from_paper:
+        click.echo("recipe paper, which differs from the paper in this:")
+        for difference in chosen.differs_from_paper:
+            click.echo(f"  - {difference}")
+    click.echo(summary(caches, distill(caches, config)))
+
+
+if __name__ == "__main__":
+    train()

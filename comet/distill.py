@@ -1,0 +1,166 @@
+"""From caches to a student folder: the whole of `comet-train` as one function."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainingArguments, XLMRobertaForMaskedLM
+
+from cache_tools.errors import CometError
+from cache_tools.store.reader import Cache, open_cache
+from comet.data import CacheRows, require_compatible, shards_of
+from comet.distiller import Distiller
+from comet.evaluation import Validation
+from comet.recipes import DEFAULT, TrainingRecipe
+from comet.report import model_card
+from comet.student import StudentShape, choose_shape, load_cached_tokenizer, new_student
+from comet.trainer import DistillationTrainer
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
+
+    `arguments` are further fields of transformers' TrainingArguments.
+    """
+
+    output: Path
+    student: str = "auto"
+    recipe: TrainingRecipe = DEFAULT
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    seed: int = 0
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of it: where the student lies, and how it did on the validation rows before and after."""
+
+    output: Path
+    shape: StudentShape
+    parameters: int
+    teacher_parameters: int
+    before: Validation
+    after: Validation
+    steps: int
+    seconds: float
+
+
+def open_for_training(paths: Sequence[Path]) -> list[Cache]:
+    """The caches, complete and of one teacher. Raises CometError otherwise."""
+    caches = [open_cache(path) for path in paths]
+    for cache in caches:
+        cache.require_complete()
+    require_compatible(caches)
+    return caches
+
+
+def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
+    """Trains a student from caches and writes it to `config.output`, which must not exist.
+
+    Raises CometError when the output exists, the caches hold too little, or the training diverges.
+    """
+    if config.output.exists():
+        raise CometError(f"{config.output}: exists; choose another --output or remove it first", exit_code=2)
+    training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
+    if not validation:
+        raise CometError(f"{caches[0].root}: no validation rows, so nothing could be said of a student; give more text")
+    shape = choose_shape(config.student, caches[0])
+    student = new_student(shape, list(caches), config.recipe.dropout, config.seed)
+    distiller = Distiller(student, caches[0].recipe, config.recipe)
+    unused = set() if distiller.matches_attention else {"attention"}
+    names = [name for name in caches[0].extent.arrays if name not in unused | {"row_key", "tail_logmass_seen"}]
+    with tempfile.TemporaryDirectory(prefix="comet-train-") as scratch:
+        trainer = DistillationTrainer(
+            distiller, training_arguments(config, Path(scratch)), CacheRows(training, names), validation
+        )
+        trainer.add_callback(LiveLine())
+        before = trainer.validate()
+        started = time.monotonic()
+        trainer.train()
+        seconds = time.monotonic() - started
+        after = trainer.validate()
+    if not after.cross_entropy < float("inf"):
+        raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
+    result = Distilled(
+        output=config.output,
+        shape=shape,
+        parameters=sum(p.numel() for p in student.parameters()),
+        teacher_parameters=caches[0].recipe.teacher_parameters,
+        before=before,
+        after=after,
+        steps=trainer.state.global_step,
+        seconds=seconds,
+    )
+    save_student(student, caches, config, result)
+    return result
+
+
+def training_arguments(config: StudentConfig, scratch: Path) -> TrainingArguments:
+    """Raises CometError for a field that TrainingArguments does not have or refuses."""
+    recipe = config.recipe
+    fields: dict[str, Any] = {
+        "output_dir": str(scratch),
+        "num_train_epochs": config.epochs or recipe.epochs,
+        "max_steps": config.steps or -1,
+        "per_device_train_batch_size": config.batch_size or recipe.batch_size,
+        "per_device_eval_batch_size": 32,
+        "learning_rate": config.learning_rate or recipe.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "optim": "adamw_torch_fused",
+        "seed": config.seed,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "logging_steps": 10,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    try:
+        return TrainingArguments(**(fields | dict(config.arguments)))
+    except (TypeError, ValueError) as error:
+        raise CometError(f"--set: {error}", exit_code=2) from None
+
+
+class LiveLine(TrainerCallback):
+    """One bar with the parts of the loss, on a terminal only."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        shown = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in ("kd", "hard", "attention")}
+        if shown:
+            self.bar.set_postfix(shown)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+def save_student(
+    student: XLMRobertaForMaskedLM, caches: Sequence[Cache], config: StudentConfig, result: Distilled
+) -> None:
+    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card."""
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    student.set_attn_implementation("sdpa")
+    with tempfile.TemporaryDirectory(prefix=f".{config.output.name}-", dir=config.output.parent) as scratch:
+        folder = Path(scratch) / "student"
+        student.to("cpu").save_pretrained(folder)
+        load_cached_tokenizer(caches[0]).save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
+        folder.rename(config.output)

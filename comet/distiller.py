@@ -1,0 +1,128 @@
+"""The student together with what it is compared to: one module whose forward pass is the loss of a batch."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+from transformers import XLMRobertaForMaskedLM
+
+from cache_tools.errors import CometError
+from cache_tools.pooling import AttentionCapture, enable_capture
+from cache_tools.store.recipe import Recipe
+from comet.head import slice_logits, slices, sparse_head
+from comet.losses import (
+    attention_kl,
+    attention_mse,
+    attention_projection,
+    bucketed_kl,
+    hard_cross_entropy,
+    threshold_kl,
+)
+from comet.recipes import TrainingRecipe
+
+
+class Distiller(nn.Module):
+    """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
+
+    `forward` takes a batch of `comet.data.collate` and returns scalars: the weighted `loss` and its parts.
+    Raises CometError on creation when the cache does not hold what the training recipe needs.
+    """
+
+    def __init__(self, student: XLMRobertaForMaskedLM, cache: Recipe, training: TrainingRecipe) -> None:
+        super().__init__()
+        if training.temperature not in cache.temperatures:
+            stored = ", ".join(f"{t:g}" for t in cache.temperatures)
+            raise CometError(
+                f"temperature {training.temperature:g}: the cache holds tails at {stored} only; choose one of these, "
+                f"or build a cache with --temperatures {stored},{training.temperature:g}".replace(", ", ","),
+                exit_code=2,
+            )
+        self.student = student
+        self.cache = cache
+        self.training_recipe = training
+        self.temperature_index = cache.temperatures.index(training.temperature)
+        self.matches_attention = training.attention_weight > 0 and bool(cache.attention_layers)
+        self.layers = matched_layers(cache, student.config.num_hidden_layers) if self.matches_attention else ()
+        self.projection: nn.Parameter | None = None
+        if self.matches_attention and training.attention_loss == "projection":
+            self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
+        enable_capture(student)
+
+    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
+        recipe, temperature = self.training_recipe, self.training_recipe.temperature
+        features, maps = self.features(batch)
+        kept, truth, rest, rest_at_one = self.head(features, batch, temperature)
+        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, rest).mean()}
+        if recipe.hard_weight:
+            parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).mean()
+        if self.matches_attention:
+            parts["attention"] = self.attention_loss(batch, maps).mean()
+        weights = {"kd": recipe.kd_weight, "hard": recipe.hard_weight, "attention": recipe.attention_weight}
+        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Head features at the targets [T, H], and pooled maps of the matched layers [B, layers, m, m]."""
+        input_ids, length = batch["input_ids"], batch["length"]
+        seq_len = input_ids.shape[1]
+        mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
+        capture = AttentionCapture(self.layers, length, seq_len, self.cache.attention_size) if self.layers else None
+        body = self.student.roberta(input_ids, attention_mask=mask, attention_capture=capture)
+        hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
+        head = self.student.lm_head
+        features = head.layer_norm(gelu(head.dense(hidden)))
+        return features, capture.maps() if capture else hidden.new_zeros(0)
+
+    def head(
+        self, features: Tensor, batch: dict[str, Tensor], temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(kept [T, k], truth [T], rest [T] at the temperature, rest [T] at 1)."""
+        decoder = self.student.lm_head.decoder
+        temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
+        kept, truth, rest = sparse_head(
+            features, decoder.weight, decoder.bias, batch["topk_id"], batch["target_id"], temperatures
+        )
+        return kept, truth, rest[:, 0], rest[:, -1]
+
+    def best_token(self, features: Tensor) -> Tensor:
+        """[T] the student's most probable token, ties to the lower id."""
+        decoder = self.student.lm_head.decoder
+        best = features.new_full((len(features),), -torch.inf)
+        token = torch.zeros_like(best, dtype=torch.int64)
+        for start, stop in slices(len(decoder.weight)):
+            value, index = slice_logits(features, decoder.weight, decoder.bias, start, stop).max(1)
+            token = torch.where(value > best, index + start, token)
+            best = torch.maximum(value, best)
+        return token
+
+    def logit_loss(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor) -> Tensor:
+        """[T] KL to the teacher at the recipe's temperature, bucketed or from a threshold sample."""
+        tail = batch["tail_logmass"][:, self.temperature_index]
+        temperature = self.training_recipe.temperature
+        if "threshold" in batch:
+            return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, temperature)
+        return bucketed_kl(batch["topk_logprob"], tail, kept, rest, temperature)
+
+    def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
+        """[B] distance of the student's pooled maps to the teacher's."""
+        teacher, length = batch["attention"], batch["length"]
+        if self.projection is not None:
+            return attention_projection(teacher, maps, self.projection)
+        loss = {"kl": attention_kl, "mse": attention_mse}[self.training_recipe.attention_loss]
+        return loss(teacher, maps, length)
+
+
+def matched_layers(cache: Recipe, student_layers: int) -> tuple[int, ...]:
+    """The student layer for each cached teacher layer, by relative depth, so that last matches last.
+
+    Raises CometError when two cached layers would fall on one student layer.
+    """
+    depth = cache.teacher_layers
+    layers = tuple(round((layer + 1) * student_layers / depth) - 1 for layer in cache.attention_layers)
+    layers = tuple(max(layer, 0) for layer in layers)
+    if len(set(layers)) < len(layers):
+        raise CometError(
+            f"the cache holds {len(layers)} attention layers, more than a student of {student_layers} layers can "
+            "match; use a deeper student or a recipe without attention",
+            exit_code=2,
+        )
+    return layers

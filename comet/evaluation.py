@@ -1,0 +1,62 @@
+"""How far a student is from the teacher, on rows it never trains on and without the teacher."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from comet.data import CacheRows, Shard, collate
+from comet.distiller import Distiller
+from comet.losses import bucketed_kl, hard_cross_entropy, threshold_kl
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the validation targets, at temperature 1. Accuracies are of the most probable token."""
+
+    targets: int
+    kl: float  # nats; bucketed, or estimated from the threshold sample
+    cross_entropy: float  # nats, to the true token
+    accuracy: float
+    teacher_accuracy: float
+    agreement: float  # how often the student's most probable token is the teacher's
+
+
+@torch.no_grad()
+def validate(distiller: Distiller, shards: list[Shard], batch_size: int, device: torch.device) -> Validation:
+    """Measures the student on all rows of these shards."""
+    names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
+    rows = CacheRows(shards, names, held=1)
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
+    one = distiller.cache.temperatures.index(1.0) if 1.0 in distiller.cache.temperatures else None
+    was_training = distiller.training
+    distiller.eval()
+    totals = torch.zeros(6, dtype=torch.float64)
+    for batch in tqdm(loader, desc="validate", unit="batch", leave=False, disable=None):
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        features, _ = distiller.features(batch)
+        kept, truth, _, rest = distiller.head(features, batch, 1.0)
+        teacher = batch["topk_logprob"]
+        kl = torch.full_like(truth, torch.nan)
+        if one is not None:
+            tail = batch["tail_logmass"][:, one]
+            if "threshold" in batch:
+                kl = threshold_kl(teacher, tail, batch["threshold"], kept, rest, 1.0)
+            else:
+                kl = bucketed_kl(teacher, tail, kept, rest, 1.0)
+        best = distiller.best_token(features)
+        teacher_best = batch["topk_id"].gather(1, teacher.argmax(1, keepdim=True))[:, 0]
+        sums = (
+            torch.tensor(len(truth)),
+            kl.sum(),
+            hard_cross_entropy(truth, kept, rest).sum(),
+            (best == batch["target_id"]).sum(),
+            (teacher_best == batch["target_id"]).sum(),
+            (best == teacher_best).sum(),
+        )
+        totals += torch.stack([s.double().cpu() for s in sums])
+    distiller.train(was_training)
+    targets = totals[0].item()
+    means = (totals[1:] / targets).tolist()
+    return Validation(int(targets), *means)

@@ -1,0 +1,92 @@
+"""The losses, as pure functions on tensors. All return nats (or squared map entries) for each target or row.
+
+T targets, k kept tokens, B rows, m blocks. Teacher: `logprob` [T, k] at temperature 1, −inf where a slot is to be
+left out; `tail` [T], the log mass Σ exp(logprob / temperature) of all other tokens. Student: `kept` [T, k] logits of
+the same tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
+"""
+
+import torch
+from torch import Tensor
+
+
+def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
+    """[T] log Σ exp(logprob / temperature) over the whole vocabulary that kept tokens and tail make up."""
+    return torch.logaddexp((logprob / temperature).logsumexp(1), tail)
+
+
+def student_logprobs(kept: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """([T, k], [T]): log-probabilities of the kept tokens and of the rest as one event, at this temperature."""
+    total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
+    return kept / temperature - total[:, None], rest - total
+
+
+def weighted(weight: Tensor, difference: Tensor) -> Tensor:
+    """weight · difference, where a weight of zero silences an infinite or undefined difference and its gradient."""
+    used = weight > 0
+    return torch.where(used, weight * torch.where(used, difference, 0.0), 0.0)
+
+
+def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
+    """[T] KL(teacher ‖ student) at a temperature over the k kept tokens and all others as one bucket.
+
+    A lower bound of the KL over the vocabulary (data processing inequality); equal to it at k = V.
+    Hinton et al. 2015 (https://arxiv.org/abs/1503.02531) for the temperature; multiply by temperature² to keep the
+    gradient's scale.
+    """
+    normaliser = teacher_log_normaliser(logprob, tail, temperature)
+    teacher_kept = logprob / temperature - normaliser[:, None]
+    teacher_tail = tail - normaliser
+    student_kept, student_rest = student_logprobs(kept, rest, temperature)
+    over_kept = weighted(teacher_kept.exp(), teacher_kept - student_kept).sum(1)
+    return over_kept + weighted(teacher_tail.exp(), teacher_tail - student_rest)
+
+
+def threshold_kl(
+    logprob: Tensor, tail: Tensor, threshold: Tensor, kept: Tensor, rest: Tensor, temperature: float
+) -> Tensor:
+    """[T] unbiased estimate of KL(teacher ‖ student) at a temperature from a threshold sample with τ = `threshold` [T].
+
+    A kept token was included with probability min(1, p / τ), p at temperature 1, and so stands for
+    p_T / min(1, p / τ) at temperature T (Horvitz and Thompson 1952); at T = 1 that is max(p, τ).
+    """
+    normaliser = teacher_log_normaliser(logprob, tail, temperature)
+    teacher_kept = logprob / temperature - normaliser[:, None]
+    inclusion = (logprob - threshold.log()[:, None]).clamp(max=0.0)  # log min(1, p / τ)
+    student_kept, _ = student_logprobs(kept, rest, temperature)
+    return weighted((teacher_kept - inclusion).exp(), teacher_kept - student_kept).sum(1)
+
+
+def hard_cross_entropy(truth: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+    """[T] −log p_student(true token) at temperature 1; `truth` [T] its logits, `rest` at temperature 1."""
+    return torch.logaddexp(kept.logsumexp(1), rest) - truth
+
+
+def used_blocks(length: Tensor, size: int) -> Tensor:
+    """[B, m] bool: the blocks of a pooled map that hold tokens."""
+    return torch.arange(size, device=length.device) < length[:, None]
+
+
+def attention_kl(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
+    """[B] KL between rows of pooled maps [B, layers, m, m], mean over layers and query blocks in use."""
+    used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
+    tiny = torch.finfo(student.dtype).tiny
+    difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
+    rows = weighted(teacher, difference).sum(-1)  # [B, layers, m]
+    return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
+
+
+def attention_mse(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
+    """[B] squared difference of pooled maps [B, layers, m, m], summed over key blocks, mean over layers and query
+    blocks in use (a row of a map sums to 1, so this does not shrink with m)."""
+    used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
+    rows = (teacher - student).square().sum(-1)  # [B, layers, m]
+    return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
+
+
+def attention_projection(teacher: Tensor, student: Tensor, projection: Tensor) -> Tensor:
+    """[B] ‖W · a_student − a_teacher‖², maps flattened to m², mean over layers; `projection` W [m², m²].
+
+    The attention loss of AfroXLMR-Comet (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
+    """
+    projected = student.flatten(2) @ projection.T  # [B, layers, m²]
+    return (projected - teacher.flatten(2)).square().sum(-1).mean(1)

@@ -1,0 +1,55 @@
+"""Training recipes: which losses, with which weights, and the optimiser's settings."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What the student is asked to match. A weight of 0 leaves a loss out."""
+
+    name: str
+    kd_weight: float
+    temperature: float
+    hard_weight: float
+    attention_weight: float
+    attention_loss: str  # kl, mse or projection
+    dropout: float
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    differs_from_paper: tuple[str, ...] = ()
+
+
+DEFAULT = TrainingRecipe(
+    name="default",
+    kd_weight=1.0,
+    temperature=1.0,
+    hard_weight=0.0,
+    attention_weight=0.1,
+    attention_loss="kl",
+    dropout=0.0,
+    learning_rate=1e-3,
+    epochs=15,
+    batch_size=16,
+)
+
+PAPER = TrainingRecipe(
+    name="paper",
+    kd_weight=0.5,
+    temperature=2.0,
+    hard_weight=0.0,
+    attention_weight=0.5,
+    attention_loss="projection",
+    dropout=0.1,
+    learning_rate=5e-5,
+    epochs=15,
+    batch_size=16,
+    differs_from_paper=(
+        "logits are matched at masked positions only, over the kept tokens and their tail",
+        "attention maps are pooled to m×m before the learned projection",
+        "the student starts from the cached teacher embeddings and word frequencies",
+        "no early stopping, float32 instead of fp16",
+    ),
+)
+
+RECIPES = (DEFAULT, PAPER)

@@ -1,0 +1,83 @@
+"""What a person is told of a finished training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cache_tools.store.reader import Cache
+from comet.recipes import TrainingRecipe
+
+if TYPE_CHECKING:
+    from comet.distill import Distilled
+
+
+def kl_name(cache: Cache) -> str:
+    """A KL over kept tokens is never called the KL."""
+    recipe = cache.recipe
+    return f"bucketed KL (k = {recipe.top_k})" if recipe.keep == "topk" else f"KL estimate (k = {recipe.top_k} sampled)"
+
+
+def summary(caches: Sequence[Cache], result: Distilled) -> str:
+    """The last lines of `comet-train`."""
+    before, after = result.before, result.after
+    smaller = 1 - result.parameters / result.teacher_parameters
+    rows = [
+        ("", "student before", "student after", "teacher"),
+        (kl_name(caches[0]) + " to the teacher", f"{before.kl:.3f}", f"{after.kl:.3f}", "0"),
+        ("masked-token loss, nats", f"{before.cross_entropy:.3f}", f"{after.cross_entropy:.3f}", ""),
+        ("masked-token accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", f"{after.teacher_accuracy:.1%}"),
+        ("same best token as the teacher", f"{before.agreement:.1%}", f"{after.agreement:.1%}", ""),
+        ("parameters", "", f"{result.parameters:,}", f"{result.teacher_parameters:,}"),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = ["  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
+             for row in rows]  # fmt: skip
+    return "\n".join(
+        [
+            f"{result.steps} steps in {result.seconds:.0f} s; measured on {after.targets:,} validation targets:",
+            *(line.rstrip() for line in lines),
+            f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}. Load it with",
+            f'  AutoModelForMaskedLM.from_pretrained("{result.output}")',
+            f'  AutoTokenizer.from_pretrained("{result.output}")',
+        ]
+    )
+
+
+def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled) -> str:
+    """The README.md of a student folder."""
+    languages = [str(cache.provenance.get("language")) for cache in caches]
+    texts = sorted({str(s.get("name")) for cache in caches for s in cache.provenance.get("text", [])})
+    after = result.after
+    identities = "\n".join(f"  - `{cache.cache_id}` ({cache.root.name})" for cache in caches)
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+language: [{", ".join(languages)}]
+---
+# A distilled masked language model
+
+{result.shape}, {result.parameters:,} parameters, distilled from `{caches[0].provenance.get("teacher")}`
+({result.teacher_parameters:,} parameters) through an offline teacher cache.
+
+- Text: {", ".join(texts)}. The licence of a model depends on the licences of its teacher and text: check both.
+- Caches:
+{identities}
+- Recipe `{recipe.name}`: logits {recipe.kd_weight:g} at temperature {recipe.temperature:g}, true tokens
+  {recipe.hard_weight:g}, attention {recipe.attention_weight:g} ({recipe.attention_loss}); {result.steps} steps.
+
+On {after.targets:,} masked tokens of validation text:
+
+| | before | after | teacher |
+|---|---|---|---|
+| {kl_name(caches[0])} | {result.before.kl:.3f} | {after.kl:.3f} | 0 |
+| masked-token loss (nats) | {result.before.cross_entropy:.3f} | {after.cross_entropy:.3f} | |
+| masked-token accuracy | {result.before.accuracy:.1%} | {after.accuracy:.1%} | {after.teacher_accuracy:.1%} |
+
+```python
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+model = AutoModelForMaskedLM.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+```
+"""

@@ -1,0 +1,55 @@
+"""DistillationTrainer: transformers' Trainer on the rows of a cache."""
+
+from collections import defaultdict
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+
+from comet.data import CacheRows, Shard, ShardShuffleSampler, collate
+from comet.distiller import Distiller
+from comet.evaluation import Validation, validate
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose model is a Distiller, whose rows come shard by shard, and which validates without a teacher."""
+
+    def __init__(
+        self, distiller: Distiller, args: TrainingArguments, rows: CacheRows, validation: list[Shard], **kwargs: Any
+    ) -> None:
+        self.validation_shards = validation
+        self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
+        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=collate, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        rows: CacheRows = train_dataset or self.train_dataset
+        return ShardShuffleSampler([shard.rows for shard in rows.shards], self.args.seed)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        losses = model(**inputs)
+        for name, value in losses.items():
+            if name != "loss":
+                self.loss_parts[name].append(value)
+        return (losses["loss"], losses) if return_outputs else losses["loss"]
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the mean of each part of the loss since the last line."""
+        if "loss" in logs:
+            logs = logs | {name: torch.stack(values).mean().item() for name, values in self.loss_parts.items()}
+            self.loss_parts.clear()
+        super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = {f"eval_{name}": value for name, value in asdict(self.validate()).items()}
+        self.log(metrics)
+        return metrics
+
+    def validate(self) -> Validation:
+        """The student as it stands, on the validation rows."""
+        distiller: Any = self.accelerator.unwrap_model(self.model)
+        return validate(distiller, self.validation_shards, self.args.per_device_eval_batch_size, self.args.device)
