@@ -31,8 +31,8 @@ MASK_PROB_TRAIN, MASK_PROB_EVAL = 0.20, 0.15
 
 def open_lines(text: Path, ranges: Path, lang: str) -> tuple[list[str], list[str]]:
     """The openly licensed lines of `text`, split into (training, held out) by a hash of each line."""
-    lines = lzma.open(text, "rt", encoding="utf-8").read().split("\n")
-    allowed = json.loads(lzma.open(ranges, "rt").read())[lang]
+    lines = lzma.decompress(text.read_bytes()).decode().split("\n")
+    allowed = json.loads(lzma.decompress(ranges.read_bytes()))[lang]
     train: list[str] = []
     held_out: list[str] = []
     for first, last in allowed:

@@ -82,13 +82,21 @@ def main() -> None:
 @main.command()
 @click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
 @click.option("--teacher", default=None, help=f"Folder or hub name of a masked LM.  [default: {DEFAULT_TEACHER}]")
-@click.option("--text", multiple=True, help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet. Repeatable.")
-@click.option("--sample", is_flag=True, help="Use the small teacher and text that ship with comet (kin only): a first run.")
+@click.option(
+    "--text", multiple=True, help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet. Repeatable."
+)
+@click.option(
+    "--sample", is_flag=True, help="Use the small teacher and text that ship with comet (kin only): a first run."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Where the cache goes.  [default: ./LANG.zarr]")
 @click.option("--max-tokens", type=int, help="Stop after the document that reaches this many tokens.  [default: all]")
-@click.option("--exclude", type=click.Path(path_type=Path, exists=True), help="Documents to leave out, such as test items.")
+@click.option(
+    "--exclude", type=click.Path(path_type=Path, exists=True), help="Documents to leave out, such as test items."
+)
 @click.option("--seq-len", default=128, help="Tokens in a row.")
-@click.option("--views", type=int, default=None, help=f"Maskings of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]")
+@click.option(
+    "--views", type=int, default=None, help=f"Maskings of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]"
+)
 @click.option("--mask-prob", default=0.15, help="Share of a row's tokens that are masked in one view.")
 @click.option("--top-k", default=64, help="Tokens kept at each target.")
 @click.option("--keep", type=click.Choice(["topk", "threshold"]), default="topk", help="The best k, or a sample of k.")

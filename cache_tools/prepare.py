@@ -91,10 +91,10 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
         root.mkdir()
         rows = pack_groups(settings, spool, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
-        recipe = make_recipe(settings, teacher, tokenizer, spool, rows, masking)
+        recipe = make_recipe(settings, teacher, tokenizer, rows, masking)
         digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         save_tokenizer(tokenizer, root / TOKENIZER)
-        attributes = {
+        attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
             "provenance": provenance(settings, sources, spool),
@@ -168,7 +168,9 @@ def spool_documents(
             progress.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
-        raise CometError(f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2)
+        raise CometError(
+            f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2
+        )
     return spool
 
 
@@ -214,7 +216,6 @@ def make_recipe(
     settings: BuildSettings,
     teacher: Teacher,
     tokenizer: PreTrainedTokenizerFast,
-    spool: Spool,
     rows: dict[str, PackedRows],
     masking: Masking,
 ) -> Recipe:

@@ -35,11 +35,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option("--seed", default=0, help="Seed of the start and the order of rows.")
 @click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
 @one_line_errors
-def train(
-    paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any
-) -> None:
+def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
-    from comet.distill import StudentConfig, distill, open_for_training
+    from comet.distillation import StudentConfig, distill, open_for_training
     from comet.recipes import RECIPES
     from comet.report import summary
     from comet.student import choose_shape

@@ -133,7 +133,15 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
 def require_compatible(caches: Sequence[Cache]) -> None:
     """Raises CometError unless the caches come from one teacher and keep the same signals, naming what differs."""
     first = caches[0]
-    same = ("teacher_sha256", "tokenizer_sha256", "vocab_size", "keep", "top_k", "temperatures", "attention_layers")
+    same: tuple[str, ...] = (
+        "teacher_sha256",
+        "tokenizer_sha256",
+        "vocab_size",
+        "keep",
+        "top_k",
+        "temperatures",
+        "attention_layers",
+    )
     same += ("attention_size",)
     for other in caches[1:]:
         for name in same:

@@ -28,7 +28,7 @@ def validate(distiller: Distiller, shards: list[Shard], batch_size: int, device:
     """Measures the student on all rows of these shards."""
     names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
     rows = CacheRows(shards, names, held=1)
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
     one = distiller.cache.temperatures.index(1.0) if 1.0 in distiller.cache.temperatures else None
     was_training = distiller.training
     distiller.eval()

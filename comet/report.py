@@ -9,7 +9,7 @@ from cache_tools.store.reader import Cache
 from comet.recipes import TrainingRecipe
 
 if TYPE_CHECKING:
-    from comet.distill import Distilled
+    from comet.distillation import Distilled
 
 
 def kl_name(cache: Cache) -> str:

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+    XLMRobertaModel,
+)
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, Vocabulary
@@ -65,7 +71,9 @@ def choose_shape(requested: str, cache: Cache) -> StudentShape:
         names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         layers, hidden, heads, intermediate = (int(config[name]) for name in names)
     except (ValueError, KeyError, TypeError) as error:
-        raise CometError(f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2) from None
+        raise CometError(
+            f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
+        ) from None
     if min(layers, hidden, heads, intermediate) < 1 or hidden % heads:
         raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)
     return StudentShape(path.stem, layers, hidden, heads, intermediate)
@@ -114,7 +122,7 @@ def start_from_cache(
     Ids that never occur start at the mean, which is zero; special tokens keep their random start. The bias is the
     log of the add-one-smoothed frequency, so that the first predictions are those of a unigram model.
     """
-    weight: Tensor = student.get_input_embeddings().weight  # type: ignore[union-attr, assignment]
+    weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
     vocab_size, hidden = weight.shape
     special = list(special_ids)
     keep = weight[special].clone()
@@ -131,9 +139,6 @@ def start_from_cache(
     student.lm_head.bias.copy_((frequency / frequency.sum()).log())
 
 
-def load_cached_tokenizer(cache: Cache) -> PreTrainedTokenizerFast:
+def load_cached_tokenizer(cache: Cache) -> PreTrainedTokenizerBase:
     """The teacher's tokenizer, from the cache itself."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(
-        cache.tokenizer_folder, trust_remote_code=False, local_files_only=True
-    )
-    return tokenizer
+    return AutoTokenizer.from_pretrained(cache.tokenizer_folder, trust_remote_code=False, local_files_only=True)

@@ -22,10 +22,10 @@ class DistillationTrainer(Trainer):
     ) -> None:
         self.validation_shards = validation
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
-        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=collate, **kwargs)
+        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=collate, **kwargs)  # type: ignore[arg-type]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        rows: CacheRows = train_dataset or self.train_dataset
+        rows: Any = train_dataset or self.train_dataset
         return ShardShuffleSampler([shard.rows for shard in rows.shards], self.args.seed)
 
     def compute_loss(

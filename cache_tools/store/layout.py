@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from cache_tools.errors import CometError
-from cache_tools.store.records import read_bounded
 from cache_tools.store.recipe import MAX_CHUNK_BYTES, Recipe
+from cache_tools.store.records import read_bounded
 
 TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key")
 """What `prepare` writes; the other arrays of a group are the teacher's."""

@@ -30,11 +30,11 @@ MAX_SEALED_BYTES = 2**31
 class FileRecord:
     """Size and SHA-256 of one file."""
 
-    bytes: int
+    size: int
     sha256: str
 
     def matches(self, data: bytes) -> bool:
-        return len(data) == self.bytes and sha256(data) == self.sha256
+        return len(data) == self.size and sha256(data) == self.sha256
 
 
 def file_record(data: bytes) -> FileRecord:
@@ -52,7 +52,7 @@ class ShardRecord:
     numerics: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        files = {name: {"bytes": f.bytes, "sha256": f.sha256} for name, f in self.files.items()}
+        files = {name: {"bytes": f.size, "sha256": f.sha256} for name, f in self.files.items()}
         return {
             "recipe_id": self.recipe_id,
             "group": self.group,
@@ -71,7 +71,7 @@ class Seal:
     token_digests: dict[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        files = {path: {"bytes": f.bytes, "sha256": f.sha256} for path, f in self.files.items()}
+        files = {path: {"bytes": f.size, "sha256": f.sha256} for path, f in self.files.items()}
         digests = {group: list(values) for group, values in self.token_digests.items()}
         return {"recipe_id": self.recipe_id, "files": files, "token_digests": digests}
 
@@ -146,12 +146,14 @@ def read_seal(root: Path, recipe: Recipe, sealed_paths: set[str]) -> Seal:
     if record.get("recipe_id") != recipe.recipe_id:
         raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record.get('recipe_id'))[:80]!r}")
     files = read_file_records(record.get("files"), sealed_paths, dict.fromkeys(sealed_paths, MAX_SEALED_BYTES), path)
-    digests = record.get("token_digests")
+    given = record.get("token_digests")
+    digests = {}
     for group in GROUPS:
-        found = digests.get(group) if isinstance(digests, dict) else None
+        found = given.get(group) if isinstance(given, dict) else None
         if not isinstance(found, list) or len(found) != recipe.shards(group) or not all(map(is_digest, found)):
             raise CometError(f"{path}: token_digests: expected {recipe.shards(group)} digests of {group}")
-    return Seal(recipe.recipe_id, files, {group: tuple(digests[group]) for group in GROUPS})
+        digests[group] = tuple(found)
+    return Seal(recipe.recipe_id, files, digests)
 
 
 def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
@@ -161,11 +163,12 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     names, shards = record.get("arrays"), record.get("shards")
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
         raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")
-    ranges: dict[str, tuple[tuple[int, int], ...]] = {}
+    ranges = {}
     for group in GROUPS:
         found = shards.get(group) if isinstance(shards, dict) else None
+        pairs = found if isinstance(found, list) else [found]
         last = 0
-        for pair in found if isinstance(found, list) else [None]:
+        for pair in pairs:
             ok = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
             if not ok or not last <= pair[0] < pair[1] <= recipe.shards(group):
                 raise CometError(
@@ -173,7 +176,7 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
                     f"found {str(found)[:200]}"
                 )
             last = pair[1]
-        ranges[group] = tuple((start, stop) for start, stop in found)
+        ranges[group] = tuple((start, stop) for start, stop in pairs)
     return Extent(tuple(names), ranges)
 
 

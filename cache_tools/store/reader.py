@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
 from cache_tools.store.layout import (
-    MAX_METADATA_BYTES,
     TOKEN_ARRAYS,
     VOCABULARY,
     ArraySpec,
@@ -172,7 +171,7 @@ class Cache:
         """The folder of the tokenizer, its files checked against the seal."""
         for name in TOKENIZER_FILES:
             path = f"{TOKENIZER}/{name}"
-            self._read_file(self.root / path, self.seal.files[path], self.seal.files[path].bytes)
+            self._read_file(self.root / path, self.seal.files[path], self.seal.files[path].size)
         return self.root / TOKENIZER
 
     def _read_file(self, path: Path, record: FileRecord, limit: int) -> bytes:
@@ -180,7 +179,7 @@ class Cache:
         if path not in self._verified:
             if not record.matches(data):
                 raise CometError(
-                    f"{path}: {len(data)} bytes that do not match the ledger (expected {record.bytes} bytes, sha256 "
+                    f"{path}: {len(data)} bytes that do not match the ledger (expected {record.size} bytes, sha256 "
                     f"{record.sha256[:12]}…); the file is damaged or belongs to another shard"
                 )
             self._verified.add(path)

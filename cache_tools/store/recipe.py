@@ -131,10 +131,12 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     demand(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
     demand(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
 
-    def demand_list(name: str, kind: type, low: float, high: float, shortest: int, longest: int) -> None:
+    def demand_list(
+        name: str, kind: type[int] | type[float], low: float, high: float, shortest: int, longest: int
+    ) -> None:
         found = value[name]
         ok = isinstance(found, list) and shortest <= len(found) <= longest
-        ok = ok and all(type(x) is kind and low <= x <= high for x in found) and len(set(found)) == len(found)
+        ok = ok and all(type(x) is kind and low <= float(x) <= high for x in found) and len(set(found)) == len(found)
         demand(ok, name, f"{shortest} to {longest} different numbers from {low} to {high}")
 
     demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1, 4096)

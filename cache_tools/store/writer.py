@@ -34,6 +34,7 @@ from cache_tools.store.ledger import (
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder, with_checksum, write_durably
 
+
 def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
     """Writes the token arrays of one shard into a cache that is not sealed yet. Returns their `token_digest`."""
     for name in TOKEN_ARRAYS:
@@ -63,8 +64,8 @@ def seal(
         write_durably(root / spec.chunk_path(0), encode_chunk(spec, vocabulary[name]))
 
     arrays = tuple(group_arrays(recipe, "train"))
-    ranges = {g: ((0, recipe.shards(g)),) if recipe.shards(g) else () for g in GROUPS}
-    write_durably(root / EXTENT, with_checksum(Extent(arrays, ranges).to_json()))
+    ranges: dict[str, tuple[tuple[int, int], ...]] = {g: ((0, recipe.shards(g)),) for g in GROUPS if recipe.shards(g)}
+    write_durably(root / EXTENT, with_checksum(Extent(arrays, dict.fromkeys(GROUPS, ()) | ranges).to_json()))
     write_durably(root / LOCK, b"")
     files = {path: file_record((root / path).read_bytes()) for path in sorted(sealed_files(root))}
     write_durably(root / SEAL, with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json()))

@@ -47,7 +47,7 @@ class Teacher:
     @property
     def input_embedding(self) -> Tensor:
         """[V, H]"""
-        return self.model.get_input_embeddings().weight  # type: ignore[union-attr, return-value]
+        return self.model.get_input_embeddings().weight  # type: ignore[return-value]
 
     def hidden_states(self, input_ids: Tensor, mask: Tensor, capture: AttentionCapture | None) -> Tensor:
         """[B, L, H] of the last layer. `input_ids` and `mask` [B, L]."""
@@ -159,7 +159,9 @@ def choose_device(requested: str) -> torch.device:
         device = torch.device(requested)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CometError(f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2) from None
+        raise CometError(
+            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
+        ) from None
     return device
 
 
@@ -198,4 +200,6 @@ def hub_errors(name: str, what: str) -> Any:
             else "expected a folder, or a name on the hub (is the network up, and the name right?)"
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CometError(f"teacher {name}: its {what} cannot be loaded; {advice}. transformers says: {reason}") from error
+        raise CometError(
+            f"teacher {name}: its {what} cannot be loaded; {advice}. transformers says: {reason}"
+        ) from error

@@ -62,11 +62,15 @@ class Running:
         path = self.log / name
         return path.read_text() if path.exists() else ""
 
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
     def send(self, number: signal.Signals) -> Ended:
         """Sends the signal unless the process has already ended, and waits for the end."""
         if self.process.is_alive():
-            assert self.process.pid is not None
-            os.kill(self.process.pid, number)
+            os.kill(self.pid, number)
         return self.wait()
 
     def wait_until(self, condition: Callable[[], bool]) -> bool:
@@ -112,7 +116,9 @@ def build(out: Path, teacher: Path | str, text: Path | str, log: Path, **options
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file under a folder, hidden ones too, and an entry for every folder, by relative path."""
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file()
+        else "folder"
         for path in sorted(folder.rglob("*"))
     }
 

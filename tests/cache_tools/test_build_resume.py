@@ -1,7 +1,9 @@
 """A build that is killed, stopped or begun again gives what one uninterrupted build gives, byte by byte."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +15,21 @@ from typing import Any
 
 import pytest
 from builds import ENVIRONMENT, REPOSITORY, Running, assert_one_error_line, build, build_arguments, digests
+from safetensors.torch import load_file, save_file
 
-from cache_tools import open_cache
+from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
+from cache_tools.settings import BuildSettings
 
-OPTIONS: dict[str, Any] = {"seq_len": 64, "views": 2, "rows_per_shard": 8, "top_k": 8, "attention_size": 8}
-KILLS = 4
+OPTIONS: dict[str, Any] = {
+    "max_tokens": 1600,
+    "seq_len": 48,
+    "views": 2,
+    "rows_per_shard": 4,
+    "top_k": 8,
+    "attention_size": 8,
+}
+KILLS = 3
 RANDOM_DELAYS = random.Random(20250117)
 
 
@@ -52,15 +63,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample
 
 
 @pytest.fixture
-def start(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> Callable[[], Running]:
+def start(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> Callable[..., Running]:
     """Starts the build of `whole` in `tmp_path/work/kin.zarr`."""
-    work = tmp_path / "work"
-    work.mkdir()
-    return lambda: Running(build_arguments(work / "kin.zarr", sample_teacher, sample_text, **OPTIONS), tmp_path / "log")
+    (tmp_path / "work").mkdir()
+    arguments = build_arguments(tmp_path / "work" / "kin.zarr", sample_teacher, sample_text, **OPTIONS)
+    return lambda log="log": Running(arguments, tmp_path / log)
 
 
 def records(out: Path) -> list[Path]:
-    return [path for path in (out / "ledger").glob("*-*.json")]
+    return list((out / "ledger").glob("*-*.json"))
 
 
 def stamps(paths: list[Path]) -> dict[Path, tuple[int, int]]:
@@ -92,7 +103,7 @@ def assert_same_as_whole(work: Path, whole: Build) -> None:
     ("first", "second"), [((i + RANDOM_DELAYS.random()) / KILLS, RANDOM_DELAYS.random()) for i in range(KILLS)]
 )
 def test_killed_twice_at_any_moment_and_run_again_gives_the_same_bytes(
-    first: float, second: float, tmp_path: Path, whole: Build, start: Callable[[], Running]
+    first: float, second: float, tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     for share in (first, second):
         running = start()
@@ -103,27 +114,30 @@ def test_killed_twice_at_any_moment_and_run_again_gives_the_same_bytes(
     assert_same_as_whole(tmp_path / "work", whole)
 
 
-@pytest.mark.parametrize("sign", ["", "ids.bin", "cache/train/input_ids/c/0/0", "cache/zarr.json"])
 def test_killed_while_preparing_leaves_no_cache_and_the_next_run_cleans_up(
-    sign: str, tmp_path: Path, whole: Build, start: Callable[[], Running]
+    tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     work = tmp_path / "work"
-    running = start()
-    seen = running.wait_until(lambda: any((path / sign).exists() for path in work.glob(".kin.zarr.preparing-*")))
-    assert seen, "the preparing folder never showed"
-    assert running.send(signal.SIGKILL).code == -signal.SIGKILL
-    assert not (work / "kin.zarr").exists()
-    assert len(list(work.iterdir())) == 1, "the killed process should have left its hidden folder"
+    for sign in ("", "ids.bin", "cache/train/input_ids/c/0/0", "cache/zarr.json"):
+        left = set(work.iterdir())
+        running = start()
+        seen = running.wait_until(
+            lambda sign=sign, left=left: any((f / sign).exists() for f in {*work.iterdir()} - left)
+        )
+        assert seen, f"a preparing folder with {sign!r} never showed"
+        assert running.send(signal.SIGKILL).code == -signal.SIGKILL
+        assert not (work / "kin.zarr").exists()
+        assert len(list(work.iterdir())) == 1, "of all the killed ones only the last may have left a folder"
     assert start().wait().code == 0
     assert_same_as_whole(work, whole)
 
 
 def test_what_was_committed_before_a_kill_is_never_written_again(
-    tmp_path: Path, whole: Build, start: Callable[[], Running]
+    tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "work" / "kin.zarr"
     kept: dict[Path, tuple[int, int]] = {}
-    for wanted in (1, 4, 8):
+    for wanted in (1, 4, 9):
         running = start()
         assert running.wait_until(lambda wanted=wanted: len(records(out)) >= wanted)
         assert running.send(signal.SIGKILL).code == -signal.SIGKILL
@@ -138,7 +152,7 @@ def test_what_was_committed_before_a_kill_is_never_written_again(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_shard_in_work_and_says_how_to_go_on(
-    number: signal.Signals, tmp_path: Path, whole: Build, start: Callable[[], Running]
+    number: signal.Signals, tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "work" / "kin.zarr"
     running = start()
@@ -158,21 +172,20 @@ def test_a_signal_stops_after_the_shard_in_work_and_says_how_to_go_on(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_preparing_leaves_nothing_behind(
-    number: signal.Signals, tmp_path: Path, whole: Build, start: Callable[[], Running]
+    number: signal.Signals, tmp_path: Path, start: Callable[..., Running]
 ) -> None:
     work = tmp_path / "work"
     running = start()
     assert running.wait_until(lambda: any(work.glob(".kin.zarr.preparing-*/ids.bin")))
     ended = running.send(number)
-    assert ended.code == 1
-    assert len(ended.stderr.splitlines()) == 1
     assert list(work.iterdir()) == []
-    assert start().wait().code == 0
-    assert_same_as_whole(work, whole)
+    assert ended.code == 1
+    assert ended.stderr.startswith("error: ")
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_a_second_signal_stops_at_once_and_loses_at_most_the_shard_in_work(
-    tmp_path: Path, whole: Build, start: Callable[[], Running]
+    tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "work" / "kin.zarr"
     running = start()
@@ -185,8 +198,102 @@ def test_a_second_signal_stops_at_once_and_loses_at_most_the_shard_in_work(
     assert_same_as_whole(out.parent, whole)
 
 
-def test_two_builds_at_once_make_one_cache(tmp_path: Path, whole: Build, start: Callable[[], Running]) -> None:
-    arguments = (tmp_path / "work" / "kin.zarr", *whole_inputs(whole))
-    running = [Running(build_arguments(*arguments, **OPTIONS), tmp_path / f"log{i}") for i in range(2)]
-    assert [(ended.code, ended.stderr) for ended in (r.wait() for r in running)] == [(0, ""), (0, "")]
+def test_two_builds_at_once_make_one_cache(tmp_path: Path, whole: Build, start: Callable[..., Running]) -> None:
+    both = [start("log 1"), start("log 2")]
+    for running in both:
+        ended = running.wait()
+        assert (ended.code, ended.stderr) == (0, "")
     assert_same_as_whole(tmp_path / "work", whole)
+
+
+def test_a_complete_build_run_again_changes_nothing(
+    tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path
+) -> None:
+    files = [path for path in whole.folder.rglob("*") if path.is_file()]
+    before = stamps(files)
+    ended = build(whole.folder, sample_teacher, sample_text, tmp_path / "log", **OPTIONS)
+    assert (ended.code, ended.stderr) == (0, "")
+    assert "complete" in ended.stdout
+    assert stamps(files) == before
+    assert digests(whole.folder) == whole.digests
+
+
+def test_another_top_k_is_refused_in_one_line(
+    tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path
+) -> None:
+    ended = build(whole.folder, sample_teacher, sample_text, tmp_path / "log", **OPTIONS | {"top_k": 9})
+    assert_one_error_line(ended, 2, "--top-k: asked 9, the cache has 8", str(whole.folder))
+    assert digests(whole.folder) == whole.digests
+
+
+OTHER_OPTIONS: dict[str, Any] = {
+    "top_k": 9,
+    "seq_len": 63,
+    "views": 3,
+    "mask_prob": 0.2,
+    "seed": 1,
+    "keep": "threshold",
+    "temperatures": (1.0, 3.0),
+    "attention_layers": "all",
+    "attention_size": 16,
+    "rows_per_shard": 16,
+    "max_tokens": 1601,
+    "dtype": "bfloat16",
+    "batch_size": 7,
+}
+
+
+def refusal(whole: Build, **changes: Any) -> str:
+    """What the call with other settings is refused with; in this process, for speed."""
+    with pytest.raises(CometError) as caught:
+        build_cache(BuildSettings(**{"out": whole.folder, "language": "kin", "device": "cpu"} | OPTIONS | changes))
+    assert caught.value.exit_code == 2
+    assert digests(whole.folder) == whole.digests
+    return str(caught.value)
+
+
+def test_other_options_are_refused_by_name(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+    said = refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), **OTHER_OPTIONS)
+    for name in OTHER_OPTIONS:
+        assert f"--{name.replace('_', '-')}: asked" in said
+
+
+def test_another_language_is_refused(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+    assert "--lang" in refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), language="swa")
+
+
+def test_excluding_other_documents_is_refused(
+    tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path
+) -> None:
+    excluded = tmp_path / "excluded.txt"
+    excluded.write_text(sample_text.read_text().splitlines()[0])
+    assert "--exclude" in refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), exclude=excluded)
+
+
+@pytest.mark.parametrize("change", ["name", "length", "a letter"])
+def test_other_text_is_refused(
+    change: str, tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path
+) -> None:
+    text = tmp_path / ("other.txt" if change == "name" else sample_text.name)
+    content = sample_text.read_text()
+    text.write_text({"name": content, "length": content + "more\n", "a letter": content.replace("a", "e", 1)}[change])
+    assert "--text" in refusal(whole, teacher=str(sample_teacher), text=(str(text),))
+
+
+def test_another_teacher_is_refused(tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+    weights = tmp_path / "teacher" / "model.safetensors"
+    shutil.copytree(sample_teacher, weights.parent)
+    tensors = load_file(weights)
+    tensors["lm_head.bias"] = tensors["lm_head.bias"] + 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert "teacher weights sha256" in refusal(whole, teacher=str(weights.parent), text=(str(sample_text),))
+
+
+def test_another_tokenizer_is_refused(tmp_path: Path, whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+    shutil.copytree(sample_teacher, tmp_path / "teacher")
+    file = tmp_path / "teacher" / "tokenizer.json"
+    state = json.loads(file.read_text())
+    pieces = state["model"]["vocab"]
+    pieces[-2][0], pieces[-3][0] = pieces[-3][0], pieces[-2][0]
+    file.write_text(json.dumps(state))
+    assert "tokenizer sha256" in refusal(whole, teacher=str(tmp_path / "teacher"), text=(str(sample_text),))

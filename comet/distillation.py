@@ -160,7 +160,7 @@ def save_student(
     student.set_attn_implementation("sdpa")
     with tempfile.TemporaryDirectory(prefix=f".{config.output.name}-", dir=config.output.parent) as scratch:
         folder = Path(scratch) / "student"
-        student.to("cpu").save_pretrained(folder)
+        student.cpu().save_pretrained(folder)
         load_cached_tokenizer(caches[0]).save_pretrained(folder)
         (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
         folder.rename(config.output)
