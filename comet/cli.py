@@ -38,6 +38,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
     from comet.distillation import StudentConfig, distill, open_for_training
+    from comet.distiller import match_layers
     from comet.recipes import RECIPES
     from comet.report import summary
     from comet.student import choose_shape
@@ -48,8 +49,14 @@ def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: t
         output=output, recipe=chosen, arguments=tuple(parse_setting(text) for text in settings), **options
     )
     caches = open_for_training(paths)
+    cached = caches[0].recipe
     shape = choose_shape(config.student, caches[0])
-    click.echo(f"student: {shape}, for a teacher of {caches[0].recipe.teacher_parameters:,} parameters")
+    click.echo(f"student: {shape}, for a teacher of {cached.teacher_parameters:,} parameters")
+    if chosen.attention_weight and cached.attention_layers:
+        pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in match_layers(cached, shape.layers))
+        click.echo(f"attention matched in layer (student ← teacher): {pairs}")
+    elif chosen.attention_weight:
+        click.echo("the cache holds no attention maps: logits only")
     if chosen.differs_from_paper:
         click.echo("recipe paper, which differs from the paper in this:")
         for difference in chosen.differs_from_paper:

@@ -133,18 +133,10 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
 def require_compatible(caches: Sequence[Cache]) -> None:
     """Raises CometError unless the caches come from one teacher and keep the same signals, naming what differs."""
     first = caches[0]
-    same: tuple[str, ...] = (
-        "teacher_sha256",
-        "tokenizer_sha256",
-        "vocab_size",
-        "keep",
-        "top_k",
-        "temperatures",
-        "attention_layers",
-    )
-    same += ("attention_size",)
+    teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
+    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size")
     for other in caches[1:]:
-        for name in same:
+        for name in teacher + signals:
             mine, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
             if mine != theirs:
                 raise CometError(

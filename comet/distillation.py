@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainingArguments, XLMRobertaForMaskedLM
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, XLMRobertaForMaskedLM
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, open_cache
@@ -82,6 +82,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
         trainer = DistillationTrainer(
             distiller, training_arguments(config, Path(scratch)), CacheRows(training, names), validation
         )
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LiveLine())
         before = trainer.validate()
         started = time.monotonic()

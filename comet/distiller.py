@@ -41,7 +41,8 @@ class Distiller(nn.Module):
         self.training_recipe = training
         self.temperature_index = cache.temperatures.index(training.temperature)
         self.matches_attention = training.attention_weight > 0 and bool(cache.attention_layers)
-        self.layers = matched_layers(cache, student.config.num_hidden_layers) if self.matches_attention else ()
+        self.matched = match_layers(cache, student.config.num_hidden_layers) if self.matches_attention else ()
+        self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         self.projection: nn.Parameter | None = None
         if self.matches_attention and training.attention_loss == "projection":
             self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
@@ -65,7 +66,8 @@ class Distiller(nn.Module):
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
-        capture = AttentionCapture(self.layers, length, seq_len, self.cache.attention_size) if self.layers else None
+        layers = tuple(layer for _, layer in self.matched)
+        capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size) if layers else None
         body = self.student.roberta(input_ids, attention_mask=mask, attention_capture=capture)
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
         head = self.student.lm_head
@@ -104,25 +106,23 @@ class Distiller(nn.Module):
 
     def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
         """[B] distance of the student's pooled maps to the teacher's."""
-        teacher, length = batch["attention"], batch["length"]
+        teacher, length = batch["attention"][:, self.cached_index], batch["length"]
         if self.projection is not None:
             return attention_projection(teacher, maps, self.projection)
         loss = {"kl": attention_kl, "mse": attention_mse}[self.training_recipe.attention_loss]
         return loss(teacher, maps, length)
 
 
-def matched_layers(cache: Recipe, student_layers: int) -> tuple[int, ...]:
-    """The student layer for each cached teacher layer, by relative depth, so that last matches last.
+def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], ...]:
+    """(teacher layer, student layer) pairs, ascending, by relative depth: last matches last.
 
-    Raises CometError when two cached layers would fall on one student layer.
+    Each cached teacher layer belongs to the student layer nearest to its depth; where several belong to one, the
+    nearest of them is matched, the deeper one of two equally near.
     """
-    depth = cache.teacher_layers
-    layers = tuple(round((layer + 1) * student_layers / depth) - 1 for layer in cache.attention_layers)
-    layers = tuple(max(layer, 0) for layer in layers)
-    if len(set(layers)) < len(layers):
-        raise CometError(
-            f"the cache holds {len(layers)} attention layers, more than a student of {student_layers} layers can "
-            "match; use a deeper student or a recipe without attention",
-            exit_code=2,
-        )
-    return layers
+    depth_of = {layer: (layer + 1) * student_layers / cache.teacher_layers for layer in cache.attention_layers}
+    pairs = []
+    for layer in range(student_layers):
+        near = [t for t, depth in depth_of.items() if max(round(depth), 1) == layer + 1]
+        if near:
+            pairs.append((min(near, key=lambda t: (abs(depth_of[t] - layer - 1), -t)), layer))
+    return tuple(pairs)

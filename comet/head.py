@@ -85,5 +85,5 @@ def sparse_head(
     rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −inf where none is left.
     A bias of −inf takes an id out altogether.
     """
-    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures)  # type: ignore[no-untyped-call]
+    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures)
     return kept, truth, rest

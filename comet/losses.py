@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 
+def condition_on_seen(
+    topk_id: Tensor, topk_logprob: Tensor, tail_seen: Tensor, student_id: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(kept_id [T, k], logprob [T, k], tail [T]) of the teacher conditioned on the ids that occur in the corpus.
+
+    `student_id` [V] int64 maps the teacher's ids to the student's, −1 for those it never meets, whose slots are left
+    out. With `tail_seen`, the log mass of the seen tokens that were not kept, this is exact.
+    """
+    kept_id = student_id[topk_id]
+    return kept_id, topk_logprob.masked_fill(kept_id < 0, -torch.inf), tail_seen
+
+
 def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
     """[T] log Σ exp(logprob / temperature) over the whole vocabulary that kept tokens and tail make up."""
     return torch.logaddexp((logprob / temperature).logsumexp(1), tail)
@@ -52,6 +64,7 @@ def threshold_kl(
     normaliser = teacher_log_normaliser(logprob, tail, temperature)
     teacher_kept = logprob / temperature - normaliser[:, None]
     inclusion = (logprob - threshold.log()[:, None]).clamp(max=0.0)  # log min(1, p / τ)
+    inclusion = torch.where(logprob == -torch.inf, 0.0, inclusion)
     student_kept, _ = student_logprobs(kept, rest, temperature)
     return weighted((teacher_kept - inclusion).exp(), teacher_kept - student_kept).sum(1)
 

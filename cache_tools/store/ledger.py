@@ -160,13 +160,14 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
     path = root / EXTENT
     record = read_checked(path)
-    names, shards = record.get("arrays"), record.get("shards")
+    names: Any = record.get("arrays")
+    shards: Any = record.get("shards")
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
         raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")
     ranges = {}
     for group in GROUPS:
         found = shards.get(group) if isinstance(shards, dict) else None
-        pairs = found if isinstance(found, list) else [found]
+        pairs: list[Any] = found if isinstance(found, list) else [found]
         last = 0
         for pair in pairs:
             ok = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)

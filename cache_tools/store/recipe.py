@@ -131,17 +131,15 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     demand(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
     demand(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
 
-    def demand_list(
-        name: str, kind: type[int] | type[float], low: float, high: float, shortest: int, longest: int
-    ) -> None:
+    def demand_list(name: str, kind: type[int] | type[float], low: float, high: float, shortest: int) -> None:
         found = value[name]
-        ok = isinstance(found, list) and shortest <= len(found) <= longest
+        ok = isinstance(found, list) and shortest <= len(found) <= 4096
         ok = ok and all(type(x) is kind and low <= float(x) <= high for x in found) and len(set(found)) == len(found)
-        demand(ok, name, f"{shortest} to {longest} different numbers from {low} to {high}")
+        demand(ok, name, f"{shortest} to 4096 different numbers from {low} to {high}")
 
-    demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1, 4096)
-    demand_list("temperatures", float, 0.01, 1000.0, 1, 16)
-    demand_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0, 1024)
+    demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
+    demand_list("temperatures", float, 0.01, 1000.0, 1)
+    demand_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
     for name in ("special_ids", "temperatures", "attention_layers"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)

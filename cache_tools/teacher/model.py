@@ -138,7 +138,7 @@ def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
         head = model.lm_head
         return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
     if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
-        return model.cls.predictions.transform  # type: ignore[no-any-return]
+        return model.cls.predictions.transform
     return None
 
 
