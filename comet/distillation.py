@@ -156,12 +156,21 @@ class LiveLine(TrainerCallback):
 def save_student(
     student: XLMRobertaForMaskedLM, caches: Sequence[Cache], config: StudentConfig, result: Distilled
 ) -> None:
-    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card."""
+    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card.
+
+    Raises CometError, naming where the student lies instead, when the output has come to exist meanwhile.
+    """
     config.output.parent.mkdir(parents=True, exist_ok=True)
     student.set_attn_implementation("sdpa")
-    with tempfile.TemporaryDirectory(prefix=f".{config.output.name}-", dir=config.output.parent) as scratch:
-        folder = Path(scratch) / "student"
-        student.cpu().save_pretrained(folder)
-        load_cached_tokenizer(caches[0]).save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
+    folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
+    student.cpu().save_pretrained(folder)
+    load_cached_tokenizer(caches[0]).save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
+    readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
+    for path in folder.iterdir():
+        path.chmod(readable)
+    folder.chmod(readable | (readable & 0o444) >> 2)
+    try:
         folder.rename(config.output)
+    except OSError as error:
+        raise CometError(f"{config.output}: came to exist during the training; the student lies in {folder}") from error
