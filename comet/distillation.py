@@ -80,7 +80,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
     names = [name for name in caches[0].extent.arrays if name not in unused | {"row_key", "tail_logmass_seen"}]
     with tempfile.TemporaryDirectory(prefix="comet-train-") as scratch:
         trainer = DistillationTrainer(
-            distiller, training_arguments(config, Path(scratch)), CacheRows(training, names), validation
+            distiller, training_arguments(config, shape, Path(scratch)), CacheRows(training, names), validation
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(LiveLine())
@@ -105,7 +105,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
     return result
 
 
-def training_arguments(config: StudentConfig, scratch: Path) -> TrainingArguments:
+def training_arguments(config: StudentConfig, shape: StudentShape, scratch: Path) -> TrainingArguments:
     """Raises CometError for a field that TrainingArguments does not have or refuses."""
     recipe = config.recipe
     fields: dict[str, Any] = {
@@ -114,7 +114,7 @@ def training_arguments(config: StudentConfig, scratch: Path) -> TrainingArgument
         "max_steps": config.steps or -1,
         "per_device_train_batch_size": config.batch_size or recipe.batch_size,
         "per_device_eval_batch_size": 32,
-        "learning_rate": config.learning_rate or recipe.learning_rate,
+        "learning_rate": config.learning_rate or recipe.peak_learning_rate(shape.hidden),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.98,

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What the student is asked to match. A weight of 0 leaves a loss out."""
+    """What the student is asked to match. A weight of 0 leaves a loss out.
+
+    `learning_rate` is the peak for a student of width 256; with `scales_with_width` narrower ones take
+    proportionally larger steps.
+    """
 
     name: str
     kd_weight: float
@@ -15,9 +19,13 @@ class TrainingRecipe:
     attention_loss: str  # kl, mse or projection
     dropout: float
     learning_rate: float
+    scales_with_width: bool
     epochs: int
     batch_size: int
     differs_from_paper: tuple[str, ...] = ()
+
+    def peak_learning_rate(self, hidden: int) -> float:
+        return self.learning_rate * 256 / hidden if self.scales_with_width else self.learning_rate
 
 
 DEFAULT = TrainingRecipe(
@@ -28,7 +36,8 @@ DEFAULT = TrainingRecipe(
     attention_weight=0.1,
     attention_loss="kl",
     dropout=0.0,
-    learning_rate=1e-3,
+    learning_rate=1.2e-3,
+    scales_with_width=True,
     epochs=15,
     batch_size=16,
 )
@@ -42,6 +51,7 @@ PAPER = TrainingRecipe(
     attention_loss="projection",
     dropout=0.1,
     learning_rate=5e-5,
+    scales_with_width=False,
     epochs=15,
     batch_size=16,
     differs_from_paper=(

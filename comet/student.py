@@ -19,7 +19,7 @@ from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, Vocabulary
 
 AT_LEAST_SMALLER = 0.85
-EMBEDDING_STD = 0.05
+EMBEDDING_STD = 0.1
 POSITIONS = 514
 
 
@@ -117,10 +117,11 @@ def new_student(shape: StudentShape, caches: list[Cache], dropout: float, seed: 
 def start_from_cache(
     student: XLMRobertaForMaskedLM, vocabularies: list[Vocabulary], special_ids: tuple[int, ...]
 ) -> None:
-    """Embeddings from the teacher's leading components, head bias from word frequencies.
+    """Embeddings from the teacher's leading components, head bias from word frequencies, head transform the identity.
 
-    Ids that never occur start at the mean, which is zero; special tokens keep their random start. The bias is the
-    log of the add-one-smoothed frequency, so that the first predictions are those of a unigram model.
+    The identity lets the teacher's geometry of words reach the predictions from the first step on. The bias is the
+    log of the add-one-smoothed frequency, so that the first predictions are those of a unigram model. Ids that never
+    occur start at the mean, which is zero; special tokens keep their random start.
     """
     weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
     vocab_size, hidden = weight.shape
@@ -137,6 +138,7 @@ def start_from_cache(
     weight[special] = keep
     frequency = torch.from_numpy(counts + 1.0)
     student.lm_head.bias.copy_((frequency / frequency.sum()).log())
+    student.lm_head.dense.weight.copy_(torch.eye(hidden))
 
 
 def load_cached_tokenizer(cache: Cache) -> PreTrainedTokenizerBase:
