@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.prepare import prepare
+from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
-from cache_tools.store.claim import claimed_folder
+from cache_tools.store.claim import claimed_folder, remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.writer import commit_shard
 from cache_tools.teacher.model import (
@@ -42,6 +42,7 @@ def build_cache(settings: BuildSettings) -> Cache:
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
+    remove_abandoned(settings.out.parent, preparing_prefix(settings.out))
     if not settings.out.exists():
         prepare(settings, teacher, tokenizer)
     cache = open_cache(settings.out)

@@ -85,7 +85,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
     check_against_teacher(settings, teacher, tokenizer)
     sources = find_sources(settings.text)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with claimed_folder(out.parent, f".{out.name}.preparing-") as work:
+    with claimed_folder(out.parent, preparing_prefix(out)) as work:
         spool = spool_documents(settings, sources, tokenizer, work)
         root = work / "cache"
         root.mkdir()
@@ -110,6 +110,11 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
                 raise CometError(f"{out}: cannot be created ({error.strerror})") from error
             # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
         sync_folder(out.parent)
+
+
+def preparing_prefix(out: Path) -> str:
+    """How the folders begin that a cache is prepared in."""
+    return f".{out.name}.preparing-"
 
 
 def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:

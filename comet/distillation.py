@@ -26,7 +26,7 @@ from comet.trainer import DistillationTrainer
 class StudentConfig:
     """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
 
-    `arguments` are further fields of transformers' TrainingArguments.
+    `arguments` are further fields of transformers' TrainingArguments. Raises CometError for numbers not above 0.
     """
 
     output: Path
@@ -38,6 +38,12 @@ class StudentConfig:
     learning_rate: float | None = None
     seed: int = 0
     arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,9 @@ def save_student(
     student.set_attn_implementation("sdpa")
     folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
     student.cpu().save_pretrained(folder)
-    load_cached_tokenizer(caches[0]).save_pretrained(folder)
+    tokenizer = load_cached_tokenizer(caches[0])
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
+    tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
     readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
     for path in folder.iterdir():

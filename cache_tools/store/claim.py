@@ -17,8 +17,7 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
     An owner is alive while it holds the file lock in its folder.
     """
-    for left in parent.glob(f"{prefix}*"):
-        remove_if_abandoned(left)
+    remove_abandoned(parent, prefix)
     folder = parent / f"{prefix}{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     try:
@@ -28,11 +27,15 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_if_abandoned(folder: Path) -> None:
-    lock = filelock.FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(blocking=False)
-    except (filelock.Timeout, OSError):
-        return  # a live owner's, or one that is just going
-    shutil.rmtree(folder, ignore_errors=True)
-    lock.release()
+def remove_abandoned(parent: Path, prefix: str) -> None:
+    """Removes the folders `parent/prefix…` whose owner is dead."""
+    for folder in parent.iterdir() if parent.is_dir() else ():
+        if not folder.name.startswith(prefix):
+            continue
+        lock = filelock.FileLock(folder / LOCK_NAME)
+        try:
+            lock.acquire(blocking=False)
+        except (filelock.Timeout, OSError):
+            continue  # a live owner's, or one that is just going
+        shutil.rmtree(folder, ignore_errors=True)
+        lock.release()

@@ -1,0 +1,71 @@
+"""DistillationTrainer inside transformers' Trainer: the order of rows, what is logged, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache_tools import Cache
+from cache_tools.errors import CometError
+from comet.data import CacheRows, ShardShuffleSampler, shards_of
+from comet.distillation import StudentConfig, distill, training_arguments
+from comet.distiller import Distiller
+from comet.recipes import DEFAULT
+from comet.student import PRESETS, new_student
+from comet.trainer import DistillationTrainer
+
+
+@pytest.fixture
+def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
+    shape = PRESETS[-1]
+    config = StudentConfig(tmp_path / "student", steps=4, batch_size=8, arguments=(("logging_steps", 2),))
+    distiller = Distiller(new_student(shape, [cache], dropout=0.0, seed=0), cache.recipe, DEFAULT)
+    rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n != "row_key"])
+    return DistillationTrainer(
+        distiller, training_arguments(config, shape, tmp_path), rows, shards_of([cache], "validation")
+    )
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_the_rows_of_an_epoch_come_in_the_sampler_s_order(trainer: DistillationTrainer, epoch: int) -> None:
+    loader = trainer.get_train_dataloader()
+    loader.set_epoch(epoch)
+    rows = trainer.train_dataset
+    expected = ShardShuffleSampler([shard.rows for shard in rows.shards], seed=0)
+    expected.set_epoch(epoch)
+    order = list(expected)
+    for step, batch in enumerate(loader):
+        stored = rows.__getitems__(order[step * 8 : (step + 1) * 8])["input_ids"]
+        np.testing.assert_array_equal(batch["input_ids"].numpy(), stored[:, : batch["input_ids"].shape[1]])
+
+
+def test_every_part_of_the_loss_is_logged(trainer: DistillationTrainer) -> None:
+    trainer.train()
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    assert len(lines) == 2
+    for line in lines:
+        assert line["loss"] == pytest.approx(line["kd"] + 0.1 * line["attention"], rel=1e-3)
+
+
+def test_evaluate_measures_the_validation_rows(trainer: DistillationTrainer, cache: Cache) -> None:
+    metrics = trainer.evaluate()
+    targets = sum(
+        (cache.read_shard("validation", s)["target_id"] >= 0).sum() for s in cache.extent.indices("validation")
+    )
+    assert metrics["eval_targets"] == targets
+    assert 0 < metrics["eval_kl"] < metrics["eval_cross_entropy"]
+    assert trainer.model.training or trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("field", ["epochs", "steps", "batch_size", "learning_rate"])
+def test_numbers_not_above_zero_are_refused(tmp_path: Path, field: str) -> None:
+    option = field.replace("_", "-")
+    with pytest.raises(CometError, match=f"--{option} 0: expected a number above 0"):
+        StudentConfig(tmp_path / "student", **{field: 0})
+
+
+def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path) -> None:
+    config = StudentConfig(tmp_path / "student", steps=3, learning_rate=1e18)
+    with pytest.raises(CometError, match="the training diverged: the validation loss is not finite"):
+        distill([cache], config)
+    assert not list(tmp_path.iterdir())
