@@ -20,7 +20,7 @@ class Head:
     weight: Tensor
     bias: Tensor
 
-    def logits(self, features: Tensor, ids: slice) -> Tensor:
+    def logits(self, features: Tensor, ids: Tensor | slice) -> Tensor:
         """[T, ids] float32 logits of features [T, H], never rounded to the compute dtype."""
         return torch.addmm(self.bias[ids].float(), features.float(), self.weight[ids].float().T)
 
@@ -39,77 +39,86 @@ class KeptLogits:
 def keep_topk(features: Tensor, head: Head, k: int, temperatures: tuple[float, ...], seen: Tensor) -> KeptLogits:
     """The k most probable tokens of each target, best first, ties to the lower id, and the tails.
 
-    `features` [T, H]; `seen` [V] bool, the ids that occur in the corpus. One pass over slices of the vocabulary;
-    never more than [T, slice] logits at a time.
+    `features` [T, H]; `seen` [V] bool, the ids that occur in the corpus. One pass over slices of the vocabulary,
+    each of seen or of unseen ids only; never more than [T, slice] logits at a time.
     """
-    targets, vocab_size = len(features), len(head.weight)
-    device = features.device
+    targets, device = len(features), features.device
     best = torch.full((targets, 0), -torch.inf, device=device)
     best_id = torch.zeros((targets, 0), dtype=torch.int64, device=device)
-    tail = RunningTail(targets, temperatures, device)
-    for start in range(0, vocab_size, VOCABULARY_SLICE):
-        ids = slice(start, min(start + VOCABULARY_SLICE, vocab_size))
-        candidate = torch.cat([best, head.logits(features, ids)], dim=1)  # [T, k + slice]
-        slice_id = torch.arange(ids.start, ids.stop, device=device).expand(targets, -1)
-        candidate_id = torch.cat([best_id, slice_id], dim=1)  # [T, k + slice]; equal logits stand in order of id
-        chosen = top_positions(candidate, min(k, candidate.shape[1]))
-        best, best_id = candidate.gather(1, chosen), candidate_id.gather(1, chosen)
-        tail.add(candidate.scatter(1, chosen, -torch.inf), seen[candidate_id])
-    log_total = torch.logaddexp(best.logsumexp(1), tail.logmass_at_one())  # [T], at temperature 1
-    tails, tails_seen = tail.logmass(log_total)
-    order = torch.argsort(best, dim=1, descending=True, stable=True)
-    return KeptLogits(
-        best_id.gather(1, order), best.gather(1, order) - log_total[:, None], tails, tails_seen, threshold=None
-    )
+    tail_seen, tail_unseen = (RunningTail(targets, temperatures, device) for _ in range(2))
+    for tail, kind in ((tail_seen, seen), (tail_unseen, ~seen)):
+        for ids in kind.nonzero()[:, 0].split(VOCABULARY_SLICE):
+            logits = head.logits(features, ids)  # [T, C]
+            top = top_positions(logits, min(k, len(ids)))  # [T, ≤ k]
+            merged = torch.cat([best, logits.gather(1, top)], dim=1)  # [T, ≤ 2k]
+            merged_id = torch.cat([best_id, ids[top]], dim=1)
+            order = by_falling_value(merged, merged_id)
+            merged, merged_id = merged.gather(1, order), merged_id.gather(1, order)
+            best, dropped = merged[:, :k], merged[:, k:]
+            best_id, dropped_is_seen = merged_id[:, :k], seen[merged_id[:, k:]]
+            tail.add(logits.scatter_(1, top, -torch.inf))
+            tail_seen.add(dropped.masked_fill(~dropped_is_seen, -torch.inf))
+            tail_unseen.add(dropped.masked_fill(dropped_is_seen, -torch.inf))
+    log_total = torch.stack([best.logsumexp(1), tail_seen.at_one(), tail_unseen.at_one()]).logsumexp(0)  # [T]
+    logmass_seen = tail_seen.logmass(log_total)
+    logmass = torch.logaddexp(logmass_seen, tail_unseen.logmass(log_total))
+    return KeptLogits(best_id, best - log_total[:, None], logmass, logmass_seen, threshold=None)
 
 
 def top_positions(values: Tensor, k: int) -> Tensor:
-    """[T, k] ascending positions of the k largest values of each row of [T, C], ties to the lower position."""
-    kth = values.topk(k, dim=1).values[:, -1:]  # [T, 1]
-    above = values > kth
-    wanted = above | (values == kth)
-    surplus = wanted.sum(1) > k
-    if surplus.any():  # topk breaks ties as it likes: keep the first of those that equal the k-th
-        tied = values[surplus] == kth[surplus]
-        room = k - above[surplus].sum(1, keepdim=True)
-        wanted[surplus] = above[surplus] | (tied & (tied.cumsum(1) <= room))
-    return wanted.nonzero()[:, 1].view(len(values), k)
+    """[T, k] positions of the k largest values of each row of [T, C] in no order, ties to the lower position."""
+    if k == values.shape[1]:
+        return torch.arange(k, device=values.device).expand(len(values), -1)
+    largest, position = values.topk(k + 1, dim=1)
+    chosen = position[:, :k]
+    tied = (largest[:, k - 1] == largest[:, k]).nonzero()[:, 0]  # topk breaks a tie at its edge as it likes
+    if len(tied):
+        edge = largest[tied, k - 1, None]
+        above, equal = values[tied] > edge, values[tied] == edge
+        room = k - above.sum(1, keepdim=True)
+        chosen[tied] = (above | (equal & (equal.cumsum(1) <= room))).nonzero()[:, 1].view(-1, k)
+    return chosen
+
+
+def by_falling_value(values: Tensor, ids: Tensor) -> Tensor:
+    """[T, n] positions that sort each row by falling value, equal values by rising id."""
+    by_id = ids.argsort(dim=1)
+    return by_id.gather(1, values.gather(1, by_id).argsort(dim=1, descending=True, stable=True))
 
 
 class RunningTail:
-    """Sums of exp(logit / T) over the tokens not kept, over all of them and over those seen, for each temperature.
+    """Sums of exp(logit / T) for each temperature, relative to the largest logit so far.
 
-    Sums are relative to the largest logit of the tail so far, so a tail of 1e-30 is as exact as one of 0.5.
-    Temperature 1 is always among them, for the normaliser.
+    So a tail of 1e-30 of the mass is as exact as one of a half. Temperature 1 is always summed, for the normaliser.
     """
 
     def __init__(self, targets: int, temperatures: tuple[float, ...], device: torch.device) -> None:
         self.temperatures = temperatures
         self.summed = tuple(dict.fromkeys((1.0, *temperatures)))
         self.largest = torch.full((targets, 1), torch.finfo(torch.float32).min, device=device)
-        self.sums = torch.zeros((targets, len(self.summed), 2), device=device)  # last axis: all, seen
+        self.sums = torch.zeros((targets, len(self.summed)), device=device)
 
-    def add(self, logits: Tensor, seen: Tensor) -> None:
-        """`logits` [T, C] with kept tokens at −inf; `seen` [T, C] bool."""
+    def add(self, logits: Tensor) -> None:
+        """`logits` [T, C], −inf where a token is not of this tail."""
+        if not logits.shape[1]:
+            return
         largest = torch.maximum(self.largest, logits.amax(1, keepdim=True))  # [T, 1]
-        for index, temperature in enumerate(self.summed):
-            self.sums[:, index] *= ((self.largest - largest) / temperature).exp()
-            mass = ((logits - largest) / temperature).exp()  # [T, C]
-            self.sums[:, index, 0] += mass.sum(1)
-            self.sums[:, index, 1] += (mass * seen).sum(1)
+        temperature = torch.tensor(self.summed, device=logits.device)
+        self.sums *= ((self.largest - largest) / temperature).exp()
+        below = logits - largest
+        for index, t in enumerate(self.summed):
+            self.sums[:, index] += (below / t).exp_().sum(1)
         self.largest = largest
 
-    def logmass_at_one(self) -> Tensor:
-        """[T] log of the summed exp(logit) of the tail; −inf where the tail is empty."""
-        return self.sums[:, 0, 0].log() + self.largest[:, 0]
+    def at_one(self) -> Tensor:
+        """[T] log of the summed exp(logit); −inf where the tail is empty."""
+        return self.sums[:, 0].log() + self.largest[:, 0]
 
-    def logmass(self, log_total: Tensor) -> tuple[Tensor, Tensor]:
-        """([T, n_T], [T, n_T]): log Σ exp(logprob / T) over the tail, all and seen, given log Σ exp(logit) [T]."""
+    def logmass(self, log_total: Tensor) -> Tensor:
+        """[T, n_T] log Σ exp(logprob / T), given log Σ exp(logit) over the whole vocabulary [T]."""
         temperature = torch.tensor(self.summed, device=log_total.device)
-        shift = (self.largest - log_total[:, None]) / temperature  # [T, summed]
-        logmass = self.sums.log() + shift[:, :, None]
-        wanted = [self.summed.index(t) for t in self.temperatures]
-        return logmass[:, wanted, 0], logmass[:, wanted, 1]
+        logmass = self.sums.log() + (self.largest - log_total[:, None]) / temperature
+        return logmass[:, [self.summed.index(t) for t in self.temperatures]]
 
 
 def keep_threshold_sample(
