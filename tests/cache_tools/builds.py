@@ -7,7 +7,9 @@ importing a time. After the fork it runs `python -m cache_tools …` as a fresh 
 import hashlib
 import multiprocessing
 import os
+import resource
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -33,11 +35,12 @@ PATIENCE = 60.0  # seconds until a process that should have ended is taken for s
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended: its exit code (negative: the signal that killed it) and what it printed."""
+    """How a process ended: its exit code (negative: the signal that killed it), what it printed, its peak memory."""
 
     code: int
     stdout: str
     stderr: str
+    peak_bytes: int = 0
 
 
 class Running:
@@ -45,7 +48,8 @@ class Running:
 
     def __init__(self, arguments: list[str], log: Path) -> None:
         self.log = log
-        log.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(log, ignore_errors=True)
+        log.mkdir(parents=True)
         self.process = server().Process(target=run_command, args=(arguments, str(log)))
         self.process.start()
 
@@ -56,7 +60,7 @@ class Running:
             self.process.kill()
             raise AssertionError(f"still at work after {PATIENCE:g} s: {self.read('stderr')}")
         self.process.close()
-        return Ended(code, self.read("stdout"), self.read("stderr"))
+        return Ended(code, self.read("stdout"), self.read("stderr"), int(self.read("peak") or 0))
 
     def read(self, name: str) -> str:
         path = self.log / name
@@ -96,11 +100,15 @@ def server() -> ForkServerContext:
 
 
 def run_command(arguments: list[str], log: str) -> None:
-    """In the new process: `python -m cache_tools arguments…`, output to `log/stdout` and `log/stderr`."""
+    """In the new process: `python -m cache_tools arguments…`, output and peak memory to files in the folder `log`."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{log}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = ["comet-cache", *arguments]
-    runpy.run_module("cache_tools", run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module("cache_tools", run_name="__main__", alter_sys=True)
+    finally:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        Path(log, "peak").write_text(str(peak), encoding="ascii")
 
 
 def build_arguments(out: Path, teacher: Path | str, text: Path | str, **options: object) -> list[str]:

@@ -5,7 +5,7 @@ The caches are read with plain zarr; packing and the choice of validation docume
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,22 +13,27 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from builds import build
+from builds import Running, assert_one_error_line, build
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
 GROUPS = ("train", "validation")
 SEQ_LEN = 32
 COMMON: dict[str, Any] = {"seq_len": SEQ_LEN, "attention_layers": "none", "top_k": 2, "rows_per_shard": 16}
-CACHES: dict[str, dict[str, Any]] = {"all text": {}, "8 views of 700 tokens": {"views": 8, "max_tokens": 700}}
+CACHES: dict[str, dict[str, Any]] = {
+    "all text": {},
+    "8 views of 700 tokens": {"views": 8, "max_tokens": 700},
+    "each word a document": {"max_tokens": 2500},  # more documents than are tokenised at once
+}
 
 
 @dataclass(frozen=True)
 class Built:
-    """A cache as plain zarr shows it, and the options it was built with."""
+    """A cache as plain zarr shows it, and the options and documents it was built with."""
 
     folder: Path
     options: dict[str, Any]
+    texts: list[str]
 
     @property
     def views(self) -> int:
@@ -52,21 +57,28 @@ def texts(sample_text: Path) -> list[str]:
 
 @pytest.fixture(scope="module", params=list(CACHES))
 def built(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, texts: list[str]
 ) -> Built:
     folder = tmp_path_factory.mktemp("tokens")
-    options = COMMON | CACHES[request.param]
-    ended = build(folder / "kin.zarr", sample_teacher, sample_text, folder / "log", **options)
+    chosen = " ".join(texts).split() if request.param.startswith("each word") else texts
+    return build_from(chosen, folder, sample_teacher, **CACHES[request.param])
+
+
+def build_from(texts: list[str], folder: Path, teacher: Path, **changes: Any) -> Built:
+    """Builds `folder/kin.zarr` from a text file with these documents."""
+    text, out, options = folder / "text.txt", folder / "kin.zarr", COMMON | changes
+    text.write_text("\n".join(texts))
+    ended = build(out, teacher, text, folder / "log", **options)
     assert (ended.code, ended.stderr) == (0, "")
-    return Built(folder / "kin.zarr", options)
+    return Built(out, options, texts)
 
 
-def documents(built: Built, texts: list[str], tokenizer: Any) -> tuple[list[str], list[list[int]]]:
+def documents(built: Built, tokenizer: Any) -> tuple[list[str], list[list[int]]]:
     """The documents that belong in the cache, with their ids: up to the one that reaches the limit."""
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    limit = built.options.get("max_tokens", sum(map(len, ids)))
-    count = next(n for n in range(1, len(ids) + 1) if sum(map(len, ids[:n])) >= limit)
-    return texts[:count], ids[:count]
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in built.texts]
+    total = np.cumsum([len(document) for document in ids])
+    count = int(np.argmax(total >= built.options.get("max_tokens", total[-1]))) + 1
+    return built.texts[:count], ids[:count]
 
 
 def is_for_validation(text: str) -> bool:
@@ -99,9 +111,9 @@ def packed(ids: list[list[int]], bos: int, eos: int) -> list[list[int]]:
     return [[*row, eos] for row in rows]
 
 
-def assert_rows_are_packed(built: Built, texts: list[str], tokenizer: Any) -> None:
+def assert_rows_are_packed(built: Built, tokenizer: Any) -> None:
     """The rows are these documents, each in the one group that the hash of its text gives it."""
-    chosen, ids = documents(built, texts, tokenizer)
+    chosen, ids = documents(built, tokenizer)
     for group in GROUPS:
         arrays = built.groups[group]
         mine = [d for text, d in zip(chosen, ids, strict=True) if is_for_validation(text) == (group == "validation")]
@@ -110,13 +122,11 @@ def assert_rows_are_packed(built: Built, texts: list[str], tokenizer: Any) -> No
         assert (arrays["input_ids"][np.arange(SEQ_LEN) >= arrays["length"][:, None]] == tokenizer.pad_token_id).all()
 
 
-def test_rows_are_the_packed_text_and_no_document_is_in_both_groups(
-    built: Built, texts: list[str], tokenizer: Any
-) -> None:
-    assert_rows_are_packed(built, texts, tokenizer)
+def test_rows_are_the_packed_text_and_no_document_is_in_both_groups(built: Built, tokenizer: Any) -> None:
+    assert_rows_are_packed(built, tokenizer)
 
 
-def test_decoded_rows_give_back_the_text(built: Built, texts: list[str], tokenizer: Any) -> None:
+def test_decoded_rows_give_back_the_text(built: Built, tokenizer: Any) -> None:
     mine = AutoTokenizer.from_pretrained(built.folder / "tokenizer")
     normalise = tokenizer.backend_tokenizer.normalizer.normalize_str
     rows = [
@@ -128,13 +138,13 @@ def test_decoded_rows_give_back_the_text(built: Built, texts: list[str], tokeniz
         piece for row in rows for piece in mine.convert_ids_to_tokens(row) if piece not in mine.all_special_tokens
     ]
     found = "".join(pieces).replace("▁", " ").split()
-    chosen, _ = documents(built, texts, tokenizer)
+    chosen, _ = documents(built, tokenizer)
     ordered = [text for wanted in (False, True) for text in chosen if is_for_validation(text) == wanted]
     assert found == " ".join(map(normalise, ordered)).split()
 
 
-def test_vocabulary_is_a_count_over_the_tokenised_text(built: Built, texts: list[str], tokenizer: Any) -> None:
-    _, ids = documents(built, texts, tokenizer)
+def test_vocabulary_is_a_count_over_the_tokenised_text(built: Built, tokenizer: Any) -> None:
+    _, ids = documents(built, tokenizer)
     expected = Counter(i for document in ids for i in document if i not in tokenizer.all_special_ids)
     arrays = built.groups["vocabulary"]
     found = dict(zip(arrays["id"].tolist(), arrays["count"].tolist(), strict=True))
@@ -179,23 +189,51 @@ def test_every_view_masks_other_positions_until_all_were_masked(built: Built, to
                 assert set(times) == set(maskable)
 
 
-def test_excluded_documents_are_nowhere(
-    tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path, sample_text: Path
-) -> None:
+def test_excluded_documents_are_nowhere(tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path) -> None:
     left_out = texts[3:60:3]
     (tmp_path / "test.txt").write_text("\n".join(f"  {text} " for text in left_out))
-    out, options = tmp_path / "kin.zarr", COMMON | {"max_tokens": 700, "exclude": tmp_path / "test.txt"}
-    ended = build(out, sample_teacher, sample_text, tmp_path / "log", **options)
-    assert (ended.code, ended.stderr) == (0, "")
+    cache = build_from(texts, tmp_path, sample_teacher, max_tokens=700, exclude=tmp_path / "test.txt")
     wanted = [text for text in texts if text not in left_out]
-    assert_rows_are_packed(Built(out, options), wanted, tokenizer)
+    assert_rows_are_packed(replace(cache, texts=wanted), tokenizer)
 
 
 def test_repeated_documents_stay_in_one_group(
     tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path
 ) -> None:
-    repeated = texts[:40] * 2
-    (tmp_path / "text.txt").write_text("\n".join(repeated))
-    ended = build(tmp_path / "kin.zarr", sample_teacher, tmp_path / "text.txt", tmp_path / "log", **COMMON)
-    assert (ended.code, ended.stderr) == (0, "")
-    assert_rows_are_packed(Built(tmp_path / "kin.zarr", COMMON), repeated, tokenizer)
+    assert_rows_are_packed(build_from(texts[:40] * 2, tmp_path, sample_teacher), tokenizer)
+
+
+def test_a_text_cannot_write_special_tokens(
+    tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path
+) -> None:
+    special = [*tokenizer.all_special_tokens, "</s> <mask>"]
+    hostile = [f"{text} {special[i % len(special)]}" for i, text in enumerate(texts)]
+    cache = build_from(hostile, tmp_path, sample_teacher, max_tokens=1500)
+    found = [token for row in unmasked(cache.groups["train"]) for token in row[1:-1]]
+    assert {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.mask_token_id}.isdisjoint(found)
+    assert found.count(tokenizer.eos_token_id) < len(documents(cache, tokenizer)[0]), "more </s> than documents"
+    pieces = "".join(tokenizer.convert_ids_to_tokens(found))
+    assert pieces.count("mask") > 10, "<mask> in the text is text"
+
+
+def test_a_text_may_be_too_small_for_validation_but_not_for_training(
+    tmp_path: Path, texts: list[str], sample_teacher: Path
+) -> None:
+    cache = build_from([text for text in texts if not is_for_validation(text)][:3], tmp_path, sample_teacher)
+    assert cache.groups["validation"]["input_ids"].shape == (0, SEQ_LEN)
+    shown = Running(["info", str(cache.folder)], tmp_path / "log").wait().stdout
+    assert shown.startswith(f"{cache.folder}: complete\n")
+    (tmp_path / "one.txt").write_text(next(text for text in texts if is_for_validation(text)))
+    ended = build(tmp_path / "one.zarr", sample_teacher, tmp_path / "one.txt", tmp_path / "log", **COMMON)
+    assert_one_error_line(ended, 2, "too few for a training row")
+    assert not (tmp_path / "one.zarr").exists()
+
+
+def test_unknown_tokens_are_neither_masked_nor_counted(
+    tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path
+) -> None:
+    cache = build_from([f"{text} ☃" for text in texts], tmp_path, sample_teacher, max_tokens=500)
+    unknown = tokenizer.unk_token_id
+    assert any(unknown in row for row in unmasked(cache.groups["train"]))
+    assert unknown not in cache.groups["train"]["target_id"]
+    assert unknown not in cache.groups["vocabulary"]["id"]

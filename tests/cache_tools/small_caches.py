@@ -1,0 +1,163 @@
+"""Complete small caches of random numbers, made with the store's own writers, and ways to damage them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.rows import UNUSED_ID, UNUSED_POSITION
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, vocabulary_arrays
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.records import with_checksum, write_durably
+from cache_tools.store.writer import commit_shard, seal, write_token_shard
+
+Shards = dict[tuple[str, int], dict[str, NDArray]]
+
+NUMERICS = {"device": "cpu", "dtype": "float32"}
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    """10 + 3 rows in shards of 4, so that the last shard of each group is not full."""
+    fields: dict[str, Any] = {
+        "teacher_sha256": "a" * 64,
+        "teacher_architecture": "XLMRobertaForMaskedLM",
+        "teacher_parameters": 1000,
+        "teacher_layers": 3,
+        "teacher_hidden": 12,
+        "teacher_heads": 2,
+        "tokenizer_sha256": "b" * 64,
+        "vocab_size": 50,
+        "bos_id": 0,
+        "eos_id": 2,
+        "pad_id": 1,
+        "mask_id": 49,
+        "special_ids": (0, 1, 2, 3, 49),
+        "tokens_sha256": "c" * 64,
+        "seen_sha256": "d" * 64,
+        "seen_size": 30,
+        "embedding_width": 6,
+        "train_rows": 10,
+        "validation_rows": 3,
+        "seq_len": 16,
+        "max_targets": 3,
+        "views": 1,
+        "mask_prob": 0.2,
+        "seed": 0,
+        "keep": "topk",
+        "top_k": 4,
+        "temperatures": (1.0, 2.0),
+        "attention_layers": (1, 2),
+        "attention_size": 5,
+        "rows_per_shard": 4,
+    }
+    return Recipe(**(fields | changes))
+
+
+def shard_places(recipe: Recipe) -> list[tuple[str, int]]:
+    return [(group, shard) for group in GROUPS for shard in range(recipe.shards(group))]
+
+
+def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[str, NDArray]:
+    """All arrays of one shard: ids and positions in range, a row with an unused slot, tails that may be empty."""
+    generator = np.random.default_rng((seed, GROUPS.index(group), shard))
+    rows = recipe.shard_rows(group, shard)
+    arrays: dict[str, NDArray] = {}
+    for name, spec in group_arrays(recipe, group).items():
+        shape = (rows, *spec.chunk[1:])
+        if spec.dtype.kind == "f":
+            arrays[name] = -generator.exponential(3.0, shape).astype(spec.dtype)
+        else:
+            arrays[name] = generator.integers(0, recipe.vocab_size, shape).astype(spec.dtype)
+    arrays["length"] = generator.integers(9, recipe.seq_len + 1, rows).astype(np.uint16)
+    arrays["row_key"] = generator.integers(0, 2**64, rows, dtype=np.uint64)
+    positions = [np.sort(generator.permutation(8)[: recipe.max_targets]) for _ in range(rows)]
+    arrays["target_position"][:] = 1 + np.array(positions)
+    unused = (0, recipe.max_targets - 1)
+    arrays["target_position"][unused], arrays["target_id"][unused] = UNUSED_POSITION, UNUSED_ID
+    arrays["topk_id"][unused], arrays["topk_logprob"][unused] = UNUSED_ID, np.nan
+    arrays["tail_logmass_seen"][0, 0, 0] = -np.inf
+    return arrays
+
+
+def prepare_cache(root: Path, recipe: Recipe, seed: int = 0) -> Shards:
+    """A sealed cache at `root` with its tokens and no committed shard. Returns what its shards are to hold."""
+    shards = {place: random_shard(recipe, *place, seed) for place in shard_places(recipe)}
+    digests: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
+    for (group, shard), arrays in shards.items():
+        tokens = {name: arrays[name] for name in TOKEN_ARRAYS}
+        digests[group] += (write_token_shard(root, group_arrays(recipe, group), shard, tokens),)
+    for name in TOKENIZER_FILES:
+        write_durably(root / TOKENIZER / name, f'{{"name": "{name}"}}'.encode())
+    attributes: dict[str, object] = {
+        "recipe": recipe_json(recipe),
+        "recipe_id": recipe.recipe_id,
+        "provenance": {},
+        "settings": {},
+    }
+    seal(root, recipe, attributes, random_vocabulary(recipe, seed), digests)
+    return shards
+
+
+def recipe_json(recipe: Recipe) -> dict[str, object]:
+    """The recipe as it comes back from JSON."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(recipe).items()}
+
+
+def random_vocabulary(recipe: Recipe, seed: int = 0) -> dict[str, NDArray]:
+    generator = np.random.default_rng(seed)
+    arrays = {
+        name: generator.normal(size=spec.shape).astype(spec.dtype) for name, spec in vocabulary_arrays(recipe).items()
+    }
+    arrays["id"] = np.sort(generator.permutation(recipe.vocab_size)[: recipe.seen_size]).astype(np.int32)
+    arrays["count"] = generator.integers(1, 1000, recipe.seen_size)
+    return arrays
+
+
+def commit(
+    root: Path, recipe: Recipe, place: tuple[str, int], arrays: dict[str, NDArray], numerics: dict[str, str] = NUMERICS
+) -> None:
+    """Commits one shard of a prepared cache, from a staging folder that is empty again afterwards."""
+    staging = root.parent / f"{root.name}.staging"
+    staging.mkdir(exist_ok=True)
+    specs = group_arrays(recipe, place[0])
+    files = {name: file_record((root / specs[name].chunk_path(place[1])).read_bytes()) for name in TOKEN_ARRAYS}
+    teacher = {name: array for name, array in arrays.items() if name not in TOKEN_ARRAYS}
+    commit_shard(root, staging, recipe, *place, teacher, files, numerics)
+    assert not list(staging.iterdir())
+
+
+def make_cache(root: Path, recipe: Recipe | None = None, seed: int = 0) -> Shards:
+    """A complete cache at `root`. Returns what its shards hold."""
+    recipe = recipe or small_recipe()
+    shards = prepare_cache(root, recipe, seed)
+    for place, arrays in shards.items():
+        commit(root, recipe, place, arrays)
+    return shards
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], object], *, sign: bool = False) -> None:
+    """Edits a JSON file; `sign` gives a record the checksum of its new content, as a forger would."""
+    record = json.loads(path.read_text())
+    change(record)
+    if sign:
+        del record["checksum"]
+        path.write_bytes(with_checksum(record))
+    else:
+        path.write_text(json.dumps(record))
+
+
+def flip_byte(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def exchange(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
