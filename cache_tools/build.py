@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
-from cache_tools.prepare import prepare, preparing_prefix
+from cache_tools.languages import find_language
+from cache_tools.prepare import excluded_sha256, prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.claim import claimed_folder, remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
@@ -23,11 +25,10 @@ from cache_tools.teacher.model import (
     Teacher,
     choose_device,
     load_teacher,
-    load_tokenizer,
     numerics,
-    tokenizer_sha256,
 )
 from cache_tools.teacher.signals import seen_mask, teacher_signals
+from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
 from cache_tools.text import find_sources
 
 ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
@@ -41,10 +42,10 @@ def build_cache(settings: BuildSettings) -> Cache:
     """
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
+    find_sources(settings.text)
+    device = choose_device(settings.device)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
-    remove_abandoned(settings.out.parent, preparing_prefix(settings.out))
-    if not settings.out.exists():
-        prepare(settings, teacher, tokenizer)
+    prepare_unless_sealed(settings, teacher, tokenizer)
     cache = open_cache(settings.out)
     if differences := request_differences(settings, cache, teacher, tokenizer_sha256(tokenizer)):
         raise CometError(
@@ -53,12 +54,27 @@ def build_cache(settings: BuildSettings) -> Cache:
             exit_code=2,
         )
     with stop_on_signal() as stop:
-        fill(cache, teacher, choose_device(settings.device), stop)
+        fill(cache, teacher, device, stop)
     done = open_cache(settings.out)
     left = sum(len(done.missing(group)) for group in ("train", "validation"))
     if left:
         raise CometError(f"{settings.out}: stopped with {left} shards to go; run the same command again to go on")
     return done
+
+
+def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises CometError as `prepare` does, when the disk refuses, and at SIGINT or SIGTERM, which leave nothing."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise CometError("stopped while preparing the text; nothing is kept, run the same command again")
+
+    try:
+        with signals_handled_by(stop):
+            remove_abandoned(settings.out.parent, preparing_prefix(settings.out))
+            if not settings.out.exists():
+                prepare(settings, teacher, tokenizer)
+    except OSError as error:
+        raise CometError(f"{settings.out}: cannot be created ({error.strerror or error})") from error
 
 
 def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event) -> None:
@@ -144,9 +160,11 @@ def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher,
         "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
         "--max-tokens": (settings.max_tokens, made_from.get("max_tokens")),
         "--text": (
-            [{"name": source.name, "bytes": source.bytes} for source in find_sources(settings.text)],
+            [{"name": s.name, "bytes": s.bytes, "sha256": s.sha256()} for s in find_sources(settings.text)],
             made_from.get("text"),
         ),
+        "--exclude": (excluded_sha256(settings.exclude), made_from.get("excluded_sha256")),
+        "--lang": (find_language(settings.language).code, made_from.get("language")),
     }
     if settings.dtype != "auto":
         asked["--dtype"] = (settings.dtype, cache.settings["dtype"])
@@ -157,21 +175,28 @@ def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher,
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Sets the event at the first SIGINT or SIGTERM; the second one acts as it always does."""
+    """Sets the event at the first SIGINT or SIGTERM; the second raises CometError there and then."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
 
     def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise CometError("stopped at once; the shard in work is lost, run the same command again to go on")
         stop.set()
-        for restored, handler in previous.items():
-            signal.signal(restored, handler)
         tqdm.write("stopping after the shard in work (once more to stop at once)")
 
-    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with signals_handled_by(request):
         yield stop
+
+
+@contextmanager
+def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM go to `handler`, where this thread can receive signals at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, before in previous.items():
+            signal.signal(number, before)

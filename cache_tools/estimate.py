@@ -13,8 +13,9 @@ from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.teacher.model import choose_device, load_teacher, load_tokenizer
+from cache_tools.teacher.model import choose_device, load_teacher
 from cache_tools.teacher.signals import seen_mask, teacher_signals
+from cache_tools.teacher.tokenizer import load_tokenizer
 
 PROBE_SECONDS = 15.0
 

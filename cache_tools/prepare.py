@@ -36,7 +36,8 @@ from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder
 from cache_tools.store.writer import seal, write_token_shard
-from cache_tools.teacher.model import Teacher, choose_device, choose_dtype, tokenizer_sha256
+from cache_tools.teacher.model import Teacher, choose_device, choose_dtype
+from cache_tools.teacher.tokenizer import encode_texts, tokenizer_sha256
 from cache_tools.text import Source, documents, find_sources
 
 DOCUMENTS_AT_ONCE = 1024
@@ -142,6 +143,12 @@ def excluded_hashes(path: Path | None) -> frozenset[int]:
     return frozenset(document_hash(text) for source in find_sources((str(path),)) for text in documents(source))
 
 
+def excluded_sha256(path: Path | None) -> str:
+    """SHA-256 over the sorted hashes of the excluded documents, so that a resumed build excludes the same."""
+    hashes = np.array(sorted(excluded_hashes(path)), dtype="<u8")
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
 def spool_documents(
     settings: BuildSettings, sources: tuple[Source, ...], tokenizer: PreTrainedTokenizerFast, work: Path
 ) -> Spool:
@@ -159,10 +166,10 @@ def spool_documents(
     with progress, spool.ids.open("wb") as id_file, spool.table.open("wb") as table_file:
         total = 0
         while total < limit and (chunk := list(islice(wanted, DOCUMENTS_AT_ONCE))):
-            encodings = tokenizer.backend_tokenizer.encode_batch_fast([t for _, t in chunk], add_special_tokens=False)
-            lengths = np.array([len(e.ids) for e in encodings])
+            encoded = encode_texts(tokenizer, [text for _, text in chunk])
+            lengths = np.array([len(ids) for ids in encoded])
             used = int(np.searchsorted(total + np.cumsum(lengths), limit)) + 1  # the document that reaches it is in
-            ids = np.array([i for e in encodings[:used] for i in e.ids], dtype=np.int32)
+            ids = np.concatenate(encoded[:used])
             hashes = np.array([h for h, _ in chunk[:used]], dtype=np.uint64)
             id_file.write(ids.tobytes())
             table = np.zeros(len(hashes), dtype=DOCUMENT)
@@ -332,10 +339,11 @@ def provenance(settings: BuildSettings, sources: tuple[Source, ...], spool: Spoo
         "language": language.code,
         "language_name": language.name,
         "teacher": Path(settings.teacher).resolve().name if local else settings.teacher,
-        "text": [{"name": source.name, "bytes": source.bytes} for source in sources],
+        "text": [{"name": s.name, "bytes": s.bytes, "sha256": s.sha256()} for s in sources],
         "text_tokens": spool.total,
         "documents": spool.table.stat().st_size // DOCUMENT.itemsize,
         "max_tokens": settings.max_tokens,
+        "excluded_sha256": excluded_sha256(settings.exclude),
     }
 
 

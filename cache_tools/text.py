@@ -4,18 +4,25 @@ A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` 
 of a `.parquet` file. `.txt` and `.jsonl` may be compressed (`.gz`, `.xz`, `.zst`). Blank lines are not documents.
 """
 
+import gzip
+import hashlib
+import io
 import json
+import lzma
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
-import fsspec
+import zstandard
 
 from cache_tools.errors import CometError
 
-COMPRESSIONS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd"}
+COMPRESSIONS = (".gz", ".xz", ".zst")
 FORMATS = (".txt", ".jsonl", ".parquet")
 MAX_LINE_BYTES = 64 * 2**20
+READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,16 @@ class Source:
     path: Path
     name: str
     bytes: int
+
+    @property
+    def format(self) -> str:
+        """`.txt`, `.jsonl` or `.parquet`."""
+        return text_format(self.path)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file as it lies on the disk."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_sources(paths: tuple[str, ...]) -> tuple[Source, ...]:
@@ -37,11 +54,11 @@ def find_sources(paths: tuple[str, ...]) -> tuple[Source, ...]:
         path = Path(given)
         if not path.exists():
             raise CometError(f"--text {given}: no such file or folder", exit_code=2)
-        files = sorted(f for f in path.rglob("*") if f.is_file() and is_text(f)) if path.is_dir() else [path]
+        files = sorted(f for f in path.rglob("*") if f.is_file() and text_format(f)) if path.is_dir() else [path]
         if not files:
             raise CometError(f"--text {given}: the folder holds no {', '.join(FORMATS)} file", exit_code=2)
         for file in files:
-            if not is_text(file):
+            if not text_format(file):
                 raise CometError(
                     f"--text {given}: expected {', '.join(FORMATS)} (the first two also with "
                     f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
@@ -51,8 +68,12 @@ def find_sources(paths: tuple[str, ...]) -> tuple[Source, ...]:
     return tuple(sources)
 
 
-def is_text(path: Path) -> bool:
-    return path.suffix in FORMATS or (path.suffix in COMPRESSIONS and Path(path.stem).suffix in FORMATS[:2])
+def text_format(path: Path) -> str:
+    """The format that a file name promises, empty if none that can be read."""
+    if path.suffix in COMPRESSIONS:
+        inner = Path(path.stem).suffix
+        return inner if inner in FORMATS[:2] else ""
+    return path.suffix if path.suffix in FORMATS else ""
 
 
 def documents(source: Source) -> Iterator[str]:
@@ -61,12 +82,10 @@ def documents(source: Source) -> Iterator[str]:
     Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
     or a record without a text.
     """
-    if source.path.suffix == ".parquet":
+    if source.format == ".parquet":
         yield from parquet_documents(source)
         return
-    compression = COMPRESSIONS.get(source.path.suffix)
-    is_json = ".jsonl" in source.path.suffixes[-2:]
-    with fsspec.open(str(source.path.absolute()), "rb", compression=compression) as file:
+    with open_binary(source) as file:
         number = 0
         while raw := read_line(file, source, number + 1):
             number += 1
@@ -79,16 +98,63 @@ def documents(source: Source) -> Iterator[str]:
                 ) from None
             if number == 1:
                 line = line.removeprefix("\ufeff")
-            if is_json and line.strip():
+            if source.format == ".jsonl" and line.strip():
                 line = json_text(line, source, number)
             if document := line.strip():
                 yield document
 
 
-def read_line(file: fsspec.core.OpenFile, source: Source, number: int) -> bytes:
+def open_binary(source: Source) -> BinaryIO:
+    """The decompressed bytes of a file."""
+    if source.path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(source.path, "rb"))
+    if source.path.suffix == ".xz":
+        return cast(BinaryIO, lzma.open(source.path, "rb"))
+    if source.path.suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(ZstdFrames(source.path), 2**20))
+    return source.path.open("rb")
+
+
+class ZstdFrames(io.RawIOBase):
+    """The decompressed bytes of all zstd frames of a file; a frame that is cut short raises EOFError.
+
+    zstandard's own reader ends quietly there, and the rest of the corpus would be missing without a word.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.compressed = b""
+        self.pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        while not self.pending:
+            self.compressed = self.compressed or self.file.read(2**17)
+            if not self.compressed:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.pending = self.frame.decompress(self.compressed)
+            self.compressed = b""
+            if self.frame.eof:
+                self.compressed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.pending))
+        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def read_line(file: BinaryIO, source: Source, number: int) -> bytes:
     try:
-        line: bytes = file.readline(MAX_LINE_BYTES + 1)
-    except (OSError, EOFError, ValueError) as error:
+        line = file.readline(MAX_LINE_BYTES + 1)
+    except READ_ERRORS as error:
         raise CometError(f"{source.name} line {number}: cannot be read: {error}") from error
     if len(line) > MAX_LINE_BYTES:
         raise CometError(
@@ -100,24 +166,33 @@ def read_line(file: fsspec.core.OpenFile, source: Source, number: int) -> bytes:
 def json_text(line: str, source: Source, number: int) -> str:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CometError(f"{source.name} line {number}: not JSON: {error}") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         raise CometError(f'{source.name} line {number}: expected an object with a string "text"')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise CometError(f"{source.name} line {number}: half a surrogate pair (\\ud800 to \\udfff) is not text")
     return text
 
 
 def parquet_documents(source: Source) -> Iterator[str]:
-    import datasets  # here: it is slow to import, and only Parquet needs it
+    import pyarrow  # here: it is slow to import, and only Parquet needs it
+    import pyarrow.parquet
 
+    number = 0
     try:
-        rows = datasets.load_dataset("parquet", data_files=str(source.path), split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            text = row.get("text")
-            if not isinstance(text, str):
-                raise CometError(f'{source.name} row {number}: expected a string column "text", found {sorted(row)}')
-            if document := text.strip():
-                yield document
-    except (OSError, ValueError) as error:
+        with pyarrow.parquet.ParquetFile(source.path) as file:
+            columns = file.schema_arrow.names
+            for batch in file.iter_batches(columns=[name for name in columns if name == "text"]):
+                texts = batch.column("text").to_pylist() if "text" in columns else [None]
+                for text in texts:
+                    number += 1
+                    if not isinstance(text, str):
+                        raise CometError(
+                            f'{source.name} row {number}: expected a string column "text", found {sorted(columns)}'
+                        )
+                    if document := text.strip():
+                        yield document
+    except (OSError, pyarrow.ArrowException) as error:
         raise CometError(f"{source.name}: cannot be read as Parquet: {error}") from error

@@ -1,15 +1,26 @@
 """What several tests share: the small real teacher that ships with the package, and where the real data lies."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import cache_tools.sample
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 SAMPLE = Path(cache_tools.sample.__file__).parent
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices, and a machine that may be busy: torch's threads would wait for each other more than compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -18,13 +18,28 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
     An owner is alive while it holds the file lock in its folder.
     """
     remove_abandoned(parent, prefix)
-    folder = parent / f"{prefix}{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
+    while (claim := try_to_claim(parent / f"{prefix}{uuid.uuid4().hex}")) is None:
+        pass
+    folder, lock = claim
     try:
-        with filelock.FileLock(folder / LOCK_NAME):
-            yield folder
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        lock.release()
+
+
+def try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
+    """Makes and locks a folder; None if somebody took it for abandoned in the instant before it was locked."""
+    folder.mkdir(parents=True)
+    lock = filelock.FileLock(folder / LOCK_NAME)
+    try:
+        lock.acquire()
+    except FileNotFoundError:
+        return None
+    if (folder / LOCK_NAME).exists():
+        return folder, lock
+    lock.release()
+    return None
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:

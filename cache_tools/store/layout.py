@@ -152,6 +152,9 @@ def decode_chunk(spec: ArraySpec, data: bytes, rows: int) -> NDArray:
     declared = int.from_bytes(packed[4:8], "little")
     if declared != spec.chunk_bytes:
         raise CometError(f"{spec.path}: a chunk declares {declared} bytes, expected {spec.chunk_bytes}")
+    compressed = int.from_bytes(packed[12:16], "little")
+    if compressed != len(packed):  # Blosc believes it, and reads beyond the end
+        raise CometError(f"{spec.path}: a chunk declares {compressed} compressed bytes, found {len(packed)}")
     try:
         raw = Blosc().decode(packed)
     except (RuntimeError, ValueError) as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import CometError
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
-from cache_tools.store.records import canonical, read_bounded, read_checked, sha256
+from cache_tools.store.records import canonical, read_checked, sha256
 
 LEDGER = "ledger"
 SEAL = f"{LEDGER}/seal.json"
@@ -189,5 +189,5 @@ def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
     parts: list[Any] = [recipe.recipe_id, sha256(canonical(read_checked(root / SEAL))), extent.to_json()]
     for group in GROUPS:
         for shard in extent.indices(group):
-            parts.append(sha256(read_bounded(root / shard_record_path(group, shard), 2**20)))
+            parts.append(sha256(canonical(read_checked(root / shard_record_path(group, shard)))))
     return sha256(canonical(parts))

@@ -134,7 +134,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     def demand_list(name: str, kind: type[int] | type[float], low: float, high: float, shortest: int) -> None:
         found = value[name]
         ok = isinstance(found, list) and shortest <= len(found) <= 4096
-        ok = ok and all(type(x) is kind and low <= float(x) <= high for x in found) and len(set(found)) == len(found)
+        ok = ok and all(type(x) is kind and low <= x <= high for x in found) and len(set(found)) == len(found)
         demand(ok, name, f"{shortest} to 4096 different numbers from {low} to {high}")
 
     demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 VOCABULARY_SLICE = 16384
 TARGET_SLICE = 64
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,11 @@ def keep_threshold_sample(
 def threshold_sample(probability: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor]:
     """([T, k] ids ascending, [T] τ) of probabilities [T, V] float64 that sum to 1 and offsets [T] in [0, 1)."""
     largest, largest_id = probability.topk(k, dim=1)  # [T, k]
-    heavier = largest.cumsum(1) - largest  # [T, k] mass of the tokens before the j-th
-    light = torch.clamp(1.0 - heavier, min=0.0)
+    rest = probability.scatter(1, largest_id, 0.0).sum(1, keepdim=True)  # [T, 1] mass outside the k largest
+    light = rest + largest.flip(1).cumsum(1).flip(1)  # [T, k] mass from the j-th on, summed: 1 − the others cancels
     share = light / (k - torch.arange(k, device=probability.device))  # τ if exactly the j largest are certain
-    certain = (largest >= share).cumprod(1).sum(1).clamp(max=k - 1)  # [T] how many are kept for certain
+    reaches = largest >= share * (1 - ROUNDING)
+    certain = reaches.cumprod(1).sum(1).clamp(max=k - 1)  # [T] how many are kept for certain
     threshold = share.gather(1, certain[:, None])  # [T, 1]
     is_certain = torch.zeros_like(probability, dtype=torch.bool)
     is_certain.scatter_(1, largest_id, torch.arange(k, device=probability.device) < certain[:, None])

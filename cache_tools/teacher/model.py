@@ -1,23 +1,22 @@
 """Loading a teacher and saying which one it is."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForMaskedLM,
-    AutoTokenizer,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
 )
 
 from cache_tools.errors import CometError
@@ -54,36 +53,6 @@ class Teacher:
         body: Any = self.model.base_model
         hidden: Tensor = body(input_ids, attention_mask=mask, attention_capture=capture).last_hidden_state
         return hidden
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """The teacher's tokenizer, from a folder or the hub, set up so that no text becomes a special token.
-
-    Raises CometError when there is none, when it is not a fast one, or when it lacks a special token that rows need.
-    """
-    with hub_errors(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
-    roles = {"mask": tokenizer.mask_token_id, "cls": tokenizer.cls_token_id, "sep": tokenizer.sep_token_id}
-    for role, token_id in (roles | {"pad": tokenizer.pad_token_id}).items():
-        if token_id is None:
-            raise CometError(
-                f"teacher {name}: its tokenizer has no {role} token, so it cannot teach masked words; "
-                "choose a masked LM such as Davlan/afro-xlmr-large"
-            )
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True  # "<mask>" in a text is text
-    return tokenizer
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 over what decides how text becomes ids: pieces with their scores, normaliser, pre-tokeniser."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = {name: state.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def load_teacher(name: str) -> Teacher:
@@ -192,11 +161,15 @@ def hub_errors(name: str, what: str) -> Any:
     """Turns what transformers raises for a missing, broken or unreachable repository into one clear line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        local = Path(name).is_dir()
+    except UnpicklingError as error:
+        raise CometError(
+            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
+            "tensors, which is never run; get the file again, or a model.safetensors"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         advice = (
             "expected a folder with config.json, a tokenizer and model.safetensors or pytorch_model.bin"
-            if local
+            if Path(name).is_dir()
             else "expected a folder, or a name on the hub (is the network up, and the name right?)"
         )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

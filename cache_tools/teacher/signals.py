@@ -40,6 +40,8 @@ def teacher_signals(
     row, slot = np.nonzero(position != UNUSED_POSITION)
     at = torch.from_numpy(position[row, slot].astype(np.int64)).to(device)  # [T]
     features = teacher.transform(hidden[torch.from_numpy(row).to(device), at])  # [T, H]
+    if not torch.isfinite(features).all():
+        raise CometError(overflow("logits are"))
     if recipe.keep == "threshold":
         offset = threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]
         kept = keep_threshold_sample(
@@ -65,7 +67,11 @@ def teacher_signals(
     if recipe.attention_layers:
         arrays["attention"] = capture.maps().half().cpu().numpy()
     if not np.isfinite(arrays["topk_logprob"][row, slot]).all() or np.isnan(arrays["tail_logmass"][row, slot]).any():
-        raise CometError("the teacher's logits are not finite; with float16 they overflow: use --dtype float32")
+        raise CometError(overflow("logits are"))
     if "attention" in arrays and not np.isfinite(arrays["attention"]).all():
-        raise CometError("the teacher's attention is not finite; with float16 it overflows: use --dtype float32")
+        raise CometError(overflow("attention is"))
     return arrays
+
+
+def overflow(what: str) -> str:
+    return f"the teacher's {what} not finite; in float16 some models overflow: use --dtype float32"

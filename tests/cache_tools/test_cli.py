@@ -76,7 +76,9 @@ def test_language_codes_and_their_synonyms() -> None:
     assert find_language("RW").code == find_language("kin").code == "kin"
     assert find_language("sw").name == "Swahili"
     assert find_language("lug").code == "lug"
-    with pytest.raises(CometError, match=r"--lang 'kinyarwanda' is not a language code: expected ISO 639-3, such as kin"):
+    with pytest.raises(
+        CometError, match=r"--lang 'kinyarwanda' is not a language code: expected ISO 639-3, such as kin"
+    ):
         find_language("kinyarwanda")
 
 
