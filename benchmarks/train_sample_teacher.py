@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 
@@ -47,6 +47,7 @@ def train_tokenizer(lines: list[str], vocab_size: int) -> PreTrainedTokenizerFas
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace("’", "'")])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size - 1, special_tokens=SPECIAL, unk_token="<unk>", show_progress=False
     )
@@ -158,13 +159,13 @@ def evaluate(
             -log_unigram[truth].sum().item(),
             (truth == log_unigram.argmax()).sum().item(),
         ]
-    n = totals[0]
+    targets, loss, right, unigram_loss, unigram_right = totals.tolist()
     return {
-        "targets": int(n),
-        "loss": round(totals[1] / n, 4),
-        "accuracy": round(totals[2] / n, 4),
-        "unigram_loss": round(totals[3] / n, 4),
-        "unigram_accuracy": round(totals[4] / n, 4),
+        "targets": int(targets),
+        "loss": round(loss / targets, 4),
+        "accuracy": round(right / targets, 4),
+        "unigram_loss": round(unigram_loss / targets, 4),
+        "unigram_accuracy": round(unigram_right / targets, 4),
     }
 
 
@@ -278,6 +279,7 @@ def main(
     model = model.half()
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
+    (output / "model.safetensors").chmod(0o644)
     reloaded = XLMRobertaForMaskedLM.from_pretrained(output, dtype=torch.float32)
     scores = evaluate(reloaded, held_out_rows, mask_id, log_unigram)
     scores |= {"steps": steps, "minutes": round((time.monotonic() - started) / 60, 1)}

@@ -53,13 +53,19 @@ def build_cache(settings: BuildSettings) -> Cache:
             "choose another --out, or give the options it was begun with to go on with it",
             exit_code=2,
         )
-    with stop_on_signal() as stop:
-        fill(cache, teacher, device, stop)
-    done = open_cache(settings.out)
-    left = sum(len(done.missing(group)) for group in ("train", "validation"))
-    if left:
-        raise CometError(f"{settings.out}: stopped with {left} shards to go; run the same command again to go on")
-    return done
+    if missing_shards(cache):
+        with stop_on_signal() as stop:
+            fill(cache, teacher, device, stop)
+        if left := missing_shards(cache):
+            raise CometError(
+                f"{settings.out}: stopped with {len(left)} shards to go; run the same command again to go on"
+            )
+    return cache
+
+
+def missing_shards(cache: Cache) -> list[tuple[str, int]]:
+    """(group, shard) still to be built, validation first, so that a part of a cache can be measured on."""
+    return [(group, shard) for group in ("validation", "train") for shard in cache.missing(group)]
 
 
 def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -87,7 +93,7 @@ def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.E
     teacher = teacher.to(device, dtype)
     seen = seen_mask(cache.vocabulary.id, cache.recipe.vocab_size, device)
     record = numerics(device, dtype, cache.settings["batch_size"])
-    pending = [(group, shard) for group in ("validation", "train") for shard in cache.missing(group)]
+    pending = missing_shards(cache)
     writing: deque[Future[None]] = deque()
     with (
         claimed_folder(cache.root, ".staging-") as staging,

@@ -30,8 +30,12 @@ assert not [name for name in sys.modules if name.startswith("cache_tools.teacher
 """
 
 PLAIN_TRANSFORMERS = """
-import importlib.util, json, sys
-assert importlib.util.find_spec("comet") is None and importlib.util.find_spec("cache_tools") is None
+import json, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("comet", "cache_tools"):
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 model, tokenizer = AutoModelForMaskedLM.from_pretrained(sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[1])
 batch = tokenizer(["Umwana <mask> ishuri.", "Mwaramutse"], padding=True, return_tensors="pt")
@@ -81,12 +85,8 @@ def test_the_student_is_an_ordinary_folder_without_pickles(trained: Path) -> Non
 
 
 def test_transformers_loads_the_student_without_this_project(trained: Path) -> None:
-    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, str(trained / "kin-student")]
-    program = "import sys; sys.path = [p for p in sys.path if p != '" + str(REPOSITORY) + "']\n"
-    command[2] = program + command[2]
+    command = [sys.executable, "-c", PLAIN_TRANSFORMERS, "kin-student"]
     done = subprocess.run(command, cwd=trained, env={"HOME": str(trained)}, capture_output=True, text=True, timeout=120)
-    if "AssertionError" in done.stderr and "find_spec" in done.stderr:
-        pytest.skip("the project is installed in this environment in a way that cannot be hidden")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["kind"] == "XLMRobertaForMaskedLM" and result["logits"][0] == 2 and result["logits"][2] == 8000

@@ -1,0 +1,58 @@
+"""Options of a build: layers by name or number, and numbers that cannot be."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache_tools.errors import CometError
+from cache_tools.settings import BuildSettings, parse_layers
+
+SETTINGS = BuildSettings(out=Path("kin.zarr"), language="kin", teacher="teacher", text=("kin.txt",))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("last", (23,)),
+        ("all", tuple(range(24))),
+        ("none", ()),
+        ("every:4", (3, 7, 11, 15, 19, 23)),
+        ("every:100", (23,)),
+        ("-1,-7", (17, 23)),
+        ("0, 5,-1", (0, 5, 23)),
+        ("3,3,-21", (3,)),
+    ],
+)
+def test_layers(text: str, expected: tuple[int, ...]) -> None:
+    assert parse_layers(text, 24) == expected
+
+
+@pytest.mark.parametrize("text", ["", "24", "-25", "first", "every:0", "every:", "1,,2", "1.5"])
+def test_layers_that_do_not_exist(text: str) -> None:
+    with pytest.raises(CometError, match=r"expected last, all, none, every:N, or layer numbers .* within 24 layers"):
+        parse_layers(text, 24)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seq_len", 7, r"--seq-len 7: expected 8 to 8192 tokens"),
+        ("views", 0, r"--views 0: expected 1 to 1000"),
+        ("mask_prob", 1.0, r"--mask-prob 1.0: expected a share between 0 and 1"),
+        ("mask_prob", float("nan"), r"--mask-prob nan: expected a share between 0 and 1"),
+        ("seed", -1, r"--seed -1: expected a whole number from 0"),
+        ("top_k", 0, r"--top-k 0: expected 1 to 16384"),
+        ("attention_size", 129, r"--attention-size 129: expected 1 to 128"),
+        ("rows_per_shard", 0, r"--rows-per-shard 0: expected 1 to 1048576"),
+        ("max_tokens", 0, r"--max-tokens 0: expected at least 1"),
+        ("batch_size", 0, r"--batch-size 0: expected at least 1"),
+        ("temperatures", (), r"--temperatures : expected up to 16 different numbers"),
+        ("temperatures", (1.0, 1.0), r"--temperatures 1,1: expected up to 16 different numbers"),
+        ("temperatures", (float("inf"),), r"--temperatures inf: expected up to 16 different numbers"),
+    ],
+)
+def test_numbers_that_cannot_be(field: str, value: object, message: str) -> None:
+    with pytest.raises(CometError, match=message) as caught:
+        replace(SETTINGS, **{field: value})
+    assert caught.value.exit_code == 2
