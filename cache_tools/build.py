@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from cache_tools.corpus import excluded_sha256
 from cache_tools.errors import CometError
 from cache_tools.languages import find_language
-from cache_tools.prepare import excluded_sha256, prepare, preparing_prefix
+from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.claim import claimed_folder, remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
