@@ -31,22 +31,28 @@ from cache_tools.teacher.model import (
 from cache_tools.teacher.signals import seen_mask, teacher_signals
 from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
 from cache_tools.text import find_sources
+from cache_tools.workers import Worker, wait_for_seal
 
+ALONE = Worker()
 ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
 
 
-def build_cache(settings: BuildSettings) -> Cache:
-    """Builds `settings.out`, or goes on with it, and returns the complete cache.
+def build_cache(settings: BuildSettings, worker: Worker = ALONE, max_hours: float | None = None) -> Cache:
+    """Builds `settings.out`, or goes on with it. Returns the cache, complete but for the shards of other workers.
 
+    With `max_hours` no shard is begun when that much time has passed.
     Raises CometError for a call that cannot be, a teacher or text that cannot be read, a folder that holds another
-    cache, a disk that refuses, and when SIGINT or SIGTERM ended the build before the last shard.
+    cache, a disk that refuses, and when time, SIGINT or SIGTERM ended the build before this worker's last shard.
     """
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
     find_sources(settings.text)
     device = choose_device(settings.device)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
-    prepare_unless_sealed(settings, teacher, tokenizer)
+    if worker.index == 0:
+        prepare_unless_sealed(settings, teacher, tokenizer)
+    else:
+        wait_for_seal(settings.out)
     cache = open_cache(settings.out)
     if differences := request_differences(settings, cache, teacher, tokenizer_sha256(tokenizer)):
         raise CometError(
@@ -54,19 +60,21 @@ def build_cache(settings: BuildSettings) -> Cache:
             "choose another --out, or give the options it was begun with to go on with it",
             exit_code=2,
         )
-    if missing_shards(cache):
-        with stop_on_signal() as stop:
-            fill(cache, teacher, device, stop)
-        if left := missing_shards(cache):
+    if missing_shards(cache, worker):
+        with stop_on_signal() as stop, stop_after(max_hours, stop):
+            fill(cache, teacher, device, stop, worker)
+        if left := missing_shards(cache, worker):
             raise CometError(
                 f"{settings.out}: stopped with {len(left)} shards to go; run the same command again to go on"
             )
     return cache
 
 
-def missing_shards(cache: Cache) -> list[tuple[str, int]]:
-    """(group, shard) still to be built, validation first, so that a part of a cache can be measured on."""
-    return [(group, shard) for group in ("validation", "train") for shard in cache.missing(group)]
+def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+    """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
+    every = [(group, shard) for group in ("validation", "train") for shard in cache.extent.indices(group)]
+    mine = [place for position, place in enumerate(every) if worker.takes(position)]
+    return [(group, shard) for group, shard in mine if cache.record(group, shard) is None]
 
 
 def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -84,8 +92,8 @@ def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: 
         raise CometError(f"{settings.out}: cannot be created ({error.strerror or error})") from error
 
 
-def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event) -> None:
-    """Runs the teacher over every missing shard: one thread reads ahead, this one computes, one encodes and writes.
+def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event, worker: Worker = ALONE) -> None:
+    """Runs the teacher over the worker's missing shards: one thread reads ahead, this one computes, one writes.
 
     Returns early, after the shard in work, when `stop` is set. An error in any of the three ends the build with
     that error; no thread outlives the call.
@@ -94,13 +102,13 @@ def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.E
     teacher = teacher.to(device, dtype)
     seen = seen_mask(cache.vocabulary.id, cache.recipe.vocab_size, device)
     record = numerics(device, dtype, cache.settings["batch_size"])
-    pending = missing_shards(cache)
+    pending = missing_shards(cache, worker)
     writing: deque[Future[None]] = deque()
     with (
         claimed_folder(cache.root, ".staging-") as staging,
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(1, "write") as writer,
-        progress_bar(cache, pending) as progress,
+        progress_bar(cache, pending, worker) as progress,
     ):
         ahead = [reader.submit(cache.read_tokens, *place) for place in pending[:1]]
         for index, (group, shard) in enumerate(pending):
@@ -138,11 +146,11 @@ def shard_signals(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def progress_bar(cache: Cache, pending: list[tuple[str, int]]) -> tqdm:
+def progress_bar(cache: Cache, pending: list[tuple[str, int]], worker: Worker) -> tqdm:
     """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
     recipe = cache.recipe
     todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len
-    total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len
+    total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len if worker == ALONE else todo
     return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)
 
 
@@ -193,6 +201,18 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
     with signals_handled_by(request):
         yield stop
+
+
+@contextmanager
+def stop_after(hours: float | None, stop: threading.Event) -> Iterator[None]:
+    """Sets the event when the time has passed."""
+    timer = threading.Timer(hours * 3600 if hours else 0.0, stop.set)
+    if hours is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from cache_tools.errors import CometError
 from cache_tools.languages import find_language
 from cache_tools.settings import BuildSettings
 from cache_tools.store.reader import open_cache
+from cache_tools.workers import parse_worker
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
 SAMPLE_VIEWS = 8
@@ -109,11 +110,17 @@ def main() -> None:
 @click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: chosen for the device]")
 @click.option("--rows-per-shard", default=1024, help="Rows in one file of each array; a crash costs at most one shard.")
 @click.option("--seed", default=0, help="Seed of the masking.")
+@click.option(
+    "--max-hours", type=float, help="Begin no shard after this long; run again to go on.  [default: no limit]"
+)
+@click.option(
+    "--worker", metavar="I/N", help="Build the I-th part of N on a shared folder.  [default: torchrun's rank]"
+)
 @click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
 @one_line_errors
 def build(
     language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
-    dry_run: bool, **options: Any,
+    dry_run: bool, max_hours: float | None, worker: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Run a teacher over a text once, and keep what students need in a cache.
 
@@ -144,9 +151,13 @@ def build(
     if dry_run:
         click.echo(estimate(settings))
         return
-    cache = build_cache(settings)
-    show_human(cache.root, describe(cache))
-    click.echo(f"train a student from it:  comet-train --cache {settings.out}")
+    if max_hours is not None and not max_hours > 0:
+        raise CometError(f"--max-hours {max_hours:g}: expected more than 0", exit_code=2)
+    cache = build_cache(settings, parse_worker(worker), max_hours)
+    facts = describe(cache)
+    show_human(cache.root, facts)
+    if facts["state"] == "complete":
+        click.echo(f"train a student from it:  comet-train --cache {settings.out}")
 
 
 @main.command()

@@ -1,0 +1,50 @@
+"""Several builders of one cache: who takes which shards, and how the late ones wait for the first.
+
+They share nothing but the folder: each takes whole shards, and the ledger says which are done. A worker that dies
+costs its shard in work; run it again, or any other division of the same build, to go on.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+
+SEAL_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `count` builders, `index` from 0. The first one prepares the text."""
+
+    index: int = 0
+    count: int = 1
+
+    def takes(self, position: int) -> bool:
+        """Whether the shard at this position of the whole cache is this worker's."""
+        return position % self.count == self.index
+
+
+def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
+    """`i/n` with i from 1 to n; without it the rank that torchrun gave this process; else the only worker.
+
+    Raises CometError for anything else.
+    """
+    if text is None:
+        return Worker(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise CometError(f"--worker {text}: expected i/n with i from 1 to n, such as 2/4", exit_code=2)
+    return Worker(int(index) - 1, int(count))
+
+
+def wait_for_seal(out: Path) -> None:
+    """Returns when the first worker has prepared the cache."""
+    if not out.exists():
+        tqdm.write(f"waiting for worker 1 to prepare {out}")
+    while not out.exists():
+        time.sleep(SEAL_POLL_SECONDS)
