@@ -180,7 +180,7 @@ pipeline_tag: fill-mask
 Made so that the first run of this project works offline. It is a smoke test, not a language resource: use a real
 teacher such as AfroXLMR-large for real work.
 
-- XLM-R architecture: {layers} layers, hidden {hidden}, {heads} heads, vocabulary {vocab_size} (Unigram),
+- XLM-R architecture: {layers} layers, hidden {hidden}, {heads} heads, vocabulary {vocab_size:,} (Unigram),
   {parameters:,} parameters, float16.
 - Trained by `benchmarks/train_sample_teacher.py`: {steps:,} steps of 2,048 tokens over {lines:,} lines.
 - Text: openly licensed Kinyarwanda lines only. Sentences of Mozilla Common Voice (CC0 1.0,
@@ -188,7 +188,8 @@ teacher such as AfroXLMR-large for real work.
   <https://github.com/afrisenti-semeval/afrisent-semeval-2023>; Muhammad et al., 2023).
   The text itself is not part of this folder.
 
-Held-out lines of the same sources, {targets:,} masked tokens:
+Held-out lines of the same sources (one in fifty, by a hash; they resemble the training lines), {targets:,} targets,
+15 % of the tokens: 80 % of them masked, 10 % replaced, 10 % left as they are:
 
 | | loss (nats) | accuracy |
 |---|---|---|
