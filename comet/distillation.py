@@ -1,5 +1,6 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -48,7 +49,10 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came of it: where the student lies, and how it did on the validation rows before and after."""
+    """What came of it: where the student lies, and how it did on the validation rows before and after.
+
+    The student is the one of `best_step`, where it was nearest to the teacher.
+    """
 
     output: Path
     shape: StudentShape
@@ -57,6 +61,7 @@ class Distilled:
     before: Validation
     after: Validation
     steps: int
+    best_step: int
     seconds: float
 
 
@@ -89,13 +94,15 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
             distiller, training_arguments(config, shape, Path(scratch)), CacheRows(training, names), validation
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(LiveLine())
         before = trainer.validate()
+        best = KeepBest(trainer, before, config.recipe.patience)
+        trainer.add_callback(LiveLine())
+        trainer.add_callback(best)
         started = time.monotonic()
         trainer.train()
         seconds = time.monotonic() - started
-        after = trainer.validate()
-    if not after.cross_entropy < float("inf"):
+        student.load_state_dict(best.weights)
+    if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
     result = Distilled(
         output=config.output,
@@ -103,8 +110,9 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
         parameters=sum(p.numel() for p in student.parameters()),
         teacher_parameters=caches[0].recipe.teacher_parameters,
         before=before,
-        after=after,
+        after=best.validation,
         steps=trainer.state.global_step,
+        best_step=best.step,
         seconds=seconds,
     )
     save_student(student, caches, config, result)
@@ -157,6 +165,32 @@ class LiveLine(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+
+class KeepBest(TrainerCallback):
+    """Validates after every epoch, remembers the weights nearest to the teacher, stops when nothing gets better."""
+
+    def __init__(self, trainer: DistillationTrainer, start: Validation, patience: int) -> None:
+        self.trainer = trainer
+        self.patience = patience
+        self.worse = 0
+        self.remember(start, 0)
+
+    def remember(self, validation: Validation, step: int) -> None:
+        student: Any = self.trainer.accelerator.unwrap_model(self.trainer.model).student
+        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
+        self.validation = self.latest = validation
+        self.step = step
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.latest = self.trainer.validate()
+        tqdm.write(f"epoch {state.epoch:.3g}: {self.latest}", file=sys.stderr)
+        if self.latest.distance < self.validation.distance:
+            self.remember(self.latest, state.global_step)
+            self.worse = 0
+        else:
+            self.worse += 1
+            control.should_training_stop |= self.worse >= self.patience
 
 
 def save_student(

@@ -1,5 +1,6 @@
 """How far a student is from the teacher, on rows it never trains on and without the teacher."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,14 @@ class Validation:
     accuracy: float
     teacher_accuracy: float
     agreement: float  # how often the student's most probable token is the teacher's
+
+    @property
+    def distance(self) -> float:
+        """What the best student has least of: the KL, or the loss where the cache holds no tail at temperature 1."""
+        return self.cross_entropy if math.isnan(self.kl) else self.kl
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.3f}, masked-token loss {self.cross_entropy:.3f}, accuracy {self.accuracy:.1%}"
 
 
 @torch.no_grad()

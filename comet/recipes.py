@@ -21,6 +21,7 @@ class TrainingRecipe:
     learning_rate: float
     scales_with_width: bool
     epochs: int
+    patience: int  # epochs without a better validation after which training stops
     batch_size: int
     differs_from_paper: tuple[str, ...] = ()
 
@@ -36,9 +37,10 @@ DEFAULT = TrainingRecipe(
     attention_weight=0.1,
     attention_loss="kl",
     dropout=0.0,
-    learning_rate=1.2e-3,
+    learning_rate=6e-4,
     scales_with_width=True,
     epochs=15,
+    patience=3,
     batch_size=16,
 )
 
@@ -53,12 +55,13 @@ PAPER = TrainingRecipe(
     learning_rate=5e-5,
     scales_with_width=False,
     epochs=15,
+    patience=3,
     batch_size=16,
     differs_from_paper=(
         "logits are matched at masked positions only, over the kept tokens and their tail",
         "attention maps are pooled to m×m before the learned projection",
         "the student starts from the cached teacher embeddings and word frequencies",
-        "no early stopping, float32 instead of fp16",
+        "float32 instead of fp16",
     ),
 )
 

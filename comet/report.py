@@ -33,9 +33,14 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     lines = ["  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
              for row in rows]  # fmt: skip
+    if not result.best_step:
+        lines.append(
+            "No epoch brought the student nearer: it is as it began. Try a lower --learning-rate or more text."
+        )
     return "\n".join(
         [
-            f"{result.steps} steps in {result.seconds:.0f} s; measured on {after.targets:,} validation targets:",
+            f"{result.steps} steps in {result.seconds:.0f} s, the best student after {result.best_step}; "
+            f"measured on {after.targets:,} validation targets:",
             *(line.rstrip() for line in lines),
             f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}. Load it with",
             f'  AutoModelForMaskedLM.from_pretrained("{result.output}")',

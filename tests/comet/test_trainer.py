@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
 from comet.data import CacheRows, ShardShuffleSampler, shards_of
 from comet.distillation import StudentConfig, distill, training_arguments
 from comet.distiller import Distiller
+from comet.evaluation import validate
 from comet.recipes import DEFAULT
 from comet.student import PRESETS, new_student
 from comet.trainer import DistillationTrainer
@@ -62,6 +65,21 @@ def test_numbers_not_above_zero_are_refused(tmp_path: Path, field: str) -> None:
     option = field.replace("_", "-")
     with pytest.raises(CometError, match=f"--{option} 0: expected a number above 0"):
         StudentConfig(tmp_path / "student", **{field: 0})
+
+
+def test_the_student_is_the_one_that_was_nearest(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a rate so high that later epochs are worse, the weights saved are those of the best epoch."""
+    result = distill([cache], StudentConfig(tmp_path / "student", epochs=8, learning_rate=0.02))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    measured = [float(line.split("KL ")[1].split(",")[0]) for line in lines]
+    assert len(measured) == measured.index(min(measured)) + 4, "it stops three epochs after the best"
+    assert result.after.kl == pytest.approx(min(measured), abs=1e-3)
+    assert result.best_step < result.steps
+    saved = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "student")
+    again = validate(Distiller(saved, cache.recipe, DEFAULT), shards_of([cache], "validation"), 32, torch.device("cpu"))
+    assert again.kl == pytest.approx(result.after.kl, rel=1e-5)
 
 
 def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path) -> None:
