@@ -64,7 +64,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample
 
 @pytest.fixture
 def start(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> Callable[..., Running]:
-    """Starts the build of `whole` in `tmp_path/work/kin.zarr`."""
+    """Starts the build of `whole`; the cache goes to `kin.zarr` in the folder `work` of `tmp_path`."""
     (tmp_path / "work").mkdir()
     arguments = build_arguments(tmp_path / "work" / "kin.zarr", sample_teacher, sample_text, **OPTIONS)
     return lambda log="log": Running(arguments, tmp_path / log)
