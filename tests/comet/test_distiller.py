@@ -1,0 +1,73 @@
+"""The whole objective and the validation of a batch against plain transformers and the stored arrays."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cache_tools import Cache
+from cache_tools.pooling import block_members, pool_weights
+from comet.data import CacheRows, collate, shards_of
+from comet.distiller import Distiller, match_layers
+from comet.evaluation import validate
+from comet.recipes import DEFAULT
+from comet.student import PRESETS, new_student
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, temperature: float) -> None:
+    recipe = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
+    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0).eval()
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    length, seq_len = batch["length"], batch["input_ids"].shape[1]
+    mask = torch.arange(seq_len) < length[:, None]
+    student.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = student(batch["input_ids"], attention_mask=mask, output_attentions=True)
+        losses = Distiller(student, cache.recipe, recipe)(**batch)
+    logits = plain.logits[batch["target_row"], batch["target_position"]].double()
+
+    lp, tail = batch["topk_logprob"].double(), batch["tail_logmass"][:, cache.recipe.temperatures.index(temperature)]
+    p = torch.cat([(lp / temperature).exp(), tail.double().exp()[:, None]], 1)
+    p = p / p.sum(1, keepdim=True)
+    q = (logits / temperature).softmax(1).gather(1, batch["topk_id"])
+    q = torch.cat([q, 1 - q.sum(1, keepdim=True)], 1)
+    kd = temperature**2 * (p * (p / q).log()).sum(1).mean()
+    hard = torch.nn.functional.cross_entropy(logits, batch["target_id"])
+
+    members, size = block_members(length, seq_len, cache.recipe.attention_size), cache.recipe.attention_size
+    rows = []
+    pairs = match_layers(cache.recipe, student.config.num_hidden_layers)
+    assert [teacher for teacher, _ in pairs] != list(range(len(pairs))), "the matched layers are not simply the first"
+    for teacher_layer, student_layer in pairs:
+        mine = pool_weights(plain.attentions[student_layer], members).double()
+        theirs = batch["attention"][:, cache.recipe.attention_layers.index(teacher_layer)].double()
+        for row, n in enumerate(length.clamp(max=size).tolist()):
+            t, s = theirs[row, :n, :n], mine[row, :n, :n]
+            rows.append((torch.xlogy(t, t) - torch.xlogy(t, s)).sum(1).mean())
+    attention = torch.stack(rows).mean()
+
+    for name, reference in (("kd", kd), ("hard", hard), ("attention", attention)):
+        assert losses[name].item() == pytest.approx(reference.item(), rel=2e-3), name
+    expected = 0.7 * kd + 0.2 * hard + 0.4 * attention
+    assert losses["loss"].item() == pytest.approx(expected.item(), rel=2e-3)
+
+
+def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
+    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0).eval()
+    shards = shards_of([cache], "validation")
+    rows = CacheRows(shards, cache.extent.arrays)
+    batch = collate(rows.__getitems__(list(range(len(rows)))))
+    mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+    with torch.no_grad():
+        logits = student(batch["input_ids"], attention_mask=mask).logits[batch["target_row"], batch["target_position"]]
+    measured = validate(Distiller(student, cache.recipe, DEFAULT), shards, 4, torch.device("cpu"))
+    best, truth, teacher = (x.numpy() for x in (logits.argmax(1), batch["target_id"], batch["topk_id"][:, 0]))
+    assert measured.targets == len(truth)
+    assert measured.accuracy == pytest.approx(np.mean(best == truth))
+    assert measured.teacher_accuracy == pytest.approx(np.mean(teacher == truth))
+    assert measured.agreement == pytest.approx(np.mean(best == teacher))
+    assert measured.accuracy != measured.teacher_accuracy, "else mixing them up would go unnoticed"
+    cross_entropy = torch.nn.functional.cross_entropy(logits, batch["target_id"]).item()
+    assert measured.cross_entropy == pytest.approx(cross_entropy, rel=1e-4)
