@@ -1,40 +1,26 @@
-"""Stage 1b: the pipeline rows → teacher → store, and everything around it that keeps a build honest."""
+"""A build from end to end: prepare, check that the folder is the cache asked for, fill it, stop in good order."""
 
 import signal
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import FrameType
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.corpus import excluded_sha256
 from cache_tools.errors import CometError
+from cache_tools.fill import fill, missing_shards
 from cache_tools.languages import find_language
 from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
-from cache_tools.store.claim import claimed_folder, remove_abandoned
+from cache_tools.store.claim import remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
-from cache_tools.store.writer import commit_shard
-from cache_tools.teacher.model import (
-    Teacher,
-    choose_device,
-    load_teacher,
-    numerics,
-)
-from cache_tools.teacher.signals import seen_mask, teacher_signals
+from cache_tools.teacher.model import Teacher, choose_device, load_teacher
 from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
 from cache_tools.text import find_sources
-from cache_tools.workers import Worker, wait_for_seal
-
-ALONE = Worker()
-ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
+from cache_tools.workers import ALONE, Worker, wait_for_seal
 
 
 def build_cache(settings: BuildSettings, worker: Worker = ALONE, max_hours: float | None = None) -> Cache:
@@ -62,19 +48,13 @@ def build_cache(settings: BuildSettings, worker: Worker = ALONE, max_hours: floa
         )
     if missing_shards(cache, worker):
         with stop_on_signal() as stop, stop_after(max_hours, stop):
-            fill(cache, teacher, device, stop, worker)
+            throughput = fill(cache, teacher, device, stop, worker)
+        tqdm.write(f"{worker}: {throughput}")
         if left := missing_shards(cache, worker):
             raise CometError(
                 f"{settings.out}: stopped with {len(left)} shards to go; run the same command again to go on"
             )
     return cache
-
-
-def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
-    """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
-    every = [(group, shard) for group in ("validation", "train") for shard in cache.extent.indices(group)]
-    mine = [place for position, place in enumerate(every) if worker.takes(position)]
-    return [(group, shard) for group, shard in mine if cache.record(group, shard) is None]
 
 
 def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -90,68 +70,6 @@ def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: 
                 prepare(settings, teacher, tokenizer)
     except OSError as error:
         raise CometError(f"{settings.out}: cannot be created ({error.strerror or error})") from error
-
-
-def fill(cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event, worker: Worker = ALONE) -> None:
-    """Runs the teacher over the worker's missing shards: one thread reads ahead, this one computes, one writes.
-
-    Returns early, after the shard in work, when `stop` is set. An error in any of the three ends the build with
-    that error; no thread outlives the call.
-    """
-    dtype = getattr(torch, cache.settings["dtype"])
-    teacher = teacher.to(device, dtype)
-    seen = seen_mask(cache.vocabulary.id, cache.recipe.vocab_size, device)
-    record = numerics(device, dtype, cache.settings["batch_size"])
-    pending = missing_shards(cache, worker)
-    writing: deque[Future[None]] = deque()
-    with (
-        claimed_folder(cache.root, ".staging-") as staging,
-        ThreadPoolExecutor(1, "read") as reader,
-        ThreadPoolExecutor(1, "write") as writer,
-        progress_bar(cache, pending, worker) as progress,
-    ):
-        ahead = [reader.submit(cache.read_tokens, *place) for place in pending[:1]]
-        for index, (group, shard) in enumerate(pending):
-            tokens, token_files = ahead.pop().result()
-            ahead = [reader.submit(cache.read_tokens, *place) for place in pending[index + 1 : index + 2]]
-            arrays = shard_signals(cache, teacher, tokens, seen, device, progress)
-            writing.append(
-                writer.submit(
-                    commit_shard, cache.root, staging, cache.recipe, group, shard, arrays, token_files, record
-                )
-            )
-            while len(writing) > ENCODING_AT_ONCE:
-                writing.popleft().result()
-            if stop.is_set():
-                break
-        while writing:
-            writing.popleft().result()
-
-
-def shard_signals(
-    cache: Cache,
-    teacher: Teacher,
-    tokens: dict[str, NDArray],
-    seen: torch.Tensor,
-    device: torch.device,
-    progress: tqdm,
-) -> dict[str, NDArray]:
-    """The teacher's arrays of one shard, in batches that begin anew with every shard."""
-    batch_size, rows = cache.settings["batch_size"], len(tokens["length"])
-    parts = []
-    for start in range(0, rows, batch_size):
-        batch = {name: array[start : start + batch_size] for name, array in tokens.items()}
-        parts.append(teacher_signals(teacher, cache.recipe, batch, seen, device))
-        progress.update(int(batch["length"].sum()))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def progress_bar(cache: Cache, pending: list[tuple[str, int]], worker: Worker) -> tqdm:
-    """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
-    recipe = cache.recipe
-    todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len
-    total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len if worker == ALONE else todo
-    return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)
 
 
 def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher, tokenizer: str) -> list[str]:

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from cache_tools.fill import ShardInWork
 from cache_tools.prepare import prepare
 from cache_tools.settings import BuildSettings
-from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk
+from cache_tools.store.layout import encode_chunk
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.teacher.model import choose_device, load_teacher
-from cache_tools.teacher.signals import seen_mask, teacher_signals
+from cache_tools.teacher.signals import TeacherPass, collect, seen_mask
 from cache_tools.teacher.tokenizer import load_tokenizer
 
 PROBE_SECONDS = 15.0
@@ -60,18 +61,13 @@ def estimate(settings: BuildSettings) -> Estimate:
 
         device = choose_device(settings.device)
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
-        seen = seen_mask(cache.vocabulary.id, recipe.vocab_size, device)
-        tokens, _ = cache.read_tokens("train", 0)
-        batch_size = cache.settings["batch_size"]
-        batches = [
-            {name: tokens[name][start : start + batch_size] for name in TOKEN_ARRAYS}
-            for start in range(0, len(tokens["length"]), batch_size)
-        ]
-        teacher_signals(teacher, recipe, batches[0], seen, device)  # the first pass of a process is slower
+        teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
+        shard = ShardInWork(cache, ("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
+        collect(teacher_pass.launch(shard.batches[0]))  # the first pass of a process is slower
         parts = []
         started = time.monotonic()
-        for batch in batches:
-            parts.append(teacher_signals(teacher, recipe, batch, seen, device))
+        for batch in shard.batches:
+            parts.append(collect(teacher_pass.launch(batch)))
             if time.monotonic() - started > PROBE_SECONDS:
                 break
         seconds = time.monotonic() - started

@@ -28,6 +28,12 @@ class Worker:
         """Whether the shard at this position of the whole cache is this worker's."""
         return position % self.count == self.index
 
+    def __str__(self) -> str:
+        return "teacher" if self.count == 1 else f"worker {self.index + 1} of {self.count}"
+
+
+ALONE = Worker()
+
 
 def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
     """`i/n` with i from 1 to n; without it the rank that torchrun gave this process; else the only worker.

@@ -21,7 +21,7 @@ from transformers import (
 
 from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture, enable_capture
-from cache_tools.teacher.logits import Head
+from cache_tools.teacher.head import Head
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
         ids = torch.arange(4, 12)[None].clamp(max=decoder.out_features - 1)  # [1, 8]
         whole = model(ids, attention_mask=torch.ones_like(ids)).logits.float()
         features = transform(teacher.hidden_states(ids, torch.ones_like(ids), None))[0]
-        parts = teacher.head.logits(features, slice(0, decoder.out_features))
+        parts = teacher.head.logits(features)
     worst = (whole[0] - parts).abs().max().item()
     if not worst <= 1e-3 * max(1.0, whole.abs().max().item()):
         raise CometError(f"teacher {name}: its head taken apart gives logits that differ by {worst:.3g} from its own")

@@ -1,4 +1,11 @@
-"""One forward pass of the teacher over a batch, and what the cache keeps of it."""
+"""One forward pass of the teacher over a batch, and what the cache keeps of it.
+
+A batch goes through in three steps, so that a GPU never waits for the host: `host_batch` prepares it (in a thread
+that reads ahead), `launch` only queues work, `collect` waits for the results. On a CPU `launch` computes.
+"""
+
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,68 +16,164 @@ from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, threshold_offsets
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.logits import keep_threshold_sample, keep_topk
+from cache_tools.teacher.head import BlockedHead
+from cache_tools.teacher.logits import keep_topk
 from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.threshold import keep_threshold_sample
 
 
-def seen_mask(ids: NDArray[np.int32], vocab_size: int, device: torch.device) -> Tensor:
-    """[V] bool on the device: which ids occur in the corpus."""
-    seen = torch.zeros(vocab_size, dtype=torch.bool)
-    seen[torch.from_numpy(ids.astype(np.int64))] = True
-    return seen.to(device)
+@dataclass(frozen=True)
+class HostBatch:
+    """Rows as the teacher reads them, L' the longest of them; in pinned memory when they go to a GPU.
 
-
-@torch.inference_mode()
-def teacher_signals(
-    teacher: Teacher, recipe: Recipe, tokens: dict[str, NDArray], seen: Tensor, device: torch.device
-) -> dict[str, NDArray]:
-    """The teacher's arrays of a batch of rows, named, shaped and typed as in the cache.
-
-    `tokens` are the token arrays of the batch, `seen` [V] bool on the device.
-    Raises CometError when a value is not finite, as fp16 may overflow.
+    `input_ids` [B, L'] int64, `length` [B] int64; of the T targets `row`, `position` [T] int64 and `offset` [T]
+    float64; `slot` [T] says where a target belongs in arrays [B, M], and `slots` is M.
     """
-    longest = int(tokens["length"].max())
-    input_ids = torch.from_numpy(tokens["input_ids"][:, :longest].astype(np.int64)).to(device)  # [B, L']
-    length = torch.from_numpy(tokens["length"].astype(np.int64)).to(device)  # [B]
-    mask = torch.arange(longest, device=device) < length[:, None]  # [B, L']
-    capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size)
-    hidden = teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
 
+    input_ids: Tensor
+    length: Tensor
+    row: Tensor
+    position: Tensor
+    offset: Tensor
+    slot: NDArray
+    slots: int
+
+    @property
+    def tokens(self) -> int:
+        return int(self.length.sum())
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Results that are on their way to the host, and when the device began and finished with them."""
+
+    batch: HostBatch
+    results: dict[str, Tensor]
+    began: "Moment"
+    finished: "Moment"
+
+
+class Moment:
+    """An instant on a device's own clock: for a GPU when its queue reaches this point."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.event = torch.cuda.Event(enable_timing=True) if device.type == "cuda" else None
+        if self.event is not None:
+            self.event.record(torch.cuda.current_stream(device))
+        self.at = time.perf_counter()
+
+    def wait(self) -> None:
+        """Returns when the device has reached it."""
+        if self.event is not None:
+            self.event.synchronize()
+
+    def until(self, later: "Moment") -> float:
+        """Seconds; both must have been reached."""
+        if self.event is not None and later.event is not None:
+            return self.event.elapsed_time(later.event) / 1000
+        return later.at - self.at
+
+
+def host_batch(recipe: Recipe, tokens: dict[str, NDArray], pinned: bool = False) -> HostBatch:
+    """`tokens` are the token arrays of the batch's rows."""
     position = tokens["target_position"]
     row, slot = np.nonzero(position != UNUSED_POSITION)
-    at = torch.from_numpy(position[row, slot].astype(np.int64)).to(device)  # [T]
-    features = teacher.transform(hidden[torch.from_numpy(row).to(device), at])  # [T, H]
-    if not torch.isfinite(features).all():
-        raise CometError(overflow("logits are"))
-    if recipe.keep == "threshold":
-        offset = threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]
-        kept = keep_threshold_sample(
-            features, teacher.head, recipe.top_k, recipe.temperatures, seen, torch.from_numpy(offset).to(device)
+    longest = int(tokens["length"].max())
+
+    def tensor(array: NDArray) -> Tensor:
+        return torch.from_numpy(array).pin_memory() if pinned else torch.from_numpy(array)
+
+    return HostBatch(
+        input_ids=tensor(tokens["input_ids"][:, :longest].astype(np.int64)),
+        length=tensor(tokens["length"].astype(np.int64)),
+        row=tensor(row),
+        position=tensor(position[row, slot].astype(np.int64)),
+        offset=tensor(threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]),
+        slot=slot,
+        slots=position.shape[1],
+    )
+
+
+class TeacherPass:
+    """A teacher on a device, ready to make the signals of a recipe.
+
+    `teacher` is on the device, in the dtype it computes in; `seen` [V] bool says which ids occur in the corpus.
+    """
+
+    def __init__(self, teacher: Teacher, recipe: Recipe, seen: Tensor) -> None:
+        self.teacher, self.recipe = teacher, recipe
+        self.device = teacher.head.weight.device
+        self.head = BlockedHead(teacher.head, seen.to(self.device))
+
+    @torch.inference_mode()
+    def launch(self, batch: HostBatch) -> Launched:
+        recipe, device = self.recipe, self.device
+        began = Moment(device)
+        input_ids, length, row, position, offset = (
+            t.to(device, non_blocking=True)
+            for t in (batch.input_ids, batch.length, batch.row, batch.position, batch.offset)
         )
-    else:
-        kept = keep_topk(features, teacher.head, recipe.top_k, recipe.temperatures, seen)
+        longest = input_ids.shape[1]
+        mask = torch.arange(longest, device=device) < length[:, None]  # [B, L']
+        capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size)
+        hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
+        features = self.teacher.transform(hidden[row, position])  # [T, H]
+        if recipe.keep == "threshold":
+            kept = keep_threshold_sample(features, self.head, recipe.top_k, recipe.temperatures, offset)
+        else:
+            kept = keep_topk(features, self.head, recipe.top_k, recipe.temperatures)
+        results = {
+            "topk_id": kept.ids.int(),
+            "topk_logprob": kept.logprob.half(),
+            "tail_logmass": kept.tail_logmass,
+            "tail_logmass_seen": kept.tail_logmass_seen,
+        }
+        if kept.threshold is not None:
+            results["threshold"] = kept.threshold
+        if recipe.attention_layers:
+            results["attention"] = capture.maps().half()
+        return Launched(batch, {name: to_host(r) for name, r in results.items()}, began, Moment(device))
 
-    def slots(values: Tensor, dtype: str, fill: float) -> NDArray:
-        """[B, M, …] with `values` [T, …] at the targets and `fill` in unused slots."""
-        whole = np.full((*position.shape, *values.shape[1:]), fill, dtype=dtype)
-        whole[row, slot] = values.cpu().numpy()
-        return whole
 
-    arrays = {
-        "topk_id": slots(kept.ids, "int32", UNUSED_ID),
-        "topk_logprob": slots(kept.logprob, "float16", np.nan),
-        "tail_logmass": slots(kept.tail_logmass, "float32", np.nan),
-        "tail_logmass_seen": slots(kept.tail_logmass_seen, "float32", np.nan),
-    }
-    if kept.threshold is not None:
-        arrays["threshold"] = slots(kept.threshold, "float32", np.nan)
-    if recipe.attention_layers:
-        arrays["attention"] = capture.maps().half().cpu().numpy()
-    if not np.isfinite(arrays["topk_logprob"][row, slot]).all() or np.isnan(arrays["tail_logmass"][row, slot]).any():
+def to_host(result: Tensor) -> Tensor:
+    """A copy in host memory; from a GPU it is under way when this returns."""
+    if result.device.type == "cpu":
+        return result
+    host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
+    return host.copy_(result, non_blocking=True)
+
+
+def collect(launched: Launched) -> dict[str, NDArray]:
+    """The teacher's arrays of a batch of rows, named, shaped and typed as in the cache.
+
+    Raises CometError when a value is not finite, as fp16 may overflow.
+    """
+    launched.finished.wait()
+    batch = launched.batch
+    results = {name: result.numpy() for name, result in launched.results.items()}
+    logits_ok = np.isfinite(results["topk_logprob"]).all() and not any(
+        np.isnan(results[name]).any() for name in ("tail_logmass", "tail_logmass_seen", "threshold") if name in results
+    )
+    if not logits_ok:
         raise CometError(overflow("logits are"))
-    if "attention" in arrays and not np.isfinite(arrays["attention"]).all():
+    if "attention" in results and not np.isfinite(results["attention"]).all():
         raise CometError(overflow("attention is"))
+    arrays = {}
+    for name, values in results.items():
+        if name == "attention":
+            arrays[name] = values
+        else:
+            unused = UNUSED_ID if name == "topk_id" else np.nan
+            arrays[name] = np.full((len(batch.length), batch.slots, *values.shape[1:]), unused, values.dtype)
+            arrays[name][batch.row.numpy(), batch.slot] = values
     return arrays
+
+
+def seen_mask(ids: NDArray[np.int32], vocab_size: int) -> Tensor:
+    """[V] bool: which ids occur in the corpus."""
+    seen = torch.zeros(vocab_size, dtype=torch.bool)
+    seen[torch.from_numpy(ids.astype(np.int64))] = True
+    return seen
 
 
 def overflow(what: str) -> str:

@@ -6,7 +6,9 @@ The features are the unit vectors and the weights the logits themselves, so that
 import torch
 from torch import Tensor
 
-from cache_tools.teacher.logits import Head, KeptLogits, keep_topk
+from cache_tools.teacher.head import BlockedHead, Head
+from cache_tools.teacher.logits import KeptLogits, keep_topk
+from cache_tools.teacher.threshold import threshold_of
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 TOLERANCE = 2e-5  # of a log-probability or a log-mass, in float32
@@ -27,7 +29,23 @@ def random_seen(seed: int, vocab_size: int) -> Tensor:
 
 
 def topk_of(logits: Tensor, k: int, seen: Tensor, temperatures: tuple[float, ...] = TEMPERATURES) -> KeptLogits:
-    return keep_topk(*exact_head(logits), k, temperatures, seen)
+    features, head = exact_head(logits)
+    return keep_topk(features, BlockedHead(head, seen), k, temperatures)
+
+
+def threshold_sample(probability: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, in one running sum over the vocabulary: ids [T, k] ascending and τ [T].
+
+    `probability` [T, V] float64 sums to 1, `offset` [T] in [0, 1).
+    """
+    largest, largest_id = probability.topk(k, dim=1)
+    certain, threshold = threshold_of(largest, probability.scatter(1, largest_id, 0.0).sum(1, keepdim=True), 1e-9)
+    is_certain = torch.zeros_like(probability, dtype=torch.bool)
+    is_certain.scatter_(1, largest_id, torch.arange(k) < certain)
+    running = probability.masked_fill(is_certain, 0.0).cumsum(1)
+    steps = (running / running[:, -1:] * (k - certain) + offset[:, None]).floor()
+    taken = torch.diff(steps, dim=1, prepend=torch.zeros_like(steps[:, :1])) > 0
+    return (taken | is_certain).nonzero()[:, 1].view(len(probability), k), threshold[:, 0]
 
 
 def assert_equals_the_dense_reference(

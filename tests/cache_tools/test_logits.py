@@ -15,15 +15,21 @@ from dense import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cache_tools.teacher import logits as logits_module
-from cache_tools.teacher.logits import Head, keep_topk
+from cache_tools.teacher import head as head_module
+from cache_tools.teacher.head import BlockedHead, Head
+from cache_tools.teacher.logits import keep_topk
+
+
+def in_slices_of(tokens: int, monkeypatch: pytest.MonkeyPatch, block: int = 8) -> None:
+    monkeypatch.setattr(head_module, "SLICE", tokens)
+    monkeypatch.setattr(head_module, "BLOCK", block)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("slice_size", [16, 37, 100, 1000, 16384])
 @pytest.mark.parametrize("k", [1, 8, 64])
 def test_top_k_equals_the_dense_reference(monkeypatch: pytest.MonkeyPatch, seed: int, slice_size: int, k: int) -> None:
-    monkeypatch.setattr(logits_module, "VOCABULARY_SLICE", slice_size)
+    in_slices_of(slice_size, monkeypatch)
     logits, seen = random_logits(seed, 1003), random_seen(seed, 1003)
     assert_equals_the_dense_reference(topk_of(logits, k, seen), logits, k, seen)
 
@@ -37,7 +43,7 @@ def test_top_k_of_a_large_vocabulary(seed: int) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("slice_size", [7, 50, 16384])
 def test_top_k_of_everything_leaves_an_empty_tail(monkeypatch: pytest.MonkeyPatch, seed: int, slice_size: int) -> None:
-    monkeypatch.setattr(logits_module, "VOCABULARY_SLICE", slice_size)
+    in_slices_of(slice_size, monkeypatch)
     logits, seen = random_logits(seed, 150), random_seen(seed, 150)
     kept = topk_of(logits, 150, seen)
     assert_equals_the_dense_reference(kept, logits, 150, seen)
@@ -51,7 +57,7 @@ def test_top_k_of_everything_leaves_an_empty_tail(monkeypatch: pytest.MonkeyPatc
 def test_small_tails_are_as_exact_as_large_ones(
     monkeypatch: pytest.MonkeyPatch, seed: int, mass: float, where: str
 ) -> None:
-    monkeypatch.setattr(logits_module, "VOCABULARY_SLICE", 100)
+    in_slices_of(100, monkeypatch)
     logits, seen = random_logits(seed, 503), random_seen(seed, 503)
     best = torch.arange(8) + (0 if where == "first" else 490)
     others = logits.index_fill(1, best, -torch.inf)
@@ -65,7 +71,7 @@ def test_small_tails_are_as_exact_as_large_ones(
 @pytest.mark.parametrize("slice_size", [10, 64, 16384])
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_ties_go_to_the_lower_id(monkeypatch: pytest.MonkeyPatch, seed: int, slice_size: int, k: int) -> None:
-    monkeypatch.setattr(logits_module, "VOCABULARY_SLICE", slice_size)
+    in_slices_of(slice_size, monkeypatch)
     whole = torch.randint(-2, 3, (20, 300), generator=torch.Generator().manual_seed(seed)).float()
     whole[0] = 0
     seen = random_seen(seed, 300)
@@ -83,7 +89,7 @@ def test_top_k_property(data: st.DataObject, vocab_size: int, slice_size: int) -
     seen = torch.tensor(data.draw(st.lists(st.booleans(), min_size=vocab_size, max_size=vocab_size)))
     k = data.draw(st.integers(1, vocab_size))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logits_module, "VOCABULARY_SLICE", slice_size)
+        in_slices_of(slice_size, patch, data.draw(st.integers(1, 12)))
         kept = topk_of(logits, k, seen)
     assert_equals_the_dense_reference(kept, logits, k, seen)
 
@@ -115,7 +121,7 @@ def test_real_matrices_give_float32_logits_with_bias() -> None:
     head = Head(torch.randn(900, 64, generator=generator).bfloat16(), torch.randn(900, generator=generator).bfloat16())
     logits = features.double() @ head.weight.double().T + head.bias.double()
     seen = random_seen(0, 900)
-    kept = keep_topk(features, head, 16, TEMPERATURES, seen)
+    kept = keep_topk(features, BlockedHead(head, seen), 16, TEMPERATURES)
     assert_equals_the_dense_reference(kept, logits, 16, seen)
 
 

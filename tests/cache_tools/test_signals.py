@@ -14,13 +14,19 @@ from cache_tools.pooling import AttentionCapture
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, Masking, mask_rows, threshold_offsets
 from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.logits import Head, keep_threshold_sample
+from cache_tools.teacher.head import BlockedHead, Head
 from cache_tools.teacher.model import Teacher, load_teacher
-from cache_tools.teacher.signals import seen_mask, teacher_signals
+from cache_tools.teacher.signals import TeacherPass, collect, host_batch, seen_mask
+from cache_tools.teacher.threshold import keep_threshold_sample
 
-CPU = torch.device("cpu")
 LENGTHS = [32, 9, 20, 3]
 SEEN = np.arange(4, 3000, dtype=np.int32)
+
+
+def teacher_signals(
+    teacher: Teacher, recipe: Recipe, tokens: dict[str, NDArray], seen: torch.Tensor
+) -> dict[str, NDArray]:
+    return collect(TeacherPass(teacher, recipe, seen).launch(host_batch(recipe, tokens)))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +51,7 @@ def masked_batch() -> dict[str, NDArray]:
 @pytest.mark.parametrize("keep", ["topk", "threshold"])
 def test_signals_have_the_shapes_and_dtypes_of_the_cache(teacher: Teacher, keep: str) -> None:
     recipe, tokens = recipe_for(keep), masked_batch()
-    arrays = teacher_signals(teacher, recipe, tokens, seen_mask(SEEN, 8000, CPU), CPU)
+    arrays = teacher_signals(teacher, recipe, tokens, seen_mask(SEEN, 8000))
     specs = group_arrays(recipe, "train")
     assert set(arrays) == set(specs) - set(TOKEN_ARRAYS)
     for name, array in arrays.items():
@@ -61,8 +67,8 @@ def test_signals_have_the_shapes_and_dtypes_of_the_cache(teacher: Teacher, keep:
 @pytest.mark.parametrize("keep", ["topk", "threshold"])
 def test_signals_are_what_the_whole_model_says(teacher: Teacher, keep: str) -> None:
     recipe, tokens = recipe_for(keep), masked_batch()
-    seen = seen_mask(SEEN, 8000, CPU)
-    arrays = teacher_signals(teacher, recipe, tokens, seen, CPU)
+    seen = seen_mask(SEEN, 8000)
+    arrays = teacher_signals(teacher, recipe, tokens, seen)
     ids = torch.from_numpy(tokens["input_ids"]).long()
     mask = torch.arange(32) < torch.tensor(LENGTHS)[:, None]
     with torch.no_grad():
@@ -76,7 +82,7 @@ def test_signals_are_what_the_whole_model_says(teacher: Teacher, keep: str) -> N
         else:
             head = Head(expected.float()[:, None], torch.zeros(8000))
             offset = torch.from_numpy(offsets[row, slot : slot + 1])
-            again = keep_threshold_sample(torch.ones(1, 1), head, 16, (1.0,), seen, offset)
+            again = keep_threshold_sample(torch.ones(1, 1), BlockedHead(head, seen), 16, (1.0,), offset)
             assert len(set(kept.tolist()) & set(again.ids[0].tolist())) >= 15  # rounding may move one
         np.testing.assert_allclose(arrays["topk_logprob"][row, slot], expected[kept], rtol=1e-3, atol=1e-4)
         others = expected.index_fill(0, kept, -torch.inf)
@@ -91,17 +97,17 @@ def test_signals_are_what_the_whole_model_says(teacher: Teacher, keep: str) -> N
 
 def test_signals_do_not_depend_on_the_other_rows(teacher: Teacher) -> None:
     """But for the last bits: a batch is as wide as its longest row."""
-    recipe, tokens, seen = recipe_for("topk"), masked_batch(), seen_mask(SEEN, 8000, CPU)
-    together = teacher_signals(teacher, recipe, tokens, seen, CPU)
+    recipe, tokens, seen = recipe_for("topk"), masked_batch(), seen_mask(SEEN, 8000)
+    together = teacher_signals(teacher, recipe, tokens, seen)
     for row in range(len(LENGTHS)):
-        alone = teacher_signals(teacher, recipe, {n: a[row : row + 1] for n, a in tokens.items()}, seen, CPU)
+        alone = teacher_signals(teacher, recipe, {n: a[row : row + 1] for n, a in tokens.items()}, seen)
         np.testing.assert_array_equal(alone["topk_id"], together["topk_id"][row : row + 1])
         np.testing.assert_allclose(alone["topk_logprob"], together["topk_logprob"][row : row + 1], rtol=2e-3)
         np.testing.assert_allclose(alone["attention"], together["attention"][row : row + 1], rtol=0, atol=1e-3)
 
 
 def test_seen_mask_marks_the_ids_of_the_corpus() -> None:
-    assert seen_mask(np.array([1, 3], dtype=np.int32), 5, CPU).tolist() == [False, True, False, True, False]
+    assert seen_mask(np.array([1, 3], dtype=np.int32), 5).tolist() == [False, True, False, True, False]
 
 
 @pytest.mark.parametrize("keep", ["topk", "threshold"])
@@ -110,7 +116,7 @@ def test_logits_that_overflow_stop_the_build_with_advice(teacher: Teacher, keep:
     """As in float16, where the features become infinite or, after a normalisation, not a number."""
     broken = replace(teacher, transform=lambda hidden: torch.full_like(hidden, value))
     with pytest.raises(CometError, match=r"^the teacher's logits are not finite; .* use --dtype float32$"):
-        teacher_signals(broken, recipe_for(keep), masked_batch(), seen_mask(SEEN, 8000, CPU), CPU)
+        teacher_signals(broken, recipe_for(keep), masked_batch(), seen_mask(SEEN, 8000))
 
 
 def test_attention_that_overflows_stops_the_build_with_advice(
@@ -118,4 +124,4 @@ def test_attention_that_overflows_stops_the_build_with_advice(
 ) -> None:
     monkeypatch.setattr(AttentionCapture, "maps", lambda _: torch.full((4, 2, 8, 8), float("nan")))
     with pytest.raises(CometError, match=r"^the teacher's attention is not finite; .* use --dtype float32$"):
-        teacher_signals(teacher, recipe_for("topk"), masked_batch(), seen_mask(SEEN, 8000, CPU), CPU)
+        teacher_signals(teacher, recipe_for("topk"), masked_batch(), seen_mask(SEEN, 8000))

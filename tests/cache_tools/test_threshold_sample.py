@@ -3,13 +3,24 @@
 import numpy as np
 import pytest
 import torch
-from dense import SEEDS, TEMPERATURES, TOLERANCE, assert_tails_are_the_others, exact_head, random_logits, random_seen
+from dense import (
+    SEEDS,
+    TEMPERATURES,
+    TOLERANCE,
+    assert_tails_are_the_others,
+    exact_head,
+    random_logits,
+    random_seen,
+    threshold_sample,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_tools.rows import threshold_offsets
-from cache_tools.teacher.logits import keep_threshold_sample, threshold_sample
+from cache_tools.teacher import head as head_module
+from cache_tools.teacher.head import BlockedHead
+from cache_tools.teacher.threshold import keep_threshold_sample
 
 
 def peaked(rest: float, vocab_size: int = 1000, seed: int = 0) -> Tensor:
@@ -127,8 +138,9 @@ def test_kept_threshold_sample_is_ordered_and_leaves_exact_tails(seed: int) -> N
     """More targets than are computed at a time, and each as if it were alone."""
     logits, seen = random_logits(seed, 700, 130), random_seen(seed, 700)
     features, head = exact_head(logits)
+    blocked = BlockedHead(head, seen)
     offset = (torch.rand(130, generator=torch.Generator().manual_seed(seed)) * 2**32).floor().double() * 2.0**-32
-    kept = keep_threshold_sample(features, head, 24, TEMPERATURES, seen, offset)
+    kept = keep_threshold_sample(features, blocked, 24, TEMPERATURES, offset)
     logprob = logits.double().log_softmax(1)
     assert kept.threshold is not None
     assert kept.threshold.dtype == torch.float32
@@ -140,21 +152,22 @@ def test_kept_threshold_sample_is_ordered_and_leaves_exact_tails(seed: int) -> N
     torch.testing.assert_close(weights.sum(1), torch.ones(130), rtol=0, atol=1e-5)
     for target in (0, 63, 64, 129):
         alone = keep_threshold_sample(
-            features[target : target + 1], head, 24, TEMPERATURES, seen, offset[target : target + 1]
+            features[target : target + 1], blocked, 24, TEMPERATURES, offset[target : target + 1]
         )
         assert alone.ids.tolist() == kept.ids[target : target + 1].tolist()
 
 
 def test_equal_tokens_of_a_threshold_sample_stand_in_order_of_id() -> None:
     features, head = exact_head(torch.zeros(1, 50))
-    kept = keep_threshold_sample(features, head, 7, (1.0,), torch.ones(50).bool(), torch.tensor([0.3]).double())
+    blocked = BlockedHead(head, torch.ones(50).bool())
+    kept = keep_threshold_sample(features, blocked, 7, (1.0,), torch.tensor([0.3]).double())
     assert kept.ids[0].tolist() == sorted(kept.ids[0].tolist())
 
 
 def test_a_threshold_sample_of_the_whole_vocabulary_is_refused() -> None:
     features, head = exact_head(torch.zeros(1, 5))
     with pytest.raises(ValueError, match="a threshold sample of 5 from 5 tokens is not a sample"):
-        keep_threshold_sample(features, head, 5, (1.0,), torch.ones(5).bool(), torch.zeros(1).double())
+        keep_threshold_sample(features, BlockedHead(head, torch.ones(5).bool()), 5, (1.0,), torch.zeros(1).double())
 
 
 def test_mean_over_the_stored_offsets_is_the_distribution() -> None:
@@ -167,3 +180,52 @@ def test_mean_over_the_stored_offsets_is_the_distribution() -> None:
     inclusion = (probability[0] / threshold[0]).clamp(max=1)
     spread = (inclusion * (1 - inclusion) / len(offset)).sqrt()
     assert ((often - inclusion).abs() <= 5 * spread + 1e-12).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("block", [1, 3, 16, 64])
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+def test_blocks_give_the_sample_of_the_definition(
+    monkeypatch: pytest.MonkeyPatch, seed: int, block: int, spread: float
+) -> None:
+    """The running sum over block sums and then inside a few blocks draws what one sum over the vocabulary draws."""
+    monkeypatch.setattr(head_module, "BLOCK", block)
+    logits, seen = random_logits(seed, 300, 40) * spread, random_seen(seed, 300)
+    features, head = exact_head(logits)
+    offset = grid(40) + 2.0**-32
+    blocked = BlockedHead(head, seen)
+    kept = keep_threshold_sample(features, blocked, 20, TEMPERATURES, offset)
+    order = blocked.ids.flatten()[blocked.ids.flatten() < 300].long()
+    ids, threshold = threshold_sample(logits.double().softmax(1)[:, order], 20, offset)
+    assert kept.threshold is not None
+    torch.testing.assert_close(kept.threshold.double(), threshold, rtol=2e-5, atol=0)
+    differing = (kept.ids.sort(1).values != order[ids].sort(1).values).any(1).sum()
+    assert differing <= 1  # a draw that falls on the edge of a token, in float32
+
+
+@pytest.mark.parametrize("keep", [2, 7, 63])
+@pytest.mark.parametrize("rest", [1e-6, 1e-15, 1e-30])
+def test_a_sample_in_blocks_of_a_certain_teacher(monkeypatch: pytest.MonkeyPatch, keep: int, rest: float) -> None:
+    monkeypatch.setattr(head_module, "BLOCK", 16)
+    logits = peaked(rest, 2000).log().float().expand(32, -1).contiguous()
+    features, head = exact_head(logits)
+    seen = random_seen(0, 2000)
+    kept = keep_threshold_sample(features, BlockedHead(head, seen), keep, TEMPERATURES, grid(32))
+    assert kept.threshold is not None
+    assert (kept.ids[:, 0] == 1000).all()
+    assert all(len(set(row)) == keep for row in kept.ids.tolist())
+    tau = kept.threshold.double()[:, None]
+    inclusion = (logits.double().exp() / tau).clamp(max=1).sum(1)
+    torch.testing.assert_close(inclusion, torch.full((32,), float(keep), dtype=torch.float64), rtol=1e-4, atol=0)
+    assert_tails_are_the_others(kept, logits.double().log_softmax(1), seen, TEMPERATURES)
+
+
+def test_blocks_of_a_threshold_sample_are_unbiased() -> None:
+    logits, steps = random_logits(5, 500, 1), 4096
+    features, head = exact_head(logits)
+    blocked = BlockedHead(head, random_seen(5, 500))
+    kept = keep_threshold_sample(features.expand(steps, -1), blocked, 16, (1.0,), grid(steps))
+    assert kept.threshold is not None
+    often = torch.bincount(kept.ids.flatten(), minlength=500) / steps
+    inclusion = (logits[0].double().softmax(0) / kept.threshold[0].double()).clamp(max=1)
+    assert float((often - inclusion).abs().max()) <= 3 / steps

@@ -8,8 +8,8 @@ import pytest
 from builds import digests
 
 from cache_tools import build_cache, open_cache
-from cache_tools.build import missing_shards
 from cache_tools.errors import CometError
+from cache_tools.fill import missing_shards
 from cache_tools.settings import BuildSettings
 from cache_tools.workers import Worker, parse_worker
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache_tools.teacher.logits import threshold_sample
+from cache_tools.teacher.head import BlockedHead, Head
+from cache_tools.teacher.threshold import keep_threshold_sample
 from comet.losses import (
     attention_kl,
     attention_mse,
@@ -107,14 +108,15 @@ def test_the_trimmed_loss_is_the_dense_loss_on_the_teacher_conditioned_on_seen_i
 def test_the_mean_gradient_of_threshold_samples_is_the_dense_gradient(temperature: float) -> None:
     teacher, student = logits_of(3, scale=1.5)
     reference = torch.autograd.grad(dense_kl(teacher, student, temperature).sum(), student)[0]
-    probability = teacher.softmax(1)
     draws = 4000
+    head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), torch.ones(VOCABULARY, dtype=torch.bool))
     total, values = torch.zeros_like(reference), torch.zeros(TARGETS, dtype=torch.float64)
     for draw in range(draws):
         offset = torch.full((TARGETS,), (draw + 0.5) / draws, dtype=torch.float64)
-        ids, threshold = threshold_sample(probability, 12, offset)
-        logprob, tail, kept, rest = sparse(teacher, student, ids, temperature)
-        loss = threshold_kl(logprob, tail, threshold, kept, rest, temperature)
+        drawn = keep_threshold_sample(torch.eye(TARGETS), head, 12, (1.0,), offset)
+        assert drawn.threshold is not None
+        logprob, tail, kept, rest = sparse(teacher, student, drawn.ids, temperature)
+        loss = threshold_kl(logprob, tail, drawn.threshold.double(), kept, rest, temperature)
         total += torch.autograd.grad(loss.sum(), student)[0]
         values += loss.detach()
     torch.testing.assert_close(total / draws, reference, rtol=0, atol=2e-3)

@@ -1,0 +1,176 @@
+"""The last linear layer of a masked LM, and its logits in blocks small enough to be looked at once.
+
+The logits of some targets are formed a slice of the vocabulary at a time, while they are in fast memory each block of
+`BLOCK` tokens is reduced to its largest logit and to its sums of exp(logit / T), and only blocks that matter are
+opened again. Tokens of the corpus and others never share a block, so that their tails can be told apart.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 32
+SLICE = 4096  # tokens whose logits are formed at a time
+ALIGNMENT = 16  # targets: products with rows of any other length take up to half as long again
+HIGHEST_ID = 2**31 - 1
+LOG2_E = 1 / math.log(2)
+LOGITS_AT_ONCE = {"cpu": 2**26, "cuda": 2**29}  # targets × vocabulary held in float32
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last linear layer of a masked-LM head: weight [V, H], bias [V], on the device of the features."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """[T, V] float32 logits of features [T, H], never rounded to the compute dtype."""
+        return torch.addmm(self.bias.float(), features.float(), self.weight.float().T)
+
+
+@dataclass(frozen=True)
+class OpenedBlocks:
+    """Some blocks of each target: `number` [T, c] int64, `logits` [T, c, BLOCK] float32, `rank` [T, c, BLOCK] int64."""
+
+    number: Tensor
+    logits: Tensor
+    rank: Tensor
+
+
+@dataclass(frozen=True)
+class BlockLogits:
+    """The logits of T targets over n blocks of tokens; the first `seen_blocks` hold the tokens of the corpus.
+
+    `logits` [n, BLOCK, T] and `largest` [n, T] float32; `log_sums[t]` [n, T] float32: log Σ exp(logit / t) of each
+    block; `ids` [n, BLOCK] int32. Places that no token fills have a logit of −∞.
+    """
+
+    logits: Tensor
+    largest: Tensor
+    log_sums: dict[float, Tensor]
+    ids: Tensor
+    seen_blocks: int
+
+    def open(self, number: Tensor) -> OpenedBlocks:
+        """The blocks `number` [T, c] of each target."""
+        _, size, targets = self.logits.shape
+        target = torch.arange(targets, device=number.device)[:, None, None]
+        token = number[..., None] * size + torch.arange(size, device=number.device)  # [T, c, BLOCK]
+        place = token * self.logits.stride(1) + target
+        whole = self.logits.as_strided((self.logits.shape[0] * size * self.logits.stride(1),), (1,))
+        logits = whole.index_select(0, place.flatten()).view_as(place)
+        return OpenedBlocks(number, logits, rank(logits, self.ids[number]))
+
+    def open_likeliest(self, k: int) -> OpenedBlocks:
+        """Blocks that hold the k largest logits of each target, ties to the lower id.
+
+        They are the k blocks with the largest logits of either kind, since inside one kind blocks rise with their
+        ids: among equal ones the lower block has the lower id.
+        """
+        number = torch.arange(len(self.largest), dtype=torch.int32, device=self.largest.device)
+        key = rank(self.largest.T.contiguous(), number)  # [T, n]
+        seen, other = key[:, : self.seen_blocks], key[:, self.seen_blocks :]
+        parts = [part.topk(min(k, part.shape[1]), dim=1).indices for part in (seen, other)]
+        return self.open(torch.cat([parts[0], self.seen_blocks + parts[1]], dim=1))
+
+
+class BlockedHead:
+    """A head with its tokens in blocks: those of the corpus (`seen` [V] bool) first, each kind by rising id.
+
+    Owns the memory that the logits of one batch of targets are formed in.
+    """
+
+    def __init__(self, head: Head, seen: Tensor) -> None:
+        vocab_size = len(head.weight)
+        ids = [in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
+        self.ids = torch.cat(ids).int()
+        self.seen_blocks = len(ids[0])
+        self.vocab_size = vocab_size
+        token = self.ids.flatten().long()
+        present = token < vocab_size
+        token = token.where(present, 0)
+        # CPUs multiply half precision into float32 only by way of float32 copies, so one copy is made for good
+        dtype = torch.float32 if head.weight.device.type == "cpu" else head.weight.dtype
+        self.weight = head.weight[token].to(dtype)  # [n · BLOCK, H]
+        self.bias = head.bias[token].float().masked_fill(~present, -torch.inf)[:, None]  # [n · BLOCK, 1]
+        self.memory = torch.empty(0, device=head.weight.device)
+
+    def portions(self, targets: int) -> list[slice]:
+        """Equal portions of so many targets, small enough for `block_logits`."""
+        budget = LOGITS_AT_ONCE.get(self.weight.device.type, LOGITS_AT_ONCE["cpu"])
+        count = -(-targets * len(self.weight) // budget)
+        size = -(-targets // (count * ALIGNMENT)) * ALIGNMENT
+        return [slice(start, min(start + size, targets)) for start in range(0, targets, size)]
+
+    def block_logits(self, features: Tensor, temperatures: tuple[float, ...]) -> BlockLogits:
+        """Logits of features [T, H], T as in `portions`, with the sums for these temperatures and for 1.
+
+        The result lives in memory that the next call uses again.
+        """
+        rows, targets, blocks = len(self.weight), len(features), len(self.ids)
+        width = -(-targets // ALIGNMENT) * ALIGNMENT
+        if self.memory.numel() < rows * width:
+            self.memory = torch.empty(rows * width, device=features.device)
+        logits = self.memory[: rows * width].view(rows, width)
+        largest = logits.new_empty(blocks, width)
+        falling = sorted({1.0, *temperatures}, reverse=True)
+        log_sums = {t: torch.empty_like(largest) for t in falling}
+        features = nn.functional.pad(features.to(self.weight.dtype), (0, 0, 0, width - targets)).T  # [H, width]
+        step = max(1, SLICE // BLOCK)
+        scratch = logits.new_empty(min(step, blocks), BLOCK, width)
+        for first in range(0, blocks, step):
+            here = slice(first, min(first + step, blocks))
+            tokens = slice(here.start * BLOCK, here.stop * BLOCK)
+            product(self.weight[tokens], features, out=logits[tokens])
+            logits[tokens] += self.bias[tokens]
+            block = logits[tokens].view(-1, BLOCK, width)  # [b, BLOCK, width]
+            torch.amax(block, 1, out=largest[here])
+            relative = scratch[: len(block)]
+            for hotter, t in zip([0.0, *falling], falling, strict=False):
+                if hotter == 2 * t:
+                    relative.square_()  # exp(x / 2t)² is exp(x / t)
+                else:
+                    torch.sub(block, largest[here, None], out=relative)
+                    relative.mul_(LOG2_E / t).exp2_()
+                torch.sum(relative, 1, out=log_sums[t][here])
+                log_sums[t][here].log_().add_(largest[here], alpha=1 / t)
+        return BlockLogits(
+            logits.view(blocks, BLOCK, width)[..., :targets],
+            largest[:, :targets],
+            {t: sums[:, :targets] for t, sums in log_sums.items()},
+            self.ids,
+            self.seen_blocks,
+        )
+
+
+def in_blocks(ids: Tensor, filler: int) -> Tensor:
+    """[n, BLOCK] ids in their order, the last block filled up."""
+    missing = -len(ids) % BLOCK
+    return torch.cat([ids, ids.new_full((missing,), filler)]).view(-1, BLOCK)
+
+
+def product(weight: Tensor, features: Tensor, out: Tensor) -> None:
+    """weight [v, H] times features [H, T] into `out` [v, T] float32; half-precision products are never rounded."""
+    if weight.dtype == torch.float32:
+        torch.mm(weight, features, out=out)
+    else:
+        torch.mm(weight, features, out_dtype=torch.float32, out=out)
+
+
+def rank(values: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys that order float32 `values` and, among equal ones, put the lower of the int32 `ids` higher.
+
+    The upper half is the value as an integer that rises with it, the lower half falls with the id; `ranked_ids` takes
+    the id out again.
+    """
+    bits = (values + 0.0).view(torch.int32)  # −0 becomes 0
+    rising = (bits >> 31).bitwise_and_(HIGHEST_ID).bitwise_xor_(bits)
+    return torch.stack([(HIGHEST_ID - ids).expand_as(rising), rising], dim=-1).view(torch.int64)[..., 0]
+
+
+def ranked_ids(rank: Tensor) -> Tensor:
+    """The int64 ids in keys that `rank` made."""
+    return HIGHEST_ID - (rank & HIGHEST_ID)
