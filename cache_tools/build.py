@@ -15,18 +15,23 @@ from cache_tools.fill import fill, missing_shards
 from cache_tools.languages import find_language
 from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.sharing import Push
 from cache_tools.store.claim import remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
-from cache_tools.teacher.model import Teacher, choose_device, load_teacher
+from cache_tools.teacher.device import choose_device
+from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
 from cache_tools.text import find_sources
 from cache_tools.workers import ALONE, Worker, wait_for_seal
 
 
-def build_cache(settings: BuildSettings, worker: Worker = ALONE, max_hours: float | None = None) -> Cache:
+def build_cache(
+    settings: BuildSettings, worker: Worker = ALONE, max_hours: float | None = None, push_to: str | None = None
+) -> Cache:
     """Builds `settings.out`, or goes on with it. Returns the cache, complete but for the shards of other workers.
 
-    With `max_hours` no shard is begun when that much time has passed.
+    With `max_hours` no shard is begun when that much time has passed. With `push_to`, a folder, every shard is copied
+    there as soon as it is committed, and those that were committed before.
     Raises CometError for a call that cannot be, a teacher or text that cannot be read, a folder that holds another
     cache, a disk that refuses, and when time, SIGINT or SIGTERM ended the build before this worker's last shard.
     """
@@ -46,9 +51,12 @@ def build_cache(settings: BuildSettings, worker: Worker = ALONE, max_hours: floa
             "choose another --out, or give the options it was begun with to go on with it",
             exit_code=2,
         )
+    push = Push(cache, push_to) if push_to is not None else None
+    if push is not None:
+        push.everything()
     if missing_shards(cache, worker):
         with stop_on_signal() as stop, stop_after(max_hours, stop):
-            throughput = fill(cache, teacher, device, stop, worker)
+            throughput = fill(cache, teacher, device, stop, worker, *([push.shard] if push is not None else []))
         tqdm.write(f"{worker}: {throughput}")
         if left := missing_shards(cache, worker):
             raise CometError(

@@ -107,7 +107,7 @@ def main() -> None:
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: chosen for the device]")
+@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: what device and memory allow]")
 @click.option("--rows-per-shard", default=1024, help="Rows in one file of each array; a crash costs at most one shard.")
 @click.option("--seed", default=0, help="Seed of the masking.")
 @click.option(
@@ -116,11 +116,12 @@ def main() -> None:
 @click.option(
     "--worker", metavar="I/N", help="Build the I-th part of N on a shared folder.  [default: torchrun's rank]"
 )
+@click.option("--push-to", metavar="FOLDER", help="Copy every shard there as soon as it is committed, such as a drive.")
 @click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
 @one_line_errors
 def build(
     language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
-    dry_run: bool, max_hours: float | None, worker: str | None, **options: Any,
+    dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Run a teacher over a text once, and keep what students need in a cache.
 
@@ -153,7 +154,7 @@ def build(
         return
     if max_hours is not None and not max_hours > 0:
         raise CometError(f"--max-hours {max_hours:g}: expected more than 0", exit_code=2)
-    cache = build_cache(settings, parse_worker(worker), max_hours)
+    cache = build_cache(settings, parse_worker(worker), max_hours, push_to)
     facts = describe(cache)
     show_human(cache.root, facts)
     if facts["state"] == "complete":

@@ -14,7 +14,8 @@ from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.teacher.model import choose_device, load_teacher
+from cache_tools.teacher.device import choose_device
+from cache_tools.teacher.model import load_teacher
 from cache_tools.teacher.signals import TeacherPass, collect, seen_mask
 from cache_tools.teacher.tokenizer import load_tokenizer
 

@@ -7,6 +7,7 @@ so a GPU has work while the host looks at them.
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +20,8 @@ from cache_tools.store.claim import claimed_folder
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard
-from cache_tools.teacher.model import Teacher, numerics
+from cache_tools.teacher.device import numerics
+from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.signals import HostBatch, Launched, Moment, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.workers import ALONE, Worker
 
@@ -96,14 +98,21 @@ def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]
 
 
 def fill(
-    cache: Cache, teacher: Teacher, device: torch.device, stop: threading.Event, worker: Worker = ALONE
+    cache: Cache,
+    teacher: Teacher,
+    device: torch.device,
+    stop: threading.Event,
+    worker: Worker = ALONE,
+    committed: Callable[[str, int], None] = lambda group, shard: None,
 ) -> Throughput:
-    """Runs the teacher over the worker's missing shards.
+    """Runs the teacher over the worker's missing shards; `committed` is called after each, in the thread that writes.
 
     Returns early, after the shard in work, when `stop` is set. Where memory does not suffice, a shard is begun again
     in batches of half the size, and so are those after it; its commit record says which size it was.
     An error in any thread ends the build with that error; no thread outlives the call.
     """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dtype, batch_size = getattr(torch, cache.settings["dtype"]), cache.settings["batch_size"]
     teacher_pass = TeacherPass(
         teacher.to(device, dtype), cache.recipe, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size)
@@ -126,6 +135,7 @@ def fill(
         def write(shard: ShardInWork) -> None:
             record = numerics(device, dtype, shard.batch_size)
             commit_shard(cache.root, staging, cache.recipe, *shard.place, shard.arrays, shard.token_files, record)
+            committed(*shard.place)
 
         def collect_until(left: int) -> None:
             while len(launched) > left:

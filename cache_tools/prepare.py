@@ -30,12 +30,12 @@ from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder
 from cache_tools.store.writer import seal, write_token_shard
-from cache_tools.teacher.model import Teacher, choose_device, choose_dtype
+from cache_tools.teacher.device import choose_batch_size, choose_device, choose_dtype
+from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.tokenizer import tokenizer_sha256
 from cache_tools.text import Source, find_sources
 
 EMBEDDING_WIDTH = 256
-BATCH_SIZE = {"cpu": 32, "cuda": 128}
 
 
 def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -60,7 +60,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
             "provenance": provenance(settings, sources, spool),
-            "settings": run_settings(settings),
+            "settings": run_settings(settings, teacher),
         }
         seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
         for folder in (*root.rglob("*/"), root):
@@ -218,10 +218,11 @@ def provenance(settings: BuildSettings, sources: tuple[Source, ...], spool: Spoo
     }
 
 
-def run_settings(settings: BuildSettings) -> dict[str, object]:
+def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:
     """The automatic choices, made once, so that every worker and every resumed run computes alike."""
     device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
     return {
-        "dtype": str(choose_dtype(settings.dtype, device)).removeprefix("torch."),
-        "batch_size": settings.batch_size or BATCH_SIZE.get(device.type, BATCH_SIZE["cpu"]),
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": settings.batch_size or choose_batch_size(teacher, settings.seq_len, device, dtype),
     }

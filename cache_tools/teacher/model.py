@@ -9,7 +9,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -118,42 +117,6 @@ def weights_sha256(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def choose_device(requested: str) -> torch.device:
-    """`auto` is the first GPU if there is one. Raises CometError when a device is asked for that is not there."""
-    if requested == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(requested)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CometError(
-            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
-        ) from None
-    return device
-
-
-def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 on a CPU."""
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if requested != "auto":
-        return named[requested]
-    if device.type != "cuda":
-        return torch.float32
-    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-
-
-def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, str]:
-    """What decides the last bits of a shard, for its commit record: kinds and versions, no host names."""
-    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "device": kind,
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch_size": str(batch_size),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
 
 
 @contextmanager

@@ -1,0 +1,77 @@
+"""Where and how the teacher computes: device, dtype, rows at a time, and the record of it."""
+
+import os
+from collections.abc import Mapping
+
+import psutil
+import torch
+import transformers
+
+from cache_tools.errors import CometError
+from cache_tools.teacher.head import LOGITS_AT_ONCE
+from cache_tools.teacher.model import Teacher
+
+TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}  # more does not make a forward pass faster
+MEMORY_SHARE = 0.8
+
+
+def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
+    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
+
+    Raises CometError when a device is asked for that is not there.
+    """
+    if requested == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(environment.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    try:
+        device = torch.device(requested)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CometError(
+            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
+        ) from None
+    return device
+
+
+def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 on a CPU."""
+    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if requested != "auto":
+        return named[requested]
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def choose_batch_size(teacher: Teacher, seq_len: int, device: torch.device, dtype: torch.dtype) -> int:
+    """Rows in one forward pass: a power of two, as many as make sense and as the free memory holds, at least one."""
+    kind = device.type if device.type in TOKENS_AT_ONCE else "cpu"
+    free = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
+    config, width = teacher.model.config, dtype.itemsize
+    head = teacher.head.weight.numel() * (4 if kind == "cpu" else width) + 6 * LOGITS_AT_ONCE[kind]
+    weights = teacher.parameters * width if kind == "cuda" else 0  # on a CPU they are loaded already
+    # of one layer at a time: query, key, value, attended, two residuals, and the feed-forward before and after gelu
+    row = seq_len * width * (6 * config.hidden_size + 2 * config.intermediate_size)
+    rows = min(TOKENS_AT_ONCE[kind] // seq_len, int((MEMORY_SHARE * free - head - weights) / row))
+    return 1 << max(rows, 1).bit_length() - 1
+
+
+def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, str]:
+    """What decides the last bits of a shard, for its commit record: kinds and versions, no host names."""
+    kind = {"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else cpu_numerics()
+    return kind | {
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": str(batch_size),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def cpu_numerics() -> dict[str, str]:
+    """Matrix products add in another order with other vector instructions or another number of threads."""
+    return {
+        "device": "cpu",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+    }
