@@ -27,6 +27,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
               help="A cache that `comet-cache build` made. Repeatable: caches of one teacher.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
 @click.option("--student", default="auto", help="auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")
+@click.option("--vocabulary", type=click.Choice(["full", "trimmed"]), default="full",
+              help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
+@click.option("--init", default="cache",
+              help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
 @click.option("--recipe", type=click.Choice(["default", "paper"]), default="default", help="Losses and optimiser.")
 @click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
 @click.option("--steps", type=int, help="Stop after this many steps instead.")
@@ -38,10 +42,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
     from comet.distillation import StudentConfig, distill, open_for_training
-    from comet.distiller import match_layers
     from comet.recipes import RECIPES
     from comet.report import summary
-    from comet.student import choose_shape
 
     chosen = next(r for r in RECIPES if r.name == recipe)
     output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")
@@ -49,19 +51,7 @@ def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: t
         output=output, recipe=chosen, arguments=tuple(parse_setting(text) for text in settings), **options
     )
     caches = open_for_training(paths)
-    cached = caches[0].recipe
-    shape = choose_shape(config.student, caches[0])
-    click.echo(f"student: {shape}, for a teacher of {cached.teacher_parameters:,} parameters")
-    if chosen.attention_weight and cached.attention_layers:
-        pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in match_layers(cached, shape.layers))
-        click.echo(f"attention matched in layer (student ← teacher): {pairs}")
-    elif chosen.attention_weight:
-        click.echo("the cache holds no attention maps: logits only")
-    if chosen.differs_from_paper:
-        click.echo("recipe paper, which differs from the paper in this:")
-        for difference in chosen.differs_from_paper:
-            click.echo(f"  - {difference}")
-    click.echo(summary(caches, distill(caches, config)))
+    click.echo(summary(caches, distill(caches, config, say=click.echo)))
 
 
 if __name__ == "__main__":

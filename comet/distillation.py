@@ -3,8 +3,8 @@
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +14,35 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, XL
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, open_cache
-from comet.data import CacheRows, require_compatible, shards_of
+from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import Validation
 from comet.recipes import DEFAULT, TrainingRecipe
-from comet.report import model_card
-from comet.student import StudentShape, choose_shape, load_cached_tokenizer, new_student
+from comet.report import announcement, model_card
+from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
 from comet.trainer import DistillationTrainer
+from comet.vocabulary import (
+    StudentVocabulary,
+    full_vocabulary,
+    in_vocabulary,
+    student_tokenizer,
+    teacher_mass_outside,
+    trimmed_vocabulary,
+)
 
 
 @dataclass(frozen=True)
 class StudentConfig:
     """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
 
-    `arguments` are further fields of transformers' TrainingArguments. Raises CometError for numbers not above 0.
+    `vocabulary` is full or trimmed; `init` is cache, random, or the folder of an earlier student; `arguments` are
+    further fields of transformers' TrainingArguments. Raises CometError for numbers not above 0.
     """
 
     output: Path
     student: str = "auto"
+    vocabulary: str = "full"
+    init: str = "cache"
     recipe: TrainingRecipe = DEFAULT
     epochs: float | None = None
     steps: int | None = None
@@ -56,6 +67,7 @@ class Distilled:
 
     output: Path
     shape: StudentShape
+    vocabulary: StudentVocabulary
     parameters: int
     teacher_parameters: int
     before: Validation
@@ -74,8 +86,10 @@ def open_for_training(paths: Sequence[Path]) -> list[Cache]:
     return caches
 
 
-def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
-    """Trains a student from caches and writes it to `config.output`, which must not exist.
+def distill(
+    caches: Sequence[Cache], config: StudentConfig, say: Callable[[str], None] = lambda line: None
+) -> Distilled:
+    """Trains a student from caches and writes it to `config.output`, which must not exist. `say` is told what begins.
 
     Raises CometError when the output exists, the caches hold too little, or the training diverges.
     """
@@ -84,14 +98,21 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
         raise CometError(f"{caches[0].root}: no validation rows, so nothing could be said of a student; give more text")
-    shape = choose_shape(config.student, caches[0])
-    student = new_student(shape, list(caches), config.recipe.dropout, config.seed)
-    distiller = Distiller(student, caches[0].recipe, config.recipe)
-    unused = set() if distiller.matches_attention else {"attention"}
-    names = [name for name in caches[0].extent.arrays if name not in unused | {"row_key", "tail_logmass_seen"}]
+    vocabulary = choose_vocabulary(config.vocabulary, caches)
+    shape, student = begin_student(config, caches, vocabulary)
+    distiller = Distiller(student, caches[0].recipe, config.recipe, vocabulary)
+    outside = teacher_mass_outside(validation, vocabulary) if vocabulary.trimmed else None
+    say(announcement(caches[0], distiller, shape, vocabulary, outside))
+    unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
+    unused |= set() if distiller.matches_attention else {"attention"}
+    names = [name for name in caches[0].extent.arrays if name not in unused]
     with tempfile.TemporaryDirectory(prefix="comet-train-") as scratch:
         trainer = DistillationTrainer(
-            distiller, training_arguments(config, shape, Path(scratch)), CacheRows(training, names), validation
+            distiller,
+            training_arguments(config, shape, Path(scratch)),
+            CacheRows(training, names),
+            validation,
+            collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
         )
         trainer.remove_callback(PrinterCallback)
         before = trainer.validate()
@@ -107,6 +128,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
     result = Distilled(
         output=config.output,
         shape=shape,
+        vocabulary=vocabulary,
         parameters=sum(p.numel() for p in student.parameters()),
         teacher_parameters=caches[0].recipe.teacher_parameters,
         before=before,
@@ -117,6 +139,28 @@ def distill(caches: Sequence[Cache], config: StudentConfig) -> Distilled:
     )
     save_student(student, caches, config, result)
     return result
+
+
+def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
+    """Raises CometError where the vocabulary cannot be trimmed."""
+    return trimmed_vocabulary(caches) if requested == "trimmed" else full_vocabulary(caches[0].recipe)
+
+
+def begin_student(
+    config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
+) -> tuple[StudentShape, XLMRobertaForMaskedLM]:
+    """The student at step 0. Raises CometError when it cannot be made, or an earlier one cannot go on with this."""
+    dropout = config.recipe.dropout
+    if config.init in ("cache", "random"):
+        shape = choose_shape(config.student, caches[0], len(vocabulary))
+        return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init == "cache")
+    student = earlier_student(Path(config.init), caches, vocabulary, dropout)
+    shape = shape_of(student, Path(config.init).name)
+    if config.student != "auto" and replace(choose_shape(config.student, caches[0], 0), name=shape.name) != shape:
+        raise CometError(
+            f"--student {config.student}: but --init {config.init} is {shape}; leave one away", exit_code=2
+        )
+    return shape, student
 
 
 def training_arguments(config: StudentConfig, shape: StudentShape, scratch: Path) -> TrainingArguments:
@@ -204,7 +248,7 @@ def save_student(
     student.set_attn_implementation("sdpa")
     folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
     student.cpu().save_pretrained(folder)
-    tokenizer = load_cached_tokenizer(caches[0])
+    tokenizer = student_tokenizer(caches[0], result.vocabulary)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")

@@ -18,16 +18,26 @@ from comet.losses import (
     threshold_kl,
 )
 from comet.recipes import TrainingRecipe
+from comet.vocabulary import StudentVocabulary, full_vocabulary
 
 
 class Distiller(nn.Module):
     """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
 
-    `forward` takes a batch of `comet.data.collate` and returns scalars: the weighted `loss` and its parts.
+    `forward` takes a batch of `comet.data.collate`, in the student's ids, and returns scalars: the weighted `loss` and
+    its parts.
     Raises CometError on creation when the cache does not hold what the training recipe needs.
     """
 
-    def __init__(self, student: XLMRobertaForMaskedLM, cache: Recipe, training: TrainingRecipe) -> None:
+    never_asked: Tensor
+
+    def __init__(
+        self,
+        student: XLMRobertaForMaskedLM,
+        cache: Recipe,
+        training: TrainingRecipe,
+        vocabulary: StudentVocabulary | None = None,
+    ) -> None:
         super().__init__()
         if training.temperature not in cache.temperatures:
             stored = ", ".join(f"{t:g}" for t in cache.temperatures)
@@ -46,6 +56,8 @@ class Distiller(nn.Module):
         self.projection: nn.Parameter | None = None
         if self.matches_attention and training.attention_loss == "projection":
             self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
+        vocabulary = vocabulary or full_vocabulary(cache)
+        self.register_buffer("never_asked", vocabulary.never_asked, persistent=False)
         enable_capture(student)
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
@@ -78,20 +90,23 @@ class Distiller(nn.Module):
         self, features: Tensor, batch: dict[str, Tensor], temperature: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(kept [T, k], truth [T], rest [T] at the temperature, rest [T] at 1)."""
-        decoder = self.student.lm_head.decoder
+        weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
-        kept, truth, rest = sparse_head(
-            features, decoder.weight, decoder.bias, batch["topk_id"], batch["target_id"], temperatures
-        )
+        kept, truth, rest = sparse_head(features, weight, bias, batch["topk_id"], batch["target_id"], temperatures)
         return kept, truth, rest[:, 0], rest[:, -1]
+
+    def output_layer(self) -> tuple[Tensor, Tensor]:
+        """Weight [V, H] and bias [V] of the last layer; a bias of −∞ takes tokens out that are never asked for."""
+        decoder = self.student.lm_head.decoder
+        return decoder.weight, decoder.bias.masked_fill(self.never_asked, -torch.inf)
 
     def best_token(self, features: Tensor) -> Tensor:
         """[T] the student's most probable token, ties to the lower id."""
-        decoder = self.student.lm_head.decoder
+        weight, bias = self.output_layer()
         best = features.new_full((len(features),), -torch.inf)
         token = torch.zeros_like(best, dtype=torch.int64)
-        for start, stop in slices(len(decoder.weight)):
-            value, index = slice_logits(features, decoder.weight, decoder.bias, start, stop).max(1)
+        for start, stop in slices(len(weight)):
+            value, index = slice_logits(features, weight, bias, start, stop).max(1)
             token = torch.where(value > best, index + start, token)
             best = torch.maximum(value, best)
         return token

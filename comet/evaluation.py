@@ -1,15 +1,19 @@
 """How far a student is from the teacher, on rows it never trains on and without the teacher."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from comet.data import CacheRows, Shard, collate
 from comet.distiller import Distiller
 from comet.losses import bucketed_kl, hard_cross_entropy, threshold_kl
+
+Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,13 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(distiller: Distiller, shards: list[Shard], batch_size: int, device: torch.device) -> Validation:
-    """Measures the student on all rows of these shards."""
+def validate(
+    distiller: Distiller, shards: list[Shard], batch_size: int, device: torch.device, collator: Collator = collate
+) -> Validation:
+    """Measures the student on all rows of these shards; `collator` gives batches in the student's ids."""
     names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
     rows = CacheRows(shards, names, held=1)
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
+    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator)  # type: ignore[arg-type]
     one = distiller.cache.temperatures.index(1.0) if 1.0 in distiller.cache.temperatures else None
     was_training = distiller.training
     distiller.eval()

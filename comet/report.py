@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING
 
 from cache_tools.store.reader import Cache
 from comet.recipes import TrainingRecipe
+from comet.student import StudentShape
+from comet.vocabulary import StudentVocabulary
 
 if TYPE_CHECKING:
     from comet.distillation import Distilled
+    from comet.distiller import Distiller
 
 
-def kl_name(cache: Cache) -> str:
-    """A KL over kept tokens is never called the KL."""
+def kl_name(cache: Cache, trimmed: bool) -> str:
+    """A KL over kept tokens is never called the KL, and one among the tokens of the corpus says so."""
     recipe = cache.recipe
-    return f"bucketed KL (k = {recipe.top_k})" if recipe.keep == "topk" else f"KL estimate (k = {recipe.top_k} sampled)"
+    among = ", tokens of the corpus" if trimmed else ""
+    if recipe.keep == "topk":
+        return f"bucketed KL (k = {recipe.top_k}{among})"
+    return f"KL estimate (k = {recipe.top_k} sampled{among})"
 
 
 def summary(caches: Sequence[Cache], result: Distilled) -> str:
@@ -24,7 +30,7 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
     smaller = 1 - result.parameters / result.teacher_parameters
     rows = [
         ("", "student before", "student after", "teacher"),
-        (kl_name(caches[0]) + " to the teacher", f"{before.kl:.3f}", f"{after.kl:.3f}", "0"),
+        (kl_name(caches[0], result.vocabulary.trimmed) + " to the teacher", f"{before.kl:.3f}", f"{after.kl:.3f}", "0"),
         ("masked-token loss, nats", f"{before.cross_entropy:.3f}", f"{after.cross_entropy:.3f}", ""),
         ("masked-token accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", f"{after.teacher_accuracy:.1%}"),
         ("same best token as the teacher", f"{before.agreement:.1%}", f"{after.agreement:.1%}", ""),
@@ -49,6 +55,37 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
     )
 
 
+def announcement(
+    cache: Cache, distiller: Distiller, shape: StudentShape, vocabulary: StudentVocabulary, outside: float | None
+) -> str:
+    """The first lines of `comet-train`: what is trained, and on what. `outside` as `teacher_mass_outside` gives it."""
+    recipe = distiller.training_recipe
+    lines = [f"student: {shape}, for a teacher of {cache.recipe.teacher_parameters:,} parameters"]
+    if vocabulary.trimmed:
+        lines.append(
+            f"vocabulary: {len(vocabulary):,} of {vocabulary.teacher_size:,} pieces, every one of the corpus among them"
+            + (f"; the teacher gives the others {outside:.1%} of its probability" if outside is not None else "")
+        )
+    if distiller.matched:
+        pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in distiller.matched)
+        lines.append(f"attention matched in layer (student ← teacher): {pairs}")
+    elif recipe.attention_weight:
+        lines.append("the cache holds no attention maps: logits only")
+    if recipe.differs_from_paper:
+        lines.append(f"recipe {recipe.name}, which differs from the paper in this:")
+        lines += [f"  - {difference}" for difference in recipe.differs_from_paper]
+    return "\n".join(lines)
+
+
+def vocabulary_line(vocabulary: StudentVocabulary) -> str:
+    if not vocabulary.trimmed:
+        return f"all {len(vocabulary):,} pieces of the teacher"
+    return (
+        f"{len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} pieces: those of the corpus, single "
+        "characters and special tokens. The student was taught, and is measured, among the tokens of the corpus"
+    )
+
+
 def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled) -> str:
     """The README.md of a student folder."""
     languages = [str(cache.provenance.get("language")) for cache in caches]
@@ -65,6 +102,7 @@ language: [{", ".join(languages)}]
 {result.shape}, {result.parameters:,} parameters, distilled from `{caches[0].provenance.get("teacher")}`
 ({result.teacher_parameters:,} parameters) through an offline teacher cache.
 
+- Vocabulary: {vocabulary_line(result.vocabulary)}.
 - Text: {", ".join(texts)}. The licence of a model depends on the licences of its teacher and text: check both.
 - Caches:
 {identities}
@@ -75,7 +113,7 @@ On {after.targets:,} masked tokens of validation text:
 
 | | before | after | teacher |
 |---|---|---|---|
-| {kl_name(caches[0])} | {result.before.kl:.3f} | {after.kl:.3f} | 0 |
+| {kl_name(caches[0], result.vocabulary.trimmed)} | {result.before.kl:.3f} | {after.kl:.3f} | 0 |
 | masked-token loss (nats) | {result.before.cross_entropy:.3f} | {after.cross_entropy:.3f} | |
 | masked-token accuracy | {result.before.accuracy:.1%} | {after.accuracy:.1%} | {after.teacher_accuracy:.1%} |
 

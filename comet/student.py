@@ -1,22 +1,19 @@
 """The student: its shapes, and how it starts from what the cache holds of the teacher."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-    XLMRobertaModel,
-)
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, Vocabulary
+from comet.vocabulary import StudentVocabulary, load_tokenizer, student_tokenizer
 
 AT_LEAST_SMALLER = 0.85
 EMBEDDING_STD = 0.1
@@ -47,7 +44,7 @@ PRESETS = (
 """From large to small. `auto` takes the first that is small enough."""
 
 
-def choose_shape(requested: str, cache: Cache) -> StudentShape:
+def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
     """A preset by name, a shape from a JSON config file, or with `auto` the largest preset at least 85 % smaller than
     the teacher, the smallest if none is.
 
@@ -58,7 +55,7 @@ def choose_shape(requested: str, cache: Cache) -> StudentShape:
         return by_name[requested]
     if requested == "auto":
         limit = (1 - AT_LEAST_SMALLER) * cache.recipe.teacher_parameters
-        return next((s for s in PRESETS if count_parameters(s, cache.recipe.vocab_size) <= limit), PRESETS[-1])
+        return next((s for s in PRESETS if count_parameters(s, vocab_size) <= limit), PRESETS[-1])
     path = Path(requested)
     if not path.is_file():
         raise CometError(
@@ -101,21 +98,33 @@ def count_parameters(shape: StudentShape, vocab_size: int) -> int:
         return sum(p.numel() for p in XLMRobertaModel(student_config(shape, vocab_size)).parameters())
 
 
-def new_student(shape: StudentShape, caches: list[Cache], dropout: float, seed: int) -> XLMRobertaForMaskedLM:
-    """A student that starts from what the first cache holds of the teacher's embeddings and word frequencies."""
+def new_student(
+    shape: StudentShape,
+    caches: Sequence[Cache],
+    vocabulary: StudentVocabulary,
+    dropout: float,
+    seed: int,
+    from_cache: bool = True,
+) -> XLMRobertaForMaskedLM:
+    """A student that starts from the teacher's embeddings and the word frequencies in the caches, or at random."""
     recipe = caches[0].recipe
-    config = student_config(shape, recipe.vocab_size, dropout)
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = recipe.pad_id, recipe.bos_id, recipe.eos_id
-    config.max_position_embeddings = max(POSITIONS, recipe.seq_len + recipe.pad_id + 1)
+    config = student_config(shape, len(vocabulary), dropout)
+    special = vocabulary.student_id[[recipe.pad_id, recipe.bos_id, recipe.eos_id]].tolist()
+    config.pad_token_id, config.bos_token_id, config.eos_token_id = special
+    config.max_position_embeddings = max(POSITIONS, recipe.seq_len + special[0] + 1)
     torch.manual_seed(seed)
     student = XLMRobertaForMaskedLM(config)
-    start_from_cache(student, [cache.vocabulary for cache in caches], recipe.special_ids)
+    if from_cache:
+        start_from_cache(student, [cache.vocabulary for cache in caches], vocabulary, recipe.special_ids)
     return student
 
 
 @torch.no_grad()
 def start_from_cache(
-    student: XLMRobertaForMaskedLM, vocabularies: list[Vocabulary], special_ids: tuple[int, ...]
+    student: XLMRobertaForMaskedLM,
+    vocabularies: Sequence[Vocabulary],
+    known: StudentVocabulary,
+    special_ids: tuple[int, ...],
 ) -> None:
     """Embeddings from the teacher's leading components, head bias from word frequencies, head transform the identity.
 
@@ -124,23 +133,56 @@ def start_from_cache(
     occur start at the mean, which is zero; special tokens keep their random start.
     """
     weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
-    vocab_size, hidden = weight.shape
-    special = list(special_ids)
+    hidden = weight.shape[1]
+    special = known.student_id[list(special_ids)]
     keep = weight[special].clone()
     weight.zero_()
-    counts = np.zeros(vocab_size, dtype=np.int64)
+    counts = torch.ones(len(known), dtype=torch.float64)
     for vocabulary in reversed(vocabularies):  # where an id is in several caches, the first cache decides
-        counts[vocabulary.id] += vocabulary.count
+        ids = known.student_id[torch.from_numpy(vocabulary.id.astype(np.int64))]
+        counts[ids] += torch.from_numpy(vocabulary.count.astype(np.float64))
         width = min(hidden, vocabulary.embedding.shape[1])
         components = torch.from_numpy(vocabulary.embedding[:, :width].astype(np.float32))
         components *= EMBEDDING_STD / components.square().mean().sqrt().clamp(min=1e-12)
-        weight[torch.from_numpy(vocabulary.id.astype(np.int64)), :width] = components
+        weight[ids, :width] = components
     weight[special] = keep
-    frequency = torch.from_numpy(counts + 1.0)
-    student.lm_head.bias.copy_((frequency / frequency.sum()).log())
+    student.lm_head.bias.copy_((counts / counts.sum()).log())
     student.lm_head.dense.weight.copy_(torch.eye(hidden))
 
 
-def load_cached_tokenizer(cache: Cache) -> PreTrainedTokenizerBase:
-    """The teacher's tokenizer, from the cache itself."""
-    return AutoTokenizer.from_pretrained(cache.tokenizer_folder, trust_remote_code=False, local_files_only=True)
+def earlier_student(
+    folder: Path, caches: Sequence[Cache], vocabulary: StudentVocabulary, dropout: float
+) -> XLMRobertaForMaskedLM:
+    """A student that an earlier training left, to go on with.
+
+    Raises CometError unless it is an XLM-R masked LM with exactly this vocabulary and room for these rows.
+    """
+    try:
+        student: XLMRobertaForMaskedLM = XLMRobertaForMaskedLM.from_pretrained(
+            folder, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, local_files_only=True
+        )
+        pieces = load_tokenizer(folder).get_vocab()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CometError(
+            f"--init {folder}: expected cache, random, or the folder of a student ({reason})", exit_code=2
+        ) from error
+    recipe = caches[0].recipe
+    if pieces != student_tokenizer(caches[0], vocabulary).get_vocab():
+        raise CometError(
+            f"--init {folder}: its vocabulary of {len(pieces):,} pieces is not that of this training "
+            f"({len(vocabulary):,}); give the --vocabulary it was trained with, and a cache of the same teacher",
+            exit_code=2,
+        )
+    positions = student.config.max_position_embeddings - int(vocabulary.student_id[recipe.pad_id]) - 1
+    if recipe.seq_len > positions:
+        raise CometError(
+            f"--init {folder}: reads {positions} tokens, the rows of the cache have {recipe.seq_len}",
+            exit_code=2,
+        )
+    return student.float()
+
+
+def shape_of(student: XLMRobertaForMaskedLM, name: str) -> StudentShape:
+    c = student.config
+    return StudentShape(name, c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.intermediate_size)

@@ -11,18 +11,25 @@ from transformers import Trainer, TrainingArguments
 
 from comet.data import CacheRows, Shard, ShardShuffleSampler, collate
 from comet.distiller import Distiller
-from comet.evaluation import Validation, validate
+from comet.evaluation import Collator, Validation, validate
 
 
 class DistillationTrainer(Trainer):
     """A Trainer whose model is a Distiller, whose rows come shard by shard, and which validates without a teacher."""
 
     def __init__(
-        self, distiller: Distiller, args: TrainingArguments, rows: CacheRows, validation: list[Shard], **kwargs: Any
+        self,
+        distiller: Distiller,
+        args: TrainingArguments,
+        rows: CacheRows,
+        validation: list[Shard],
+        collator: Collator = collate,
+        **kwargs: Any,
     ) -> None:
         self.validation_shards = validation
+        self.collator = collator
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
-        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=collate, **kwargs)  # type: ignore[arg-type]
+        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=self.collator, **kwargs)  # type: ignore[arg-type]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows: Any = train_dataset or self.train_dataset
@@ -52,4 +59,6 @@ class DistillationTrainer(Trainer):
     def validate(self) -> Validation:
         """The student as it stands, on the validation rows."""
         distiller: Any = self.accelerator.unwrap_model(self.model)
-        return validate(distiller, self.validation_shards, self.args.per_device_eval_batch_size, self.args.device)
+        return validate(
+            distiller, self.validation_shards, self.args.per_device_eval_batch_size, self.args.device, self.collator
+        )

@@ -13,12 +13,13 @@ from comet.distiller import Distiller, match_layers
 from comet.evaluation import validate
 from comet.recipes import DEFAULT
 from comet.student import PRESETS, new_student
+from comet.vocabulary import full_vocabulary
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, temperature: float) -> None:
     recipe = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
-    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0).eval()
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
     length, seq_len = batch["length"], batch["input_ids"].shape[1]
     mask = torch.arange(seq_len) < length[:, None]
@@ -55,7 +56,7 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, te
 
 
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0).eval()
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     shards = shards_of([cache], "validation")
     rows = CacheRows(shards, cache.extent.arrays)
     batch = collate(rows.__getitems__(list(range(len(rows)))))

@@ -15,7 +15,8 @@ from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
 from comet.evaluation import validate
 from comet.recipes import DEFAULT, PAPER
-from comet.student import COMET, PRESETS, choose_shape, count_parameters, load_cached_tokenizer, new_student
+from comet.student import COMET, PRESETS, choose_shape, count_parameters, new_student
+from comet.vocabulary import full_vocabulary, load_tokenizer
 
 XLM_R_VOCABULARY = 250_002
 AFRO_XLMR_LARGE, AFRO_XLMR_BASE, AFRO_XLMR_MINI = 559_890_432, 278_043_648, 117_653_760
@@ -39,7 +40,7 @@ def test_auto_takes_the_largest_preset_that_is_85_percent_smaller(
 ) -> None:
     recipe = replace(cache.recipe, teacher_parameters=parameters, vocab_size=vocab_size)
     other = Cache(cache.root, recipe, {"provenance": {}, "settings": {}}, cache.seal, cache.extent)
-    shape = choose_shape("auto", other)
+    shape = choose_shape("auto", other, other.recipe.vocab_size)
     assert shape.name == expected
     assert count_parameters(shape, vocab_size) <= 0.15 * parameters
     larger = PRESETS[: PRESETS.index(shape)]
@@ -50,17 +51,17 @@ def test_a_shape_from_a_config_file(cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     config = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
     path.write_text(json.dumps(config))
-    shape = choose_shape(str(path), cache)
+    shape = choose_shape(str(path), cache, cache.recipe.vocab_size)
     assert (shape.layers, shape.hidden, shape.heads, shape.intermediate) == (2, 24, 3, 40)
     path.write_text(json.dumps(config | {"num_attention_heads": 5}))
     with pytest.raises(CometError, match="24 is not a multiple of 5 heads"):
-        choose_shape(str(path), cache)
+        choose_shape(str(path), cache, cache.recipe.vocab_size)
     with pytest.raises(CometError, match="expected auto, comet, small, tiny, nano, or a JSON file"):
-        choose_shape("huge", cache)
+        choose_shape("huge", cache, cache.recipe.vocab_size)
 
 
 def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0)
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT)
     start = validate(distiller, shards_of([cache], "validation"), 32, torch.device("cpu"))
     counts = np.ones(cache.recipe.vocab_size)
@@ -74,7 +75,7 @@ def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
 
 
 def test_student_and_teacher_pool_attention_alike(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0).eval()
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     length = torch.tensor([40, 5])
     ids = torch.randint(5, 1000, (2, 40))
     mask = torch.arange(40) < length[:, None]
@@ -104,13 +105,13 @@ def test_layers_are_matched_by_depth(
 
 
 def test_a_temperature_that_was_not_stored_is_refused(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], dropout=0.0, seed=0)
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     with pytest.raises(CometError, match=r"temperature 3: the cache holds tails at 1, ?2 only.*--temperatures 1,2,3"):
         Distiller(student, cache.recipe, replace(DEFAULT, temperature=3.0))
 
 
 def test_the_paper_s_recipe_learns_a_projection(cache: Cache) -> None:
-    student = new_student(replace(PRESETS[-1], layers=4), [cache], dropout=0.0, seed=0)
+    student = new_student(replace(PRESETS[-1], layers=4), [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, PAPER)
     rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays)
     losses = distiller(**collate(rows.__getitems__([0, 1, 2])))
@@ -122,6 +123,6 @@ def test_the_paper_s_recipe_learns_a_projection(cache: Cache) -> None:
 
 
 def test_the_tokenizer_comes_from_the_cache(cache: Cache) -> None:
-    tokenizer = load_cached_tokenizer(cache)
+    tokenizer = load_tokenizer(cache.tokenizer_folder)
     ids = tokenizer("Muraho neza, amakuru?")["input_ids"]
     assert ids[0] == cache.recipe.bos_id and ids[-1] == cache.recipe.eos_id

@@ -16,13 +16,16 @@ from comet.evaluation import validate
 from comet.recipes import DEFAULT
 from comet.student import PRESETS, new_student
 from comet.trainer import DistillationTrainer
+from comet.vocabulary import full_vocabulary
 
 
 @pytest.fixture
 def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
     shape = PRESETS[-1]
     config = StudentConfig(tmp_path / "student", steps=4, batch_size=8, arguments=(("logging_steps", 2),))
-    distiller = Distiller(new_student(shape, [cache], dropout=0.0, seed=0), cache.recipe, DEFAULT)
+    distiller = Distiller(
+        new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0), cache.recipe, DEFAULT
+    )
     rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n != "row_key"])
     return DistillationTrainer(
         distiller, training_arguments(config, shape, tmp_path), rows, shards_of([cache], "validation")

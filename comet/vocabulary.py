@@ -1,0 +1,203 @@
+"""Which tokens a student knows: all of the teacher's, or those of the corpus and what it takes to write any other.
+
+A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and every piece of a single
+character, so that no text that the teacher could read becomes unknown. Text whose pieces are all kept is cut as
+before: a Unigram model looks for the best of all cuts, WordPiece for the longest piece, and what is best or longest
+among all pieces is so among fewer.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cache_tools.errors import CometError
+from cache_tools.store.ledger import TOKENIZER_FILES
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import Recipe
+from comet.data import Shard, collate
+from comet.losses import condition_on_seen
+
+CONTINUATION = "##"  # how WordPiece marks a piece inside a word
+
+
+@dataclass(frozen=True)
+class StudentVocabulary:
+    """`teacher_id` [V'] int64, ascending: the teacher's id of each of the student's.
+
+    `asked` [V] bool: the teacher's ids that a trimmed student is asked for, V_seen; None if the vocabulary is full.
+    """
+
+    teacher_id: NDArray[np.int64]
+    teacher_size: int
+    asked: NDArray[np.bool_] | None = None
+
+    @property
+    def trimmed(self) -> bool:
+        return self.asked is not None
+
+    def __len__(self) -> int:
+        return len(self.teacher_id)
+
+    @cached_property
+    def student_id(self) -> Tensor:
+        """[V] int64: the student's id of each of the teacher's, −1 where it has none."""
+        ids = torch.full((self.teacher_size,), -1, dtype=torch.int64)
+        ids[torch.from_numpy(self.teacher_id)] = torch.arange(len(self))
+        return ids
+
+    @cached_property
+    def asked_id(self) -> Tensor:
+        """[V] int64: the same, −1 also for what the student knows but is never asked for."""
+        return self.student_id if self.asked is None else self.student_id.where(torch.from_numpy(self.asked), -1)
+
+    @cached_property
+    def never_asked(self) -> Tensor:
+        """[V'] bool: tokens that the student knows but is never asked for, since the corpus does not hold them."""
+        return self.asked_id[torch.from_numpy(self.teacher_id)] < 0
+
+
+def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
+    return StudentVocabulary(np.arange(recipe.vocab_size), recipe.vocab_size)
+
+
+def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
+    """V_seen, the special tokens, every piece of a single character, and the least likely piece of a Unigram model
+    (which decides what an unknown character costs).
+
+    Raises CometError for several caches, whose tails are of different V_seen, and for tokenizers that are neither
+    Unigram nor WordPiece.
+    """
+    if len(caches) > 1:
+        raise CometError(
+            "--vocabulary trimmed: takes one --cache, since every cache tells its tail over the tokens of its own "
+            "corpus only; use --vocabulary full, or build one cache of all texts",
+            exit_code=2,
+        )
+    recipe, seen = caches[0].recipe, caches[0].vocabulary.id
+    pieces = model_pieces(read_tokenizer(caches[0]))
+    single = [i for i, piece in enumerate(pieces) if len(piece.removeprefix(CONTINUATION)) == 1]
+    kept = np.unique(np.concatenate([seen, recipe.special_ids, single, least_likely(caches[0])]).astype(np.int64))
+    asked = np.zeros(recipe.vocab_size, dtype=bool)
+    asked[seen] = True
+    return StudentVocabulary(kept, recipe.vocab_size, asked)
+
+
+def read_tokenizer(cache: Cache) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((cache.tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return state
+
+
+def model_pieces(state: dict[str, Any]) -> list[str]:
+    """The pieces of a tokenizer's model, by id. Raises CometError for models that cannot be trimmed exactly."""
+    model = state["model"]
+    if model["type"] == "Unigram":
+        return [piece for piece, _ in model["vocab"]]
+    if model["type"] == "WordPiece":
+        by_id = {i: piece for piece, i in model["vocab"].items()}
+        return [by_id.get(i, "") for i in range(max(by_id) + 1)]
+    raise CometError(
+        f"--vocabulary trimmed: a {model['type']} tokenizer builds its pieces from one another, so that taking some "
+        "away changes how other text is cut; use --vocabulary full",
+        exit_code=2,
+    )
+
+
+def least_likely(cache: Cache) -> list[int]:
+    model = read_tokenizer(cache)["model"]
+    return [int(np.argmin([score for _, score in model["vocab"]]))] if model["type"] == "Unigram" else []
+
+
+def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
+    """An ordinary fast tokenizer for these ids. Raises CometError when a special token would not get its id."""
+    if not vocabulary.trimmed:
+        return load_tokenizer(cache.tokenizer_folder)
+    with TemporaryDirectory(prefix="comet-tokenizer-") as folder:
+        state, config = (
+            json.loads((cache.tokenizer_folder / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES
+        )
+        config.pop("added_tokens_decoder", None)  # ids of the teacher's
+        files = (trimmed_state(state, vocabulary.student_id.tolist()), config)
+        for name, content in zip(TOKENIZER_FILES, files, strict=True):
+            Path(folder, name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+        tokenizer = load_tokenizer(Path(folder))
+    whole = load_tokenizer(cache.tokenizer_folder)
+    for token in whole.all_special_tokens:
+        expected = int(vocabulary.student_id[whole.convert_tokens_to_ids(token)])
+        if (found := tokenizer.convert_tokens_to_ids(token)) != expected:
+            raise CometError(
+                f"--vocabulary trimmed: {token} would get id {found} instead of {expected}; this tokenizer cannot be "
+                "trimmed, use --vocabulary full"
+            )
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
+    """A tokenizer.json with the kept pieces under their new ids. `student_id` is −1 for the others."""
+
+    def moved(ids: list[int]) -> list[int]:
+        return [student_id[i] for i in ids]
+
+    model = dict(state["model"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if student_id[i] >= 0]
+        model["unk_id"] = student_id[model["unk_id"]]
+    else:
+        model["vocab"] = {piece: student_id[i] for piece, i in model["vocab"].items() if student_id[i] >= 0}
+    added = [t | {"id": student_id[t["id"]]} for t in state["added_tokens"] if student_id[t["id"]] >= 0]
+    processor = state.get("post_processor")
+    if processor and "special_tokens" in processor:
+        tokens = {name: t | {"ids": moved(t["ids"])} for name, t in processor["special_tokens"].items()}
+        processor = processor | {"special_tokens": tokens}
+    elif processor:
+        processor = processor | {
+            n: [processor[n][0], *moved(processor[n][1:])] for n in ("sep", "cls") if n in processor
+        }
+    return state | {"model": model, "added_tokens": added, "post_processor": processor}
+
+
+def in_vocabulary(batch: dict[str, Tensor], vocabulary: StudentVocabulary) -> dict[str, Tensor]:
+    """A batch of `comet.data.collate` in the student's ids, the teacher conditioned on V_seen if it is trimmed.
+
+    Then kept tokens outside V_seen get id −1 and log-probability −∞, and `tail_logmass` is that over V_seen.
+    """
+    if vocabulary.asked is None:
+        return batch
+    kept_id, logprob, tail = condition_on_seen(
+        batch["topk_id"], batch["topk_logprob"], batch["tail_logmass_seen"], vocabulary.asked_id
+    )
+    return batch | {
+        "input_ids": vocabulary.student_id[batch["input_ids"]],
+        "target_id": vocabulary.asked_id[batch["target_id"]],
+        "topk_id": kept_id,
+        "topk_logprob": logprob,
+        "tail_logmass": tail,
+    }
+
+
+def teacher_mass_outside(shards: Sequence[Shard], vocabulary: StudentVocabulary) -> float | None:
+    """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards;
+    None where the cache holds no tail at 1."""
+    temperatures = shards[0].cache.recipe.temperatures
+    if 1.0 not in temperatures:
+        return None
+    inside: list[Tensor] = []
+    names = ("target_position", "length", "input_ids", "target_id", "topk_id", "topk_logprob", "tail_logmass_seen")
+    for shard in shards:
+        batch = in_vocabulary(collate(shard.cache.read_shard(shard.group, shard.index, names)), vocabulary)
+        tail = batch["tail_logmass"][:, temperatures.index(1.0)]  # [T]
+        inside.append(torch.logaddexp(batch["topk_logprob"].logsumexp(1), tail).exp())
+    return 1 - torch.cat(inside).mean().item()
