@@ -1,8 +1,7 @@
 """A build from end to end: prepare, check that the folder is the cache asked for, fill it, stop in good order."""
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.corpus import excluded_sha256
 from cache_tools.errors import CometError
 from cache_tools.fill import fill, missing_shards
+from cache_tools.interrupts import signals_handled_by
 from cache_tools.languages import find_language
 from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.settings import BuildSettings, parse_layers
@@ -139,17 +139,3 @@ def stop_after(hours: float | None, stop: threading.Event) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-@contextmanager
-def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `handler`, where this thread can receive signals at all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)

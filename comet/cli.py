@@ -37,6 +37,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
 @click.option("--seed", default=0, help="Seed of the start and the order of rows.")
+@click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
 @click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
 @one_line_errors
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:

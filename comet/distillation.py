@@ -1,11 +1,14 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
+import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,10 +16,13 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, XLMRobertaForMaskedLM
 
 from cache_tools.errors import CometError
+from cache_tools.interrupts import signals_handled_by
 from cache_tools.store.reader import Cache, open_cache
+from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpoint, restore_best
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import Validation
+from comet.progress import KeepBest, LiveLine
 from comet.recipes import DEFAULT, TrainingRecipe
 from comet.report import announcement, model_card
 from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
@@ -36,7 +42,8 @@ class StudentConfig:
     """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
 
     `vocabulary` is full or trimmed; `init` is cache, random, or the folder of an earlier student; `arguments` are
-    further fields of transformers' TrainingArguments. Raises CometError for numbers not above 0.
+    further fields of transformers' TrainingArguments. A checkpoint is written every `save_minutes` into the folder
+    `OUTPUT.checkpoints`, which `resume` goes on from. Raises CometError for numbers not above 0.
     """
 
     output: Path
@@ -49,6 +56,8 @@ class StudentConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     seed: int = 0
+    resume: bool = False
+    save_minutes: float = 10.0
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -106,39 +115,95 @@ def distill(
     unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
     unused |= set() if distiller.matches_attention else {"attention"}
     names = [name for name in caches[0].extent.arrays if name not in unused]
-    with tempfile.TemporaryDirectory(prefix="comet-train-") as scratch:
-        trainer = DistillationTrainer(
-            distiller,
-            training_arguments(config, shape, Path(scratch)),
-            CacheRows(training, names),
-            validation,
-            collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
-        )
-        trainer.remove_callback(PrinterCallback)
-        before = trainer.validate()
-        best = KeepBest(trainer, before, config.recipe.patience)
-        trainer.add_callback(LiveLine())
-        trainer.add_callback(best)
-        started = time.monotonic()
-        trainer.train()
-        seconds = time.monotonic() - started
+    trainer = DistillationTrainer(
+        distiller,
+        training_arguments(config, shape),
+        CacheRows(training, names),
+        validation,
+        collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
+    )
+    best = KeepBest(trainer, config.recipe.patience)
+    with Checkpoints(config.output, run_identity(config, caches), config.resume) as checkpoints:
+        seconds = train(trainer, best, checkpoints, config.save_minutes, say)
         student.load_state_dict(best.weights)
+        result = Distilled(
+            output=config.output,
+            shape=shape,
+            vocabulary=vocabulary,
+            parameters=sum(p.numel() for p in student.parameters()),
+            teacher_parameters=caches[0].recipe.teacher_parameters,
+            before=best.start,
+            after=best.validation,
+            steps=trainer.state.global_step,
+            best_step=best.step,
+            seconds=seconds,
+        )
+        save_student(student, caches, config, result)
+        checkpoints.remove()
+    return result
+
+
+def train(
+    trainer: DistillationTrainer,
+    best: KeepBest,
+    checkpoints: Checkpoints,
+    save_minutes: float,
+    say: Callable[[str], None],
+) -> float:
+    """Trains from the start or the newest checkpoint to the end. Returns the seconds it took.
+
+    Raises CometError when a signal stopped it or the loss is no number any more.
+    """
+    newest = newest_checkpoint(checkpoints.folder)
+    if newest is None:
+        best.begin()
+    else:
+        restore_best(best, newest)
+        say(f"going on after step {newest.name.split('-')[1]}")
+    trainer.args.output_dir = str(checkpoints.folder)
+    trainer.remove_callback(PrinterCallback)
+    for callback in (LiveLine(), best, SaveCheckpoints(best, save_minutes)):
+        trainer.add_callback(callback)
+    started = time.monotonic()
+    with stop_on_signal(trainer, checkpoints.folder):
+        trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
-    result = Distilled(
-        output=config.output,
-        shape=shape,
-        vocabulary=vocabulary,
-        parameters=sum(p.numel() for p in student.parameters()),
-        teacher_parameters=caches[0].recipe.teacher_parameters,
-        before=before,
-        after=best.validation,
-        steps=trainer.state.global_step,
-        best_step=best.step,
-        seconds=seconds,
-    )
-    save_student(student, caches, config, result)
-    return result
+    return time.monotonic() - started
+
+
+def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
+    """What a resumed training must have in common with the one it goes on with."""
+    chosen = asdict(config)
+    for name in ("output", "resume", "save_minutes"):
+        del chosen[name]
+    identity: dict[str, Any] = json.loads(json.dumps(chosen | {"caches": [cache.cache_id for cache in caches]}))
+    return identity
+
+
+@contextmanager
+def stop_on_signal(trainer: DistillationTrainer, folder: Path) -> Iterator[None]:
+    """At SIGINT or SIGTERM a checkpoint is written after the step in work and CometError raised; a second one raises
+    it there and then."""
+    asked = False
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_save |= asked
+            control.should_training_stop |= asked
+
+    def request(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise CometError(f"stopped at once; --resume goes on from the last checkpoint in {folder}")
+        asked = True
+        tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
+
+    trainer.add_callback(Stop())
+    with signals_handled_by(request):
+        yield
+    if asked:
+        raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to go on")
 
 
 def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
@@ -163,11 +228,10 @@ def begin_student(
     return shape, student
 
 
-def training_arguments(config: StudentConfig, shape: StudentShape, scratch: Path) -> TrainingArguments:
+def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
     """Raises CometError for a field that TrainingArguments does not have or refuses."""
     recipe = config.recipe
     fields: dict[str, Any] = {
-        "output_dir": str(scratch),
         "num_train_epochs": config.epochs or recipe.epochs,
         "max_steps": config.steps or -1,
         "per_device_train_batch_size": config.batch_size or recipe.batch_size,
@@ -180,6 +244,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape, scratch: Path
         "optim": "adamw_torch_fused",
         "seed": config.seed,
         "save_strategy": "no",
+        "save_total_limit": KEPT,
         "eval_strategy": "no",
         "logging_steps": 10,
         "report_to": "none",
@@ -191,50 +256,6 @@ def training_arguments(config: StudentConfig, shape: StudentShape, scratch: Path
         return TrainingArguments(**(fields | dict(config.arguments)))
     except (TypeError, ValueError) as error:
         raise CometError(f"--set: {error}", exit_code=2) from None
-
-
-class LiveLine(TrainerCallback):
-    """One bar with the parts of the loss, on a terminal only."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=None)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        shown = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in ("kd", "hard", "attention")}
-        if shown:
-            self.bar.set_postfix(shown)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-
-class KeepBest(TrainerCallback):
-    """Validates after every epoch, remembers the weights nearest to the teacher, stops when nothing gets better."""
-
-    def __init__(self, trainer: DistillationTrainer, start: Validation, patience: int) -> None:
-        self.trainer = trainer
-        self.patience = patience
-        self.worse = 0
-        self.remember(start, 0)
-
-    def remember(self, validation: Validation, step: int) -> None:
-        student: Any = self.trainer.accelerator.unwrap_model(self.trainer.model).student
-        self.weights = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
-        self.validation = self.latest = validation
-        self.step = step
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.latest = self.trainer.validate()
-        tqdm.write(f"epoch {state.epoch:.3g}: {self.latest}", file=sys.stderr)
-        if self.latest.distance < self.validation.distance:
-            self.remember(self.latest, state.global_step)
-            self.worse = 0
-        else:
-            self.worse += 1
-            control.should_training_stop |= self.worse >= self.patience
 
 
 def save_student(

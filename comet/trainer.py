@@ -2,12 +2,15 @@
 
 from collections import defaultdict
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from comet.data import CacheRows, Shard, ShardShuffleSampler, collate
 from comet.distiller import Distiller
@@ -55,6 +58,15 @@ class DistillationTrainer(Trainer):
         metrics = {f"eval_{name}": value for name, value in asdict(self.validate()).items()}
         self.log(metrics)
         return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Of a checkpoint: the distiller, whose student has tied weights, as safetensors, and no pickled arguments."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_model(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def validate(self) -> Validation:
         """The student as it stands, on the validation rows."""

@@ -1,0 +1,124 @@
+"""Checkpoints of a training, in a folder beside the student's: written now and then, taken only when whole.
+
+Each holds what transformers' Trainer saves (weights, optimiser, schedule, random states, step), the best student so
+far, and last a list of all files with their sizes and SHA-256. A checkpoint without a list that matches was cut off
+and is never taken.
+"""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
+
+from cache_tools.errors import CometError
+from cache_tools.store.ledger import file_record
+from cache_tools.store.records import read_checked, with_checksum, write_durably
+from comet.progress import KeepBest
+
+RUN, COMPLETE, BEST = "run.json", "complete.json", "best.safetensors"
+KEPT = 2
+
+
+class Checkpoints:
+    """The folder `OUTPUT.checkpoints` of one training, held by one process at a time.
+
+    Raises CometError on creation when another process trains there, when an earlier training lies there and `resume`
+    is False, when there is nothing to resume, or when it was begun with other settings (`run`, plain JSON).
+    """
+
+    def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
+        self.folder = output.with_name(f"{output.name}.checkpoints")
+        newest = newest_checkpoint(self.folder)
+        if resume and newest is None:
+            raise CometError(f"--resume: no whole checkpoint in {self.folder}; begin without --resume", exit_code=2)
+        if not resume and newest is not None:
+            raise CometError(
+                f"{self.folder}: an earlier training was not finished; go on with it by --resume, or remove the folder",
+                exit_code=2,
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = filelock.FileLock(self.folder / "lock")
+        try:
+            self.lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise CometError(f"{self.folder}: another process is training there; choose another --output") from None
+        if resume:
+            earlier = read_checked(self.folder / RUN)
+            if changed := [f"{n}: {earlier.get(n)} before, {run[n]} now" for n in run if earlier.get(n) != run[n]]:
+                self.lock.release()
+                raise CometError(
+                    f"--resume: the training in {self.folder} was begun differently ({'; '.join(changed)}); give the "
+                    "options it was begun with",
+                    exit_code=2,
+                )
+        else:
+            (self.folder / RUN).unlink(missing_ok=True)
+            write_durably(self.folder / RUN, with_checksum(run))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if newest_checkpoint(self.folder) is None:  # nothing to go on from
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.release()
+
+    def remove(self) -> None:
+        """When the student is safe."""
+        shutil.rmtree(self.folder)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    return next((path for path in found if is_whole(path)), None)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether the checkpoint's list is there and every file of it is as listed."""
+    try:
+        listed = read_checked(checkpoint / COMPLETE)["files"]
+        return all(file_record((checkpoint / n).read_bytes()).sha256 == digest for n, digest in listed.items())
+    except (CometError, OSError):
+        return False
+
+
+class SaveCheckpoints(TrainerCallback):
+    """Has a checkpoint written every so many minutes, and completes each with the best student and the list of files.
+
+    Never at the last step of an epoch, whose validation belongs to it: there it waits for the end of the epoch.
+    """
+
+    def __init__(self, best: KeepBest, minutes: float) -> None:
+        self.best = best
+        self.seconds = minutes * 60
+        self.last = time.monotonic()
+
+    @property
+    def due(self) -> bool:
+        return time.monotonic() - self.last >= self.seconds
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save |= self.due and not float(state.epoch).is_integer()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save |= self.due
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        save_file(self.best.weights, folder / BEST)
+        (folder / "best.json").write_text(json.dumps(self.best.to_json()), encoding="utf-8")
+        files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(folder.iterdir()) if p.name != COMPLETE}
+        (folder / COMPLETE).unlink(missing_ok=True)
+        write_durably(folder / COMPLETE, with_checksum({"files": files}))
+        self.last = time.monotonic()
+
+
+def restore_best(best: KeepBest, checkpoint: Path) -> None:
+    state = json.loads((checkpoint / "best.json").read_text(encoding="utf-8"))
+    best.restore(state, load_file(checkpoint / BEST))

@@ -1,0 +1,168 @@
+"""Trainings that were killed or stopped go on to the very student that an undisturbed one gives, bit by bit."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache_tools import Cache
+from cache_tools.errors import CometError
+from comet.checkpoints import Checkpoints, is_whole, newest_checkpoint
+from comet.distillation import StudentConfig, distill
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 40
+
+
+def start(cache: Cache, output: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "comet", "train", "--cache", str(cache.root), "--output", str(output)]
+    command += ["--student", "nano", "--steps", str(STEPS), "--batch-size", "4", "--save-minutes", "0", *options]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def digest(student: Path) -> str:
+    return hashlib.sha256((student / "model.safetensors").read_bytes()).hexdigest()
+
+
+def checkpoints_of(output: Path) -> list[Path]:
+    return [path for path in output.with_name(f"{output.name}.checkpoints").glob("checkpoint-*") if is_whole(path)]
+
+
+def wait_for_checkpoint(running: subprocess.Popen[str], output: Path, step: int) -> None:
+    folder = output.with_name(f"{output.name}.checkpoints")
+    limit = time.monotonic() + 120
+    while running.poll() is None and time.monotonic() < limit:
+        if any(int(path.name.split("-")[1]) >= step for path in folder.glob("checkpoint-*")):
+            return
+        time.sleep(0.002)
+
+
+def losses(checkpoint: Path) -> list[tuple[int, float]]:
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(line["step"], line["loss"]) for line in history if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("undisturbed") / "student"
+    running = start(cache, output)
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert not output.with_name("student.checkpoints").exists()
+    return digest(output)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_and_resumed_gives_the_same_student(
+    cache: Cache, undisturbed: str, tmp_path: Path, seed: int
+) -> None:
+    """Twice: at a random step, and again a little later. SIGKILL may fall into the writing of a checkpoint."""
+    output, chance = tmp_path / "student", random.Random(seed)
+    options: list[str] = []
+    for step in sorted(chance.sample(range(2, STEPS - 5), 2)):
+        running = start(cache, output, *options)
+        wait_for_checkpoint(running, output, step)
+        time.sleep(chance.random() * 0.05)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        options = ["--resume"] if checkpoints_of(output) else []
+    running = start(cache, output, *options)
+    said, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert "going on after step" in said
+    assert digest(output) == undisturbed
+    assert not output.with_name("student.checkpoints").exists()
+
+
+def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
+    """Per step, in one that was stopped by SIGTERM and resumed, against one in a single run."""
+    options = ["--set", "logging_steps=1", "--steps", "30"]
+    found = []
+    for name, stop_at in (("whole", None), ("stopped", 11)):
+        output = tmp_path / name
+        running = start(cache, output, *options)
+        if stop_at is not None:
+            wait_for_checkpoint(running, output, stop_at)
+            running.send_signal(signal.SIGTERM)
+            _, errors = running.communicate(timeout=300)
+            assert running.returncode == 1
+            assert "stopping after a last checkpoint" in errors
+            assert errors.splitlines()[-1].startswith("error: stopped after step ")
+            assert errors.splitlines()[-1].endswith("run again with --resume to go on")
+            assert not output.exists()
+            running = start(cache, output, *options, "--resume")
+        wait_for_checkpoint(running, output, 27)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        newest = max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1]))
+        found.append(losses(newest))
+    both = min(len(history) for history in found)
+    assert both >= 25
+    assert found[0][:both] == found[1][:both]
+
+
+@pytest.fixture
+def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
+    """What a training that was killed leaves, and its settings."""
+    config = StudentConfig(tmp_path / "student", student="nano", steps=6, batch_size=4, save_minutes=0)
+    kill = KeyboardInterrupt("killed")
+
+    def die(self: object, *args: object, **kwargs: object) -> None:
+        raise kill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("comet.distillation.save_student", die)
+        with pytest.raises(KeyboardInterrupt):
+            distill([cache], config)
+    assert len(checkpoints_of(config.output)) == 2, "the last two are kept"
+    return config
+
+
+def test_an_unfinished_training_is_never_overwritten(cache: Cache, stopped: StudentConfig) -> None:
+    before = sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
+    with pytest.raises(CometError, match=r"an earlier training was not finished; go on with it by --resume, or remove"):
+        distill([cache], stopped)
+    assert before == sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
+
+
+def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig) -> None:
+    with pytest.raises(
+        CometError, match=r"was begun differently \(batch_size: 4 before, 8 now; seed: 0 before, 1 now\)"
+    ):
+        distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
+
+
+def test_nothing_to_resume(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(CometError, match=r"--resume: no whole checkpoint in .*; begin without --resume"):
+        distill([cache], StudentConfig(tmp_path / "student", student="nano", resume=True))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "list gone", "list damaged"])
+def test_a_damaged_checkpoint_is_never_taken(stopped: StudentConfig, damage: str) -> None:
+    first, second = sorted(checkpoints_of(stopped.output), key=lambda path: int(path.name.split("-")[1]))
+    victim = second / ("optimizer.pt" if damage in ("cut", "gone") else "complete.json")
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "list damaged":
+        victim.write_bytes(victim.read_bytes().replace(b"a", b"b"))
+    else:
+        victim.unlink()
+    assert newest_checkpoint(second.parent) == first
+
+
+def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
+    config = StudentConfig(tmp_path / "student", student="nano", steps=2)
+    with Checkpoints(config.output, {}, resume=False), pytest.raises(CometError, match="another process is training"):
+        distill([cache], config)
+    distill([cache], config)
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
