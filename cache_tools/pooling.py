@@ -56,6 +56,28 @@ def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     return query_means(members) @ torch.cat(slices, dim=2)  # [B, m, m]
 
 
+def attend_and_pool(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    members: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The attention itself [B, H, L, d] and the same maps [B, m, m] from one L × L matrix.
+
+    For training on a CPU, where the backward pass of a second SDPA costs more than the matrix. `mask` [B, 1, L, L] is
+    bool, True where a key may be seen.
+    """
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)  # [B, H, L, L]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1)
+    attended = nn.functional.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
+    return attended, pool_weights(weights, members)
+
+
 class AttentionCapture:
     """Collects the pooled maps of some layers during one forward pass of a model prepared by `enable_capture`.
 
@@ -68,8 +90,7 @@ class AttentionCapture:
         self.collected: dict[int, Tensor] = {}
 
     def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
-        if layer in self.layers:
-            self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
+        self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
 
     def maps(self) -> Tensor:
         """[B, layers, m, m] float32, rows of used blocks summing to 1.
@@ -95,14 +116,20 @@ def capturing_sdpa(
     attention_mask: Tensor | None,
     attention_capture: AttentionCapture | None = None,
     scaling: float | None = None,
+    dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' own SDPA attention, which also shows query and key to a capture."""
-    if attention_capture is not None:
-        layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    if attention_capture is not None and layer in attention_capture.layers:
+        if query.requires_grad and query.device.type == "cpu":
+            members = attention_capture.members
+            attended, maps = attend_and_pool(query, key, value, attention_mask, scaling, dropout, members)
+            attention_capture.collected[layer] = maps
+            return attended.transpose(1, 2).contiguous(), None
         attention_capture.collect(layer, query, key, attention_mask, scaling)
     forward: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
-    return forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 def enable_capture(model: PreTrainedModel) -> None:

@@ -8,6 +8,7 @@ and is never taken.
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from cache_tools.store.ledger import file_record
 from cache_tools.store.records import read_checked, with_checksum, write_durably
 from comet.progress import KeepBest
 
-RUN, COMPLETE, BEST = "run.json", "complete.json", "best.safetensors"
+RUN, CHOSEN = "run.json", "chosen.json"
+COMPLETE, BEST = "complete.json", "best.safetensors"
 KEPT = 2
 
 
@@ -57,8 +59,18 @@ class Checkpoints:
                     exit_code=2,
                 )
         else:
-            (self.folder / RUN).unlink(missing_ok=True)
+            for name in (RUN, CHOSEN):  # of a training that was killed before its first checkpoint
+                (self.folder / name).unlink(missing_ok=True)
             write_durably(self.folder / RUN, with_checksum(run))
+
+    def frozen(self, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What was chosen when the training began, or `choose()` if it begins now."""
+        path = self.folder / CHOSEN
+        if path.exists():
+            return read_checked(path)
+        chosen = choose()
+        write_durably(path, with_checksum(chosen))
+        return chosen
 
     def __enter__(self) -> "Checkpoints":
         return self

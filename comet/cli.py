@@ -37,6 +37,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
 @click.option("--seed", default=0, help="Seed of the start and the order of rows.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+              help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip
 @click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
 @click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")

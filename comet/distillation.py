@@ -22,6 +22,7 @@ from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpo
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import Validation
+from comet.precision import choose_bf16
 from comet.progress import KeepBest, LiveLine
 from comet.recipes import DEFAULT, TrainingRecipe
 from comet.report import announcement, model_card
@@ -41,9 +42,10 @@ from comet.vocabulary import (
 class StudentConfig:
     """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
 
-    `vocabulary` is full or trimmed; `init` is cache, random, or the folder of an earlier student; `arguments` are
-    further fields of transformers' TrainingArguments. A checkpoint is written every `save_minutes` into the folder
-    `OUTPUT.checkpoints`, which `resume` goes on from. Raises CometError for numbers not above 0.
+    `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
+    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. A checkpoint is
+    written every `save_minutes` into the folder `OUTPUT.checkpoints`, which `resume` goes on from.
+    Raises CometError for numbers not above 0.
     """
 
     output: Path
@@ -56,6 +58,7 @@ class StudentConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     seed: int = 0
+    dtype: str = "auto"
     resume: bool = False
     save_minutes: float = 10.0
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -122,8 +125,11 @@ def distill(
         validation,
         collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
     )
-    best = KeepBest(trainer, config.recipe.patience)
+    best, device = KeepBest(trainer, config.recipe.patience), trainer.args.device
     with Checkpoints(config.output, run_identity(config, caches), config.resume) as checkpoints:
+        chosen = checkpoints.frozen(lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), device)})
+        distiller.bf16 = chosen["bf16"]
+        say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}")
         seconds = train(trainer, best, checkpoints, config.save_minutes, say)
         student.load_state_dict(best.weights)
         result = Distilled(

@@ -25,7 +25,7 @@ class Distiller(nn.Module):
     """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
 
     `forward` takes a batch of `comet.data.collate`, in the student's ids, and returns scalars: the weighted `loss` and
-    its parts.
+    its parts. With `bf16` the body trains in bfloat16 where torch's autocast says so; the head never does.
     Raises CometError on creation when the cache does not hold what the training recipe needs.
     """
 
@@ -37,6 +37,7 @@ class Distiller(nn.Module):
         cache: Recipe,
         training: TrainingRecipe,
         vocabulary: StudentVocabulary | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         if training.temperature not in cache.temperatures:
@@ -47,6 +48,7 @@ class Distiller(nn.Module):
                 exit_code=2,
             )
         self.student = student
+        self.bf16 = bf16
         self.cache = cache
         self.training_recipe = training
         self.temperature_index = cache.temperatures.index(training.temperature)
@@ -80,8 +82,9 @@ class Distiller(nn.Module):
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
         layers = tuple(layer for _, layer in self.matched)
         capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size) if layers else None
-        body = self.student.roberta(input_ids, attention_mask=mask, attention_capture=capture)
-        hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
+        with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
+            body = self.student.roberta(input_ids, attention_mask=mask, attention_capture=capture)
+        hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]].float()  # [T, H]
         head = self.student.lm_head
         features = head.layer_norm(gelu(head.dense(hidden)))
         return features, capture.maps() if capture else hidden.new_zeros(0)
@@ -106,7 +109,7 @@ class Distiller(nn.Module):
         best = features.new_full((len(features),), -torch.inf)
         token = torch.zeros_like(best, dtype=torch.int64)
         for start, stop in slices(len(weight)):
-            value, index = slice_logits(features, weight, bias, start, stop).max(1)
+            value, index = slice_logits(features, weight, bias, start, stop).max(0)  # [T]
             token = torch.where(value > best, index + start, token)
             best = torch.maximum(value, best)
         return token

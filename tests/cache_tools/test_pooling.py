@@ -10,7 +10,15 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.errors import CometError
-from cache_tools.pooling import AttentionCapture, block_members, enable_capture, pool_by_sdpa, pool_weights, query_means
+from cache_tools.pooling import (
+    AttentionCapture,
+    attend_and_pool,
+    block_members,
+    enable_capture,
+    pool_by_sdpa,
+    pool_weights,
+    query_means,
+)
 from cache_tools.teacher.model import Teacher, load_teacher
 
 LENGTHS = [40, 33, 17, 9, 2, 1]
@@ -202,3 +210,24 @@ def test_a_model_without_the_attention_interface_is_refused() -> None:
 
     with pytest.raises(CometError, match=r"^Unwilling does not support the attention interface: no such attention$"):
         enable_capture(Unwilling())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_that_is_pooled_in_training_equals_sdpa_and_its_gradients(padded: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 20, 8, generator=generator).requires_grad_() for _ in range(3))
+    length = torch.tensor([20, 11])
+    mask = (torch.arange(20) < length[:, None])[:, None, None].expand(-1, 1, 20, -1) if padded else None
+    members = block_members(length, 20, 6)
+    mixing = torch.randn(2, 6, 6, generator=generator)
+    found = []
+    for way in ("one matrix", "sdpa twice"):
+        if way == "one matrix":
+            attended, maps = attend_and_pool(query, key, value, mask, 0.4, 0.0, members)
+        else:
+            attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=0.4)
+            maps = pool_by_sdpa(query, key, mask, 0.4, members)
+        loss = attended.square().sum() + (maps * mixing).sum()
+        found.append((attended, maps, *torch.autograd.grad(loss, (query, key, value))))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)

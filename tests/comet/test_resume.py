@@ -24,7 +24,8 @@ STEPS = 40
 
 def start(cache: Cache, output: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "comet", "train", "--cache", str(cache.root), "--output", str(output)]
-    command += ["--student", "nano", "--steps", str(STEPS), "--batch-size", "4", "--save-minutes", "0", *options]
+    command += ["--student", "nano", "--steps", str(STEPS), "--batch-size", "4", "--save-minutes", "0"]
+    command += ["--dtype", "float32", *options]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
