@@ -70,7 +70,8 @@ def attend_and_pool(
     For training on a CPU, where the backward pass of a second SDPA costs more than the matrix. `mask` [B, 1, L, L] is
     bool, True where a key may be seen.
     """
-    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if scaling is None else scaling)  # [B, H, L, L]
+    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(2, 3)).float() * scaling  # [B, H, L, L]
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1)
@@ -122,12 +123,13 @@ def capturing_sdpa(
     """transformers' own SDPA attention, which also shows query and key to a capture."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     if attention_capture is not None and layer in attention_capture.layers:
-        if query.requires_grad and query.device.type == "cpu":
-            members = attention_capture.members
-            attended, maps = attend_and_pool(query, key, value, attention_mask, scaling, dropout, members)
-            attention_capture.collected[layer] = maps
-            return attended.transpose(1, 2).contiguous(), None
-        attention_capture.collect(layer, query, key, attention_mask, scaling)
+        with torch.autocast(query.device.type, enabled=False):  # it would round the maps to half precision
+            if query.requires_grad and query.device.type == "cpu":
+                members = attention_capture.members
+                attended, maps = attend_and_pool(query, key, value, attention_mask, scaling, dropout, members)
+                attention_capture.collected[layer] = maps
+                return attended.transpose(1, 2).contiguous(), None
+            attention_capture.collect(layer, query, key, attention_mask, scaling)
     forward: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
     return forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 

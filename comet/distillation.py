@@ -19,14 +19,16 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.store.reader import Cache, open_cache
 from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpoint, restore_best
+from comet.closeup import close_up
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import Validation
+from comet.page import History, page
 from comet.precision import choose_bf16
 from comet.progress import KeepBest, LiveLine
 from comet.recipes import DEFAULT, TrainingRecipe
-from comet.report import announcement, model_card
-from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
+from comet.report import announcement, facts, kl_name, model_card
+from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of, token_counts
 from comet.trainer import DistillationTrainer
 from comet.vocabulary import (
     StudentVocabulary,
@@ -101,12 +103,14 @@ def open_for_training(paths: Sequence[Path]) -> list[Cache]:
 def distill(
     caches: Sequence[Cache], config: StudentConfig, say: Callable[[str], None] = lambda line: None
 ) -> Distilled:
-    """Trains a student from caches and writes it to `config.output`, which must not exist. `say` is told what begins.
+    """Trains a student from caches and writes it to `config.output`, and a page about it to `OUTPUT.html`; neither may
+    exist. `say` is told what begins.
 
     Raises CometError when the output exists, the caches hold too little, or the training diverges.
     """
-    if config.output.exists():
-        raise CometError(f"{config.output}: exists; choose another --output or remove it first", exit_code=2)
+    for path in (config.output, report_path(config.output)):
+        if path.exists():
+            raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
         raise CometError(f"{caches[0].root}: no validation rows, so nothing could be said of a student; give more text")
@@ -118,16 +122,20 @@ def distill(
     unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
     unused |= set() if distiller.matches_attention else {"attention"}
     names = [name for name in caches[0].extent.arrays if name not in unused]
-    trainer = DistillationTrainer(
-        distiller,
-        training_arguments(config, shape),
-        CacheRows(training, names),
-        validation,
-        collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
-    )
-    best, device = KeepBest(trainer, config.recipe.patience), trainer.args.device
+    arguments = training_arguments(config, shape)
     with Checkpoints(config.output, run_identity(config, caches), config.resume) as checkpoints:
-        chosen = checkpoints.frozen(lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), device)})
+        arguments.output_dir = str(checkpoints.folder)
+        trainer = DistillationTrainer(
+            distiller,
+            arguments,
+            CacheRows(training, names),
+            validation,
+            collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
+        )
+        best = KeepBest(trainer, config.recipe.patience)
+        chosen = checkpoints.frozen(
+            lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
+        )
         distiller.bf16 = chosen["bf16"]
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}")
         seconds = train(trainer, best, checkpoints, config.save_minutes, say)
@@ -144,7 +152,10 @@ def distill(
             best_step=best.step,
             seconds=seconds,
         )
+        report = make_report(trainer, best, caches, config, result)
         save_student(student, caches, config, result)
+        with report_path(config.output).open("x", encoding="utf-8") as file:
+            file.write(report)
         checkpoints.remove()
     return result
 
@@ -166,7 +177,6 @@ def train(
     else:
         restore_best(best, newest)
         say(f"going on after step {newest.name.split('-')[1]}")
-    trainer.args.output_dir = str(checkpoints.folder)
     trainer.remove_callback(PrinterCallback)
     for callback in (LiveLine(), best, SaveCheckpoints(best, save_minutes)):
         trainer.add_callback(callback)
@@ -176,6 +186,35 @@ def train(
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
     return time.monotonic() - started
+
+
+def report_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.html")
+
+
+def make_report(
+    trainer: DistillationTrainer, best: KeepBest, caches: Sequence[Cache], config: StudentConfig, result: Distilled
+) -> str:
+    """The page about a finished training; the student in the trainer is the best one."""
+    distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
+    counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
+    tokenizer = student_tokenizer(caches[0], result.vocabulary)
+    seen = close_up(distiller, trainer.validation_shards, tokenizer, counts, trainer.args.device, trainer.collator)
+    parts = ("loss", "kd", "hard", "attention")
+    losses = [
+        (int(line["step"]), {name: float(line[name]) for name in parts if name in line})
+        for line in trainer.state.log_history
+        if "loss" in line
+    ]
+    return page(
+        config.output.name,
+        facts(caches, config.recipe, result, run_identity(config, caches)),
+        kl_name(caches[0], result.vocabulary.trimmed),
+        History(losses, best.validations, best.step),
+        result.before,
+        result.after,
+        seen,
+    )
 
 
 def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:

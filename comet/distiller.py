@@ -103,6 +103,7 @@ class Distiller(nn.Module):
         decoder = self.student.lm_head.decoder
         return decoder.weight, decoder.bias.masked_fill(self.never_asked, -torch.inf)
 
+    @torch.no_grad()
     def best_token(self, features: Tensor) -> Tensor:
         """[T] the student's most probable token, ties to the lower id."""
         weight, bias = self.output_layer()
@@ -121,6 +122,20 @@ class Distiller(nn.Module):
         if "threshold" in batch:
             return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, temperature)
         return bucketed_kl(batch["topk_logprob"], tail, kept, rest, temperature)
+
+    def tail_at_one(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """[T] the teacher's log tail mass at temperature 1, where the cache holds it."""
+        temperatures = self.cache.temperatures
+        return batch["tail_logmass"][:, temperatures.index(1.0)] if 1.0 in temperatures else None
+
+    def kl_at_one(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor) -> Tensor:
+        """[T] KL to the teacher at temperature 1, bucketed or from a threshold sample; NaN without a tail at it."""
+        tail = self.tail_at_one(batch)
+        if tail is None:
+            return torch.full_like(rest, torch.nan)
+        if "threshold" in batch:
+            return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, 1.0)
+        return bucketed_kl(batch["topk_logprob"], tail, kept, rest, 1.0)
 
     def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
         """[B] distance of the student's pooled maps to the teacher's."""

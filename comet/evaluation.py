@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from comet.data import CacheRows, Shard, collate
 from comet.distiller import Distiller
-from comet.losses import bucketed_kl, hard_cross_entropy, threshold_kl
+from comet.losses import hard_cross_entropy
 
 Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
 
@@ -44,7 +44,6 @@ def validate(
     names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
     rows = CacheRows(shards, names, held=1)
     loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator)  # type: ignore[arg-type]
-    one = distiller.cache.temperatures.index(1.0) if 1.0 in distiller.cache.temperatures else None
     was_training = distiller.training
     distiller.eval()
     totals = torch.zeros(6, dtype=torch.float64)
@@ -53,18 +52,11 @@ def validate(
         features, _ = distiller.features(batch)
         kept, truth, _, rest = distiller.head(features, batch, 1.0)
         teacher = batch["topk_logprob"]
-        kl = torch.full_like(truth, torch.nan)
-        if one is not None:
-            tail = batch["tail_logmass"][:, one]
-            if "threshold" in batch:
-                kl = threshold_kl(teacher, tail, batch["threshold"], kept, rest, 1.0)
-            else:
-                kl = bucketed_kl(teacher, tail, kept, rest, 1.0)
         best = distiller.best_token(features)
         teacher_best = batch["topk_id"].gather(1, teacher.argmax(1, keepdim=True))[:, 0]
         sums = (
             torch.tensor(len(truth)),
-            kl.sum(),
+            distiller.kl_at_one(batch, kept, rest).sum(),
             hard_cross_entropy(truth, kept, rest).sum(),
             (best == batch["target_id"]).sum(),
             (teacher_best == batch["target_id"]).sum(),

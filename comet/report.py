@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from cache_tools.store.reader import Cache
 from comet.recipes import TrainingRecipe
@@ -48,7 +49,8 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
             f"{result.steps} steps in {result.seconds:.0f} s, the best student after {result.best_step}; "
             f"measured on {after.targets:,} validation targets:",
             *(line.rstrip() for line in lines),
-            f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}. Load it with",
+            f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}, a page about it in "
+            f"{result.output}.html. Load it with",
             f'  AutoModelForMaskedLM.from_pretrained("{result.output}")',
             f'  AutoTokenizer.from_pretrained("{result.output}")',
         ]
@@ -75,6 +77,26 @@ def announcement(
         lines.append(f"recipe {recipe.name}, which differs from the paper in this:")
         lines += [f"  - {difference}" for difference in recipe.differs_from_paper]
     return "\n".join(lines)
+
+
+def facts(
+    caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled, options: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """What a student is and where it comes from, as names and values; `options` as the training was asked for."""
+    rows = [
+        ("student", str(result.shape)),
+        ("vocabulary", vocabulary_line(result.vocabulary)),
+        ("teacher", str(caches[0].provenance.get("teacher"))),
+        ("recipe", recipe.name),
+        ("steps", f"{result.steps:,}, the best student after {result.best_step:,}"),
+    ]
+    rows += [(f"recipe: {name.replace('_', ' ')}", str(value)) for name, value in asdict(recipe).items()]
+    rows += [
+        (f"option: {name.replace('_', ' ')}", str(value))
+        for name, value in options.items()
+        if name not in ("recipe", "caches")
+    ]
+    return rows + [(f"cache {cache.root.name}", cache.cache_id) for cache in caches]
 
 
 def vocabulary_line(vocabulary: StudentVocabulary) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
@@ -137,10 +138,9 @@ def start_from_cache(
     special = known.student_id[list(special_ids)]
     keep = weight[special].clone()
     weight.zero_()
-    counts = torch.ones(len(known), dtype=torch.float64)
+    counts = 1.0 + torch.from_numpy(token_counts(vocabularies, known))
     for vocabulary in reversed(vocabularies):  # where an id is in several caches, the first cache decides
         ids = known.student_id[torch.from_numpy(vocabulary.id.astype(np.int64))]
-        counts[ids] += torch.from_numpy(vocabulary.count.astype(np.float64))
         width = min(hidden, vocabulary.embedding.shape[1])
         components = torch.from_numpy(vocabulary.embedding[:, :width].astype(np.float32))
         components *= EMBEDDING_STD / components.square().mean().sqrt().clamp(min=1e-12)
@@ -148,6 +148,14 @@ def start_from_cache(
     weight[special] = keep
     student.lm_head.bias.copy_((counts / counts.sum()).log())
     student.lm_head.dense.weight.copy_(torch.eye(hidden))
+
+
+def token_counts(vocabularies: Sequence[Vocabulary], known: StudentVocabulary) -> NDArray[np.int64]:
+    """[V'] how often each of the student's tokens occurs in all corpora."""
+    counts = np.zeros(known.teacher_size, dtype=np.int64)
+    for vocabulary in vocabularies:
+        counts[vocabulary.id] += vocabulary.count
+    return counts[known.teacher_id]
 
 
 def earlier_student(

@@ -27,7 +27,9 @@ def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
         new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0), cache.recipe, DEFAULT
     )
     rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n != "row_key"])
-    return DistillationTrainer(distiller, training_arguments(config, shape), rows, shards_of([cache], "validation"))
+    arguments = training_arguments(config, shape)
+    arguments.output_dir = str(tmp_path)
+    return DistillationTrainer(distiller, arguments, rows, shards_of([cache], "validation"))
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
