@@ -36,6 +36,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option("--steps", type=int, help="Stop after this many steps instead.")
 @click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
+@click.option(
+    "--language-alpha", default=1.0, help="Of several caches: sample each by its rows to this power, 0.3 to 1."
+)
 @click.option("--seed", default=0, help="Seed of the start and the order of rows.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
               help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip

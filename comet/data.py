@@ -1,20 +1,21 @@
-"""Cache → batches: a data set of rows, a sampler that can be repeated exactly, and the collator."""
+"""Cache → batches: a data set of rows that reads whole shards ahead, and the collator."""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from threading import Thread, current_thread
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
+from comet.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
 
 UNUSED_POSITION = 65535
-BUFFER_SHARDS = 4
 
 Arrays = dict[str, NDArray]
 
@@ -38,15 +39,69 @@ def shards_of(caches: Sequence[Cache], group: str) -> list[Shard]:
     ]
 
 
-class CacheRows(Dataset[Arrays]):
-    """The rows of some shards under one running index; the last few shards touched are held decoded."""
+class Reading:
+    """Some shards being read and decoded into one buffer by a thread of its own.
 
-    def __init__(self, shards: list[Shard], names: Sequence[str], held: int = BUFFER_SHARDS + 1) -> None:
+    The thread waits for nobody and ends with the last shard. Whoever asks for the result earlier reads along.
+    """
+
+    def __init__(self, shards: Sequence[Shard], names: Sequence[str]) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([shard.rows for shard in shards])
+        specs = shards[0].cache.specs[shards[0].group]
+        self._arrays = {name: np.empty((self._ends[-1], *specs[name].chunk[1:]), specs[name].dtype) for name in names}
+        self._todo: Iterator[int] = iter(range(len(shards)))  # both threads step it: a step is atomic
+        self._done: list[int] = []
+        self._errors: list[BaseException] = []
+        self._thread = Thread(target=self._read, name="comet-read-ahead")
+        self._thread.start()
+
+    def result(self) -> Arrays:
+        """The arrays, the rows of the shards one after the other. Raises what reading them raised."""
+        self._read()
+        self._thread.join()
+        if self._errors:
+            raise self._errors.pop()
+        if unread := set(range(len(self._shards))) - set(self._done):  # a forked process is left without the thread
+            self._todo = iter(unread)
+            return self.result()
+        return self._arrays
+
+    def cancel(self) -> None:
+        """Begins no further shard, and waits for the one being read."""
+        for _ in self._todo:
+            pass
+        if self._thread is not current_thread():  # a garbage collection in it may be what drops an iterator
+            self._thread.join()
+
+    def _read(self) -> None:
+        try:
+            for number in self._todo:
+                shard, end = self._shards[number], self._ends[number]
+                for name, array in shard.cache.read_shard(shard.group, shard.index, self._arrays).items():
+                    self._arrays[name][end - shard.rows : end] = array
+                self._done.append(number)
+        except BaseException as error:  # of either thread: it is raised where the result is asked for
+            self._errors.append(error)
+            for _ in self._todo:
+                pass
+
+
+class CacheRows(Dataset[Arrays]):
+    """The rows of some shards under one running index; reads whole shards, and ahead while its sampler is iterated.
+
+    At most `held` shards are held decoded, or the one buffer that is asked for, and at most one buffer more is read
+    ahead: 2 × BUFFER_SHARDS in training. Besides, each of two threads may have one more in hand.
+    """
+
+    def __init__(self, shards: list[Shard], names: Sequence[str], held: int = BUFFER_SHARDS) -> None:
         self.shards = shards
         self.names = tuple(names)
         self.held = held
         self.starts = np.cumsum([0] + [shard.rows for shard in shards])
-        self._decoded: OrderedDict[int, Arrays] = OrderedDict()
+        self._decoded: OrderedDict[Buffer, Arrays] = OrderedDict()
+        self._upcoming: Sequence[Buffer] = ()
+        self._ahead: tuple[Buffer, Reading] | None = None
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -55,55 +110,73 @@ class CacheRows(Dataset[Arrays]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Arrays:
-        """The arrays of these rows, in this order, axis 0 the rows."""
+        """The arrays of these rows, in this order, axis 0 the rows.
+
+        Cut from one buffer at a time, so rows should come buffer by buffer. Raises CometError for a damaged shard and
+        IndexError for a row that does not exist.
+        """
         index = np.asarray(rows)
-        place = np.searchsorted(self.starts, index, side="right") - 1
-        parts, order = [], []
-        for shard in np.unique(place):
-            chosen = np.flatnonzero(place == shard)
-            arrays = self._shard(int(shard))
-            parts.append({name: array[index[chosen] - self.starts[shard]] for name, array in arrays.items()})
-            order.append(chosen)
-        back = np.argsort(np.concatenate(order), kind="stable")
-        return {name: np.concatenate([part[name] for part in parts])[back] for name in self.names}
+        parts = []
+        while len(index):
+            buffer, arrays = self._buffer(int(index[0]))
+            place = self._places(buffer, index)
+            run = len(place) if place.min() >= 0 else int(np.argmax(place < 0))
+            parts.append({name: array.take(place[:run], axis=0) for name, array in arrays.items()})
+            index = index[run:]
+        self._read_ahead()
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in self.names}
 
-    def _shard(self, number: int) -> Arrays:
-        if number not in self._decoded:
-            shard = self.shards[number]
-            self._decoded[number] = shard.cache.read_shard(shard.group, shard.index, self.names)
-            while len(self._decoded) > self.held:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(number)
-        return self._decoded[number]
+    def sampler(self, seed: int, alpha: float = 1.0) -> ShardShuffleSampler:
+        """The order of an epoch's rows, which has shards read ahead while it is iterated."""
+        number = {cache: i for i, cache in enumerate(dict.fromkeys(shard.cache for shard in self.shards))}
+        caches = [number[shard.cache] for shard in self.shards]
+        return ShardShuffleSampler(
+            [shard.rows for shard in self.shards], seed, caches=caches, alpha=alpha, expect=self.expect
+        )
 
+    def expect(self, upcoming: Sequence[Buffer]) -> None:
+        """Says which buffers the next rows come from, the present one first. What was read ahead of others is dropped;
+        with none, no thread is left afterwards."""
+        self._upcoming = upcoming
+        if self._ahead and self._ahead[0] not in upcoming:
+            self._ahead[1].cancel()
+            self._ahead = None
 
-class ShardShuffleSampler(Sampler[int]):
-    """Row numbers in an order that is a pure function of (seed, epoch).
+    def _read_ahead(self) -> None:
+        following = next((buffer for buffer in self._upcoming if buffer not in self._decoded), None)
+        if following and not self._ahead:
+            self._ahead = following, self._reading(following)
 
-    Shards are permuted, then rows are shuffled within buffers of a few shards, so reading stays sequential per
-    shard and memory bounded.
-    """
+    def _reading(self, buffer: Buffer) -> Reading:
+        return Reading([self.shards[shard] for shard in buffer], self.names)
 
-    def __init__(self, sizes: Sequence[int], seed: int, buffer_shards: int = BUFFER_SHARDS) -> None:
-        self.sizes = list(sizes)
-        self.seed = seed
-        self.buffer_shards = buffer_shards
-        self.epoch = 0
+    def _buffer(self, row: int) -> tuple[Buffer, Arrays]:
+        """A decoded buffer that holds this row: one that is held, or an upcoming one, or its shard alone."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}: expected 0 to {len(self) - 1}")
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        for buffer in self._decoded:
+            if shard in buffer:
+                self._decoded.move_to_end(buffer)
+                return buffer, self._decoded[buffer]
+        buffer = next((buffer for buffer in self._upcoming if shard in buffer), (shard,))
+        while self._decoded and sum(map(len, self._decoded)) + len(buffer) > self.held:
+            self._decoded.popitem(last=False)
+        if self._ahead and self._ahead[0] == buffer:
+            (_, reading), self._ahead = self._ahead, None
+        else:
+            reading = self._reading(buffer)
+        self._decoded[buffer] = reading.result()
+        return buffer, self._decoded[buffer]
 
-    def __len__(self) -> int:
-        return sum(self.sizes)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        generator = np.random.Generator(np.random.Philox(key=[self.seed, self.epoch]))
-        starts = np.cumsum([0, *self.sizes])
-        order = generator.permutation(len(self.sizes))
-        for first in range(0, len(order), self.buffer_shards):
-            buffer = order[first : first + self.buffer_shards]
-            rows = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in buffer])
-            yield from generator.permutation(rows).tolist()
+    def _places(self, buffer: Buffer, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where these rows lie in the arrays of a buffer, -1 where they do not."""
+        shards = np.asarray(buffer)
+        sizes = self.starts[shards + 1] - self.starts[shards]
+        which = np.searchsorted(self.starts[shards], index, side="right") - 1
+        within = index - self.starts[shards[which]]
+        inside = (which >= 0) & (within < sizes[which])
+        return np.where(inside, np.cumsum(sizes)[which] - sizes[which] + within, -1)
 
 
 def collate(arrays: Arrays) -> dict[str, Tensor]:
@@ -113,34 +186,37 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
     topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32,
     threshold [T] float32 if stored, attention [B, layers, m, m] float32 if asked for.
     """
-    longest = int(arrays["length"].max())
-    row, slot = np.nonzero(arrays["target_position"] != UNUSED_POSITION)
+    slots = arrays["target_position"].shape[1]
+    used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
+
+    def at_targets(name: str) -> Tensor:
+        array = arrays[name].reshape(-1, *arrays[name].shape[2:])
+        return torch.from_numpy(array.take(used, axis=0))  # torch converts float16 many times faster than numpy
+
     batch = {
-        "input_ids": torch.from_numpy(arrays["input_ids"][:, :longest].astype(np.int64)),
+        "input_ids": torch.from_numpy(arrays["input_ids"][:, : int(arrays["length"].max())].astype(np.int64)),
         "length": torch.from_numpy(arrays["length"].astype(np.int64)),
-        "target_row": torch.from_numpy(row),
+        "target_row": torch.from_numpy(used // slots),
     }
-    for name in ("target_position", "target_id", "topk_id"):
-        batch[name] = torch.from_numpy(arrays[name][row, slot].astype(np.int64))
-    for name in ("topk_logprob", "tail_logmass", "tail_logmass_seen", "threshold"):
-        if name in arrays:
-            batch[name] = torch.from_numpy(arrays[name][row, slot].astype(np.float32))
+    batch |= {name: at_targets(name).long() for name in ("target_position", "target_id", "topk_id")}
+    floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "threshold")
+    batch |= {name: at_targets(name).float() for name in floats if name in arrays}
     if "attention" in arrays:
-        batch["attention"] = torch.from_numpy(arrays["attention"].astype(np.float32))
+        batch["attention"] = torch.from_numpy(arrays["attention"]).float()
     return batch
 
 
 def require_compatible(caches: Sequence[Cache]) -> None:
-    """Raises CometError unless the caches come from one teacher and keep the same signals, naming what differs."""
+    """Raises CometError unless the caches have one teacher, the same signals and row length, naming what differs."""
     first = caches[0]
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
-    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size")
+    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "seq_len", "max_targets")
     for other in caches[1:]:
         for name in teacher + signals:
             mine, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
             if mine != theirs:
                 raise CometError(
                     f"--cache {other.root}: its {name.replace('_', ' ')} is {theirs}, but {mine} in {first.root}; "
-                    "caches that are trained on together must come from one teacher and keep the same signals",
+                    "caches that are trained on together need one teacher, the same signals and rows of one length",
                     exit_code=2,
                 )

@@ -44,6 +44,7 @@ from comet.vocabulary import (
 class StudentConfig:
     """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
 
+    Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
     `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
     folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. A checkpoint is
     written every `save_minutes` into the folder `OUTPUT.checkpoints`, which `resume` goes on from.
@@ -59,6 +60,7 @@ class StudentConfig:
     steps: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
+    language_alpha: float = 1.0
     seed: int = 0
     dtype: str = "auto"
     resume: bool = False
@@ -70,6 +72,8 @@ class StudentConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
+        if not 0 < self.language_alpha <= 1:
+            raise CometError(f"--language-alpha {self.language_alpha:g}: expected above 0, up to 1", exit_code=2)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def distill(
             CacheRows(training, names),
             validation,
             collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
+            language_alpha=config.language_alpha,
         )
         best = KeepBest(trainer, config.recipe.patience)
         chosen = checkpoints.frozen(
@@ -138,7 +143,10 @@ def distill(
         )
         distiller.bf16 = chosen["bf16"]
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}")
-        seconds = train(trainer, best, checkpoints, config.save_minutes, say)
+        try:
+            seconds = train(trainer, best, checkpoints, config.save_minutes, say)
+        finally:
+            trainer.rows.expect([])  # ends reading ahead
         student.load_state_dict(best.weights)
         result = Distilled(
             output=config.output,

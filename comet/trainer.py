@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from comet.data import CacheRows, Shard, ShardShuffleSampler, collate
+from comet.data import CacheRows, Shard, collate
 from comet.distiller import Distiller
 from comet.evaluation import Collator, Validation, validate
 
@@ -27,16 +27,19 @@ class DistillationTrainer(Trainer):
         rows: CacheRows,
         validation: list[Shard],
         collator: Collator = collate,
+        language_alpha: float = 1.0,
         **kwargs: Any,
     ) -> None:
+        self.rows = rows
         self.validation_shards = validation
+        self.language_alpha = language_alpha
         self.collator = collator
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
         super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=self.collator, **kwargs)  # type: ignore[arg-type]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         rows: Any = train_dataset or self.train_dataset
-        return ShardShuffleSampler([shard.rows for shard in rows.shards], self.args.seed)
+        return rows.sampler(self.args.seed, self.language_alpha)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -67,6 +70,12 @@ class DistillationTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_model(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
+
+    def a_batch(self) -> dict[str, Tensor]:
+        """The first rows of the cache, as many as a step has, on the device."""
+        count = min(self.args.per_device_train_batch_size, len(self.rows))
+        batch = self.collator(self.rows.__getitems__(range(count)))
+        return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
     def validate(self) -> Validation:
         """The student as it stands, on the validation rows."""

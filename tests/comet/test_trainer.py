@@ -90,3 +90,9 @@ def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path
     with pytest.raises(CometError, match="the training diverged: the validation loss is not finite"):
         distill([cache], config)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("alpha", [0.0, -1.0, 1.5, float("nan")])
+def test_a_language_exponent_that_cannot_be(alpha: float, tmp_path: Path) -> None:
+    with pytest.raises(CometError, match=r"^--language-alpha .*: expected above 0, up to 1$"):
+        StudentConfig(tmp_path / "student", language_alpha=alpha)

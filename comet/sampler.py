@@ -1,0 +1,127 @@
+"""The order of an epoch's rows: whole shards, shuffled in buffers of a few, a pure function of (seed, epoch)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from cache_tools.errors import CometError
+
+BUFFER_SHARDS = 4
+CYCLE = 2**63 - 1  # in the place of an epoch, for what is the same in all of them
+
+Buffer = tuple[int, ...]
+"""The shards whose rows are shuffled together, ascending."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The rows that an epoch takes of one shard at one place, as ranges of row numbers: all rows or a part of them."""
+
+    shard: int
+    rows: tuple[range, ...]
+
+
+def expect_nothing(upcoming: Sequence[Buffer]) -> None:
+    """Nobody is told what comes next."""
+
+
+class ShardShuffleSampler(Sampler[int]):
+    """Row numbers in an order that is a pure function of (seed, epoch), shuffled within buffers of a few whole shards.
+
+    `sizes` are the rows of each shard, `caches` the number of the cache that each belongs to (one cache when None). Of
+    a cache with n rows an epoch takes a share in proportion to n ** alpha, in Σ n rows as ever: every row as often as
+    goes in the share, then a window of its shards that begins where that of the epoch before ended. With alpha = 1
+    that is every row once. Every buffer holds what is due of each cache, ± one shard, and no shard twice unless it is
+    taken more often than there are buffers.
+
+    While rows are drawn `expect` is told the buffer that they come from and the next one; in the end, or when the
+    iterator is dropped, that there is none. Raises CometError when alpha is outside (0, 1].
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        seed: int,
+        buffer_shards: int = BUFFER_SHARDS,
+        *,
+        caches: Sequence[int] | None = None,
+        alpha: float = 1.0,
+        expect: Callable[[Sequence[Buffer]], None] = expect_nothing,
+    ) -> None:
+        if not 0 < alpha <= 1:
+            raise CometError(
+                f"language sampling exponent {alpha}: expected a number above 0, and at most 1 (1: every row once)",
+                exit_code=2,
+            )
+        self.starts = np.cumsum([0, *sizes])
+        self.caches = np.asarray([0] * len(sizes) if caches is None else caches, dtype=np.int64)
+        self.seed = seed
+        self.buffer_shards = buffer_shards
+        self.alpha = alpha
+        self.expect = expect
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = self._generator(self.epoch)
+        buffers = self._buffers(self.epoch, generator)
+        shards = [tuple(sorted({piece.shard for piece in buffer})) for buffer in buffers]
+        try:
+            for place, buffer in enumerate(buffers):
+                self.expect(shards[place : place + 2])
+                rows = np.concatenate([np.arange(r.start, r.stop) for piece in buffer for r in piece.rows])
+                yield from generator.permutation(rows).tolist()
+        finally:
+            self.expect([])
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+
+    def _buffers(self, epoch: int, generator: np.random.Generator) -> list[list[Piece]]:
+        """All pieces dealt out like cards, so that neighbours, of one shard or one cache, go to different buffers."""
+        caches = [np.flatnonzero(self.caches == cache) for cache in np.unique(self.caches)]
+        targets = language_rows([int(np.diff(self.starts)[shards].sum()) for shards in caches], self.alpha)
+        cycles = self._generator(CYCLE)
+        pieces: list[list[Piece]] = []
+        for shards, target in zip(caches, targets, strict=True):
+            takes = self._takes(cycles.permutation(shards), target, epoch)
+            pieces.append([piece for shard in generator.permutation(len(takes)) for piece in takes[shard]])
+        deck = [piece for cache in generator.permutation(len(pieces)) for piece in pieces[cache]]
+        hands = -(-len(deck) // self.buffer_shards)
+        return [deck[first::hands] for first in generator.permutation(hands)]
+
+    def _takes(self, cycle: NDArray[np.int64], target: int, epoch: int) -> list[list[Piece]]:
+        """The pieces that `target` rows of one cache make, for each shard of its cycle: a whole one for each pass, then
+        what lies in the window. Cut in a cycle, no row is in a window twice, and all get their turn."""
+        total = int(np.diff(self.starts)[cycle].sum())
+        passes, window = divmod(target, total)
+        begin = epoch * window % total
+        takes, place = [], 0
+        for shard in cycle.tolist():
+            rows = range(self.starts[shard], self.starts[shard + 1])
+            turns = (begin - total - place, begin - place)
+            part = tuple(filter(len, [rows[max(0, turn) : max(0, turn + window)] for turn in turns]))
+            takes.append([Piece(shard, (rows,))] * passes + ([Piece(shard, part)] if part else []))
+            place += len(rows)
+        return takes
+
+
+def language_rows(rows: Sequence[int], alpha: float) -> list[int]:
+    """How many rows an epoch takes of each cache of n rows: in proportion to n ** alpha, together Σ n.
+
+    The exponent of XLM-R (Conneau et al. 2020, https://arxiv.org/abs/1911.02116). What is left after rounding down goes
+    to the largest remainders.
+    """
+    weights = np.asarray(rows, dtype=np.float64) ** alpha
+    exact = weights / weights.sum() * sum(rows)
+    whole = np.floor(exact).astype(np.int64)
+    whole[np.argsort(whole - exact, kind="stable")[: sum(rows) - whole.sum()]] += 1
+    return whole.tolist()
