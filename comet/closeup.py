@@ -177,6 +177,22 @@ def look_at_rows(
     return [pair for row in range(count) for pair in map_pairs(row, batch, maps, distiller)], examples
 
 
+@torch.no_grad()
+def first_row(
+    distiller: Distiller,
+    shards: list[Shard],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    collate_fn: Collator = collate,
+) -> Example:
+    """The first row of these shards, as text."""
+    was_training = distiller.training
+    distiller.eval()
+    _, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
+    distiller.train(was_training)
+    return examples[0]
+
+
 def map_pairs(row: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
     """One row's maps of teacher and student in each matched layer."""
     pairs = []

@@ -19,7 +19,7 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.store.reader import Cache, open_cache
 from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpoint, restore_best
-from comet.closeup import close_up
+from comet.closeup import close_up, first_row
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import Validation
@@ -27,7 +27,7 @@ from comet.page import History, page
 from comet.precision import choose_bf16
 from comet.progress import KeepBest, LiveLine
 from comet.recipes import DEFAULT, TrainingRecipe
-from comet.report import announcement, facts, kl_name, model_card
+from comet.report import announcement, facts, kl_name, model_card, sample_row
 from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of, token_counts
 from comet.trainer import DistillationTrainer
 from comet.vocabulary import (
@@ -127,6 +127,7 @@ def distill(
     unused |= set() if distiller.matches_attention else {"attention"}
     names = [name for name in caches[0].extent.arrays if name not in unused]
     arguments = training_arguments(config, shape)
+    tokenizer = student_tokenizer(caches[0], vocabulary)
     with Checkpoints(config.output, run_identity(config, caches), config.resume) as checkpoints:
         arguments.output_dir = str(checkpoints.folder)
         trainer = DistillationTrainer(
@@ -137,6 +138,7 @@ def distill(
             collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
             language_alpha=config.language_alpha,
         )
+        say(sample_row(first_row(distiller, training, tokenizer, arguments.device, trainer.collator)))
         best = KeepBest(trainer, config.recipe.patience)
         chosen = checkpoints.frozen(
             lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}

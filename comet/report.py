@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cache_tools.cli import printable
 from cache_tools.store.reader import Cache
+from comet.closeup import Example
 from comet.recipes import TrainingRecipe
 from comet.student import StudentShape
 from comet.vocabulary import StudentVocabulary
@@ -14,6 +16,9 @@ from comet.vocabulary import StudentVocabulary
 if TYPE_CHECKING:
     from comet.distillation import Distilled
     from comet.distiller import Distiller
+
+
+SAMPLE_TARGETS = 4
 
 
 def kl_name(cache: Cache, trimmed: bool) -> str:
@@ -97,6 +102,16 @@ def facts(
         if name not in ("recipe", "caches")
     ]
     return rows + [(f"cache {cache.root.name}", cache.cache_id) for cache in caches]
+
+
+def sample_row(example: Example) -> str:
+    """A row as the teacher saw it, and what it thought of the first targets, for a person to judge by eye."""
+    text = "".join(example.pieces).replace("▁", " ").strip()
+    lines = [f"the first row of the cache: {printable(text)[:200]}{' …' if len(text) > 200 else ''}"]
+    for place in example.places[:SAMPLE_TARGETS]:
+        guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in place.teacher)
+        lines.append(printable(f"  at token {place.position}: {place.truth.strip('▁')}; the teacher says {guesses}"))
+    return "\n".join(lines)
 
 
 def vocabulary_line(vocabulary: StudentVocabulary) -> str:
