@@ -34,9 +34,10 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.pooling import enable_capture
 from cache_tools.settings import BuildSettings
 from comet.data import CacheRows, collate, shards_of
-from comet.distillation import StudentConfig, choose_vocabulary, distill
+from comet.distillation import choose_vocabulary, distill
 from comet.distiller import Distiller
 from comet.recipes import DEFAULT
+from comet.settings import StudentConfig
 from comet.student import COMET, new_student
 from comet.vocabulary import in_vocabulary
 

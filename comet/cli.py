@@ -48,9 +48,10 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @one_line_errors
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
-    from comet.distillation import StudentConfig, distill, open_for_training
+    from comet.distillation import distill, open_for_training
     from comet.recipes import RECIPES
     from comet.report import summary
+    from comet.settings import StudentConfig
 
     chosen = next(r for r in RECIPES if r.name == recipe)
     output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")

@@ -1,12 +1,10 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,16 +17,15 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.store.reader import Cache, open_cache
 from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpoint, restore_best
-from comet.closeup import close_up, first_row
+from comet.closeup import first_row
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
-from comet.evaluation import Validation
-from comet.page import History, page
+from comet.output import make_report, report_path, save_student
 from comet.precision import choose_bf16
 from comet.progress import KeepBest, LiveLine
-from comet.recipes import DEFAULT, TrainingRecipe
-from comet.report import announcement, facts, kl_name, model_card, sample_row
-from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of, token_counts
+from comet.report import announcement, sample_row
+from comet.settings import Distilled, StudentConfig, run_identity
+from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
 from comet.trainer import DistillationTrainer
 from comet.vocabulary import (
     StudentVocabulary,
@@ -38,61 +35,6 @@ from comet.vocabulary import (
     teacher_mass_outside,
     trimmed_vocabulary,
 )
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
-
-    Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
-    `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
-    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. A checkpoint is
-    written every `save_minutes` into the folder `OUTPUT.checkpoints`, which `resume` goes on from.
-    Raises CometError for numbers not above 0.
-    """
-
-    output: Path
-    student: str = "auto"
-    vocabulary: str = "full"
-    init: str = "cache"
-    recipe: TrainingRecipe = DEFAULT
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    language_alpha: float = 1.0
-    seed: int = 0
-    dtype: str = "auto"
-    resume: bool = False
-    save_minutes: float = 10.0
-    arguments: tuple[tuple[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
-        if not 0 < self.language_alpha <= 1:
-            raise CometError(f"--language-alpha {self.language_alpha:g}: expected above 0, up to 1", exit_code=2)
-
-
-@dataclass(frozen=True)
-class Distilled:
-    """What came of it: where the student lies, and how it did on the validation rows before and after.
-
-    The student is the one of `best_step`, where it was nearest to the teacher.
-    """
-
-    output: Path
-    shape: StudentShape
-    vocabulary: StudentVocabulary
-    parameters: int
-    teacher_parameters: int
-    before: Validation
-    after: Validation
-    steps: int
-    best_step: int
-    seconds: float
 
 
 def open_for_training(paths: Sequence[Path]) -> list[Cache]:
@@ -198,44 +140,6 @@ def train(
     return time.monotonic() - started
 
 
-def report_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.html")
-
-
-def make_report(
-    trainer: DistillationTrainer, best: KeepBest, caches: Sequence[Cache], config: StudentConfig, result: Distilled
-) -> str:
-    """The page about a finished training; the student in the trainer is the best one."""
-    distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
-    counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
-    tokenizer = student_tokenizer(caches[0], result.vocabulary)
-    seen = close_up(distiller, trainer.validation_shards, tokenizer, counts, trainer.args.device, trainer.collator)
-    parts = ("loss", "kd", "hard", "attention")
-    losses = [
-        (int(line["step"]), {name: float(line[name]) for name in parts if name in line})
-        for line in trainer.state.log_history
-        if "loss" in line
-    ]
-    return page(
-        config.output.name,
-        facts(caches, config.recipe, result, run_identity(config, caches)),
-        kl_name(caches[0], result.vocabulary.trimmed),
-        History(losses, best.validations, best.step),
-        result.before,
-        result.after,
-        seen,
-    )
-
-
-def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
-    """What a resumed training must have in common with the one it goes on with."""
-    chosen = asdict(config)
-    for name in ("output", "resume", "save_minutes"):
-        del chosen[name]
-    identity: dict[str, Any] = json.loads(json.dumps(chosen | {"caches": [cache.cache_id for cache in caches]}))
-    return identity
-
-
 @contextmanager
 def stop_on_signal(trainer: DistillationTrainer, folder: Path) -> Iterator[None]:
     """At SIGINT or SIGTERM a checkpoint is written after the step in work and CometError raised; a second one raises
@@ -311,28 +215,3 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         return TrainingArguments(**(fields | dict(config.arguments)))
     except (TypeError, ValueError) as error:
         raise CometError(f"--set: {error}", exit_code=2) from None
-
-
-def save_student(
-    student: XLMRobertaForMaskedLM, caches: Sequence[Cache], config: StudentConfig, result: Distilled
-) -> None:
-    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card.
-
-    Raises CometError, naming where the student lies instead, when the output has come to exist meanwhile.
-    """
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    student.set_attn_implementation("sdpa")
-    folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
-    student.cpu().save_pretrained(folder)
-    tokenizer = student_tokenizer(caches[0], result.vocabulary)
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
-    readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
-    for path in folder.iterdir():
-        path.chmod(readable)
-    folder.chmod(readable | (readable & 0o444) >> 2)
-    try:
-        folder.rename(config.output)
-    except OSError as error:
-        raise CometError(f"{config.output}: came to exist during the training; the student lies in {folder}") from error

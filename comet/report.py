@@ -1,22 +1,17 @@
 """What a person is told of a finished training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cache_tools.cli import printable
 from cache_tools.store.reader import Cache
 from comet.closeup import Example
+from comet.distiller import Distiller
 from comet.recipes import TrainingRecipe
+from comet.settings import Distilled
 from comet.student import StudentShape
 from comet.vocabulary import StudentVocabulary
-
-if TYPE_CHECKING:
-    from comet.distillation import Distilled
-    from comet.distiller import Distiller
-
 
 SAMPLE_TARGETS = 4
 

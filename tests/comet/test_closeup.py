@@ -15,11 +15,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from cache_tools import Cache
 from cache_tools.pooling import block_members, pool_weights
 from comet import closeup
-from comet.closeup import CalibrationBin, CloseUp, by_frequency, calibration, close_up, expected_calibration_error
+from comet.closeup import (
+    CalibrationBin,
+    CloseUp,
+    Example,
+    Guess,
+    Place,
+    by_frequency,
+    calibration,
+    close_up,
+    expected_calibration_error,
+    first_row,
+)
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller
 from comet.evaluation import validate
 from comet.recipes import DEFAULT
+from comet.report import sample_row
 from comet.student import PRESETS, new_student
 from comet.vocabulary import full_vocabulary, in_vocabulary, student_tokenizer, trimmed_vocabulary
 
@@ -267,3 +279,23 @@ def test_frequency_bins_are_those_of_a_plain_loop(targets: list[tuple[int, float
         assert one.teacher_accuracy == pytest.approx(sum(t[3] for t in inside) / len(inside))
     assert sum(one.targets for one in found) == len(targets)
     assert all(one.high == (10 * one.low - 1 if one.low else 9) for one in found)
+
+
+def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
+    shards = shards_of([cache], "train")
+    distiller = distiller_of(cache).train()
+    lines = sample_row(first_row(distiller, shards, tokenizer, CPU)).split("\n")
+    assert distiller.training
+    arrays = cache.read_shard("train", 0)
+    assert lines[0].startswith("the first row of the cache: <s>")
+    assert len(lines) == 1 + min(4, int((arrays["target_position"][0] != 65535).sum()))
+    truth = tokenizer.convert_ids_to_tokens(int(arrays["target_id"][0, 0])).strip("▁")
+    best = tokenizer.convert_ids_to_tokens(int(arrays["topk_id"][0, 0, 0])).strip("▁")
+    assert lines[1].startswith(f"  at token {arrays['target_position'][0, 0]}: {truth}; the teacher says {best} ")
+
+
+def test_a_row_cannot_drive_the_terminal() -> None:
+    evil = Example(["<s>", "\x1b[2Jgone", "\n\r"], [Place(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])], 1)
+    shown = sample_row(evil)
+    assert "\x1b" not in shown
+    assert len(shown.split("\n")) == 2

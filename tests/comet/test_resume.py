@@ -16,7 +16,8 @@ import pytest
 from cache_tools import Cache
 from cache_tools.errors import CometError
 from comet.checkpoints import Checkpoints, is_whole, newest_checkpoint
-from comet.distillation import StudentConfig, distill
+from comet.distillation import distill
+from comet.settings import StudentConfig
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 40

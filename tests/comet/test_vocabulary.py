@@ -17,9 +17,10 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from comet.data import collate, shards_of
-from comet.distillation import StudentConfig, distill
+from comet.distillation import distill
 from comet.distiller import Distiller
 from comet.recipes import DEFAULT
+from comet.settings import StudentConfig
 from comet.student import PRESETS, earlier_student, new_student
 from comet.vocabulary import (
     full_vocabulary,

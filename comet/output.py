@@ -1,0 +1,73 @@
+"""What a training leaves: an ordinary transformers folder, and a page about it."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import XLMRobertaForMaskedLM
+
+from cache_tools.errors import CometError
+from cache_tools.store.reader import Cache
+from comet.closeup import close_up
+from comet.page import History, page
+from comet.progress import KeepBest
+from comet.report import facts, kl_name, model_card
+from comet.settings import Distilled, StudentConfig, run_identity
+from comet.student import token_counts
+from comet.trainer import DistillationTrainer
+from comet.vocabulary import student_tokenizer
+
+
+def report_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.html")
+
+
+def make_report(
+    trainer: DistillationTrainer, best: KeepBest, caches: Sequence[Cache], config: StudentConfig, result: Distilled
+) -> str:
+    """The page about a finished training; the student in the trainer is the best one."""
+    distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
+    counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
+    tokenizer = student_tokenizer(caches[0], result.vocabulary)
+    seen = close_up(distiller, trainer.validation_shards, tokenizer, counts, trainer.args.device, trainer.collator)
+    parts = ("loss", "kd", "hard", "attention")
+    losses = [
+        (int(line["step"]), {name: float(line[name]) for name in parts if name in line})
+        for line in trainer.state.log_history
+        if "loss" in line
+    ]
+    return page(
+        config.output.name,
+        facts(caches, config.recipe, result, run_identity(config, caches)),
+        kl_name(caches[0], result.vocabulary.trimmed),
+        History(losses, best.validations, best.step),
+        result.before,
+        result.after,
+        seen,
+    )
+
+
+def save_student(
+    student: XLMRobertaForMaskedLM, caches: Sequence[Cache], config: StudentConfig, result: Distilled
+) -> None:
+    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card.
+
+    Raises CometError, naming where the student lies instead, when the output has come to exist meanwhile.
+    """
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    student.set_attn_implementation("sdpa")
+    folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
+    student.cpu().save_pretrained(folder)
+    tokenizer = student_tokenizer(caches[0], result.vocabulary)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
+    tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
+    readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
+    for path in folder.iterdir():
+        path.chmod(readable)
+    folder.chmod(readable | (readable & 0o444) >> 2)
+    try:
+        folder.rename(config.output)
+    except OSError as error:
+        raise CometError(f"{config.output}: came to exist during the training; the student lies in {folder}") from error

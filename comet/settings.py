@@ -1,0 +1,78 @@
+"""What a person asks of `comet-train`, and what came of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CometError
+from cache_tools.store.reader import Cache
+from comet.evaluation import Validation
+from comet.recipes import DEFAULT, TrainingRecipe
+from comet.student import StudentShape
+from comet.vocabulary import StudentVocabulary
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
+
+    Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
+    `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
+    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. A checkpoint is
+    written every `save_minutes` into the folder `OUTPUT.checkpoints`, which `resume` goes on from.
+    Raises CometError for numbers not above 0.
+    """
+
+    output: Path
+    student: str = "auto"
+    vocabulary: str = "full"
+    init: str = "cache"
+    recipe: TrainingRecipe = DEFAULT
+    epochs: float | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    language_alpha: float = 1.0
+    seed: int = 0
+    dtype: str = "auto"
+    resume: bool = False
+    save_minutes: float = 10.0
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
+        if not 0 < self.language_alpha <= 1:
+            raise CometError(f"--language-alpha {self.language_alpha:g}: expected above 0, up to 1", exit_code=2)
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of it: where the student lies, and how it did on the validation rows before and after.
+
+    The student is the one of `best_step`, where it was nearest to the teacher.
+    """
+
+    output: Path
+    shape: StudentShape
+    vocabulary: StudentVocabulary
+    parameters: int
+    teacher_parameters: int
+    before: Validation
+    after: Validation
+    steps: int
+    best_step: int
+    seconds: float
+
+
+def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
+    """What a resumed training must have in common with the one it goes on with."""
+    chosen = asdict(config)
+    for name in ("output", "resume", "save_minutes"):
+        del chosen[name]
+    identity: dict[str, Any] = json.loads(json.dumps(chosen | {"caches": [cache.cache_id for cache in caches]}))
+    return identity
