@@ -82,7 +82,13 @@ class ShardInWork:
         ]
 
     def put(self, part: dict[str, NDArray]) -> bool:
-        """Takes the arrays of the next batch. Returns whether the shard is whole."""
+        """Takes the arrays of the next batch. Returns whether the shard is whole.
+
+        Raises ValueError unless they are all the arrays of a shard, in their dtypes: what is not put is not there.
+        """
+        found = {name: array.dtype for name, array in part.items()}
+        if found != (expected := {name: array.dtype for name, array in self.arrays.items()}):
+            raise ValueError(f"shard {self.place}: expected arrays {expected}, found {found}")
         rows = slice(self.collected_rows, self.collected_rows + len(part["topk_id"]))
         for name, array in part.items():
             self.arrays[name][rows] = array

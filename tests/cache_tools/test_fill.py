@@ -16,7 +16,7 @@ from builds import ENVIRONMENT, build_arguments, digests
 
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
-from cache_tools.fill import Throughput, fill
+from cache_tools.fill import ShardInWork, Throughput, fill
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.device import choose_batch_size, choose_device
 from cache_tools.teacher.model import load_teacher
@@ -181,3 +181,16 @@ def test_a_rank_takes_the_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_device("auto", {"LOCAL_RANK": rank}).index for rank in ("0", "1", "2")] == [0, 1, 0]
     assert choose_device("auto", {}) == torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize("fault", ["missing", "dtype"])
+def test_a_shard_takes_nothing_but_all_of_its_arrays(settings: BuildSettings, fault: str) -> None:
+    cache = build_cache(settings)
+    shard = ShardInWork(cache, ("train", 0), 16, pinned=False)
+    part = {name: array[:4].copy() for name, array in shard.arrays.items()}
+    if fault == "missing":
+        del part["tail_logmass"]
+    else:
+        part["topk_logprob"] = part["topk_logprob"].astype(np.float32)
+    with pytest.raises(ValueError, match=r"shard \('train', 0\): expected arrays"):
+        shard.put(part)
