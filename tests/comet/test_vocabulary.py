@@ -117,6 +117,8 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     seen = torch.from_numpy(np.isin(plain["topk_id"].numpy(), cache.vocabulary.id))
     assert ((batch["topk_id"] >= 0) == seen).all()
     assert (batch["topk_logprob"][~seen] == -torch.inf).all()
+    assert torch.equal(batch["tail_logmass"], plain["tail_logmass_seen"])
+    assert not torch.equal(plain["tail_logmass"], plain["tail_logmass_seen"])
     torch.testing.assert_close(batch["topk_logprob"][seen], plain["topk_logprob"][seen])
     student = new_student(PRESETS[-1], [cache], vocabulary, dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary).eval()
