@@ -165,6 +165,10 @@ def earlier_student(
 
     Raises CometError unless it is an XLM-R masked LM with exactly this vocabulary and room for these rows.
     """
+    if not folder.is_dir():
+        raise CometError(
+            f"--init {folder}: expected cache, random, or the folder of a student; it is none", exit_code=2
+        )
     try:
         student: XLMRobertaForMaskedLM = XLMRobertaForMaskedLM.from_pretrained(
             folder, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, local_files_only=True

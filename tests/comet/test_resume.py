@@ -10,12 +10,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.checkpoints import Checkpoints, is_whole, newest_checkpoint
+from comet.checkpoints import Checkpoints, SaveCheckpoints, is_whole, newest_checkpoint
 from comet.distillation import distill
 from comet.settings import StudentConfig
 
@@ -168,3 +169,14 @@ def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
         distill([cache], config)
     distill([cache], config)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html"]
+
+
+@pytest.mark.parametrize(("epoch", "saves"), [(0.5, True), (1.0, False), (2.25, True), (3.0, False)])
+def test_the_last_step_of_an_epoch_is_saved_with_its_validation(epoch: float, saves: bool) -> None:
+    """A checkpoint between the two would be resumed without the validation, and perhaps with another best student."""
+    keeper = SaveCheckpoints(None, minutes=0)  # type: ignore[arg-type]
+    control = SimpleNamespace(should_save=False)
+    keeper.on_step_end(None, SimpleNamespace(epoch=epoch), control)
+    assert control.should_save is saves
+    keeper.on_epoch_end(None, SimpleNamespace(epoch=epoch), control)
+    assert control.should_save is True
