@@ -97,8 +97,11 @@ class PlainStep(Step):
     """The same student without a teacher: masked positions only, SDPA, torch's cross-entropy."""
 
     def __call__(self, batch: Batch) -> None:
-        features, _ = self.distiller.features(batch)
-        cross_entropy(self.distiller.student.lm_head.decoder(features), batch["target_id"]).backward()
+        student, head = self.distiller.student, self.distiller.student.lm_head
+        mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+        hidden = student.roberta(batch["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = hidden[batch["target_row"], batch["target_position"]]
+        cross_entropy(head.decoder(head.layer_norm(gelu(head.dense(hidden)))), batch["target_id"]).backward()
         self.finish()
 
 
@@ -125,6 +128,7 @@ def step_of(kind: str, cache: Cache) -> Step:
         "cache, logits only, trimmed": lambda: Step(cache, "trimmed", 0.0),
         "cache, one attention layer, trimmed": lambda: Step(cache, "trimmed", 0.1),
         "plain, trimmed": lambda: PlainStep(cache, "trimmed", 0.0),
+        "cache, one attention layer, bf16": lambda: Step(cache, "full", 0.1, bf16=True),
         "cache, one attention layer, trimmed, bf16": lambda: Step(cache, "trimmed", 0.1, bf16=True),
         "usual": lambda: UsualStep(cache, "full", 0.0),
     }
@@ -210,9 +214,14 @@ def from_the_cache(root: Path, kind: str, rows: int, turns: int) -> dict[str, An
 
 
 def memory_above_the_model(root: Path) -> dict[str, Any]:
+    kinds = ("cache, one attention layer", "cache, one attention layer, bf16")
+    return {kind: in_child(peak_above_the_model, root, kind)["mib"] for kind in kinds}
+
+
+def peak_above_the_model(root: Path, kind: str) -> dict[str, Any]:
     """Peak of steps of 32 rows above a model whose optimiser has its states."""
     cache = open_cache(root)
-    step = step_of("cache, one attention layer", cache)
+    step = step_of(kind, cache)
     small, large = step.batch(cache, 1), step.batch(cache, 32)
     step(small)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -347,7 +356,7 @@ def main(shared: Path, output: Path, only: tuple[str, ...]) -> None:
             "waiting for data": lambda: in_child(waiting_for_data, cache),
             "teacher in the loop": lambda: against_the_loop(cache),
             "usual script": lambda: against_the_usual(cache),
-            "memory above model and optimiser": lambda: in_child(memory_above_the_model, cache),
+            "memory above model and optimiser": lambda: memory_above_the_model(cache),
             "starts": lambda: starts(folder, shared),
             "killed": lambda: killed(folder),
         }

@@ -8,7 +8,7 @@ from transformers import XLMRobertaForMaskedLM
 from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture, enable_capture
 from cache_tools.store.recipe import Recipe
-from comet.head import slice_logits, slices, sparse_head
+from comet.head import lookup, slice_logits, slices, sparse_head
 from comet.losses import (
     attention_kl,
     attention_mse,
@@ -64,8 +64,9 @@ class Distiller(nn.Module):
 
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         recipe, temperature = self.training_recipe, self.training_recipe.temperature
-        features, maps = self.features(batch)
-        kept, truth, rest, rest_at_one = self.head(features, batch, temperature)
+        of_head: list[Tensor] = []
+        features, maps = self.features(batch, of_head)
+        kept, truth, rest, rest_at_one = self.head(features, batch, temperature, of_head)
         parts = {"kd": temperature**2 * self.logit_loss(batch, kept, rest).mean()}
         if recipe.hard_weight:
             parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).mean()
@@ -75,27 +76,37 @@ class Distiller(nn.Module):
         loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Head features at the targets [T, H], and pooled maps of the matched layers [B, layers, m, m]."""
+    def features(self, batch: dict[str, Tensor], of_head: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Head features at the targets [T, H], and pooled maps of the matched layers [B, layers, m, m].
+
+        `of_head` as in `comet.head.lookup`.
+        """
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
         layers = tuple(layer for _, layer in self.matched)
         capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size) if layers else None
+        embeddings = self.student.roberta.embeddings
+        words = lookup(embeddings.word_embeddings.weight, input_ids, [] if of_head is None else of_head)  # [B, L, H]
+        positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            body = self.student.roberta(input_ids, attention_mask=mask, attention_capture=capture)
+            body = self.student.roberta(
+                inputs_embeds=words, position_ids=positions, attention_mask=mask, attention_capture=capture
+            )
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]].float()  # [T, H]
         head = self.student.lm_head
         features = head.layer_norm(gelu(head.dense(hidden)))
         return features, capture.maps() if capture else hidden.new_zeros(0)
 
     def head(
-        self, features: Tensor, batch: dict[str, Tensor], temperature: float
+        self, features: Tensor, batch: dict[str, Tensor], temperature: float, of_head: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(kept [T, k], truth [T], rest [T] at the temperature, rest [T] at 1)."""
         weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
-        kept, truth, rest = sparse_head(features, weight, bias, batch["topk_id"], batch["target_id"], temperatures)
+        kept, truth, rest = sparse_head(
+            features, weight, bias, batch["topk_id"], batch["target_id"], temperatures, of_head
+        )
         return kept, truth, rest[:, 0], rest[:, -1]
 
     def output_layer(self) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,23 @@ ALIGNMENT = 16
 LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp on CPUs
 
 
+class Lookup(torch.autograd.Function):
+    """Rows of a weight that the head uses too. Its gradient is added to the head's, which is always there first, so
+    that of the largest tensor of a step there is one and not two."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, ids: Tensor, of_head: list[Tensor]) -> Tensor:
+        context.save_for_backward(ids)
+        context.shape, context.of_head = weight.shape, of_head
+        return nn.functional.embedding(ids, weight)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (ids,), (d_rows,) = context.saved_tensors, gradients
+        d_weight = context.of_head.pop() if context.of_head else d_rows.new_zeros(context.shape)
+        return d_weight.index_add_(0, ids.flatten(), d_rows.flatten(0, -2).to(d_weight.dtype)), None, None
+
+
 class SparseHead(torch.autograd.Function):
     """Logits of a few tokens of each target, and the log-sum-exp of all others, a vocabulary slice at a time.
 
@@ -21,7 +38,7 @@ class SparseHead(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor,
-        temperatures: tuple[float, ...],
+        temperatures: tuple[float, ...], of_head: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         targets = len(features)
         features, kept_id = aligned(features, 0.0), aligned(kept_id, -1).T  # [T', H], [k, T']
@@ -42,7 +59,7 @@ class SparseHead(torch.autograd.Function):
                 total = torch.mul(logits, LOG2_E / temperature).exp2_().sum(0).log() + largest / temperature
                 rest[index] = torch.logaddexp(rest[index], total)
         context.save_for_backward(features, weight, bias, kept_id, truth_id, rest)
-        context.temperatures = temperatures
+        context.temperatures, context.of_head = temperatures, of_head
         return kept.T[:targets], truth[0, :targets], rest.T[:targets]
 
     @staticmethod
@@ -72,7 +89,10 @@ class SparseHead(torch.autograd.Function):
             d_features.addmm_(inside.T, weight[start:stop])
             torch.mm(inside, features, out=d_weight[start:stop])
             torch.sum(inside, 1, out=d_bias[start:stop])
-        return d_features[:targets], d_weight, d_bias, None, None, None
+        if context.of_head is None:
+            return d_features[:targets], d_weight, d_bias, None, None, None, None
+        context.of_head.append(d_weight)
+        return d_features[:targets], None, d_bias, None, None, None, None
 
 
 def aligned(values: Tensor, fill: float) -> Tensor:
@@ -99,14 +119,22 @@ def rows_of(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     return torch.where(inside, ids - start, stop - start), inside
 
 
+def lookup(weight: Tensor, ids: Tensor, of_head: list[Tensor]) -> Tensor:
+    """[…, H]: rows `ids` […] of `weight` [V, H], a weight that `sparse_head` is given too, with the same empty list."""
+    rows: Tensor = Lookup.apply(weight, ids, of_head)
+    return rows
+
+
 def sparse_head(
-    features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor, temperatures: tuple[float, ...]
-) -> tuple[Tensor, Tensor, Tensor]:
+    features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor, temperatures: tuple[float, ...],
+    of_head: list[Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(kept [T, k], truth [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias [V].
 
     kept: logits at `kept_id` [T, k] int64, −inf where the id is −1. truth: logits at `truth_id` [T].
     rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −inf where none is left.
-    A bias of −inf takes an id out altogether.
+    A bias of −inf takes an id out altogether. With a list `of_head` the gradient of the weight is handed over in it
+    to the `lookup` that the features come from, which passes on both.
     """
-    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures)
+    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures, of_head)
     return kept, truth, rest

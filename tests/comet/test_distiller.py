@@ -24,9 +24,8 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, te
     length, seq_len = batch["length"], batch["input_ids"].shape[1]
     mask = torch.arange(seq_len) < length[:, None]
     student.set_attn_implementation("eager")
-    with torch.no_grad():
-        plain = student(batch["input_ids"], attention_mask=mask, output_attentions=True)
-        losses = Distiller(student, cache.recipe, recipe)(**batch)
+    plain = student(batch["input_ids"], attention_mask=mask, output_attentions=True)
+    losses = Distiller(student, cache.recipe, recipe)(**batch)
     logits = plain.logits[batch["target_row"], batch["target_position"]].double()
 
     lp, tail = batch["topk_logprob"].double(), batch["tail_logmass"][:, cache.recipe.temperatures.index(temperature)]
@@ -53,6 +52,10 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, te
         assert losses[name].item() == pytest.approx(reference.item(), rel=2e-3), name
     expected = 0.7 * kd + 0.2 * hard + 0.4 * attention
     assert losses["loss"].item() == pytest.approx(expected.item(), rel=2e-3)
+    parameters = dict(student.named_parameters())
+    gradients = [torch.autograd.grad(loss, list(parameters.values())) for loss in (losses["loss"], expected)]
+    for name, mine, theirs in zip(parameters, *gradients, strict=True):
+        assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7, name
 
 
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:

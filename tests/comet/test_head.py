@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import comet.head
-from comet.head import sparse_head
+from comet.head import lookup, sparse_head
 
 TARGETS, WIDTH = 7, 12
 
@@ -78,3 +78,21 @@ def test_ids_of_minus_one_are_left_out_and_biases_of_minus_infinity_take_ids_awa
         others.scatter_(1, kept_id[:, column, None], -torch.inf)
     torch.testing.assert_close(rest[:, 0], others.logsumexp(1), rtol=1e-5, atol=1e-5)
     assert all(torch.isfinite(g).all() for g in torch.autograd.grad(rest.sum(), (features, weight)))
+
+
+@pytest.mark.parametrize("head_is_used", [True, False])
+def test_a_weight_that_lookup_and_head_share_has_the_gradient_of_both(head_is_used: bool) -> None:
+    _, weight, bias, kept_id, truth_id = inputs(50, 5, 0)
+    ids = torch.tensor([3, 3, 49, 0, 7, 3, 12])
+
+    def loss(rows: Tensor, kept: Tensor, truth: Tensor, rest: Tensor) -> Tensor:
+        of_head = kept.sum() + truth.square().sum() + 2 * rest.sum()
+        return rows.square().sum() + (of_head if head_is_used else 0.0)
+
+    shared: list[Tensor] = []
+    rows = lookup(weight, ids, shared)
+    ours = loss(rows, *sparse_head(rows.tanh(), weight, bias, kept_id, truth_id, (2.0,), shared))
+    plain_rows = weight[ids]
+    plain = loss(plain_rows, *sparse_head(plain_rows.tanh(), weight, bias, kept_id, truth_id, (2.0,)))
+    torch.testing.assert_close(*(torch.autograd.grad(total, weight)[0] for total in (ours, plain)))
+    assert not shared, "nothing is left for another step"
