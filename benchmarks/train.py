@@ -73,11 +73,15 @@ def small_teacher(folder: Path, shared: Path) -> Path:
 class Step:
     """One training step of the paper's student, 6 × 256, from the cache: forward, backward, fused AdamW."""
 
-    def __init__(self, cache: Cache, vocabulary: str, attention: float, bf16: bool = False) -> None:
+    def __init__(
+        self, cache: Cache, vocabulary: str, attention: float, bf16: bool = False, recompute: bool = False
+    ) -> None:
         self.vocabulary = choose_vocabulary(vocabulary, [cache])
         student = new_student(COMET, [cache], self.vocabulary, dropout=0.0, seed=0)
         recipe = replace(DEFAULT, attention_weight=attention)
         self.distiller = Distiller(student, cache.recipe, recipe, self.vocabulary, bf16).train()
+        if recompute:
+            self.distiller.activation_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(self.distiller.parameters(), lr=1e-4, fused=True)
 
     def batch(self, cache: Cache, rows: int) -> Batch:
@@ -129,6 +133,8 @@ def step_of(kind: str, cache: Cache) -> Step:
         "cache, one attention layer, trimmed": lambda: Step(cache, "trimmed", 0.1),
         "plain, trimmed": lambda: PlainStep(cache, "trimmed", 0.0),
         "cache, one attention layer, bf16": lambda: Step(cache, "full", 0.1, bf16=True),
+        "cache, one attention layer, recomputed": lambda: Step(cache, "full", 0.1, recompute=True),
+        "cache, one attention layer, bf16, recomputed": lambda: Step(cache, "full", 0.1, bf16=True, recompute=True),
         "cache, one attention layer, trimmed, bf16": lambda: Step(cache, "trimmed", 0.1, bf16=True),
         "usual": lambda: UsualStep(cache, "full", 0.0),
     }
@@ -214,8 +220,13 @@ def from_the_cache(root: Path, kind: str, rows: int, turns: int) -> dict[str, An
 
 
 def memory_above_the_model(root: Path) -> dict[str, Any]:
-    kinds = ("cache, one attention layer", "cache, one attention layer, bf16")
-    return {kind: in_child(peak_above_the_model, root, kind)["mib"] for kind in kinds}
+    start = "cache, one attention layer"
+    kinds = (start, f"{start}, bf16", f"{start}, recomputed", f"{start}, bf16, recomputed")
+    seconds = in_child(interleaved, list(kinds), open_cache(root), 32)
+    return {
+        kind: {"mib": in_child(peak_above_the_model, root, kind)["mib"], "seconds": round(seconds[kind], 3)}
+        for kind in kinds
+    }
 
 
 def peak_above_the_model(root: Path, kind: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The student together with what it is compared to: one module whose forward pass is the loss of a batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
@@ -62,6 +64,10 @@ class Distiller(nn.Module):
         self.register_buffer("never_asked", vocabulary.never_asked, persistent=False)
         enable_capture(student)
 
+    def activation_checkpointing_enable(self, **options: Any) -> None:
+        """What `--set activation_checkpointing=True` asks of a model: layers are computed again in the backward pass."""
+        self.student.activation_checkpointing_enable(**options)
+
     def forward(self, **batch: Tensor) -> dict[str, Tensor]:
         recipe, temperature = self.training_recipe, self.training_recipe.temperature
         of_head: list[Tensor] = []
@@ -91,7 +97,11 @@ class Distiller(nn.Module):
         positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
             body = self.student.roberta(
-                inputs_embeds=words, position_ids=positions, attention_mask=mask, attention_capture=capture
+                inputs_embeds=words,
+                position_ids=positions,
+                attention_mask=mask,
+                attention_capture=capture,
+                use_cache=False,
             )
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]].float()  # [T, H]
         head = self.student.lm_head

@@ -75,3 +75,19 @@ def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
     assert measured.accuracy != measured.teacher_accuracy, "else mixing them up would go unnoticed"
     cross_entropy = torch.nn.functional.cross_entropy(logits, batch["target_id"]).item()
     assert measured.cross_entropy == pytest.approx(cross_entropy, rel=1e-4)
+
+
+def test_activations_computed_again_change_nothing(cache: Cache) -> None:
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    results = []
+    for recompute in (False, True):
+        student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+        distiller = Distiller(student, cache.recipe, DEFAULT).train()
+        if recompute:
+            distiller.activation_checkpointing_enable()
+            assert student.is_activation_checkpointing
+        losses = distiller(**batch)
+        gradients = torch.autograd.grad(losses["loss"], list(student.parameters()))
+        results.append([*losses.values(), *gradients])
+    for kept, again in zip(*results, strict=True):
+        torch.testing.assert_close(kept, again, rtol=0, atol=0)
