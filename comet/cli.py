@@ -31,7 +31,8 @@ def parse_setting(text: str) -> tuple[str, Any]:
               help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
 @click.option("--init", default="cache",
               help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
-@click.option("--recipe", type=click.Choice(["default", "paper"]), default="default", help="Losses and optimiser.")
+@click.option("--recipe", default="default",
+              help="Losses and optimiser: default, paper, or a TOML file of what is to differ.")  # fmt: skip
 @click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
 @click.option("--steps", type=int, help="Stop after this many steps instead.")
 @click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
@@ -49,14 +50,16 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
     from comet.distillation import distill, open_for_training
-    from comet.recipes import RECIPES
+    from comet.recipes import choose_recipe
     from comet.report import summary
     from comet.settings import StudentConfig
 
-    chosen = next(r for r in RECIPES if r.name == recipe)
     output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")
     config = StudentConfig(
-        output=output, recipe=chosen, arguments=tuple(parse_setting(text) for text in settings), **options
+        output=output,
+        recipe=choose_recipe(recipe),
+        arguments=tuple(parse_setting(text) for text in settings),
+        **options,
     )
     caches = open_for_training(paths)
     click.echo(summary(caches, distill(caches, config, say=click.echo)))

@@ -17,17 +17,20 @@ from comet.losses import (
     attention_projection,
     bucketed_kl,
     hard_cross_entropy,
+    residual_kl,
     threshold_kl,
 )
 from comet.recipes import TrainingRecipe
+from comet.schedules import at, is_used, temperatures_of
 from comet.vocabulary import StudentVocabulary, full_vocabulary
 
 
 class Distiller(nn.Module):
     """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
 
-    `forward` takes a batch of `comet.data.collate`, in the student's ids, and returns scalars: the weighted `loss` and
-    its parts. With `bf16` the body trains in bfloat16 where torch's autocast says so; the head never does.
+    `forward` takes a batch of `comet.data.collate`, in the student's ids, and how much of the training is done, 0 to 1.
+    It returns scalars: the weighted `loss` and its parts, each without its weight. With `bf16` the body trains in
+    bfloat16 where torch's autocast says so; the head never does.
     Raises CometError on creation when the cache does not hold what the training recipe needs.
     """
 
@@ -42,20 +45,31 @@ class Distiller(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        if training.temperature not in cache.temperatures:
-            stored = ", ".join(f"{t:g}" for t in cache.temperatures)
+        absent = [t for t in temperatures_of(training.temperature) if t not in cache.temperatures]
+        if absent:
+            stored = ",".join(f"{t:g}" for t in cache.temperatures)
             raise CometError(
-                f"temperature {training.temperature:g}: the cache holds tails at {stored} only; choose one of these, "
-                f"or build a cache with --temperatures {stored},{training.temperature:g}".replace(", ", ","),
+                f"temperature {absent[0]:g}: the cache holds tails at {stored} only; choose one of these, or build a "
+                f"cache with --temperatures {stored},{absent[0]:g}",
+                exit_code=2,
+            )
+        if training.logit_loss == "residual" and cache.keep != "topk":
+            raise CometError(
+                f"logit_loss residual: needs a cache of the best tokens (--keep topk), this one holds a {cache.keep} "
+                "sample; use logit_loss kl",
                 exit_code=2,
             )
         self.student = student
         self.bf16 = bf16
         self.cache = cache
         self.training_recipe = training
-        self.temperature_index = cache.temperatures.index(training.temperature)
-        self.matches_attention = training.attention_weight > 0 and bool(cache.attention_layers)
-        self.matched = match_layers(cache, student.config.num_hidden_layers) if self.matches_attention else ()
+        self.matches_attention = is_used(training.attention_weight) and bool(cache.attention_layers)
+        layers = student.config.num_hidden_layers
+        if training.layer_map is None:
+            matched = match_layers(cache, layers)
+        else:
+            matched = explicit_layers(training.layer_map, cache, layers)
+        self.matched = matched if self.matches_attention else ()
         self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         self.projection: nn.Parameter | None = None
         if self.matches_attention and training.attention_loss == "projection":
@@ -65,21 +79,21 @@ class Distiller(nn.Module):
         enable_capture(student)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """What `--set activation_checkpointing=True` asks of a model: layers are computed again in the backward pass."""
+        """What `--set activation_checkpointing=True` asks of a model: layers computed again when going back."""
         self.student.activation_checkpointing_enable(**options)
 
-    def forward(self, **batch: Tensor) -> dict[str, Tensor]:
-        recipe, temperature = self.training_recipe, self.training_recipe.temperature
+    def forward(self, progress: float = 0.0, **batch: Tensor) -> dict[str, Tensor]:
+        recipe, temperature = self.training_recipe, at(self.training_recipe.temperature, progress)
         of_head: list[Tensor] = []
         features, maps = self.features(batch, of_head)
         kept, truth, rest, rest_at_one = self.head(features, batch, temperature, of_head)
-        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, rest).mean()}
-        if recipe.hard_weight:
+        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, truth, rest, temperature).mean()}
+        if is_used(recipe.hard_weight):
             parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).mean()
         if self.matches_attention:
             parts["attention"] = self.attention_loss(batch, maps).mean()
         weights = {"kd": recipe.kd_weight, "hard": recipe.hard_weight, "attention": recipe.attention_weight}
-        loss = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        loss = torch.stack([at(weights[name], progress) * part for name, part in parts.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def features(self, batch: dict[str, Tensor], of_head: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -136,10 +150,14 @@ class Distiller(nn.Module):
             best = torch.maximum(value, best)
         return token
 
-    def logit_loss(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor) -> Tensor:
-        """[T] KL to the teacher at the recipe's temperature, bucketed or from a threshold sample."""
-        tail = batch["tail_logmass"][:, self.temperature_index]
-        temperature = self.training_recipe.temperature
+    def logit_loss(
+        self, batch: dict[str, Tensor], kept: Tensor, truth: Tensor, rest: Tensor, temperature: float
+    ) -> Tensor:
+        """[T] the recipe's distance to the teacher at a stored temperature."""
+        tail = batch["tail_logmass"][:, self.cache.temperatures.index(temperature)]
+        if self.training_recipe.logit_loss == "residual":
+            is_truth = batch["topk_id"] == batch["target_id"][:, None]
+            return residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, temperature)
         if "threshold" in batch:
             return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, temperature)
         return bucketed_kl(batch["topk_logprob"], tail, kept, rest, temperature)
@@ -180,3 +198,21 @@ def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], .
         if near:
             pairs.append((min(near, key=lambda t: (abs(depth_of[t] - layer - 1), -t)), layer))
     return tuple(pairs)
+
+
+def explicit_layers(
+    wanted: tuple[tuple[int, int], ...], cache: Recipe, student_layers: int
+) -> tuple[tuple[int, int], ...]:
+    """The pairs of a recipe's layer map, from 0 and ascending. Raises CometError for layers that are not there."""
+    pairs = []
+    for teacher, student in wanted:
+        pair = teacher % cache.teacher_layers, student % student_layers
+        if not -cache.teacher_layers <= teacher < cache.teacher_layers or pair[0] not in cache.attention_layers:
+            stored = ", ".join(map(str, cache.attention_layers)) or "none"
+            raise CometError(f"layer_map: teacher layer {teacher} is not in the cache, which has {stored}", exit_code=2)
+        if not -student_layers <= student < student_layers:
+            raise CometError(f"layer_map: student layer {student}: the student has {student_layers}", exit_code=2)
+        pairs.append(pair)
+    if len({student for _, student in pairs}) < len(pairs):
+        raise CometError("layer_map: a student layer can match one teacher layer only, and is named twice", exit_code=2)
+    return tuple(sorted(pairs, key=lambda pair: pair[1]))

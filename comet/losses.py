@@ -53,6 +53,24 @@ def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, tempe
     return over_kept + weighted(teacher_tail.exp(), teacher_tail - student_rest)
 
 
+def residual_kl(
+    logprob: Tensor, tail: Tensor, is_truth: Tensor, kept: Tensor, rest: Tensor, truth: Tensor, temperature: float
+) -> Tensor:
+    """[T] KL(target ‖ student) at a temperature, where the target is the teacher with its tail given to the true token.
+
+    `is_truth` [T, k] bool marks the true token where it was kept, `truth` [T] are its logits. The simple
+    remedy for a missing tail that Anshumann et al. 2025 (https://arxiv.org/abs/2503.16870) compare with; biased.
+    """
+    normaliser = teacher_log_normaliser(logprob, tail, temperature)
+    teacher_kept = logprob / temperature - normaliser[:, None]
+    true_kept = teacher_kept.masked_fill(~is_truth, -torch.inf).logsumexp(1)
+    target_true = torch.logaddexp(true_kept, tail - normaliser)  # log (its own mass + the tail's)
+    student_kept, _ = student_logprobs(kept, rest, temperature)
+    total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
+    others = weighted(teacher_kept.exp().masked_fill(is_truth, 0.0), teacher_kept - student_kept).sum(1)
+    return others + weighted(target_true.exp(), target_true - (truth / temperature - total))
+
+
 def threshold_kl(
     logprob: Tensor, tail: Tensor, threshold: Tensor, kept: Tensor, rest: Tensor, temperature: float
 ) -> Tensor:

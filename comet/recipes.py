@@ -1,29 +1,61 @@
-"""Training recipes: which losses, with which weights, and the optimiser's settings."""
+"""Training recipes: which losses, with which weights, and the optimiser's settings; two of ours, or a TOML file."""
 
-from dataclasses import dataclass
+import math
+import tomllib
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CometError
+from comet.schedules import Schedule, Steps, Temperature, Weight
+
+CHOICES = {"logit_loss": ("kl", "residual"), "attention_loss": ("kl", "mse", "projection")}
+WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
+OURS = ("name", "differs_from_paper")
 
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """What the student is asked to match. A weight of 0 leaves a loss out.
+    """What the student is asked to match. A weight of 0 leaves a loss out; a weight may follow a Schedule, and the
+    temperature Steps.
 
-    `learning_rate` is the peak for a student of width 256; with `scales_with_width` narrower ones take
-    proportionally larger steps.
+    `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, as the cache
+    has it) or residual (the tail given to the true token). `layer_map` pairs (teacher layer, student layer), from 0,
+    or from the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256; with
+    `scales_with_width` narrower ones take proportionally larger steps.
+    Raises ValueError for values that cannot be.
     """
 
     name: str
-    kd_weight: float
-    temperature: float
-    hard_weight: float
-    attention_weight: float
+    kd_weight: Weight
+    temperature: Temperature
+    hard_weight: Weight
+    attention_weight: Weight
     attention_loss: str  # kl, mse or projection
     dropout: float
     learning_rate: float
     scales_with_width: bool
     epochs: int
-    patience: int  # epochs without a better validation after which training stops
+    patience: int  # validations without a better one after which training stops
     batch_size: int
+    logit_loss: str = "kl"  # or residual
+    layer_map: tuple[tuple[int, int], ...] | None = None
     differs_from_paper: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in WEIGHTS:
+            value = getattr(self, name)
+            if not isinstance(value, Schedule) and not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value}: expected a number from 0 on")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
+        above_zero = ["learning_rate", "epochs", "patience", "batch_size"]
+        for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
 
     def peak_learning_rate(self, hidden: int) -> float:
         return self.learning_rate * 256 / hidden if self.scales_with_width else self.learning_rate
@@ -66,3 +98,63 @@ PAPER = TrainingRecipe(
 )
 
 RECIPES = (DEFAULT, PAPER)
+
+
+def choose_recipe(requested: str) -> TrainingRecipe:
+    """One of ours by name, or what a TOML file changes in one of them (`base`, default if not given).
+
+    Raises CometError for what is neither, and for a file that names what there is not or values that cannot be.
+    """
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    if requested in by_name:
+        return by_name[requested]
+    path = Path(requested)
+    if not path.is_file():
+        raise CometError(f"--recipe {requested}: expected {', '.join(by_name)}, or a TOML file", exit_code=2)
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        base = by_name.get(given.pop("base", DEFAULT.name))
+        if base is None:
+            raise ValueError(f"base: expected {' or '.join(by_name)}")
+        known = {field.name for field in fields(TrainingRecipe)} - set(OURS)
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        changed = {name: of_toml(name, value, getattr(base, name)) for name, value in given.items()}
+        return replace(base, name=path.stem, differs_from_paper=(), **changed)
+    except (ValueError, TypeError) as error:  # tomllib's and Unicode's errors are ValueErrors
+        raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
+
+
+def of_toml(name: str, value: Any, example: Any) -> Any:
+    """A field's value from its TOML form. Raises ValueError when it is of another kind than `example`."""
+    if name in WEIGHTS and isinstance(value, dict):
+        if not {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
+            raise ValueError(f'{name}: expected a number or {{ start = 1.0, end = 0.0, shape = "linear" }}')
+        return Schedule(number(name, value["start"]), number(name, value["end"]), value.get("shape", "linear"))
+    if name == "temperature" and isinstance(value, list):
+        return Steps(tuple((number(name, begin), number(name, t)) for begin, t in pairs(name, value)))
+    if name == "layer_map":
+        return tuple((whole(name, teacher), whole(name, student)) for teacher, student in pairs(name, value))
+    if isinstance(example, bool | str):
+        if not isinstance(value, type(example)):
+            raise ValueError(f"{name} {value!r}: expected {'true or false' if isinstance(example, bool) else 'text'}")
+        return value
+    return whole(name, value) if isinstance(example, int) else number(name, value)
+
+
+def number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r}: expected a number")
+    return float(value)
+
+
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} {value!r}: expected a whole number")
+    return value
+
+
+def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise ValueError(f"{name} {value!r}: expected pairs, such as [[0, 2.0], [0.5, 1.0]]")
+    return [(first, second) for first, second in value]

@@ -1,7 +1,7 @@
 """What a person is told of a finished training."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from cache_tools.cli import printable
@@ -9,6 +9,7 @@ from cache_tools.store.reader import Cache
 from comet.closeup import Example
 from comet.distiller import Distiller
 from comet.recipes import TrainingRecipe
+from comet.schedules import described, is_used
 from comet.settings import Distilled
 from comet.student import StudentShape
 from comet.vocabulary import StudentVocabulary
@@ -71,7 +72,7 @@ def announcement(
     if distiller.matched:
         pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in distiller.matched)
         lines.append(f"attention matched in layer (student ← teacher): {pairs}")
-    elif recipe.attention_weight:
+    elif is_used(recipe.attention_weight):
         lines.append("the cache holds no attention maps: logits only")
     if recipe.differs_from_paper:
         lines.append(f"recipe {recipe.name}, which differs from the paper in this:")
@@ -90,7 +91,8 @@ def facts(
         ("recipe", recipe.name),
         ("steps", f"{result.steps:,}, the best student after {result.best_step:,}"),
     ]
-    rows += [(f"recipe: {name.replace('_', ' ')}", str(value)) for name, value in asdict(recipe).items()]
+    chosen = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    rows += [(f"recipe: {name.replace('_', ' ')}", described(value)) for name, value in chosen.items()]
     rows += [
         (f"option: {name.replace('_', ' ')}", str(value))
         for name, value in options.items()
@@ -138,8 +140,9 @@ language: [{", ".join(languages)}]
 - Text: {", ".join(texts)}. The licence of a model depends on the licences of its teacher and text: check both.
 - Caches:
 {identities}
-- Recipe `{recipe.name}`: logits {recipe.kd_weight:g} at temperature {recipe.temperature:g}, true tokens
-  {recipe.hard_weight:g}, attention {recipe.attention_weight:g} ({recipe.attention_loss}); {result.steps} steps.
+- Recipe `{recipe.name}`: logits {described(recipe.kd_weight)} ({recipe.logit_loss}) at temperature
+  {described(recipe.temperature)}, true tokens {described(recipe.hard_weight)}, attention
+  {described(recipe.attention_weight)} ({recipe.attention_loss}); {result.steps} steps.
 
 On {after.targets:,} masked tokens of validation text:
 

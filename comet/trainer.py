@@ -44,7 +44,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        losses = model(**inputs)
+        losses = model(progress=self.state.global_step / self.state.max_steps, **inputs)
         for name, value in losses.items():
             if name != "loss":
                 self.loss_parts[name].append(value)

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from cache_tools import Cache
+from cache_tools.errors import CometError
 from cache_tools.pooling import block_members, pool_weights
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
 from comet.evaluation import validate
-from comet.recipes import DEFAULT
+from comet.losses import residual_kl
+from comet.recipes import DEFAULT, TrainingRecipe
+from comet.schedules import Schedule, Steps
 from comet.student import PRESETS, new_student
 from comet.vocabulary import full_vocabulary
 
@@ -91,3 +94,74 @@ def test_activations_computed_again_change_nothing(cache: Cache) -> None:
         results.append([*losses.values(), *gradients])
     for kept, again in zip(*results, strict=True):
         torch.testing.assert_close(kept, again, rtol=0, atol=0)
+
+
+def distiller_of(cache: Cache, recipe: TrainingRecipe) -> Distiller:
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    return Distiller(student, cache.recipe, recipe).eval()
+
+
+@torch.no_grad()
+def test_weights_and_temperature_follow_the_progress(cache: Cache) -> None:
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    changing = replace(
+        DEFAULT,
+        kd_weight=Schedule(1.0, 0.0),
+        hard_weight=Schedule(0.0, 2.0, "cosine"),
+        attention_weight=Schedule(0.4, 0.4),
+        temperature=Steps(((0.0, 2.0), (0.5, 1.0))),
+    )
+    for progress, kd, hard, temperature in ((0.0, 1.0, 0.0, 2.0), (0.5, 0.5, 1.0, 1.0), (1.0, 0.0, 2.0, 1.0)):
+        fixed = replace(DEFAULT, kd_weight=kd, hard_weight=hard, attention_weight=0.4, temperature=temperature)
+        expected = distiller_of(cache, fixed)(**batch)
+        found = distiller_of(cache, changing)(progress=progress, **batch)
+        assert found["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-6)
+        assert found["kd"].item() == pytest.approx(expected["kd"].item(), rel=1e-6), "parts come without their weight"
+
+
+@torch.no_grad()
+def test_the_residual_loss_is_that_of_the_recipe(cache: Cache) -> None:
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    distiller = distiller_of(cache, replace(DEFAULT, logit_loss="residual", temperature=2.0))
+    features, _ = distiller.features(batch)
+    kept, truth, rest, _ = distiller.head(features, batch, 2.0)
+    is_truth = batch["topk_id"] == batch["target_id"][:, None]
+    assert is_truth.any() and not is_truth.any(1).all(), "some true tokens were kept and some were not"
+    tail = batch["tail_logmass"][:, cache.recipe.temperatures.index(2.0)]
+    expected = 4 * residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, 2.0).mean()
+    assert distiller(**batch)["kd"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_residual_needs_the_best_tokens(threshold_cache: Cache) -> None:
+    with pytest.raises(CometError, match=r"logit_loss residual: needs a cache of the best tokens \(--keep topk\)"):
+        distiller_of(threshold_cache, replace(DEFAULT, logit_loss="residual"))
+
+
+def test_every_temperature_of_a_recipe_must_be_stored(cache: Cache) -> None:
+    with pytest.raises(CometError, match=r"temperature 3: the cache holds tails at 1,2 only; .* --temperatures 1,2,3$"):
+        distiller_of(cache, replace(DEFAULT, temperature=Steps(((0.0, 1.0), (0.5, 3.0)))))
+
+
+def test_a_layer_map_is_taken_as_given(cache: Cache) -> None:
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    by_depth = distiller_of(cache, DEFAULT)
+    explicit = distiller_of(cache, replace(DEFAULT, layer_map=((-1, -1), (0, 0))))
+    assert explicit.matched == ((0, 0), (3, 2)) != by_depth.matched
+    one = distiller_of(cache, replace(DEFAULT, layer_map=((-1, -1),)))(**batch)["attention"].item()
+    other = distiller_of(cache, replace(DEFAULT, layer_map=((0, 0),)))(**batch)["attention"].item()
+    assert explicit(**batch)["attention"].item() == pytest.approx((one + other) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (((4, 0),), "teacher layer 4 is not in the cache, which has 0, 1, 2, 3"),
+        (((-5, 0),), "teacher layer -5 is not in the cache"),
+        (((0, 3),), "student layer 3: the student has 3"),
+        (((0, -4),), "student layer -4: the student has 3"),
+        (((0, 1), (1, 1)), "a student layer can match one teacher layer only, and is named twice"),
+    ],
+)
+def test_layers_that_are_not_there(cache: Cache, pairs: tuple[tuple[int, int], ...], said: str) -> None:
+    with pytest.raises(CometError, match=f"^layer_map: {said}"):
+        distiller_of(cache, replace(DEFAULT, layer_map=pairs))

@@ -15,6 +15,7 @@ from comet.losses import (
     bucketed_kl,
     condition_on_seen,
     hard_cross_entropy,
+    residual_kl,
     threshold_kl,
 )
 
@@ -67,6 +68,28 @@ def test_bucketed_kl_is_the_dense_kl_of_the_merged_distributions(temperature: fl
 
     p, q = merged(teacher), merged(student)
     torch.testing.assert_close(ours, (p * (p / q).log()).sum(1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_residual_kl_is_the_dense_kl_of_the_teacher_with_its_tail_on_the_true_token(
+    seed: int, temperature: float
+) -> None:
+    teacher, student = logits_of(seed)
+    kept_id = teacher.topk(6, dim=1).indices
+    truth_id = torch.cat([kept_id[:2, 3], teacher[2:].argmin(1)])  # two that were kept and three that were not
+    logprob, tail, kept, rest = sparse(teacher, student, kept_id, temperature)
+    is_truth = kept_id == truth_id[:, None]
+    truth = student.gather(1, truth_id[:, None])[:, 0]
+    ours = residual_kl(logprob, tail, is_truth, kept, rest, truth, temperature)
+
+    p = (teacher / temperature).softmax(1)
+    target = torch.zeros_like(p).scatter(1, kept_id, p.gather(1, kept_id))
+    target.scatter_add_(1, truth_id[:, None], 1 - target.sum(1, keepdim=True))
+    q = (student / temperature).log_softmax(1)
+    reference = (torch.xlogy(target, target) - target * q).sum(1)
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), student)[0] for loss in (ours, reference)))
 
 
 @settings(deadline=None, max_examples=50)
