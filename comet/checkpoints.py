@@ -19,9 +19,10 @@ from transformers import TrainerCallback
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import file_record
 from cache_tools.store.records import read_checked, with_checksum, write_durably
+from comet.processes import Processes
 from comet.progress import KeepBest
 
-RUN, CHOSEN = "run.json", "chosen.json"
+RUN, CHOSEN, RUNS = "run.json", "chosen.json", "runs"
 COMPLETE, BEST = "complete.json", "best.safetensors"
 KEPT = 2
 
@@ -29,12 +30,18 @@ KEPT = 2
 class Checkpoints:
     """The folder `OUTPUT.checkpoints` of one training, held by one process at a time.
 
-    Raises CometError on creation when another process trains there, when an earlier training lies there and `resume`
-    is False, when there is nothing to resume, or when it was begun with other settings (`run`, plain JSON).
+    Of several processes the first one holds it, for all. Raises CometError on creation when another training holds
+    it, when an earlier one lies there and `resume` is False, when there is nothing to resume, or when it was begun with
+    other settings (`run`, plain JSON).
     """
 
-    def __init__(self, output: Path, run: dict[str, Any], resume: bool) -> None:
+    def __init__(self, output: Path, run: dict[str, Any], resume: bool, processes: Processes | None = None) -> None:
         self.folder = output.with_name(f"{output.name}.checkpoints")
+        self.processes = processes or Processes()
+        self.lock = filelock.FileLock(self.folder / "lock")
+        self.processes.from_first(lambda: self._claim(run, resume))
+
+    def _claim(self, run: dict[str, Any], resume: bool) -> None:
         newest = newest_checkpoint(self.folder)
         if resume and newest is None:
             raise CometError(f"--resume: no whole checkpoint in {self.folder}; begin without --resume", exit_code=2)
@@ -44,7 +51,6 @@ class Checkpoints:
                 exit_code=2,
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = filelock.FileLock(self.folder / "lock")
         try:
             self.lock.acquire(blocking=False)
         except filelock.Timeout:
@@ -63,25 +69,37 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
             write_durably(self.folder / RUN, with_checksum(run))
 
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return self.processes.from_first(lambda: newest_checkpoint(self.folder))
+
     def frozen(self, choose: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What was chosen when the training began, or `choose()` if it begins now."""
-        path = self.folder / CHOSEN
-        if path.exists():
-            return read_checked(path)
-        chosen = choose()
-        write_durably(path, with_checksum(chosen))
-        return chosen
+
+        def recall() -> dict[str, Any]:
+            path = self.folder / CHOSEN
+            if path.exists():
+                return read_checked(path)
+            chosen = choose()
+            write_durably(path, with_checksum(chosen))
+            return chosen
+
+        return self.processes.from_first(recall)
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *error: object) -> None:
+        if not self.processes.first:
+            return
         if newest_checkpoint(self.folder) is None:  # nothing to go on from
             shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
-    def remove(self) -> None:
-        """When the student is safe."""
+    def remove(self, keep: Path) -> None:
+        """When the student is safe. What a `report_to` of the trainer wrote (`runs`) goes to `keep`."""
+        if (self.folder / RUNS).exists():
+            (self.folder / RUNS).rename(keep)
         shutil.rmtree(self.folder)
 
 
@@ -101,33 +119,41 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class SaveCheckpoints(TrainerCallback):
-    """Has a checkpoint written every so many minutes, and completes each with the best student and the list of files.
+    """Has a checkpoint written every so many minutes, and a last one where the training is asked to `stop`; completes
+    each with the best student and the list of files. Of several processes each may be asked, and all stop.
 
-    Never at the last step of an epoch, whose validation belongs to it: there it waits for the end of the epoch.
+    Never at the last step of an epoch before its validation, which belongs to it, and never at the last step of all.
     """
 
-    def __init__(self, best: KeepBest, minutes: float) -> None:
+    def __init__(self, best: KeepBest, minutes: float, processes: Processes | None = None) -> None:
         self.best = best
         self.seconds = minutes * 60
+        self.processes = processes or Processes()
         self.last = time.monotonic()
-
-    @property
-    def due(self) -> bool:
-        return time.monotonic() - self.last >= self.seconds
+        self.due = self.stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save |= self.due and not float(state.epoch).is_integer()
+        due = self.processes.first and time.monotonic() - self.last >= self.seconds
+        self.due, self.stop = self.processes.any(due, self.stop)
+        within = not float(state.epoch).is_integer() and state.global_step < state.max_steps
+        control.should_save |= within and (self.due or self.stop)
+        control.should_training_stop |= self.stop
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_save |= self.due
+        whole, over = float(state.epoch).is_integer(), state.global_step >= state.max_steps
+        control.should_save |= whole and not over and (self.due or self.stop)
+        if self.stop and not whole and not over:  # it is saved, and goes on in the middle of this epoch
+            control.should_evaluate = False
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        save_file(self.best.weights, folder / BEST)
-        (folder / "best.json").write_text(json.dumps(self.best.to_json()), encoding="utf-8")
-        files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(folder.iterdir()) if p.name != COMPLETE}
-        (folder / COMPLETE).unlink(missing_ok=True)
-        write_durably(folder / COMPLETE, with_checksum({"files": files}))
+        self.processes.wait()  # for the random states of the others
+        if self.processes.first:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            save_file(self.best.weights, folder / BEST)
+            (folder / "best.json").write_text(json.dumps(self.best.to_json()), encoding="utf-8")
+            files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(folder.iterdir()) if p.name != COMPLETE}
+            (folder / COMPLETE).unlink(missing_ok=True)
+            write_durably(folder / COMPLETE, with_checksum({"files": files}))
         self.last = time.monotonic()
 
 

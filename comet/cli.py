@@ -40,6 +40,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option(
     "--language-alpha", default=1.0, help="Of several caches: sample each by its rows to this power, 0.3 to 1."
 )
+@click.option("--validate-steps", type=int, help="Measure the student every so many steps.  [default: every epoch]")
 @click.option("--seed", default=0, help="Seed of the start and the order of rows.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
               help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip
@@ -50,6 +51,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
 def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
     from comet.distillation import distill, open_for_training
+    from comet.processes import end_processes
     from comet.recipes import choose_recipe
     from comet.report import summary
     from comet.settings import StudentConfig
@@ -62,7 +64,9 @@ def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: t
         **options,
     )
     caches = open_for_training(paths)
-    click.echo(summary(caches, distill(caches, config, say=click.echo)))
+    result = distill(caches, config, say=click.echo)
+    if end_processes():
+        click.echo(summary(caches, result))
 
 
 if __name__ == "__main__":

@@ -124,6 +124,9 @@ class CacheRows(Dataset[Arrays]):
             parts.append({name: array.take(place[:run], axis=0) for name, array in arrays.items()})
             index = index[run:]
         self._read_ahead()
+        if not parts:
+            specs = self.shards[0].cache.specs[self.shards[0].group]
+            return {name: np.empty((0, *specs[name].chunk[1:]), specs[name].dtype) for name in self.names}
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in self.names}
 
     def sampler(self, seed: int, alpha: float = 1.0) -> ShardShuffleSampler:
@@ -194,7 +197,7 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
         return torch.from_numpy(array.take(used, axis=0))  # torch converts float16 many times faster than numpy
 
     batch = {
-        "input_ids": torch.from_numpy(arrays["input_ids"][:, : int(arrays["length"].max())].astype(np.int64)),
+        "input_ids": torch.from_numpy(arrays["input_ids"][:, : int(arrays["length"].max(initial=1))].astype(np.int64)),
         "length": torch.from_numpy(arrays["length"].astype(np.int64)),
         "target_row": torch.from_numpy(used // slots),
     }

@@ -1,5 +1,6 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,17 +12,19 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, XLMRobertaForMaskedLM
+from transformers import PrinterCallback, TrainingArguments, XLMRobertaForMaskedLM
 
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.store.reader import Cache, open_cache
-from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, newest_checkpoint, restore_best
+from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
 from comet.closeup import first_row
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
-from comet.output import make_report, report_path, save_student
+from comet.evaluation import validation_rows
+from comet.output import make_report, report_path, runs_path, save_student
 from comet.precision import choose_bf16
+from comet.processes import Processes
 from comet.progress import KeepBest, LiveLine
 from comet.report import announcement, sample_row
 from comet.settings import Distilled, StudentConfig, run_identity
@@ -50,11 +53,11 @@ def distill(
     caches: Sequence[Cache], config: StudentConfig, say: Callable[[str], None] = lambda line: None
 ) -> Distilled:
     """Trains a student from caches and writes it to `config.output`, and a page about it to `OUTPUT.html`; neither may
-    exist. `say` is told what begins.
+    exist. `say` is told what begins. Under torchrun all processes call this, with the same arguments.
 
     Raises CometError when the output exists, the caches hold too little, or the training diverges.
     """
-    for path in (config.output, report_path(config.output)):
+    for path in (config.output, report_path(config.output), runs_path(config.output)):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
@@ -63,22 +66,24 @@ def distill(
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     shape, student = begin_student(config, caches, vocabulary)
     distiller = Distiller(student, caches[0].recipe, config.recipe, vocabulary)
-    outside = teacher_mass_outside(validation, vocabulary) if vocabulary.trimmed else None
-    say(announcement(caches[0], distiller, shape, vocabulary, outside))
-    unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
-    unused |= set() if distiller.matches_attention else {"attention"}
-    names = [name for name in caches[0].extent.arrays if name not in unused]
-    arguments = training_arguments(config, shape)
+    arguments = training_arguments(config, shape)  # also meets the other processes
+    processes = Processes()
+    arguments.per_device_train_batch_size = share_of_batch(arguments.per_device_train_batch_size, processes)
+    say = say if processes.first else no_one
     tokenizer = student_tokenizer(caches[0], vocabulary)
-    with Checkpoints(config.output, run_identity(config, caches), config.resume) as checkpoints:
+    identity = run_identity(config, caches) | {"processes": processes.count}
+    with Checkpoints(config.output, identity, config.resume, processes) as checkpoints:
+        outside = teacher_mass_outside(validation, vocabulary) if vocabulary.trimmed else None
+        say(announcement(caches[0], distiller, shape, vocabulary, outside))
         arguments.output_dir = str(checkpoints.folder)
         trainer = DistillationTrainer(
             distiller,
             arguments,
-            CacheRows(training, names),
-            validation,
+            CacheRows(training, arrays_needed(caches[0], distiller, vocabulary)),
+            validation_rows(validation),
             collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
             language_alpha=config.language_alpha,
+            processes=processes,
         )
         say(sample_row(first_row(distiller, training, tokenizer, arguments.device, trainer.collator)))
         best = KeepBest(trainer, config.recipe.patience)
@@ -86,7 +91,7 @@ def distill(
             lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
         )
         distiller.bf16 = chosen["bf16"]
-        say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}")
+        say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}" + described_processes(processes))
         try:
             seconds = train(trainer, best, checkpoints, config.save_minutes, say)
         finally:
@@ -104,11 +109,13 @@ def distill(
             best_step=best.step,
             seconds=seconds,
         )
-        report = make_report(trainer, best, caches, config, result)
-        save_student(student, caches, config, result)
-        with report_path(config.output).open("x", encoding="utf-8") as file:
-            file.write(report)
-        checkpoints.remove()
+        if processes.first:
+            report = make_report(trainer, best, caches, config, result)
+            save_student(student, caches, config, result)
+            with report_path(config.output).open("x", encoding="utf-8") as file:
+                file.write(report)
+            checkpoints.remove(keep=runs_path(config.output))
+        processes.wait()
     return result
 
 
@@ -123,46 +130,67 @@ def train(
 
     Raises CometError when a signal stopped it or the loss is no number any more.
     """
-    newest = newest_checkpoint(checkpoints.folder)
+    newest = checkpoints.newest()
     if newest is None:
         best.begin()
     else:
         restore_best(best, newest)
         say(f"going on after step {newest.name.split('-')[1]}")
+    saver = SaveCheckpoints(best, save_minutes, trainer.processes)
     trainer.remove_callback(PrinterCallback)
-    for callback in (LiveLine(), best, SaveCheckpoints(best, save_minutes)):
+    for callback in (LiveLine(), best, saver):
         trainer.add_callback(callback)
     started = time.monotonic()
-    with stop_on_signal(trainer, checkpoints.folder):
+    with stop_on_signal(saver, checkpoints.folder):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+    if saver.stop and not best.gives_up and trainer.state.global_step < trainer.state.max_steps:
+        raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to go on")
+    if best.measured_at < trainer.state.global_step:
+        trainer.evaluate()
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
     return time.monotonic() - started
 
 
 @contextmanager
-def stop_on_signal(trainer: DistillationTrainer, folder: Path) -> Iterator[None]:
-    """At SIGINT or SIGTERM a checkpoint is written after the step in work and CometError raised; a second one raises
-    it there and then."""
-    asked = False
-
-    class Stop(TrainerCallback):
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            control.should_save |= asked
-            control.should_training_stop |= asked
+def stop_on_signal(saver: SaveCheckpoints, folder: Path) -> Iterator[None]:
+    """At SIGINT or SIGTERM a checkpoint is written after the step in work, and the training ends; a second one raises
+    CometError there and then."""
 
     def request(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if saver.stop:
             raise CometError(f"stopped at once; --resume goes on from the last checkpoint in {folder}")
-        asked = True
-        tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
+        saver.stop = True
+        if saver.processes.first:
+            tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
 
-    trainer.add_callback(Stop())
     with signals_handled_by(request):
         yield
-    if asked:
-        raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to go on")
+
+
+def no_one(line: str) -> None:
+    """Is told and keeps it."""
+
+
+def share_of_batch(batch_size: int, processes: Processes) -> int:
+    """Rows of a step that fall to each process. Raises CometError when they do not come out even."""
+    if batch_size % processes.count:
+        raise CometError(
+            f"--batch-size {batch_size}: not a multiple of {processes.count} processes, which share it; choose one",
+            exit_code=2,
+        )
+    return batch_size // processes.count
+
+
+def described_processes(processes: Processes) -> str:
+    return f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
+
+
+def arrays_needed(cache: Cache, distiller: Distiller, vocabulary: StudentVocabulary) -> list[str]:
+    """The arrays of the cache that a training reads."""
+    unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
+    unused |= set() if distiller.matches_attention else {"attention"}
+    return [name for name in cache.extent.arrays if name not in unused]
 
 
 def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
@@ -202,16 +230,27 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "weight_decay": 0.01,
         "optim": "adamw_torch_fused",
         "seed": config.seed,
+        "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "save_total_limit": KEPT,
-        "eval_strategy": "no",
+        "eval_strategy": "steps" if config.validate_steps else "epoch",
+        "eval_steps": config.validate_steps,
         "logging_steps": 10,
         "report_to": "none",
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
     }
     try:
-        return TrainingArguments(**(fields | dict(config.arguments)))
+        arguments = TrainingArguments(**(fields | dict(config.arguments)))
     except (TypeError, ValueError) as error:
         raise CometError(f"--set: {error}", exit_code=2) from None
+    if arguments.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise CometError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they did not find each other and would train "
+            f"{os.environ['WORLD_SIZE']} students; --set ddp_backend=gloo, or start without torchrun"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process trains on one GPU; for several there is torchrun
+    return arguments

@@ -29,8 +29,9 @@ class Distiller(nn.Module):
     """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
 
     `forward` takes a batch of `comet.data.collate`, in the student's ids, and how much of the training is done, 0 to 1.
-    It returns scalars: the weighted `loss` and its parts, each without its weight. With `bf16` the body trains in
-    bfloat16 where torch's autocast says so; the head never does.
+    It returns scalars: the weighted `loss` and its parts, each without its weight, means over the batch's targets and
+    rows, or sums divided by `targets` and `rows` where the batch is a part of a larger one. With `bf16` the body
+    trains in bfloat16 where torch's autocast says so; the head never does.
     Raises CometError on creation when the cache does not hold what the training recipe needs.
     """
 
@@ -82,18 +83,27 @@ class Distiller(nn.Module):
         """What `--set activation_checkpointing=True` asks of a model: layers computed again when going back."""
         self.student.activation_checkpointing_enable(**options)
 
-    def forward(self, progress: float = 0.0, **batch: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, progress: float = 0.0, targets: float | None = None, rows: float | None = None, **batch: Tensor
+    ) -> dict[str, Tensor]:
         recipe, temperature = self.training_recipe, at(self.training_recipe.temperature, progress)
+        weights = {"kd": at(recipe.kd_weight, progress)}
+        weights |= {"hard": at(recipe.hard_weight, progress)} if is_used(recipe.hard_weight) else {}
+        weights |= {"attention": at(recipe.attention_weight, progress)} if self.matches_attention else {}
+        if not len(batch["length"]):  # DDP still waits for a gradient of every parameter
+            nothing = torch.stack([0.0 * parameter.sum() for parameter in self.parameters()]).sum()
+            return {"loss": nothing} | {name: nothing.detach() for name in weights}
+        targets = max(len(batch["target_id"]), 1) if targets is None else targets
+        rows = len(batch["length"]) if rows is None else rows
         of_head: list[Tensor] = []
         features, maps = self.features(batch, of_head)
         kept, truth, rest, rest_at_one = self.head(features, batch, temperature, of_head)
-        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, truth, rest, temperature).mean()}
-        if is_used(recipe.hard_weight):
-            parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).mean()
-        if self.matches_attention:
-            parts["attention"] = self.attention_loss(batch, maps).mean()
-        weights = {"kd": recipe.kd_weight, "hard": recipe.hard_weight, "attention": recipe.attention_weight}
-        loss = torch.stack([at(weights[name], progress) * part for name, part in parts.items()]).sum()
+        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, truth, rest, temperature).sum() / targets}
+        if "hard" in weights:
+            parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).sum() / targets
+        if "attention" in weights:
+            parts["attention"] = self.attention_loss(batch, maps).sum() / rows
+        loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def features(self, batch: dict[str, Tensor], of_head: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:

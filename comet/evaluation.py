@@ -1,17 +1,17 @@
 """How far a student is from the teacher, on rows it never trains on and without the teacher."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from comet.data import CacheRows, Shard, collate
 from comet.distiller import Distiller
 from comet.losses import hard_cross_entropy
+from comet.processes import Processes
 
 Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
 
@@ -36,19 +36,33 @@ class Validation:
         return f"KL {self.kl:.3f}, masked-token loss {self.cross_entropy:.3f}, accuracy {self.accuracy:.1%}"
 
 
+UNUSED = ("attention", "row_key")
+
+
+def validation_rows(shards: Sequence[Shard]) -> CacheRows:
+    """The rows of these shards, with what a validation needs of them."""
+    names = [name for name in shards[0].cache.extent.arrays if name not in UNUSED]
+    return CacheRows(list(shards), names, held=1)
+
+
 @torch.no_grad()
 def validate(
-    distiller: Distiller, shards: list[Shard], batch_size: int, device: torch.device, collator: Collator = collate
+    distiller: Distiller,
+    rows: CacheRows,
+    batch_size: int,
+    device: torch.device,
+    collator: Collator = collate,
+    processes: Processes | None = None,
 ) -> Validation:
-    """Measures the student on all rows of these shards; `collator` gives batches in the student's ids."""
-    names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
-    rows = CacheRows(shards, names, held=1)
-    loader = DataLoader(rows, batch_size=batch_size, collate_fn=collator)  # type: ignore[arg-type]
+    """Measures the student on all rows; `collator` gives batches in the student's ids. Processes share the batches."""
+    processes = processes or Processes()
+    batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
+    mine = batches[processes.rank :: processes.count]
     was_training = distiller.training
     distiller.eval()
     totals = torch.zeros(6, dtype=torch.float64)
-    for batch in tqdm(loader, desc="validate", unit="batch", leave=False, disable=None):
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for index in tqdm(mine, desc="validate", unit="batch", leave=False, disable=None if processes.first else True):
+        batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(index)).items()}
         features, _ = distiller.features(batch)
         kept, truth, _, rest = distiller.head(features, batch, 1.0)
         teacher = batch["topk_logprob"]
@@ -64,6 +78,5 @@ def validate(
         )
         totals += torch.stack([s.double().cpu() for s in sums])
     distiller.train(was_training)
-    targets = totals[0].item()
-    means = (totals[1:] / targets).tolist()
-    return Validation(int(targets), *means)
+    targets, *sums_of_all = processes.total(*totals.tolist())
+    return Validation(int(targets), *(value / targets for value in sums_of_all))

@@ -23,6 +23,11 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.html")
 
 
+def runs_path(output: Path) -> Path:
+    """Where TensorBoard's files lie in the end, if they were asked for."""
+    return output.with_name(f"{output.name}.runs")
+
+
 def make_report(
     trainer: DistillationTrainer, best: KeepBest, caches: Sequence[Cache], config: StudentConfig, result: Distilled
 ) -> str:
@@ -30,7 +35,7 @@ def make_report(
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
     tokenizer = student_tokenizer(caches[0], result.vocabulary)
-    seen = close_up(distiller, trainer.validation_shards, tokenizer, counts, trainer.args.device, trainer.collator)
+    seen = close_up(distiller, trainer.validation_rows.shards, tokenizer, counts, trainer.args.device, trainer.collator)
     parts = ("loss", "kd", "hard", "attention")
     losses = [
         (int(line["step"]), {name: float(line[name]) for name in parts if name in line})

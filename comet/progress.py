@@ -11,27 +11,31 @@ from transformers import TrainerCallback
 from comet.evaluation import Validation
 from comet.trainer import DistillationTrainer
 
+SHOWN = {"kd": "kd", "hard": "hard", "attention": "attention", "eval_kl": "validation", "tokens_per_second": "tokens/s"}
+
 
 class LiveLine(TrainerCallback):
-    """One bar with the parts of the loss, on a terminal only."""
+    """One bar with the parts of the loss, the last validation and tokens per second; on a terminal only, and of
+    several processes of the first one."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=None)
+        silent = None if state.is_world_process_zero else True
+        self.shown: dict[str, str] = {}
+        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=silent)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        shown = {name: f"{value:.4g}" for name, value in (logs or {}).items() if name in ("kd", "hard", "attention")}
-        if shown:
-            self.bar.set_postfix(shown)
+        self.shown |= {SHOWN[name]: f"{value:.4g}" for name, value in (logs or {}).items() if name in SHOWN}
+        self.bar.set_postfix(self.shown)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
 
 
 class KeepBest(TrainerCallback):
-    """Validates after every epoch, remembers the weights nearest to the teacher, stops when nothing gets better."""
+    """Remembers the weights nearest to the teacher of all validations, stops when nothing gets better."""
 
     def __init__(self, trainer: DistillationTrainer, patience: int) -> None:
         self.trainer = trainer
@@ -51,6 +55,11 @@ class KeepBest(TrainerCallback):
     def latest(self) -> Validation:
         return self.validations[-1][1]
 
+    @property
+    def measured_at(self) -> int:
+        """The step of the latest validation."""
+        return self.validations[-1][0]
+
     def to_json(self) -> dict[str, Any]:
         """All but the weights."""
         validations = [(step, asdict(validation)) for step, validation in self.validations]
@@ -68,12 +77,20 @@ class KeepBest(TrainerCallback):
         self.validation = validation
         self.step = step
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.validations.append((state.global_step, self.trainer.validate()))
-        tqdm.write(f"epoch {state.epoch:.3g}: {self.latest}", file=sys.stderr)
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        found = Validation(**{name.removeprefix("eval_"): value for name, value in metrics.items()})
+        self.validations.append((state.global_step, found))
+        if state.is_world_process_zero:
+            tqdm.write(f"epoch {state.epoch:.3g}: {self.latest}", file=sys.stderr)
         if self.latest.distance < self.validation.distance:
             self.remember(self.latest, state.global_step)
             self.worse = 0
         else:
             self.worse += 1
-            control.should_training_stop |= self.worse >= self.patience
+        if self.gives_up:
+            control.should_training_stop = True
+            control.should_save = False  # a training that is over is not gone on with
+
+    @property
+    def gives_up(self) -> bool:
+        return self.worse >= self.patience

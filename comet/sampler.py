@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,29 @@ class ShardShuffleSampler(Sampler[int]):
             takes.append([Piece(shard, (rows,))] * passes + ([Piece(shard, part)] if part else []))
             place += len(rows)
         return takes
+
+
+class SharedBatches(Sampler[list[int]]):
+    """The rows of a sampler in batches, of each batch the part that falls to one of several processes.
+
+    All processes together have the batches that one alone has, in the same order. Of the last batch of an epoch, which
+    may be smaller, a process may have no rows: then it has an empty part, so that all take the same number of steps.
+    """
+
+    def __init__(self, sampler: ShardShuffleSampler, batch_size: int, rank: int = 0, processes: int = 1) -> None:
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
+
+    def __len__(self) -> int:
+        return -(-len(self.sampler) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rows = iter(self.sampler)
+        while batch := list(islice(rows, self.batch_size)):
+            begin, end = (len(batch) * rank // self.processes for rank in (self.rank, self.rank + 1))
+            yield batch[begin:end]
 
 
 def language_rows(rows: Sequence[int], alpha: float) -> list[int]:

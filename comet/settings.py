@@ -20,8 +20,9 @@ class StudentConfig:
 
     Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
     `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
-    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. A checkpoint is
-    written every `save_minutes` into the folder `OUTPUT.checkpoints`, which `resume` goes on from.
+    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. The student is
+    measured every `validate_steps`, else after every epoch. A checkpoint is written every `save_minutes` into the
+    folder `OUTPUT.checkpoints`, which `resume` goes on from.
     Raises CometError for numbers not above 0.
     """
 
@@ -39,10 +40,11 @@ class StudentConfig:
     dtype: str = "auto"
     resume: bool = False
     save_minutes: float = 10.0
+    validate_steps: int | None = None
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "learning_rate"):
+        for name in ("epochs", "steps", "batch_size", "learning_rate", "validate_steps"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)

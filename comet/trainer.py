@@ -1,65 +1,108 @@
 """DistillationTrainer: transformers' Trainer on the rows of a cache."""
 
+import time
 from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from comet.data import CacheRows, Shard, collate
+from comet.data import CacheRows, collate
 from comet.distiller import Distiller
 from comet.evaluation import Collator, Validation, validate
+from comet.processes import Processes
+from comet.sampler import SharedBatches
 
 
 class DistillationTrainer(Trainer):
-    """A Trainer whose model is a Distiller, whose rows come shard by shard, and which validates without a teacher."""
+    """A Trainer whose model is a Distiller, whose rows come shard by shard, and which validates without a teacher.
+
+    Several processes take the same batches together as one alone; `per_device_train_batch_size` rows fall to each.
+    """
 
     def __init__(
         self,
         distiller: Distiller,
         args: TrainingArguments,
         rows: CacheRows,
-        validation: list[Shard],
+        validation: CacheRows,
         collator: Collator = collate,
         language_alpha: float = 1.0,
+        processes: Processes | None = None,
         **kwargs: Any,
     ) -> None:
         self.rows = rows
-        self.validation_shards = validation
+        self.validation_rows = validation
         self.language_alpha = language_alpha
         self.collator = collator
+        self.processes = processes or Processes()
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
-        super().__init__(model=distiller, args=args, train_dataset=rows, data_collator=self.collator, **kwargs)  # type: ignore[arg-type]
+        self.tokens: list[Tensor] = []
+        self.logged_at = time.monotonic()
+        super().__init__(
+            model=distiller, args=args, train_dataset=rows, eval_dataset=validation, data_collator=collator, **kwargs  # type: ignore[arg-type]
+        )  # fmt: skip
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        rows: Any = train_dataset or self.train_dataset
-        return rows.sampler(self.args.seed, self.language_alpha)
+    def get_train_dataloader(self) -> DataLoader:
+        loader: DataLoader = DataLoader(
+            self.rows,
+            batch_sampler=SharedBatches(
+                self.rows.sampler(self.args.seed, self.language_alpha),
+                self.args.per_device_train_batch_size * self.processes.count,
+                self.processes.rank,
+                self.processes.count,
+            ),
+            collate_fn=self.collator,  # type: ignore[arg-type]
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        losses = model(progress=self.state.global_step / self.state.max_steps, **inputs)
+        # gradients become the mean over processes, so each divides by the mean of what all have
+        targets, rows = self.processes.total(len(inputs["target_id"]), len(inputs["length"]))
+        losses = model(
+            progress=self.state.global_step / self.state.max_steps,
+            targets=max(targets, 1) / self.processes.count,
+            rows=rows / self.processes.count,
+            **inputs,
+        )
         for name, value in losses.items():
             if name != "loss":
                 self.loss_parts[name].append(value)
+        self.tokens.append(inputs["length"].sum())
         return (losses["loss"], losses) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each part of the loss since the last line."""
+        """Adds the mean of each part of the loss since the last line, and tokens per second."""
         if "loss" in logs:
-            logs = logs | {name: torch.stack(values).mean().item() for name, values in self.loss_parts.items()}
+            means = [torch.stack(values).mean().item() for values in self.loss_parts.values()]
+            tokens = torch.stack(self.tokens).sum().item()
+            *means, tokens = self.processes.total(*means, tokens)
+            now = time.monotonic()
+            logs |= {name: mean / self.processes.count for name, mean in zip(self.loss_parts, means, strict=True)}
+            logs |= {"tokens_per_second": tokens / (now - self.logged_at)}
+            self.logged_at = now
             self.loss_parts.clear()
+            self.tokens.clear()
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measures the student on the validation rows: the fields of a Validation, each with `eval_` before it."""
+        began = time.monotonic()
         metrics = {f"eval_{name}": value for name, value in asdict(self.validate()).items()}
-        self.log(metrics)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.logged_at += time.monotonic() - began
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
@@ -72,7 +115,7 @@ class DistillationTrainer(Trainer):
         load_model(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def a_batch(self) -> dict[str, Tensor]:
-        """The first rows of the cache, as many as a step has, on the device."""
+        """The first rows of the cache, as many as a process has in a step, on the device."""
         count = min(self.args.per_device_train_batch_size, len(self.rows))
         batch = self.collator(self.rows.__getitems__(range(count)))
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
@@ -80,6 +123,5 @@ class DistillationTrainer(Trainer):
     def validate(self) -> Validation:
         """The student as it stands, on the validation rows."""
         distiller: Any = self.accelerator.unwrap_model(self.model)
-        return validate(
-            distiller, self.validation_shards, self.args.per_device_eval_batch_size, self.args.device, self.collator
-        )
+        size, device = self.args.per_device_eval_batch_size, self.args.device
+        return validate(distiller, self.validation_rows, size, device, self.collator, self.processes)

@@ -29,7 +29,7 @@ from comet.closeup import (
 )
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller
-from comet.evaluation import validate
+from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT
 from comet.report import sample_row
 from comet.student import PRESETS, new_student
@@ -75,7 +75,7 @@ def plain(cache: Cache) -> SimpleNamespace:
 
 
 def assert_means(look: CloseUp, distiller: Distiller, cache: Cache, collator: Any = collate) -> None:
-    measured = validate(distiller, shards_of([cache], "validation"), 8, CPU, collator)
+    measured = validate(distiller, validation_rows(shards_of([cache], "validation")), 8, CPU, collator)
     assert len(look.target_id) == measured.targets
     assert look.kl.mean() == pytest.approx(measured.kl, rel=1e-5)
     assert look.correct.mean() == pytest.approx(measured.accuracy)

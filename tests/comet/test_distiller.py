@@ -11,7 +11,7 @@ from cache_tools.errors import CometError
 from cache_tools.pooling import block_members, pool_weights
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
-from comet.evaluation import validate
+from comet.evaluation import validate, validation_rows
 from comet.losses import residual_kl
 from comet.recipes import DEFAULT, TrainingRecipe
 from comet.schedules import Schedule, Steps
@@ -69,7 +69,7 @@ def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
     mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
     with torch.no_grad():
         logits = student(batch["input_ids"], attention_mask=mask).logits[batch["target_row"], batch["target_position"]]
-    measured = validate(Distiller(student, cache.recipe, DEFAULT), shards, 4, torch.device("cpu"))
+    measured = validate(Distiller(student, cache.recipe, DEFAULT), validation_rows(shards), 4, torch.device("cpu"))
     best, truth, teacher = (x.numpy() for x in (logits.argmax(1), batch["target_id"], batch["topk_id"][:, 0]))
     assert measured.targets == len(truth)
     assert measured.accuracy == pytest.approx(np.mean(best == truth))

@@ -1,57 +1,32 @@
 """Trainings that were killed or stopped go on to the very student that an undisturbed one gives, bit by bit."""
 
 import hashlib
-import json
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.checkpoints import Checkpoints, SaveCheckpoints, is_whole, newest_checkpoint
+from comet.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
 from comet.distillation import distill
 from comet.settings import StudentConfig
 
-REPOSITORY = Path(__file__).parents[2]
 STEPS = 40
 
 
 def start(cache: Cache, output: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "comet", "train", "--cache", str(cache.root), "--output", str(output)]
-    command += ["--student", "nano", "--steps", str(STEPS), "--batch-size", "4", "--save-minutes", "0"]
-    command += ["--dtype", "float32", *options]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start_training(cache, output, "--steps", str(STEPS), "--batch-size", "4", *options)
 
 
 def digest(student: Path) -> str:
     return hashlib.sha256((student / "model.safetensors").read_bytes()).hexdigest()
-
-
-def checkpoints_of(output: Path) -> list[Path]:
-    return [path for path in output.with_name(f"{output.name}.checkpoints").glob("checkpoint-*") if is_whole(path)]
-
-
-def wait_for_checkpoint(running: subprocess.Popen[str], output: Path, step: int) -> None:
-    folder = output.with_name(f"{output.name}.checkpoints")
-    limit = time.monotonic() + 120
-    while running.poll() is None and time.monotonic() < limit:
-        if any(int(path.name.split("-")[1]) >= step for path in folder.glob("checkpoint-*")):
-            return
-        time.sleep(0.002)
-
-
-def losses(checkpoint: Path) -> list[tuple[int, float]]:
-    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    return [(line["step"], line["loss"]) for line in history if "loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +146,24 @@ def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html"]
 
 
-@pytest.mark.parametrize(("epoch", "saves"), [(0.5, True), (1.0, False), (2.25, True), (3.0, False)])
-def test_the_last_step_of_an_epoch_is_saved_with_its_validation(epoch: float, saves: bool) -> None:
-    """A checkpoint between the two would be resumed without the validation, and perhaps with another best student."""
-    keeper = SaveCheckpoints(None, minutes=0)  # type: ignore[arg-type]
-    control = SimpleNamespace(should_save=False)
-    keeper.on_step_end(None, SimpleNamespace(epoch=epoch), control)
-    assert control.should_save is saves
-    keeper.on_epoch_end(None, SimpleNamespace(epoch=epoch), control)
-    assert control.should_save is True
+@pytest.mark.parametrize("asked", ["due", "stop"])
+@pytest.mark.parametrize(
+    ("epoch", "step", "at_step", "at_epoch"),
+    [(0.5, 10, True, False), (1.0, 20, False, True), (2.25, 45, True, False), (3.0, 60, False, False)],
+)
+def test_the_last_step_of_an_epoch_is_saved_with_its_validation(
+    epoch: float, step: int, at_step: bool, at_epoch: bool, asked: str
+) -> None:
+    """A checkpoint between the two would be resumed without the validation, and perhaps with another best student; one
+    of the last step of all would be resumed with a step too much."""
+    keeper = SaveCheckpoints(None, minutes=0 if asked == "due" else 60)  # type: ignore[arg-type]
+    keeper.stop = asked == "stop"
+    state = SimpleNamespace(epoch=epoch, global_step=step, max_steps=60)
+    control = SimpleNamespace(should_save=False, should_training_stop=False, should_evaluate=True)
+    keeper.on_step_end(None, state, control)
+    assert control.should_save is at_step
+    assert control.should_training_stop is (asked == "stop")
+    control.should_save = False
+    keeper.on_epoch_end(None, state, control)
+    assert control.should_save is at_epoch
+    assert control.should_evaluate is not (asked == "stop" and at_step), "a stop inside an epoch validates nothing"

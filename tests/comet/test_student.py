@@ -13,7 +13,7 @@ from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture, block_members, pool_weights
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
-from comet.evaluation import validate
+from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT, PAPER
 from comet.student import COMET, PRESETS, choose_shape, count_parameters, new_student
 from comet.vocabulary import full_vocabulary, load_tokenizer
@@ -63,7 +63,7 @@ def test_a_shape_from_a_config_file(cache: Cache, tmp_path: Path) -> None:
 def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT)
-    start = validate(distiller, shards_of([cache], "validation"), 32, torch.device("cpu"))
+    start = validate(distiller, validation_rows(shards_of([cache], "validation")), 32, torch.device("cpu"))
     counts = np.ones(cache.recipe.vocab_size)
     counts[cache.vocabulary.id] += cache.vocabulary.count
     target_id = np.concatenate(

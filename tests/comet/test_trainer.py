@@ -12,7 +12,7 @@ from cache_tools.errors import CometError
 from comet.data import CacheRows, ShardShuffleSampler, shards_of
 from comet.distillation import distill, training_arguments
 from comet.distiller import Distiller
-from comet.evaluation import validate
+from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
 from comet.student import PRESETS, new_student
@@ -30,7 +30,7 @@ def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
     rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n != "row_key"])
     arguments = training_arguments(config, shape)
     arguments.output_dir = str(tmp_path)
-    return DistillationTrainer(distiller, arguments, rows, shards_of([cache], "validation"))
+    return DistillationTrainer(distiller, arguments, rows, validation_rows(shards_of([cache], "validation")))
 
 
 @pytest.mark.parametrize("epoch", [0, 1])
@@ -82,7 +82,8 @@ def test_the_student_is_the_one_that_was_nearest(
     assert result.after.kl == pytest.approx(min(measured), abs=1e-3)
     assert result.best_step < result.steps
     saved = XLMRobertaForMaskedLM.from_pretrained(tmp_path / "student")
-    again = validate(Distiller(saved, cache.recipe, DEFAULT), shards_of([cache], "validation"), 32, torch.device("cpu"))
+    rows = validation_rows(shards_of([cache], "validation"))
+    again = validate(Distiller(saved, cache.recipe, DEFAULT), rows, 32, torch.device("cpu"))
     assert again.kl == pytest.approx(result.after.kl, rel=1e-5)
 
 
