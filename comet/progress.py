@@ -27,7 +27,11 @@ class LiveLine(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        self.shown |= {SHOWN[name]: f"{value:.4g}" for name, value in (logs or {}).items() if name in SHOWN}
+        self.shown |= {
+            SHOWN[name]: f"{value:,.0f}" if name == "tokens_per_second" else f"{value:.3f}"
+            for name, value in (logs or {}).items()
+            if name in SHOWN
+        }
         self.bar.set_postfix(self.shown)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -155,6 +155,46 @@ def test_a_threshold_cache_trains_too(threshold_cache: Cache, tmp_path: Path) ->
     assert after < before
 
 
+RECIPE = """
+hard_weight = { start = 0.5, end = 0.0, shape = "cosine" }
+temperature = [[0, 2.0], [0.5, 1.0]]
+logit_loss = "residual"
+layer_map = [[-1, 0]]
+"""
+
+
+def test_a_recipe_of_one_s_own_validated_every_20_steps_and_told_to_tensorboard(trained: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (tmp_path / "mine.toml").write_text(RECIPE)
+    options = ["--student", "nano", "--steps", "50", "--validate-steps", "20", "--recipe", "mine.toml"]
+    options += ["--set", "report_to=tensorboard", "--set", "activation_checkpointing=True", "--output", "student"]
+    done = train("--cache", str(trained / "kin.zarr"), *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "attention matched in layer (student ← teacher): 0 ← 3" in done.stdout
+    card = " ".join((tmp_path / "student" / "README.md").read_text().split())
+    assert "logits 1 (residual) at temperature 2, then 1 from 50% on, true tokens 0.5 to 0 (cosine)" in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine.toml", "student", "student.html", "student.runs"
+    ]  # fmt: skip
+    (run,) = (tmp_path / "student.runs").iterdir()
+    told = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in told.Scalars("eval/kl")] == [20, 40, 50], "and once in the end"
+    hard = [event.value for event in told.Scalars("train/hard")]
+    losses = {name: [event.value for event in told.Scalars(f"train/{name}")] for name in ("loss", "kd", "attention")}
+    rest = [loss - kd - 0.1 * a for loss, kd, a in zip(*losses.values(), strict=True)]
+    weights = [r / h for r, h in zip(rest, hard, strict=True)]
+    assert weights == sorted(weights, reverse=True) and weights[0] < 0.5 and 0 < weights[-1] < 0.05
+    assert all(event.value > 0 for event in told.Scalars("train/tokens_per_second"))
+
+
+def test_an_earlier_run_of_tensorboard_is_not_written_over(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "student.runs").mkdir()
+    done = train("--cache", str(trained / "kin.zarr"), "--output", "student", folder=tmp_path)
+    assert done.returncode == 2
+    assert "student.runs: exists; choose another --output or remove it first" in done.stderr
+
+
 def test_the_paper_s_recipe_says_where_it_differs(trained: Path) -> None:
     done = train("--cache", "kin.zarr", "--recipe", "paper", "--steps", "3", "--output", "paper", folder=trained)
     assert done.returncode == 0, done.stderr
