@@ -9,14 +9,9 @@ Kinyarwanda in XLM-R's 250,002 pieces and a small random teacher: what a step co
 import json
 import lzma
 import multiprocessing
-import os
-import random
 import re
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,19 +24,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, kl_div
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
+from whole_trainings import killed, memory_with_ten_times_the_cache, starts
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.pooling import enable_capture
 from cache_tools.settings import BuildSettings
 from comet.data import CacheRows, collate, shards_of
-from comet.distillation import choose_vocabulary, distill
+from comet.distillation import choose_vocabulary
 from comet.distiller import Distiller
 from comet.recipes import DEFAULT
-from comet.settings import StudentConfig
 from comet.student import COMET, new_student
 from comet.vocabulary import in_vocabulary
 
-REPOSITORY = Path(__file__).parents[1]
 REPEATS = 7
 Batch = dict[str, Tensor]
 
@@ -290,63 +284,6 @@ def against_the_usual(root: Path) -> dict[str, Any]:
     } | {"usual_peak_mib": usual["peak_mib"]}
 
 
-def starts(folder: Path, shared: Path) -> dict[str, Any]:
-    """Validation after equal steps on a real teacher, from the cache's start and from a random one."""
-    settings = BuildSettings(
-        out=folder / "real.zarr", language="kin", teacher=str(shared / "teacher"),
-        text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=200_000,
-    )  # fmt: skip
-    cache, result = build_cache(settings), {}
-    for vocabulary in ("full", "trimmed"):
-        for init in ("cache", "random"):
-            config = StudentConfig(
-                folder / f"{vocabulary}-{init}", student="small", vocabulary=vocabulary, init=init, steps=200
-            )
-            done = distill([cache], config)
-            result[f"{vocabulary}, {init}"] = {"before": round(done.before.kl, 3), "after": round(done.after.kl, 3)}
-    return result
-
-
-def killed(folder: Path) -> dict[str, Any]:
-    """Trainings killed by SIGKILL at random instants and resumed until they end, against an undisturbed one."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    tool = [sys.executable, "-m"]
-    build = [*tool, "cache_tools", "build", "--lang", "kin", "--sample", "--rows-per-shard", "32"]
-    subprocess.run(build, cwd=folder, env=environment, check=True, capture_output=True)
-    command = [*tool, "comet", "train", "--cache", "kin.zarr", "--student", "nano", "--steps", "60"]
-    command += ["--batch-size", "4", "--dtype", "float32", "--save-minutes", "0", "--output"]
-
-    def run(name: str, chance: random.Random | None, longest: float) -> tuple[float, int]:
-        """Seconds of the last run, and how often it was killed."""
-        kills = 0
-        while True:
-            whole = any((folder / f"{name}.checkpoints").glob("checkpoint-*/complete.json"))
-            started = time.monotonic()
-            process = subprocess.Popen(
-                [*command, name, *(["--resume"] if whole else [])],
-                cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            )  # fmt: skip
-            try:
-                process.wait(chance.uniform(0.4, 1.0) * longest if chance and kills < 2 else None)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                kills += 1
-                continue
-            if process.returncode:
-                raise SystemExit(f"{name}: exit code {process.returncode}")
-            return time.monotonic() - started, kills
-
-    longest, _ = run("whole", None, 0)
-    expected = (folder / "whole/model.safetensors").read_bytes()
-    same = kills = 0
-    for trial in range(20):
-        _, often = run(f"killed-{trial}", random.Random(trial), longest)
-        kills += often
-        same += (folder / f"killed-{trial}/model.safetensors").read_bytes() == expected
-    return {"same": same, "of": 20, "kills": kills}
-
-
 @click.command(help=__doc__.split("\n")[0])
 @click.option(
     "--shared", type=click.Path(exists=True, path_type=Path), required=True, help="Folder of the shared data."
@@ -368,11 +305,14 @@ def main(shared: Path, output: Path, only: tuple[str, ...]) -> None:
             "teacher in the loop": lambda: against_the_loop(cache),
             "usual script": lambda: against_the_usual(cache),
             "memory above model and optimiser": lambda: memory_above_the_model(cache),
+        }
+        whole: dict[str, Callable[[], dict[str, Any]]] = {
+            "memory with ten times the cache": lambda: memory_with_ten_times_the_cache(folder, shared),
             "starts": lambda: starts(folder, shared),
             "killed": lambda: killed(folder),
         }
-        chosen = {name: part for name, part in parts.items() if not only or name in only}
-        if set(chosen) - {"starts", "killed"}:
+        chosen = {name: part for name, part in (parts | whole).items() if not only or name in only}
+        if set(chosen) & set(parts):
             made = build_cache(settings)
             results["cache"] = {"rows": made.recipe.train_rows, "V_seen": len(made.vocabulary.id)}
         for name, part in chosen.items():

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from comet.data import CacheRows, Shard, collate
 from comet.distiller import Distiller
-from comet.evaluation import Collator
 from comet.losses import attention_kl, hard_cross_entropy, teacher_log_normaliser
+from comet.validation import Collator
 
 MOST_TARGETS = 20_000
 BATCH_ROWS = 32

@@ -21,7 +21,6 @@ from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
 from comet.closeup import first_row
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
-from comet.evaluation import validation_rows
 from comet.output import make_report, report_path, runs_path, save_student
 from comet.precision import choose_bf16
 from comet.processes import Processes
@@ -30,6 +29,7 @@ from comet.report import announcement, sample_row
 from comet.settings import Distilled, StudentConfig, run_identity
 from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
 from comet.trainer import DistillationTrainer
+from comet.validation import validation_rows
 from comet.vocabulary import (
     StudentVocabulary,
     full_vocabulary,

@@ -19,9 +19,9 @@ from comet.closeup import (
     calibration,
     expected_calibration_error,
 )
-from comet.evaluation import Validation
 from comet.style import STYLE
 from comet.svg import Line, Point, Series, bar_chart, heat_map, line_chart, number, percent
+from comet.validation import Validation
 
 MOST_POINTS = 240
 FEW = 30  # targets below which an accuracy says little

@@ -8,8 +8,8 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from comet.evaluation import Validation
 from comet.trainer import DistillationTrainer
+from comet.validation import Validation
 
 SHOWN = {"kd": "kd", "hard": "hard", "attention": "attention", "eval_kl": "validation", "tokens_per_second": "tokens/s"}
 

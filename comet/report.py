@@ -94,7 +94,7 @@ def facts(
     chosen = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
     rows += [(f"recipe: {name.replace('_', ' ')}", described(value)) for name, value in chosen.items()]
     rows += [
-        (f"option: {name.replace('_', ' ')}", str(value))
+        (f"option: {name.replace('_', ' ')}", described(value))
         for name, value in options.items()
         if name not in ("recipe", "caches")
     ]

@@ -78,5 +78,5 @@ def temperatures_of(value: Temperature) -> tuple[float, ...]:
 
 
 def described(value: object) -> str:
-    """A weight, temperature or anything else, as a person reads it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A weight, temperature or any other setting, as a person reads it; default where nothing was chosen."""
+    return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)

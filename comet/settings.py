@@ -8,9 +8,9 @@ from typing import Any
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.evaluation import Validation
 from comet.recipes import DEFAULT, TrainingRecipe
 from comet.student import StudentShape
+from comet.validation import Validation
 from comet.vocabulary import StudentVocabulary
 
 

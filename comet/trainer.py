@@ -16,9 +16,9 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from comet.data import CacheRows, collate
 from comet.distiller import Distiller
-from comet.evaluation import Collator, Validation, validate
 from comet.processes import Processes
 from comet.sampler import SharedBatches
+from comet.validation import Collator, Validation, validate
 
 
 class DistillationTrainer(Trainer):

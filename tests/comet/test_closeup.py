@@ -29,10 +29,10 @@ from comet.closeup import (
 )
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller
-from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT
 from comet.report import sample_row
 from comet.student import PRESETS, new_student
+from comet.validation import validate, validation_rows
 from comet.vocabulary import full_vocabulary, in_vocabulary, student_tokenizer, trimmed_vocabulary
 
 CPU = torch.device("cpu")

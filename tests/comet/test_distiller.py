@@ -11,11 +11,11 @@ from cache_tools.errors import CometError
 from cache_tools.pooling import block_members, pool_weights
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
-from comet.evaluation import validate, validation_rows
 from comet.losses import residual_kl
 from comet.recipes import DEFAULT, TrainingRecipe
 from comet.schedules import Schedule, Steps
 from comet.student import PRESETS, new_student
+from comet.validation import validate, validation_rows
 from comet.vocabulary import full_vocabulary
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from comet.closeup import CloseUp, Example, Guess, MapPair, Place
-from comet.evaluation import Validation
 from comet.page import MOST_POINTS, History, escape_text, page, thin
+from comet.validation import Validation
 
 VOID = {"meta", "img", "br"}
 HOSTILE = """</title></style><script>alert(1)</script><img src=http://x/y onerror=alert(2)>"'&]]>--><svg onload=x>"""

@@ -8,6 +8,7 @@ from comet.schedules import Schedule, Steps, at, described, is_used, temperature
 def test_a_number_stays_what_it_is() -> None:
     assert [at(0.3, progress) for progress in (0.0, 0.5, 1.0)] == [0.3] * 3
     assert (is_used(0.3), is_used(0.0), temperatures_of(2.0), described(0.3)) == (True, False, (2.0,), "0.3")
+    assert described(None) == "default"
 
 
 def test_linear_and_cosine_meet_at_the_ends_and_in_the_middle() -> None:

@@ -13,9 +13,9 @@ from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture, block_members, pool_weights
 from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller, match_layers
-from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT, PAPER
 from comet.student import COMET, PRESETS, choose_shape, count_parameters, new_student
+from comet.validation import validate, validation_rows
 from comet.vocabulary import full_vocabulary, load_tokenizer
 
 XLM_R_VOCABULARY = 250_002

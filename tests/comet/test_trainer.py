@@ -12,11 +12,11 @@ from cache_tools.errors import CometError
 from comet.data import CacheRows, ShardShuffleSampler, shards_of
 from comet.distillation import distill, training_arguments
 from comet.distiller import Distiller
-from comet.evaluation import validate, validation_rows
 from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
 from comet.student import PRESETS, new_student
 from comet.trainer import DistillationTrainer
+from comet.validation import validate, validation_rows
 from comet.vocabulary import full_vocabulary
 
 
