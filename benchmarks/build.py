@@ -8,7 +8,6 @@ real teacher. Runs as it stands on a GPU, there with the shape of AfroXLMR-large
 """
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from measuring import in_child
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 
 from cache_tools import build_cache, open_cache
@@ -92,21 +92,6 @@ def filled(cache: Path, teacher: Teacher, device: torch.device) -> Throughput:
     with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
         copy = shutil.copytree(cache, Path(folder) / "copy.zarr")
         return fill(open_cache(copy), teacher, device, threading.Event())
-
-
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    """The result of a function in a process of its own, with the peak memory of that process in MiB."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured, (function, *arguments))
-
-
-def measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    result = function(*arguments)
-    status = Path("/proc/self/status").read_text()
-    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024  # ru_maxrss would begin at the parent's peak
-    if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    return result | {"peak_mib": round(peak)}
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

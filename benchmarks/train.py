@@ -8,8 +8,6 @@ Kinyarwanda in XLM-R's 250,002 pieces and a small random teacher: what a step co
 
 import json
 import lzma
-import multiprocessing
-import re
 import shutil
 import statistics
 import tempfile
@@ -21,6 +19,7 @@ from typing import Any
 
 import click
 import torch
+from measuring import in_child, memory
 from torch import Tensor
 from torch.nn.functional import cross_entropy, gelu, kl_div
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
@@ -234,22 +233,6 @@ def peak_above_the_model(root: Path, kind: str) -> dict[str, Any]:
     for _ in range(2):
         step(large)
     return {"mib": round(memory("VmHWM") - before)}
-
-
-def memory(field: str) -> float:
-    """MiB."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
-
-
-def in_child(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured, (function, *arguments))
-
-
-def measured(function: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
-    return function(*arguments) | {"peak_mib": round(memory("VmHWM"))}
 
 
 def against_the_loop(root: Path) -> dict[str, Any]:

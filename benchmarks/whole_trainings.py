@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import in_child
 from torch import Tensor
 from transformers import AutoModelForMaskedLM
 
-from cache_tools import Cache, build_cache
+from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
 from comet.checkpoints import newest_checkpoint
 from comet.data import CacheRows, collate, shards_of
@@ -77,27 +78,27 @@ def starts(folder: Path, shared: Path) -> dict[str, Any]:
 
 
 def memory_with_ten_times_the_cache(folder: Path, shared: Path) -> dict[str, Any]:
-    """Peaks of whole trainings of as many steps, on a cache of many more shards than are held, and on ten times it."""
+    """Peaks of whole trainings of as many steps, on a cache of more shards than are held, and on ten times it."""
     peaks = {}
     for tokens in (100_000, 1_000_000):
-        out = folder / f"{tokens}.zarr"
-        build_cache(
-            BuildSettings(
-                out=out, language="kin", teacher=str(shared / "teacher"),
-                text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=tokens, rows_per_shard=64,
-            )
+        settings = BuildSettings(
+            out=folder / f"{tokens}.zarr", language="kin", teacher=str(shared / "teacher"),
+            text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=tokens, rows_per_shard=64,
         )  # fmt: skip
-        command = [*TOOL, "comet", "train", "--cache", str(out), "--student", "nano", "--steps", "500"]
-        running = subprocess.Popen(
-            [*command, "--output", str(folder / f"of-{tokens}")], env=environment(),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        _, status, usage = os.wait4(running.pid, 0)
-        if status:
-            raise SystemExit(f"{' '.join(command)} failed")
-        peaks[tokens] = usage.ru_maxrss / 1024
+        in_child(build, settings)
+        peaks[tokens] = in_child(train, settings.out, folder / f"of-{tokens}")["peak_mib"]
     small, large = peaks.values()
-    return {"mib": {tokens: round(peak) for tokens, peak in peaks.items()}, "ratio": round(large / small, 3)}
+    return {"mib": peaks, "ratio": round(large / small, 3)}
+
+
+def build(settings: BuildSettings) -> dict[str, Any]:
+    build_cache(settings)
+    return {}
+
+
+def train(cache: Path, output: Path) -> dict[str, Any]:
+    distill([open_cache(cache)], StudentConfig(output, student="nano", steps=500))
+    return {}
 
 
 def killed(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from types import FrameType
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.corpus import excluded_sha256
 from cache_tools.errors import CometError
 from cache_tools.fill import fill, missing_shards
 from cache_tools.interrupts import signals_handled_by
@@ -21,7 +20,7 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.teacher.device import choose_device
 from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
-from cache_tools.text import find_sources
+from cache_tools.text import ITEM_FORMATS, find_sources
 from cache_tools.workers import ALONE, Worker, wait_for_seal
 
 
@@ -38,6 +37,7 @@ def build_cache(
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
     find_sources(settings.text)
+    find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     device = choose_device(settings.device)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
     if worker.index == 0:
@@ -100,11 +100,11 @@ def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher,
         "--attention-size": (settings.attention_size, recipe.attention_size),
         "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
         "--max-tokens": (settings.max_tokens, made_from.get("max_tokens")),
-        "--text": (
-            [{"name": s.name, "bytes": s.bytes, "sha256": s.sha256()} for s in find_sources(settings.text)],
-            made_from.get("text"),
+        "--text": ([source.record() for source in find_sources(settings.text)], made_from.get("text")),
+        "--exclude": (
+            [source.record() for source in find_sources(settings.exclude, "--exclude", ITEM_FORMATS)],
+            made_from.get("excluded"),
         ),
-        "--exclude": (excluded_sha256(settings.exclude), made_from.get("excluded_sha256")),
         "--lang": (find_language(settings.language).code, made_from.get("language")),
     }
     if settings.dtype != "auto":

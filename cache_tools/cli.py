@@ -92,7 +92,10 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Where the cache goes.  [default: ./LANG.zarr]")
 @click.option("--max-tokens", type=int, help="Stop after the document that reaches this many tokens.  [default: all]")
 @click.option(
-    "--exclude", type=click.Path(path_type=Path, exists=True), help="Documents to leave out, such as test items."
+    "--exclude",
+    multiple=True,
+    help="Evaluation file or folder (also .tsv, .csv, CoNLL): leave out documents that share 8 words in a row with it. "
+    "Repeatable.",
 )
 @click.option("--seq-len", default=128, help="Tokens in a row.")
 @click.option(

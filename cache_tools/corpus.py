@@ -12,11 +12,12 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
+from cache_tools.exclusion import Runs, runs_of, share_a_run, words
 from cache_tools.rows import content_keys, document_hash, is_validation, pack, validation_share
 from cache_tools.settings import BuildSettings
 from cache_tools.store.recipe import GROUPS
 from cache_tools.teacher.tokenizer import encode_texts
-from cache_tools.text import Source, documents, find_sources
+from cache_tools.text import Source, documents, items
 
 DOCUMENTS_AT_ONCE = 1024
 DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<i8")])
@@ -29,6 +30,7 @@ class Spool:
     ids: Path
     table: Path
     counts: NDArray[np.int64]  # [V] how often each id occurs
+    left_out: int  # documents that share a run of words with an evaluation item
 
     @property
     def total(self) -> int:
@@ -55,46 +57,58 @@ class PackedRows:
     length: NDArray[np.uint16]  # [R]
 
 
-def excluded_hashes(path: Path | None) -> frozenset[int]:
-    """Hashes of the documents that must not enter the cache, such as evaluation items."""
-    if path is None:
-        return frozenset()
-    return frozenset(document_hash(text) for source in find_sources((str(path),)) for text in documents(source))
+def excluded_runs(evaluation: tuple[Source, ...]) -> Runs:
+    """The runs of words that no document may share. Raises CometError for an evaluation file without an item."""
+    return runs_of(item for source in evaluation for item in item_words(source))
 
 
-def excluded_sha256(path: Path | None) -> str:
-    """SHA-256 over the sorted hashes of the excluded documents, so that a resumed build excludes the same."""
-    hashes = np.array(sorted(excluded_hashes(path)), dtype="<u8")
-    return hashlib.sha256(hashes.tobytes()).hexdigest()
+def item_words(source: Source) -> Iterator[list[str]]:
+    """The words of each item that has any."""
+    empty = True
+    for item in items(source):
+        if found := words(item):
+            empty = False
+            yield found
+    if empty:
+        raise CometError(f"--exclude {source.name}: expected evaluation items, found no word in it", exit_code=2)
 
 
 def spool_documents(
-    settings: BuildSettings, sources: tuple[Source, ...], tokenizer: PreTrainedTokenizerFast, work: Path
+    settings: BuildSettings,
+    sources: tuple[Source, ...],
+    evaluation: tuple[Source, ...],
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
 ) -> Spool:
     """Tokenises the sources in order, up to the document that reaches `max_tokens`.
 
-    Raises CometError when they hold no token.
+    Documents that share a run of words with an item of `evaluation` are left out, and counted as far as the sources
+    were used. Raises CometError when no token is left.
     """
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    spool = Spool(work / "ids.bin", work / "documents.bin", counts)
-    excluded = excluded_hashes(settings.exclude)
+    id_path, table_path = work / "ids.bin", work / "documents.bin"
+    runs = excluded_runs(evaluation)
     texts = (text for source in sources for text in documents(source))
-    wanted = ((h, text) for text in texts if (h := document_hash(text)) not in excluded)
     limit = settings.max_tokens or np.inf
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=settings.max_tokens, disable=None)
-    with progress, spool.ids.open("wb") as id_file, spool.table.open("wb") as table_file:
-        total = 0
-        while total < limit and (chunk := list(islice(wanted, DOCUMENTS_AT_ONCE))):
-            encoded = encode_texts(tokenizer, [text for _, text in chunk])
-            lengths = np.array([len(ids) for ids in encoded])
-            used = int(np.searchsorted(total + np.cumsum(lengths), limit)) + 1  # the document that reaches it is in
-            ids = np.concatenate(encoded[:used])
-            hashes = np.array([h for h, _ in chunk[:used]], dtype=np.uint64)
+    with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
+        total = left_out = 0
+        while total < limit and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
+            shared = share_a_run(chunk, runs)
+            kept = np.flatnonzero(~shared)
+            encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
+            lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+            last = int(np.searchsorted(total + np.cumsum(lengths), limit))  # the document that reaches it is in
+            end = kept[last] if last < len(kept) else len(chunk)
+            used = kept[: last + 1]
+            ids = np.concatenate([np.zeros(0, dtype=np.int32), *encoded[: last + 1]])
             id_file.write(ids.tobytes())
-            table = np.zeros(len(hashes), dtype=DOCUMENT)
-            table["hash"], table["tokens"] = hashes, lengths[:used]
+            table = np.zeros(len(used), dtype=DOCUMENT)
+            table["hash"] = np.array([document_hash(chunk[i]) for i in used], dtype=np.uint64)
+            table["tokens"] = lengths[: last + 1]
             table_file.write(table.tobytes())
             counts += np.bincount(ids, minlength=len(counts))
+            left_out += int(shared[:end].sum())
             total += len(ids)
             progress.update(len(ids))
     if not total:
@@ -102,7 +116,7 @@ def spool_documents(
         raise CometError(
             f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2
         )
-    return spool
+    return Spool(id_path, table_path, counts, left_out)
 
 
 def pack_groups(

@@ -1,5 +1,7 @@
 """What a cache is, in a few facts for a person or a machine."""
 
+from typing import Any
+
 from cache_tools.store.ledger import cache_id
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
@@ -15,11 +17,13 @@ def describe(cache: Cache) -> dict[str, object]:
     kept = "best tokens" if recipe.keep == "topk" else "tokens by threshold sampling"
     layers = ", ".join(str(layer) for layer in recipe.attention_layers)
     text_tokens = made_from.get("text_tokens")
+    excluded = ", ".join(str(source.get("name")) for source in made_from.get("excluded", []))
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
         "text": ", ".join(str(source.get("name")) for source in made_from.get("text", [])),
         "text_tokens": text_tokens,
+        **({"excluded": excluded, "left_out": left_out(made_from)} if excluded else {}),
         "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
         "teacher_sha256": recipe.teacher_sha256,
@@ -39,3 +43,12 @@ def describe(cache: Cache) -> dict[str, object]:
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
+
+
+def left_out(made_from: dict[str, Any]) -> str:
+    """How many documents of the text are not in the cache because of `--exclude`, out of how many, and why."""
+    count, files = made_from["excluded_documents"], len(made_from["excluded"])
+    return (
+        f"{count:,} of {count + made_from['documents']:,} documents that share {made_from['excluded_run_words']} words "
+        f"in a row with {files} evaluation file{'s' if files > 1 else ''}"
+    )

@@ -45,3 +45,10 @@ def comet_train() -> None:
     from comet.cli import train
 
     train()
+
+
+def comet_eval() -> None:
+    demand_own_comet()
+    from comet.eval_cli import evaluate_models
+
+    evaluate_models()

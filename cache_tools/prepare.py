@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.corpus import PackedRows, Spool, excluded_sha256, pack_groups, rows_sha256, spool_documents
+from cache_tools.corpus import PackedRows, Spool, pack_groups, rows_sha256, spool_documents
+from cache_tools.describe import left_out
 from cache_tools.errors import CometError
+from cache_tools.exclusion import RUN_WORDS
 from cache_tools.languages import find_language
 from cache_tools.rows import (
     Masking,
@@ -33,7 +35,7 @@ from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_device, choose_dtype
 from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.tokenizer import tokenizer_sha256
-from cache_tools.text import Source, find_sources
+from cache_tools.text import ITEM_FORMATS, Source, find_sources
 
 EMBEDDING_WIDTH = 256
 
@@ -46,9 +48,13 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
     out = settings.out
     check_against_teacher(settings, teacher, tokenizer)
     sources = find_sources(settings.text)
+    evaluation = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
-        spool = spool_documents(settings, sources, tokenizer, work)
+        spool = spool_documents(settings, sources, evaluation, tokenizer, work)
+        made_from = provenance(settings, sources, evaluation, spool)
+        if evaluation:
+            tqdm.write(f"left out {left_out(made_from)}")
         root = work / "cache"
         root.mkdir()
         rows = pack_groups(settings, spool, tokenizer, work)
@@ -59,7 +65,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
-            "provenance": provenance(settings, sources, spool),
+            "provenance": made_from,
             "settings": run_settings(settings, teacher),
         }
         seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
@@ -202,7 +208,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
             path.unlink()
 
 
-def provenance(settings: BuildSettings, sources: tuple[Source, ...], spool: Spool) -> dict[str, object]:
+def provenance(
+    settings: BuildSettings, sources: tuple[Source, ...], evaluation: tuple[Source, ...], spool: Spool
+) -> dict[str, object]:
     """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
     language = find_language(settings.language)
     local = Path(settings.teacher).is_dir()
@@ -210,11 +218,13 @@ def provenance(settings: BuildSettings, sources: tuple[Source, ...], spool: Spoo
         "language": language.code,
         "language_name": language.name,
         "teacher": Path(settings.teacher).resolve().name if local else settings.teacher,
-        "text": [{"name": s.name, "bytes": s.bytes, "sha256": s.sha256()} for s in sources],
+        "text": [source.record() for source in sources],
         "text_tokens": spool.total,
         "documents": spool.document_count,
         "max_tokens": settings.max_tokens,
-        "excluded_sha256": excluded_sha256(settings.exclude),
+        "excluded": [source.record() for source in evaluation],
+        "excluded_documents": spool.left_out,
+        "excluded_run_words": RUN_WORDS,
     }
 
 

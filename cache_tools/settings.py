@@ -15,7 +15,7 @@ class BuildSettings:
     teacher: str
     text: tuple[str, ...]
     max_tokens: int | None = None
-    exclude: Path | None = None
+    exclude: tuple[str, ...] = ()
     seq_len: int = 128
     views: int = 1
     mask_prob: float = 0.15

@@ -1,14 +1,17 @@
-"""Documents from files and folders, one at a time.
+"""Documents and evaluation items from files and folders, one at a time.
 
 A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row
-of a `.parquet` file. `.txt` and `.jsonl` may be compressed (`.gz`, `.xz`, `.zst`). Blank lines are not documents.
+of a `.parquet` file. Blank lines are not documents. Evaluation items lie in the same files, in tables (`.tsv`, `.csv`)
+and in CoNLL files, a token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
 """
 
+import csv
 import gzip
 import hashlib
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +24,8 @@ from cache_tools.errors import CometError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 FORMATS = (".txt", ".jsonl", ".parquet")
+ITEM_FORMATS = (*FORMATS, ".tsv", ".csv", ".conll")
+LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
 MAX_LINE_BYTES = 64 * 2**20
 READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
 
@@ -35,7 +40,7 @@ class Source:
 
     @property
     def format(self) -> str:
-        """`.txt`, `.jsonl` or `.parquet`."""
+        """`.txt`, `.jsonl`, …: the ending below that of a compression."""
         return text_format(self.path)
 
     def sha256(self) -> str:
@@ -43,24 +48,32 @@ class Source:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def record(self) -> dict[str, object]:
+        """What a cache keeps of the file, and a resumed build compares."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
-def find_sources(paths: tuple[str, ...]) -> tuple[Source, ...]:
-    """The text files that `paths` (files or folders) stand for, folders in the order of their file names.
 
-    Raises CometError when a path does not exist, a file has another ending, or a folder holds no text file.
+def find_sources(
+    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
+) -> tuple[Source, ...]:
+    """The files of these formats that `paths` (files or folders) stand for, folders in the order of their file names.
+
+    Raises CometError when a path does not exist, a file has another ending, or a folder holds none such file.
     """
     sources: list[Source] = []
     for given in paths:
         path = Path(given)
         if not path.exists():
-            raise CometError(f"--text {given}: no such file or folder", exit_code=2)
-        files = sorted(f for f in path.rglob("*") if f.is_file() and text_format(f)) if path.is_dir() else [path]
+            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
+        files = (
+            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
+        )
         if not files:
-            raise CometError(f"--text {given}: the folder holds no {', '.join(FORMATS)} file", exit_code=2)
+            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
         for file in files:
-            if not text_format(file):
+            if text_format(file) not in formats:
                 raise CometError(
-                    f"--text {given}: expected {', '.join(FORMATS)} (the first two also with "
+                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
                     f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
                     exit_code=2,
                 )
@@ -72,8 +85,8 @@ def text_format(path: Path) -> str:
     """The format that a file name promises, empty if none that can be read."""
     if path.suffix in COMPRESSIONS:
         inner = Path(path.stem).suffix
-        return inner if inner in FORMATS[:2] else ""
-    return path.suffix if path.suffix in FORMATS else ""
+        return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
+    return path.suffix if path.suffix in ITEM_FORMATS else ""
 
 
 def documents(source: Source) -> Iterator[str]:
@@ -85,6 +98,60 @@ def documents(source: Source) -> Iterator[str]:
     if source.format == ".parquet":
         yield from parquet_documents(source)
         return
+    for number, line in lines(source):
+        text = json_text(line, source, number) if source.format == ".jsonl" and line.strip() else line
+        if document := text.strip():
+            yield document
+
+
+def items(source: Source) -> Iterator[str]:
+    """The items of an evaluation file in order; some may hold no word.
+
+    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names
+    are too short to stand for anything but a document of just that. Quotes in a `.tsv` are characters like others,
+    as in AfriSenti. Raises CometError as `documents` does.
+    """
+    if source.format == ".tsv":
+        for _, line in lines(source):
+            yield from line.split("\t")
+    elif source.format == ".csv":
+        yield from csv_fields(source)
+    elif source.format == ".conll" or (source.format == ".txt" and is_conll(source)):
+        yield from conll_sentences(source)
+    else:
+        yield from documents(source)
+
+
+def csv_fields(source: Source) -> Iterator[str]:
+    rows = csv.reader(line for _, line in lines(source))
+    try:
+        for row in rows:
+            yield from row
+    except csv.Error as error:
+        raise CometError(
+            f"{source.name} line {rows.line_num}: not CSV: {error}; is a quote open? rename a table with tabs to .tsv"
+        ) from None
+
+
+def is_conll(source: Source) -> bool:
+    """Whether every line that is not blank is a token and its label, as in MasakhaNER's and MasakhaPOS' `.txt`."""
+    return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
+
+
+def conll_sentences(source: Source) -> Iterator[str]:
+    """The tokens (first column) of each sentence, joined by blanks; blank lines stand between sentences."""
+    tokens: list[str] = []
+    for _, line in lines(source):
+        if line.strip():
+            tokens.append(line.split(maxsplit=1)[0])
+        else:
+            yield " ".join(tokens)
+            tokens = []
+    yield " ".join(tokens)
+
+
+def lines(source: Source) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, its end included."""
     with open_binary(source) as file:
         number = 0
         while raw := read_line(file, source, number + 1):
@@ -98,10 +165,7 @@ def documents(source: Source) -> Iterator[str]:
                 ) from None
             if number == 1:
                 line = line.removeprefix("\ufeff")
-            if source.format == ".jsonl" and line.strip():
-                line = json_text(line, source, number)
-            if document := line.strip():
-                yield document
+            yield number, line
 
 
 def open_binary(source: Source) -> BinaryIO:

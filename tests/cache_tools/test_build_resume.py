@@ -276,7 +276,8 @@ def test_excluding_other_documents_is_refused(
 ) -> None:
     excluded = tmp_path / "excluded.txt"
     excluded.write_text(sample_text.read_text().splitlines()[0])
-    assert "--exclude" in refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), exclude=excluded)
+    changes = {"text": (str(sample_text),), "exclude": (str(excluded),)}
+    assert "--exclude" in refusal(whole, teacher=str(sample_teacher), **changes)
 
 
 @pytest.mark.parametrize("change", ["name", "length", "a letter"])

@@ -139,7 +139,7 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
 def test_a_file_with_another_ending(tmp_path: Path, name: str) -> None:
     error = error_of(written(tmp_path / name, b"Mwaramutse"))
     assert str(error) == (
-        f"--text {tmp_path / name}: expected .txt, .jsonl, .parquet (the first two also with .gz, .xz, .zst), "
+        f"--text {tmp_path / name}: expected .txt, .jsonl, .parquet (all but .parquet also with .gz, .xz, .zst), "
         f"found {name!r}"
     )
     assert error.exit_code == 2
