@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import reader
 import torch
 from measuring import in_child, memory
 from torch import Tensor
@@ -180,6 +181,13 @@ def waiting_for_data(root: Path) -> dict[str, Any]:
     return {"share": round(waiting / (waiting + working), 4)}
 
 
+def reading(root: Path, raw: Path) -> dict[str, Any]:
+    """What reader.py says of this cache, on one thread."""
+    torch.set_num_threads(1)
+    raw.mkdir()
+    return reader.measure(root, raw, batch_size=32, repeats=9)
+
+
 def teacher_in_the_loop(root: Path) -> dict[str, Any]:
     """A step with a teacher of AfroXLMR-large's shape running beside the full-vocabulary student."""
     cache = open_cache(root)
@@ -285,6 +293,7 @@ def main(shared: Path, output: Path, only: tuple[str, ...]) -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "against plain training": lambda: in_child(against_plain, cache),
             "waiting for data": lambda: in_child(waiting_for_data, cache),
+            "reader": lambda: in_child(reading, cache, folder / "raw"),
             "teacher in the loop": lambda: against_the_loop(cache),
             "usual script": lambda: against_the_usual(cache),
             "memory above model and optimiser": lambda: memory_above_the_model(cache),

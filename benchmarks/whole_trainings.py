@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,11 @@ from cache_tools.settings import BuildSettings
 from comet.checkpoints import newest_checkpoint
 from comet.data import CacheRows, collate, shards_of
 from comet.distillation import choose_vocabulary, distill
+from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
 
 TOOL = [sys.executable, "-m"]
+SAMPLE_TEACHER = str(files("cache_tools.sample") / "teacher")
 COMPARED_STEPS = 50
 TRIALS = 20
 
@@ -82,7 +86,7 @@ def memory_with_ten_times_the_cache(folder: Path, shared: Path) -> dict[str, Any
     peaks = {}
     for tokens in (100_000, 1_000_000):
         settings = BuildSettings(
-            out=folder / f"{tokens}.zarr", language="kin", teacher=str(shared / "teacher"),
+            out=folder / f"{tokens}.zarr", language="kin", teacher=SAMPLE_TEACHER,
             text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=tokens, rows_per_shard=64,
         )  # fmt: skip
         in_child(build, settings)
@@ -97,7 +101,8 @@ def build(settings: BuildSettings) -> dict[str, Any]:
 
 
 def train(cache: Path, output: Path) -> dict[str, Any]:
-    distill([open_cache(cache)], StudentConfig(output, student="nano", steps=500))
+    steadfast = replace(DEFAULT, patience=1000)
+    distill([open_cache(cache)], StudentConfig(output, student="nano", recipe=steadfast, steps=500))
     return {}
 
 
