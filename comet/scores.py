@@ -1,0 +1,78 @@
+"""Scores of predictions, as the field computes them: scikit-learn's and seqeval's own figures, and what is retained.
+
+Gold labels and predictions have one form for all tasks, a sequence of labels for each item: a text that is classified
+has one label, a sentence that is tagged has one for each word. Every score is a pure function of the two, in 0..1.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from seqeval.metrics import f1_score as seqeval_f1
+from sklearn.metrics import accuracy_score, f1_score
+
+Labels = Sequence[Sequence[str]]  # [items][1] for classification, [items][words] for tagging
+Score = Callable[[Labels, Labels], float]
+
+
+def weighted_f1(gold: Labels, predicted: Labels) -> float:
+    """Mean of the classes' F1, weighted by how often each class is gold; a class that is never predicted has F1 0.
+
+    Raises ValueError for items of unequal length.
+    """
+    return float(f1_score(flat(gold), flat(predicted), average="weighted", zero_division=0.0))
+
+
+def accuracy(gold: Labels, predicted: Labels) -> float:
+    """Share of the labels that are right. Raises ValueError for items of unequal length."""
+    return float(accuracy_score(flat(gold), flat(predicted)))
+
+
+def entity_f1(gold: Labels, predicted: Labels) -> float:
+    """Micro-averaged F1 over entities in BIO labels, right when kind, beginning and end are; 0 without any entity.
+
+    Raises ValueError for sentences of unequal length.
+    """
+    return float(seqeval_f1([list(item) for item in gold], [list(item) for item in predicted], zero_division=0))
+
+
+def flat(labels: Labels) -> list[str]:
+    return list(chain.from_iterable(labels))
+
+
+def retained(scores: Sequence[float], reference: Sequence[float]) -> float:
+    """Mean score as a share of the reference's mean score; NaN where the reference has 0."""
+    return float(np.mean(scores) / np.mean(reference)) if np.mean(reference) else float("nan")
+
+
+def retained_interval(
+    score: Score,
+    gold: Labels,
+    predicted: Sequence[Labels],
+    reference: Sequence[Labels],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap of the retained share over test items, drawn with replacement, the same for both models.
+
+    `predicted` and `reference` hold the predictions of each seed. Seeds are not resampled: the interval says how the
+    share would move with other test items, not with other trainings. NaN where every resample's reference has 0.
+    """
+    generator = np.random.default_rng(seed)
+    shares = [
+        retained(resampled(score, gold, predicted, drawn), resampled(score, gold, reference, drawn))
+        for drawn in generator.integers(0, len(gold), (resamples, len(gold)))
+    ]
+    known = [share for share in shares if not np.isnan(share)]
+    if not known:
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def resampled(score: Score, gold: Labels, predictions: Sequence[Labels], drawn: NDArray[np.int64]) -> list[float]:
+    """The score of each seed's predictions on the items `drawn` [items]."""
+    chosen = [gold[i] for i in drawn]
+    return [score(chosen, [one[i] for i in drawn]) for one in predictions]
