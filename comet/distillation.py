@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, XLMRobertaForMaskedLM
+from transformers.integrations import get_available_reporting_integrations
 
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
@@ -247,10 +248,17 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         arguments = TrainingArguments(**(fields | dict(config.arguments)))
     except (TypeError, ValueError) as error:
         raise CometError(f"--set: {error}", exit_code=2) from None
+    there = get_available_reporting_integrations()
+    if absent := [name for name in arguments.report_to if name not in there]:
+        raise CometError(
+            f"--set report_to={absent[0]}: expected {', '.join(there) or 'none, since no such package is installed'}; "
+            "install its package, or leave it away",
+            exit_code=2,
+        )
     if arguments.world_size != int(os.environ.get("WORLD_SIZE", "1")):
         raise CometError(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but they did not find each other and would train "
-            f"{os.environ['WORLD_SIZE']} students; --set ddp_backend=gloo, or start without torchrun"
+            f"{os.environ['WORLD_SIZE']} students; leave --set use_cpu away, or start without torchrun"
         )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # a process trains on one GPU; for several there is torchrun
     return arguments

@@ -118,6 +118,9 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
         (["--cache", "kin.zarr", "--student", "huge"], "error: --student huge: expected auto, comet", 2),
         (["--cache", "kin.zarr", "--set", "nonsense=1"], "error: --set: TrainingArguments", 2),
         (["--cache", "kin.zarr", "--set", "nonsense"], "error: --set nonsense: expected name=value", 2),
+        (["--cache", "kin.zarr", "--set", "report_to=wandb"], "error: --set report_to=wandb: expected ", 2),
+        (["--cache", "kin.zarr", "--recipe", "papre"], "error: --recipe papre: expected default, paper, or a TOML", 2),
+        (["--cache", "kin.zarr", "--validate-steps", "0"], "error: --validate-steps 0: expected a number above 0", 2),
     ],
 )
 def test_bad_calls_give_one_clear_line_and_leave_nothing(
