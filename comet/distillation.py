@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainingArguments, XLMRobertaForMaskedLM
-from transformers.integrations import get_available_reporting_integrations
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
@@ -249,7 +249,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
     except (TypeError, ValueError) as error:
         raise CometError(f"--set: {error}", exit_code=2) from None
     there = get_available_reporting_integrations()
-    if absent := [name for name in arguments.report_to if name not in there]:
+    if absent := [name for name in arguments.report_to or [] if name not in there]:
         raise CometError(
             f"--set report_to={absent[0]}: expected {', '.join(there) or 'none, since no such package is installed'}; "
             "install its package, or leave it away",
