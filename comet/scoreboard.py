@@ -160,7 +160,7 @@ def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
 <p>{escape_text(what_is_measured(data))}.</p>
 <div class="grid">{"".join(chart(name, models, [of(m) for m in models], note, c) for name, of, note, c in charts)}</div>
 <h2>Models</h2>
-<div class="card"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>
+<div class="card wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>
 {"".join(f"<p>{escape_text(line)}.</p>" for line in notes(data, models))}
 <h2>Runs</h2>
 <table class="facts">{runs}</table>

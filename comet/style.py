@@ -64,6 +64,8 @@ thead th { border-top: 0; color: var(--muted); font-weight: 500; }
 .guesses th:nth-child(1) { width: 2em; }
 .guesses th:nth-child(2) { width: 26%; }
 .guesses td > span { display: inline-block; margin-right: 12px; }
+.wide { overflow-x: auto; }
+.wide th, .wide td { overflow-wrap: normal; white-space: nowrap; }
 .n, small { color: var(--muted); }
 .right { color: var(--right); font-weight: 600; }
 .facts { border-collapse: separate; border-spacing: 0; }
