@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
-from comet.recipes import DEFAULT
 from comet.sampler import ShardShuffleSampler, SharedBatches
 
 REPOSITORY = Path(__file__).parents[2]
@@ -106,15 +105,3 @@ def test_all_of_them_refuse_what_one_refuses(cache: Cache, tmp_path: Path, optio
     assert running.returncode
     assert said in errors
     assert not any(tmp_path.iterdir())
-
-
-def test_a_resumed_training_has_as_many_processes(cache: Cache, tmp_path: Path) -> None:
-    output = tmp_path / "student"
-    options = ["--batch-size", str(DEFAULT.batch_size), "--steps", "60"]
-    running = start(cache, output, 1, *options)
-    wait_for_checkpoint(running, output, 3)
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=120)
-    running = start(cache, output, 2, *options, "--resume")
-    _, errors = running.communicate(timeout=120)
-    assert "was begun differently (processes: 1 before, 2 now)" in errors

@@ -1,6 +1,7 @@
 """Trainings that were killed or stopped go on to the very student that an undisturbed one gives, bit by bit."""
 
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from trainings import checkpoints_of, losses, start_training, wait_for_checkpoin
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
+from cache_tools.store.records import with_checksum
 from comet.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
 from comet.distillation import distill
 from comet.settings import StudentConfig
@@ -117,6 +119,17 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
         CometError, match=r"was begun differently \(batch_size: 4 before, 8 now; seed: 0 before, 1 now\)"
     ):
         distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
+
+
+def test_a_resumed_training_has_as_many_processes(cache: Cache, stopped: StudentConfig) -> None:
+    """With another number the losses would be equal within rounding only."""
+    run = stopped.output.with_name("student.checkpoints") / "run.json"
+    begun = json.loads(run.read_text())
+    assert begun["processes"] == 1
+    with_two = {name: value for name, value in begun.items() if name != "checksum"} | {"processes": 2}
+    run.write_bytes(with_checksum(with_two))
+    with pytest.raises(CometError, match=r"was begun differently \(processes: 2 before, 1 now\)"):
+        distill([cache], replace(stopped, resume=True))
 
 
 def test_nothing_to_resume(cache: Cache, tmp_path: Path) -> None:
