@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
@@ -90,10 +91,8 @@ def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
     assert found[0][:both] == found[1][:both]
 
 
-@pytest.fixture
-def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
-    """What a training that was killed leaves, and its settings."""
-    config = StudentConfig(tmp_path / "student", student="nano", steps=6, batch_size=4, save_minutes=0)
+def die_when_trained(cache: Cache, config: StudentConfig) -> None:
+    """A training that is killed after its last step, before its student is saved."""
     kill = KeyboardInterrupt("killed")
 
     def die(self: object, *args: object, **kwargs: object) -> None:
@@ -103,8 +102,33 @@ def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
         patch.setattr("comet.distillation.save_student", die)
         with pytest.raises(KeyboardInterrupt):
             distill([cache], config)
+
+
+@pytest.fixture
+def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
+    """What a training that was killed leaves, and its settings."""
+    config = StudentConfig(tmp_path / "student", student="nano", steps=6, batch_size=4, save_minutes=0)
+    die_when_trained(cache, config)
     assert len(checkpoints_of(config.output)) == 2, "the last two are kept"
     return config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 6}, {"epochs": 1, "batch_size": 64}, {"epochs": 9, "batch_size": 64, "learning_rate": 0.05}],
+    ids=["in the middle of an epoch", "at the end of one", "out of patience"],
+)
+def test_killed_after_the_last_step_and_resumed_gives_the_same_student(
+    cache: Cache, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = StudentConfig(tmp_path / "whole", student="nano", dtype="float32", save_minutes=0, **options)
+    whole, killed = distill([cache], config), replace(config, output=tmp_path / "killed")
+    if "learning_rate" in options:
+        assert whole.steps < 9 * 5 and whole.best_step < whole.steps, "it gave up"
+    die_when_trained(cache, killed)
+    resumed = distill([cache], replace(killed, resume=True))
+    assert (resumed.steps, resumed.best_step) == (whole.steps, whole.best_step)
+    assert digest(killed.output) == digest(whole.output)
 
 
 def test_an_unfinished_training_is_never_overwritten(cache: Cache, stopped: StudentConfig) -> None:
