@@ -26,17 +26,17 @@ def draw(path: Path, title: str, lines: Mapping[str, Sequence[Point]], x_name: s
         for kind, colour in zip(kinds.values(), COLOURS, strict=False)
     )
     legend = "".join(
-        f'<rect x="{WIDTH + 6}" y="{34 + 18 * place}" width="10" height="10" fill="{colour}"/>'
-        f'<text x="{WIDTH + 22}" y="{43 + 18 * place}">{escape(name)}</text>'
+        f'<rect x="{WIDTH + 6}" y="{46 + 18 * place}" width="10" height="10" fill="{colour}"/>'
+        f'<text x="{WIDTH + 22}" y="{55 + 18 * place}">{escape(name)}</text>'
         for place, (name, colour) in enumerate(zip(kinds, COLOURS, strict=False))
     )
     path.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + LEGEND} {HEIGHT + 24}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + LEGEND} {HEIGHT + 36}" '
         f'font-family="system-ui,sans-serif" font-size="11"><style>.line{{fill:none;stroke-width:2}}'
         f".grid{{stroke:#e3e6ea}}text{{fill:#5b6470}}{style}</style>"
         f'<rect width="100%" height="100%" fill="#fff"/>'
         f'<text x="12" y="16" font-weight="600">{escape(title)}</text>'
         f'<text x="12" y="30" font-size="10">{escape(y_name)}</text>'
-        f'<svg y="24" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">{chart}</svg>{legend}</svg>',
+        f'<svg y="36" width="{WIDTH}" height="{HEIGHT}" viewBox="0 0 {WIDTH} {HEIGHT}">{chart}</svg>{legend}</svg>',
         encoding="utf-8",
     )
