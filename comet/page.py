@@ -44,18 +44,8 @@ class History:
     best_step: int
 
 
-def page(
-    title: str,
-    facts: list[tuple[str, str]],
-    kl_name: str,
-    history: History,
-    before: Validation,
-    after: Validation,
-    close_up: CloseUp,
-) -> str:
-    """The whole report as HTML. `kl_name` says what the KL is, `facts` are names and values for the last table."""
-    looked = len(close_up.target_id)
-    some = f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}"
+def document(title: str, body: str) -> str:
+    """A whole page of HTML: one file, without scripts, that opens without network. `body` follows the title."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -68,7 +58,27 @@ def page(
 <body>
 <main>
 <h1>{escape_text(title)}</h1>
-<p>Measured on {after.targets:,} masked tokens of validation text. {best_student(history)}</p>
+{body}</main>
+</body>
+</html>
+"""
+
+
+def page(
+    title: str,
+    facts: list[tuple[str, str]],
+    kl_name: str,
+    history: History,
+    before: Validation,
+    after: Validation,
+    close_up: CloseUp,
+) -> str:
+    """The whole report as HTML. `kl_name` says what the KL is, `facts` are names and values for the last table."""
+    looked = len(close_up.target_id)
+    some = f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}"
+    return document(
+        title,
+        f"""<p>Measured on {after.targets:,} masked tokens of validation text. {best_student(history)}</p>
 {headline(kl_name, before, after, close_up)}
 <h2>Training</h2>
 <div class="grid">{validation_curve(kl_name, history)}{loss_curves(history)}</div>
@@ -86,10 +96,8 @@ by others or left as they are. Green is right.</p>
 {"".join(guesses(example, n) for n, example in enumerate(close_up.examples, 1))}
 <h2>What made this student</h2>
 <table class="facts">{"".join(fact(*pair) for pair in facts)}</table>
-</main>
-</body>
-</html>
-"""
+""",
+    )
 
 
 def escape_text(text: str) -> str:

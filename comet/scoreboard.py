@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from comet.examples import TaskData
-from comet.page import escape_text, fact, figure
+from comet.page import document, escape_text, fact, figure
 from comet.results import ModelResult, Run
 from comet.scores import retained
-from comet.style import STYLE
 from comet.svg import Series, bar_chart, number
 from comet.tasks import Task
 
@@ -145,26 +144,14 @@ def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
         for model in models
         for run in model.runs
     )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{escape_text(title)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{escape_text(title)}</h1>
-<p>{escape_text(what_is_measured(data))}.</p>
+    return document(
+        title,
+        f"""<p>{escape_text(what_is_measured(data))}.</p>
 <div class="grid">{"".join(chart(name, models, [of(m) for m in models], note, c) for name, of, note, c in charts)}</div>
 <h2>Models</h2>
 <div class="card wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>
 {"".join(f"<p>{escape_text(line)}.</p>" for line in notes(data, models))}
 <h2>Runs</h2>
 <table class="facts">{runs}</table>
-</main>
-</body>
-</html>
-"""
+""",
+    )

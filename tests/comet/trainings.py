@@ -37,6 +37,7 @@ def wait_for_checkpoint(running: subprocess.Popen[str], output: Path, step: int)
         time.sleep(0.002)
 
 
-def losses(checkpoint: Path) -> list[tuple[int, float]]:
+def losses(checkpoint: Path) -> list[tuple[float, ...]]:
+    """Step, loss and its parts, as logged."""
     history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
-    return [(line["step"], line["loss"]) for line in history if "loss" in line]
+    return [(line["step"], line["loss"], line["kd"], line["attention"]) for line in history if "loss" in line]
