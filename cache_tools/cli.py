@@ -97,21 +97,34 @@ def main() -> None:
     help="Evaluation file or folder (also .tsv, .csv, CoNLL): leave out documents that share 8 words in a row with it. "
     "Repeatable.",
 )
-@click.option("--seq-len", default=128, help="Tokens in a row.")
+@click.option("--seq-len", default=BuildSettings.seq_len, help="Tokens in a row.")
 @click.option(
     "--views", type=int, default=None, help=f"Maskings of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]"
 )
-@click.option("--mask-prob", default=0.15, help="Share of a row's tokens that are masked in one view.")
-@click.option("--top-k", default=64, help="Tokens kept at each target.")
-@click.option("--keep", type=click.Choice(["topk", "threshold"]), default="topk", help="The best k, or a sample of k.")
-@click.option("--attention-layers", default="last", help="last, all, none, every:N, or numbers such as -1,-7.")
-@click.option("--attention-size", default=32, help="Attention maps are pooled to this many blocks a side.")
-@click.option("--temperatures", default="1,2", callback=comma_numbers, help="The tail is stored for each of these.")
+@click.option(
+    "--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that are masked in one view."
+)
+@click.option("--top-k", default=BuildSettings.top_k, help="Tokens kept at each target, at most.")
+@click.option("--keep", type=click.Choice(["threshold", "topk"]), default=BuildSettings.keep,
+              help="threshold: all tokens of probability above 1/k, and an unbiased sample of the others. topk: the "
+              "best k and the mass of all others.")  # fmt: skip
+@click.option("--attention-layers", default=BuildSettings.attention_layers,
+              help="spread:N (evenly, with the last), every:N, last, all, none, or numbers such as -1,-7.")  # fmt: skip
+@click.option(
+    "--attention-size",
+    default=BuildSettings.attention_size,
+    help="Attention maps are pooled to this many blocks a side.",
+)
+@click.option("--temperatures", default="1", callback=comma_numbers, help="Logits are kept for each of these, as 1,2.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
 @click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: what device and memory allow]")
-@click.option("--rows-per-shard", default=1024, help="Rows in one file of each array; a crash costs at most one shard.")
+@click.option(
+    "--rows-per-shard",
+    default=BuildSettings.rows_per_shard,
+    help="Rows in one file of each array; a crash costs at most one shard.",
+)
 @click.option("--seed", default=0, help="Seed of the masking.")
 @click.option(
     "--max-hours", type=float, help="Begin no shard after this long; run again to go on.  [default: no limit]"

@@ -14,7 +14,8 @@ def describe(cache: Cache) -> dict[str, object]:
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
     size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
-    kept = "best tokens" if recipe.keep == "topk" else "tokens by threshold sampling"
+    best = recipe.keep == "topk"
+    kept = f"the {recipe.top_k} best tokens" if best else f"up to {recipe.top_k} tokens by threshold sampling"
     layers = ", ".join(str(layer) for layer in recipe.attention_layers)
     text_tokens = made_from.get("text_tokens")
     excluded = ", ".join(str(source.get("name")) for source in made_from.get("excluded", []))
@@ -30,8 +31,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
-        "targets": f"up to {targets:,}, {recipe.top_k} {kept} each, tails at T = "
-        + ", ".join(f"{t:g}" for t in recipe.temperatures),
+        "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
         "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {recipe.attention_size}×{recipe.attention_size}"
         if recipe.attention_layers
         else "none",

@@ -73,7 +73,7 @@ def estimate(settings: BuildSettings) -> Estimate:
                 break
         seconds = time.monotonic() - started
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    probed = len(arrays["topk_id"])
+    probed = len(arrays[next(iter(arrays))])
     encoded = sum(len(encode_chunk(cache.specs["train"][name], rows)) for name, rows in arrays.items())
     rows = sum(recipe.rows(group) for group in GROUPS)
     return Estimate(

@@ -89,7 +89,7 @@ class ShardInWork:
         found = {name: array.dtype for name, array in part.items()}
         if found != (expected := {name: array.dtype for name, array in self.arrays.items()}):
             raise ValueError(f"shard {self.place}: expected arrays {expected}, found {found}")
-        rows = slice(self.collected_rows, self.collected_rows + len(part["topk_id"]))
+        rows = slice(self.collected_rows, self.collected_rows + len(part[next(iter(part))]))
         for name, array in part.items():
             self.arrays[name][rows] = array
         self.collected_rows = rows.stop

@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from cache_tools.errors import CometError
 
 IMPLEMENTATION = "comet_pooled_sdpa"
+CODE_STEPS = 255
 
 
 def block_members(length: Tensor, seq_len: int, size: int) -> Tensor:
@@ -77,6 +78,18 @@ def attend_and_pool(
     weights = scores.softmax(-1)
     attended = nn.functional.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
     return attended, pool_weights(weights, members)
+
+
+def to_codes(maps: Tensor) -> Tensor:
+    """uint8 codes of maps […, m, m], 255 times the square root: as fine as it matters for small values too, in half the
+    bytes of float16. What is not finite becomes 0, so that a row of it is all zero, which no map's is."""
+    return maps.nan_to_num(0.0, 0.0, 0.0).sqrt().mul(CODE_STEPS).round().to(torch.uint8)
+
+
+def from_codes(codes: Tensor) -> Tensor:
+    """Maps […, m, m] float32 from their codes, rows of used blocks summing to 1 again."""
+    maps = codes.float().square()
+    return maps / maps.sum(-1, keepdim=True).clamp(min=1.0)
 
 
 class AttentionCapture:

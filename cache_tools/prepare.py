@@ -98,7 +98,7 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
     positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
     if settings.seq_len > positions:
         raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
-    if settings.top_k > vocab_size or (settings.keep == "threshold" and settings.top_k == vocab_size):
+    if settings.top_k > vocab_size:
         raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
     parse_layers(settings.attention_layers, config.num_hidden_layers)
 

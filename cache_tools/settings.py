@@ -20,11 +20,11 @@ class BuildSettings:
     views: int = 1
     mask_prob: float = 0.15
     seed: int = 0
-    keep: str = "topk"
+    keep: str = "threshold"
     top_k: int = 64
-    temperatures: tuple[float, ...] = (1.0, 2.0)
-    attention_layers: str = "last"
-    attention_size: int = 32
+    temperatures: tuple[float, ...] = (1.0,)
+    attention_layers: str = "spread:6"
+    attention_size: int = 16
     rows_per_shard: int = 1024
     dtype: str = "auto"
     device: str = "auto"
@@ -39,7 +39,8 @@ class BuildSettings:
         demand(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
         demand(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
         demand(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
-        demand(1 <= self.top_k <= 2**14, "--top-k", self.top_k, "1 to 16384")
+        fewest = 2 if self.keep == "threshold" else 1
+        demand(fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{fewest} to 16384")
         largest = min(self.seq_len, 4096)
         demand(1 <= self.attention_size <= largest, "--attention-size", self.attention_size, f"1 to {largest}")
         demand(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
@@ -49,23 +50,30 @@ class BuildSettings:
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
         demand(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
+        ok = self.keep == "topk" or 1.0 in self.temperatures
+        demand(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
 
 
 def parse_layers(text: str, layers: int) -> tuple[int, ...]:
-    """Layer indices, ascending, of a model with `layers` layers: `last`, `all`, `none`, `every:4`, or `-1,-7`.
+    """Layer indices, ascending, of a model with `layers` layers: `last`, `all`, `none`, `spread:6`, `every:4`, or
+    `-1,-7`.
 
-    `every:n` takes the last layer and every n-th before it. Raises CometError for anything else.
+    `spread:n` takes n layers evenly spread, the last among them, all if there are fewer; `every:n` the last and every
+    n-th before it. Raises CometError for anything else.
     """
-    expected = f"last, all, none, every:N, or layer numbers such as -1,-7 within {layers} layers"
+    expected = f"last, all, none, spread:N, every:N, or layer numbers such as -1,-7 within {layers} layers"
     problem = CometError(f"--attention-layers {text}: expected {expected}", exit_code=2)
     if text in ("last", "all", "none"):
         return {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}[text]
     try:
-        if text.startswith("every:"):
-            step = int(text.removeprefix("every:"))
-            if step < 1:
+        way, colon, number = text.partition(":")
+        if colon and way in ("spread", "every"):
+            n = int(number)
+            if n < 1:
                 raise problem
-            return tuple(sorted(range(layers - 1, -1, -step)))
+            if way == "every":
+                return tuple(sorted(range(layers - 1, -1, -n)))
+            return tuple((i + 1) * layers // n - 1 for i in range(n)) if n < layers else tuple(range(layers))
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise problem from None

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from comet.data import CacheRows, Shard, collate
-from comet.distiller import Distiller
+from comet.distiller import Distiller, first_kept
 from comet.losses import attention_kl, hard_cross_entropy, teacher_log_normaliser
 from comet.validation import Collator
 
@@ -138,12 +138,13 @@ def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
     features, _ = distiller.features(batch)
     best = distiller.best_token(features)
     kept, best_logit, _, rest = distiller.head(features, batch | {"target_id": best}, 1.0)
-    slot = batch["topk_logprob"].argmax(1, keepdim=True)  # [T, 1]
-    teacher_best = batch["topk_id"].gather(1, slot)[:, 0]
+    kept_id = distiller.kept_id(batch, 1.0)
+    slot = first_kept(kept_id)  # [T, 1]
+    teacher_best = kept_id.gather(1, slot)[:, 0]
     truth = batch["target_id"]
     arrays = {
         "target_id": truth,
-        "kl": distiller.kl_at_one(batch, kept, rest).double(),
+        "kl": distiller.kl(batch, kept, rest, 1.0).double(),
         "correct": best == truth,
         "teacher_correct": teacher_best == truth,
         "agrees": best == teacher_best,
@@ -154,9 +155,21 @@ def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
 
 
 def teacher_logprob(batch: Batch, distiller: Distiller) -> Tensor:
-    """[T, k] log-probabilities of the kept tokens, summing to 1 with the tail also where tokens were left out."""
-    logprob, tail = batch["topk_logprob"], distiller.tail_at_one(batch)
-    return logprob if tail is None else logprob - teacher_log_normaliser(logprob, tail, 1.0)[:, None]
+    """[T, k] log-probabilities of the kept tokens at temperature 1, summing to 1 with the tail also where tokens were
+    left out. Of a threshold sample only those that are known: the most probable ones; the drawn ones, which stand for
+    others too, are −∞. The first that is kept always counts as known, also when a trimmed vocabulary lacks the best."""
+    temperatures = distiller.cache.temperatures
+    if distiller.cache.keep == "topk":
+        logprob = batch["topk_logprob"]
+        if 1.0 not in temperatures:
+            return logprob
+        tail = batch["tail_logmass"][:, temperatures.index(1.0)]
+        return logprob - teacher_log_normaliser(logprob, tail, 1.0)[:, None]
+    logweight = batch["sample_logweight"][:, temperatures.index(1.0)]
+    first = first_kept(distiller.kept_id(batch, 1.0))
+    others = logweight.scatter(1, first, -torch.inf)
+    drawn = others.masked_fill(others == -torch.inf, torch.inf).amin(1, keepdim=True)  # all drawn ones weigh the same
+    return logweight.masked_fill((others <= drawn).scatter(1, first, False), -torch.inf)
 
 
 def look_at_rows(
@@ -215,8 +228,9 @@ def decode_row(
     weight, bias = distiller.output_layer()
     logits = torch.addmm(bias, features[shown], weight.T)  # [places, V]
     student = logits.softmax(1).topk(min(GUESSES, logits.shape[1]))
-    teacher = teacher_logprob(batch, distiller)[shown].exp().topk(min(GUESSES, batch["topk_id"].shape[1]))
-    teacher_id = batch["topk_id"][shown].gather(1, teacher.indices)
+    kept_id = distiller.kept_id(batch, 1.0)[shown]
+    teacher = teacher_logprob(batch, distiller)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))
+    teacher_id = kept_id.gather(1, teacher.indices)
     truth = batch["target_id"][shown]
 
     def guesses(ids: Tensor, probabilities: Tensor, true_id: int) -> list[Guess]:

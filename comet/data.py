@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cache_tools.errors import CometError
+from cache_tools.pooling import from_codes
 from cache_tools.store.reader import Cache
 from comet.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
 
@@ -186,8 +187,9 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
     """Rows [B, …] as a batch of tensors, its T used target slots side by side.
 
     input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row, target_position, target_id [T] int64,
-    topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32,
-    threshold [T] float32 if stored, attention [B, layers, m, m] float32 if asked for.
+    topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32, or of a
+    threshold sample sample_id [T, n_T, k] int64, sample_logweight [T, n_T, k] float32, entropy and entropy_seen
+    [T, n_T] float32; attention [B, layers, m, m] float32. Only what `arrays` hold.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
@@ -201,11 +203,12 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
         "length": torch.from_numpy(arrays["length"].astype(np.int64)),
         "target_row": torch.from_numpy(used // slots),
     }
-    batch |= {name: at_targets(name).long() for name in ("target_position", "target_id", "topk_id")}
-    floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "threshold")
+    whole = ("target_position", "target_id", "topk_id", "sample_id")
+    batch |= {name: at_targets(name).long() for name in whole if name in arrays}
+    floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "sample_logweight", "entropy", "entropy_seen")
     batch |= {name: at_targets(name).float() for name in floats if name in arrays}
     if "attention" in arrays:
-        batch["attention"] = torch.from_numpy(arrays["attention"]).float()
+        batch["attention"] = from_codes(torch.from_numpy(arrays["attention"]))
     return batch
 
 

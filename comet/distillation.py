@@ -189,7 +189,8 @@ def described_processes(processes: Processes) -> str:
 
 def arrays_needed(cache: Cache, distiller: Distiller, vocabulary: StudentVocabulary) -> list[str]:
     """The arrays of the cache that a training reads."""
-    unused = {"row_key", "tail_logmass" if vocabulary.trimmed else "tail_logmass_seen"}
+    of_all, of_seen = {"tail_logmass", "entropy"}, {"tail_logmass_seen", "entropy_seen"}
+    unused = {"row_key"} | (of_all if vocabulary.trimmed else of_seen)
     unused |= set() if distiller.matches_attention else {"attention"}
     return [name for name in cache.extent.arrays if name not in unused]
 

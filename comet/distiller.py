@@ -18,7 +18,7 @@ from comet.losses import (
     bucketed_kl,
     hard_cross_entropy,
     residual_kl,
-    threshold_kl,
+    sampled_kl,
 )
 from comet.recipes import TrainingRecipe
 from comet.schedules import at, is_used, temperatures_of
@@ -50,7 +50,7 @@ class Distiller(nn.Module):
         if absent:
             stored = ",".join(f"{t:g}" for t in cache.temperatures)
             raise CometError(
-                f"temperature {absent[0]:g}: the cache holds tails at {stored} only; choose one of these, or build a "
+                f"temperature {absent[0]:g}: the cache holds logits for {stored} only; choose one of these, or build a "
                 f"cache with --temperatures {stored},{absent[0]:g}",
                 exit_code=2,
             )
@@ -139,7 +139,7 @@ class Distiller(nn.Module):
         weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
         kept, truth, rest = sparse_head(
-            features, weight, bias, batch["topk_id"], batch["target_id"], temperatures, of_head
+            features, weight, bias, self.kept_id(batch, temperature), batch["target_id"], temperatures, of_head
         )
         return kept, truth, rest[:, 0], rest[:, -1]
 
@@ -160,31 +160,33 @@ class Distiller(nn.Module):
             best = torch.maximum(value, best)
         return token
 
+    def kept_id(self, batch: dict[str, Tensor], temperature: float) -> Tensor:
+        """[T, k] the tokens that the cache knows of, the most probable first; of a sample those for this temperature,
+        or the first where it has none for it."""
+        if self.cache.keep == "topk":
+            return batch["topk_id"]
+        stored = self.cache.temperatures
+        return batch["sample_id"][:, stored.index(temperature) if temperature in stored else 0]
+
     def logit_loss(
         self, batch: dict[str, Tensor], kept: Tensor, truth: Tensor, rest: Tensor, temperature: float
     ) -> Tensor:
         """[T] the recipe's distance to the teacher at a stored temperature."""
-        tail = batch["tail_logmass"][:, self.cache.temperatures.index(temperature)]
         if self.training_recipe.logit_loss == "residual":
+            tail = batch["tail_logmass"][:, self.cache.temperatures.index(temperature)]
             is_truth = batch["topk_id"] == batch["target_id"][:, None]
             return residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, temperature)
-        if "threshold" in batch:
-            return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, temperature)
-        return bucketed_kl(batch["topk_logprob"], tail, kept, rest, temperature)
+        return self.kl(batch, kept, rest, temperature)
 
-    def tail_at_one(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """[T] the teacher's log tail mass at temperature 1, where the cache holds it."""
-        temperatures = self.cache.temperatures
-        return batch["tail_logmass"][:, temperatures.index(1.0)] if 1.0 in temperatures else None
-
-    def kl_at_one(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor) -> Tensor:
-        """[T] KL to the teacher at temperature 1, bucketed or from a threshold sample; NaN without a tail at it."""
-        tail = self.tail_at_one(batch)
-        if tail is None:
+    def kl(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
+        """[T] KL to the teacher, bucketed or from a threshold sample; NaN at a temperature that is not stored."""
+        if temperature not in self.cache.temperatures:
             return torch.full_like(rest, torch.nan)
-        if "threshold" in batch:
-            return threshold_kl(batch["topk_logprob"], tail, batch["threshold"], kept, rest, 1.0)
-        return bucketed_kl(batch["topk_logprob"], tail, kept, rest, 1.0)
+        index = self.cache.temperatures.index(temperature)
+        if self.cache.keep == "topk":
+            return bucketed_kl(batch["topk_logprob"], batch["tail_logmass"][:, index], kept, rest, temperature)
+        logweight, entropy = batch["sample_logweight"][:, index], batch["entropy"][:, index]
+        return sampled_kl(logweight, entropy, kept, rest, temperature)
 
     def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
         """[B] distance of the student's pooled maps to the teacher's."""
@@ -193,6 +195,11 @@ class Distiller(nn.Module):
             return attention_projection(teacher, maps, self.projection)
         loss = {"kl": attention_kl, "mse": attention_mse}[self.training_recipe.attention_loss]
         return loss(teacher, maps, length)
+
+
+def first_kept(kept_id: Tensor) -> Tensor:
+    """[T, 1] the first slot of [T, k] that is not left out (−1): where the most probable token that is kept stands."""
+    return (kept_id >= 0).byte().argmax(1, keepdim=True)
 
 
 def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], ...]:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 
-def condition_on_seen(
-    topk_id: Tensor, topk_logprob: Tensor, tail_seen: Tensor, student_id: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(kept_id [T, k], logprob [T, k], tail [T]) of the teacher conditioned on the ids that occur in the corpus.
+def condition_on_seen(kept_id: Tensor, logprob: Tensor, student_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Kept tokens and their log-probabilities, or what they stand for, […, k], of the teacher conditioned on the ids
+    that occur in the corpus.
 
     `student_id` [V] int64 maps the teacher's ids to the student's, −1 for those it never meets, whose slots are left
-    out. With `tail_seen`, the log mass of the seen tokens that were not kept, this is exact.
+    out: their id becomes −1, as it stays in unused slots, and their value −∞. With the tail or the entropy over the
+    seen tokens this is exact.
     """
-    kept_id = student_id[topk_id]
-    return kept_id, topk_logprob.masked_fill(kept_id < 0, -torch.inf), tail_seen
+    kept_id = torch.where(kept_id < 0, -1, student_id[kept_id])
+    return kept_id, logprob.masked_fill(kept_id < 0, -torch.inf)
 
 
 def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
@@ -71,20 +71,15 @@ def residual_kl(
     return others + weighted(target_true.exp(), target_true - (truth / temperature - total))
 
 
-def threshold_kl(
-    logprob: Tensor, tail: Tensor, threshold: Tensor, kept: Tensor, rest: Tensor, temperature: float
-) -> Tensor:
-    """[T] unbiased estimate of KL(teacher ‖ student) at a temperature from a threshold sample with τ = `threshold` [T].
+def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
+    """[T] unbiased estimate of KL(teacher ‖ student) at a temperature from a threshold sample drawn at it.
 
-    A kept token was included with probability min(1, p / τ), p at temperature 1, and so stands for
-    p_T / min(1, p / τ) at temperature T (Horvitz and Thompson 1952); at T = 1 that is max(p, τ).
+    Σ w (−log q) − H, where a kept token stands for w = exp(`logweight`) [T, k], −∞ where a slot is left out (Horvitz
+    and Thompson 1952), and H = `entropy` [T] is the teacher's over the whole vocabulary. Among some tokens of mass P,
+    with H = −Σ p log(p / P) over them, it is P times the KL of both conditioned on these.
     """
-    normaliser = teacher_log_normaliser(logprob, tail, temperature)
-    teacher_kept = logprob / temperature - normaliser[:, None]
-    inclusion = (logprob - threshold.log()[:, None]).clamp(max=0.0)  # log min(1, p / τ)
-    inclusion = torch.where(logprob == -torch.inf, 0.0, inclusion)
     student_kept, _ = student_logprobs(kept, rest, temperature)
-    return weighted((teacher_kept - inclusion).exp(), teacher_kept - student_kept).sum(1)
+    return weighted(logweight.exp(), -student_kept).sum(1) - entropy
 
 
 def hard_cross_entropy(truth: Tensor, kept: Tensor, rest: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from comet.data import CacheRows, Shard, collate
-from comet.distiller import Distiller
+from comet.distiller import Distiller, first_kept
 from comet.losses import hard_cross_entropy
 from comet.processes import Processes
 
@@ -21,7 +21,7 @@ class Validation:
     """Means over the validation targets, at temperature 1. Accuracies are of the most probable token."""
 
     targets: int
-    kl: float  # nats; bucketed, or estimated from the threshold sample
+    kl: float  # nats; bucketed, or estimated from a threshold sample
     cross_entropy: float  # nats, to the true token
     accuracy: float
     teacher_accuracy: float
@@ -65,12 +65,11 @@ def validate(
         batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(index)).items()}
         features, _ = distiller.features(batch)
         kept, truth, _, rest = distiller.head(features, batch, 1.0)
-        teacher = batch["topk_logprob"]
-        best = distiller.best_token(features)
-        teacher_best = batch["topk_id"].gather(1, teacher.argmax(1, keepdim=True))[:, 0]
+        kept_id = distiller.kept_id(batch, 1.0)
+        best, teacher_best = distiller.best_token(features), kept_id.gather(1, first_kept(kept_id))[:, 0]
         sums = (
             torch.tensor(len(truth)),
-            distiller.kl_at_one(batch, kept, rest).sum(),
+            distiller.kl(batch, kept, rest, 1.0).sum(),
             hard_cross_entropy(truth, kept, rest).sum(),
             (best == batch["target_id"]).sum(),
             (teacher_best == batch["target_id"]).sum(),

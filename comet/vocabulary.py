@@ -172,32 +172,42 @@ def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any
 def in_vocabulary(batch: dict[str, Tensor], vocabulary: StudentVocabulary) -> dict[str, Tensor]:
     """A batch of `comet.data.collate` in the student's ids, the teacher conditioned on V_seen if it is trimmed.
 
-    Then kept tokens outside V_seen get id −1 and log-probability −∞, and `tail_logmass` is that over V_seen.
+    Then kept tokens outside V_seen get id −1 and log-probability −∞, and the tail or the entropy is that over V_seen.
     """
     if vocabulary.asked is None:
         return batch
-    kept_id, logprob, tail = condition_on_seen(
-        batch["topk_id"], batch["topk_logprob"], batch["tail_logmass_seen"], vocabulary.asked_id
-    )
-    return batch | {
+    if "sample_id" in batch:
+        kept_id, logweight = condition_on_seen(batch["sample_id"], batch["sample_logweight"], vocabulary.asked_id)
+        kept = {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
+    else:
+        kept_id, logprob = condition_on_seen(batch["topk_id"], batch["topk_logprob"], vocabulary.asked_id)
+        kept = {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
+    ids = {
         "input_ids": vocabulary.student_id[batch["input_ids"]],
         "target_id": vocabulary.asked_id[batch["target_id"]],
-        "topk_id": kept_id,
-        "topk_logprob": logprob,
-        "tail_logmass": tail,
     }
+    return batch | ids | kept
 
 
 def teacher_mass_outside(shards: Sequence[Shard], vocabulary: StudentVocabulary) -> float | None:
-    """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards;
-    None where the cache holds no tail at 1."""
-    temperatures = shards[0].cache.recipe.temperatures
-    if 1.0 not in temperatures:
+    """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards,
+    of a threshold sample an estimate; None where the cache holds no tail at 1."""
+    recipe = shards[0].cache.recipe
+    if 1.0 not in recipe.temperatures:
         return None
-    inside: list[Tensor] = []
-    names = ("target_position", "length", "input_ids", "target_id", "topk_id", "topk_logprob", "tail_logmass_seen")
+    at_one = recipe.temperatures.index(1.0)
+    signals = ("topk_id", "topk_logprob", "tail_logmass_seen")
+    if recipe.keep == "threshold":
+        signals = ("sample_id", "sample_logweight", "entropy_seen")
+    names = ("target_position", "length", "input_ids", "target_id", *signals)
+    outside: list[Tensor] = []
     for shard in shards:
-        batch = in_vocabulary(collate(shard.cache.read_shard(shard.group, shard.index, names)), vocabulary)
-        tail = batch["tail_logmass"][:, temperatures.index(1.0)]  # [T]
-        inside.append(torch.logaddexp(batch["topk_logprob"].logsumexp(1), tail).exp())
-    return 1 - torch.cat(inside).mean().item()
+        batch = collate(shard.cache.read_shard(shard.group, shard.index, names))
+        of_seen = in_vocabulary(batch, vocabulary)
+        if recipe.keep == "threshold":
+            every, seen = (b["sample_logweight"][:, at_one].exp().sum(1) for b in (batch, of_seen))
+            outside.append(every - seen)
+        else:
+            tail = of_seen["tail_logmass"][:, at_one]  # [T]
+            outside.append(1 - torch.logaddexp(of_seen["topk_logprob"].logsumexp(1), tail).exp())
+    return torch.cat(outside).mean().item()

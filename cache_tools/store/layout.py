@@ -24,6 +24,8 @@ VOCABULARY = "vocabulary"
 MAX_METADATA_BYTES = 64 * 2**10
 BLOSC_HEADER_BYTES = 16
 CRC_BYTES = 4
+ZSTD_LEVEL = 5
+NO_CODE = 255  # a row of a map all of whose codes are 255 cannot be
 
 # Blosc's own threads change the bytes from run to run; a cache's bytes are its identity.
 numcodecs.blosc.use_threads = False
@@ -59,15 +61,25 @@ def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
         "target_position": ("uint16", 65535, {"target": slots}),
         "target_id": ("int32", -1, {"target": slots}),
         "row_key": ("uint64", 0, {}),
-        "topk_id": ("int32", -1, {"target": slots, "k": k}),
-        "topk_logprob": ("float16", math.nan, {"target": slots, "k": k}),
-        "tail_logmass": ("float32", math.nan, {"target": slots, "temperature": temperatures}),
-        "tail_logmass_seen": ("float32", math.nan, {"target": slots, "temperature": temperatures}),
     }
+    of_target = {"target": slots}
+    at_temperature = of_target | {"temperature": temperatures}
     if recipe.keep == "threshold":
-        table["threshold"] = ("float32", math.nan, {"target": slots})
+        table |= {
+            "sample_id": ("int32", -1, at_temperature | {"k": k}),
+            "sample_logweight": ("float16", math.nan, at_temperature | {"k": k}),
+            "entropy": ("float32", math.nan, at_temperature),
+            "entropy_seen": ("float32", math.nan, at_temperature),
+        }
+    else:
+        table |= {
+            "topk_id": ("int32", -1, of_target | {"k": k}),
+            "topk_logprob": ("float16", math.nan, of_target | {"k": k}),
+            "tail_logmass": ("float32", math.nan, at_temperature),
+            "tail_logmass_seen": ("float32", math.nan, at_temperature),
+        }
     if layers:
-        table["attention"] = ("float16", math.nan, {"layer": layers, "query_block": size, "key_block": size})
+        table["attention"] = ("uint8", NO_CODE, {"layer": layers, "query_block": size, "key_block": size})
     specs = {}
     for name, (dtype, fill, axes) in table.items():
         shape = (recipe.rows(group), *axes.values())
@@ -98,8 +110,8 @@ def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
 
 
 def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> zarr.Array:
-    """Creates the array without data: bitshuffled zstd-1 in Blosc, then a crc32c on every chunk."""
-    blosc = BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle", typesize=spec.dtype.itemsize, blocksize=0)
+    """Creates the array without data: byte-shuffled zstd in Blosc, then a crc32c on every chunk."""
+    blosc = BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="shuffle", typesize=spec.dtype.itemsize, blocksize=0)
     return zarr.create_array(
         store,
         name=spec.path,
@@ -137,7 +149,7 @@ def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:
         whole = np.full(spec.chunk, spec.fill, dtype=spec.dtype)
         whole[: len(rows)] = rows
     little = np.ascontiguousarray(whole, dtype=spec.dtype.newbyteorder("<"))
-    packed: bytes = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE).encode(little)
+    packed: bytes = Blosc(cname="zstd", clevel=ZSTD_LEVEL, shuffle=Blosc.SHUFFLE).encode(little)
     return packed + google_crc32c.value(packed).to_bytes(CRC_BYTES, "little")
 
 

@@ -144,6 +144,7 @@ class Cache:
             "length": (1, recipe.seq_len + 1),
             "target_id": (-1, recipe.vocab_size),
             "topk_id": (-1, recipe.vocab_size),
+            "sample_id": (-1, recipe.vocab_size),
         }
         for name, (low, high) in below.items():
             if name in arrays and not (arrays[name].min() >= low and arrays[name].max() < high):

@@ -127,6 +127,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     for name in ("bos_id", "eos_id", "pad_id", "mask_id"):
         demand(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
     demand(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
+    demand(value["top_k"] > 1 or value["keep"] == "topk", "top_k", "at least 2 for a threshold sample")
     demand(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
     demand(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
     demand(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
@@ -140,6 +141,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
     demand_list("temperatures", float, 0.01, 1000.0, 1)
     demand_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
+    demand(value["keep"] == "topk" or 1.0 in value["temperatures"], "temperatures", "1 among them")
     for name in ("special_ids", "temperatures", "attention_layers"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)

@@ -45,14 +45,31 @@ class BlockLogits:
     """The logits of T targets over n blocks of tokens; the first `seen_blocks` hold the tokens of the corpus.
 
     `logits` [n, BLOCK, T] and `largest` [n, T] float32; `log_sums[t]` [n, T] float32: log Σ exp(logit / t) of each
-    block; `ids` [n, BLOCK] int32. Places that no token fills have a logit of −∞.
+    block; `below[t]` [n, T] float32, if asked for: how far the logits of a block lie below its largest, the mean with
+    weights exp(logit / t); `ids` [n, BLOCK] int32. Places that no token fills have a logit of −∞.
     """
 
     logits: Tensor
     largest: Tensor
     log_sums: dict[float, Tensor]
+    below: dict[float, Tensor]
     ids: Tensor
     seen_blocks: int
+
+    def entropies(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """(−Σ p log p over the vocabulary, −Σ p log(p / P) over the tokens of the corpus with mass P), both [T].
+
+        With logits relative to the largest of a target all terms have one sign, so nothing cancels.
+        """
+        log_sums, seen = self.log_sums[temperature], slice(self.seen_blocks)
+        log_total = log_sums.logsumexp(0)  # [T]
+        highest = self.largest.amax(0)
+        gap = (highest - self.largest + self.below[temperature]) / temperature  # [n, T] mean of each block
+        terms = (log_sums - log_total).exp() * gap.masked_fill(log_sums == -torch.inf, 0.0)  # [n, T]
+        log_seen = log_sums[seen].logsumexp(0)
+        mass_seen = (log_seen - log_total).exp()
+        above = (mass_seen * (log_seen - highest / temperature)).masked_fill(mass_seen == 0, 0.0)
+        return log_total - highest / temperature + terms.sum(0), above + terms[seen].sum(0)
 
     def open(self, number: Tensor) -> OpenedBlocks:
         """The blocks `number` [T, c] of each target."""
@@ -105,7 +122,9 @@ class BlockedHead:
         size = -(-targets // (count * ALIGNMENT)) * ALIGNMENT
         return [slice(start, min(start + size, targets)) for start in range(0, targets, size)]
 
-    def block_logits(self, features: Tensor, temperatures: tuple[float, ...]) -> BlockLogits:
+    def block_logits(
+        self, features: Tensor, temperatures: tuple[float, ...], with_entropy: bool = False
+    ) -> BlockLogits:
         """Logits of features [T, H], T as in `portions`, with the sums for these temperatures and for 1.
 
         The result lives in memory that the next call uses again.
@@ -118,6 +137,7 @@ class BlockedHead:
         largest = logits.new_empty(blocks, width)
         falling = sorted({1.0, *temperatures}, reverse=True)
         log_sums = {t: torch.empty_like(largest) for t in falling}
+        below = {t: torch.empty_like(largest) for t in falling if with_entropy}
         features = nn.functional.pad(features.to(self.weight.dtype), (0, 0, 0, width - targets)).T  # [H, width]
         step = max(1, SLICE // BLOCK)
         scratch = logits.new_empty(min(step, blocks), BLOCK, width)
@@ -136,14 +156,24 @@ class BlockedHead:
                     torch.sub(block, largest[here, None], out=relative)
                     relative.mul_(LOG2_E / t).exp2_()
                 torch.sum(relative, 1, out=log_sums[t][here])
+                if with_entropy:
+                    below[t][here] = mean_below(relative, block, largest[here], log_sums[t][here])
                 log_sums[t][here].log_().add_(largest[here], alpha=1 / t)
         return BlockLogits(
             logits.view(blocks, BLOCK, width)[..., :targets],
             largest[:, :targets],
             {t: sums[:, :targets] for t, sums in log_sums.items()},
+            {t: means[:, :targets] for t, means in below.items()},
             self.ids,
             self.seen_blocks,
         )
+
+
+def mean_below(weight: Tensor, logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
+    """[b, T] the mean of largest − logits with these weights [b, BLOCK, T], which sum to `total`; without those of
+    weight zero, where the difference may be infinite."""
+    difference = (largest[:, None] - logits).masked_fill_(weight == 0, 0.0)  # [b, BLOCK, T]
+    return difference.mul_(weight).sum(1) / total
 
 
 def in_blocks(ids: Tensor, filler: int) -> Tensor:

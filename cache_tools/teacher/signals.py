@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.errors import CometError
-from cache_tools.pooling import AttentionCapture
+from cache_tools.pooling import AttentionCapture, to_codes
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, threshold_offsets
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.logits import keep_topk
 from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.threshold import keep_threshold_sample
+
+NATS_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -119,20 +121,29 @@ class TeacherPass:
         hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
         features = self.teacher.transform(hidden[row, position])  # [T, H]
         if recipe.keep == "threshold":
-            kept = keep_threshold_sample(features, self.head, recipe.top_k, recipe.temperatures, offset)
+            sample = keep_threshold_sample(features, self.head, recipe.top_k, recipe.temperatures, offset)
+            results = {
+                "sample_id": sample.ids.int(),
+                "sample_logweight": sample.logweight.half(),
+                "entropy": rounded(sample.entropy),
+                "entropy_seen": rounded(sample.entropy_seen),
+            }
         else:
             kept = keep_topk(features, self.head, recipe.top_k, recipe.temperatures)
-        results = {
-            "topk_id": kept.ids.int(),
-            "topk_logprob": kept.logprob.half(),
-            "tail_logmass": kept.tail_logmass,
-            "tail_logmass_seen": kept.tail_logmass_seen,
-        }
-        if kept.threshold is not None:
-            results["threshold"] = kept.threshold
+            results = {
+                "topk_id": kept.ids.int(),
+                "topk_logprob": kept.logprob.half(),
+                "tail_logmass": rounded(kept.tail_logmass),
+                "tail_logmass_seen": rounded(kept.tail_logmass_seen),
+            }
         if recipe.attention_layers:
-            results["attention"] = capture.maps().half()
+            results["attention"] = to_codes(capture.maps())
         return Launched(batch, {name: to_host(r) for name, r in results.items()}, began, Moment(device))
+
+
+def rounded(nats: Tensor) -> Tensor:
+    """To the nearest 1 / 1024, which halves the bytes and is finer than float16 log-probabilities are."""
+    return (nats * NATS_STEPS).round() / NATS_STEPS
 
 
 def to_host(result: Tensor) -> Tensor:
@@ -151,19 +162,19 @@ def collect(launched: Launched) -> dict[str, NDArray]:
     launched.finished.wait()
     batch = launched.batch
     results = {name: result.numpy() for name, result in launched.results.items()}
-    logits_ok = np.isfinite(results["topk_logprob"]).all() and not any(
-        np.isnan(results[name]).any() for name in ("tail_logmass", "tail_logmass_seen", "threshold") if name in results
-    )
-    if not logits_ok:
-        raise CometError(overflow("logits are"))
-    if "attention" in results and not np.isfinite(results["attention"]).all():
-        raise CometError(overflow("attention is"))
+    for name, values in results.items():
+        if name == "attention":
+            used = np.arange(values.shape[-1]) < batch.length.numpy()[:, None]  # [B, m]
+            if not (values.any(-1) | ~used[:, None]).all():
+                raise CometError(overflow("attention is"))
+        elif np.isnan(values).any() or (name == "topk_logprob" and np.isinf(values).any()):
+            raise CometError(overflow("logits are"))
     arrays = {}
     for name, values in results.items():
         if name == "attention":
             arrays[name] = values
         else:
-            unused = UNUSED_ID if name == "topk_id" else np.nan
+            unused = UNUSED_ID if name.endswith("_id") else np.nan
             arrays[name] = np.full((len(batch.length), batch.slots, *values.shape[1:]), unused, values.dtype)
             arrays[name][batch.row.numpy(), batch.slot] = values
     return arrays

@@ -3,12 +3,13 @@
 The features are the unit vectors and the weights the logits themselves, so that no rounding comes in.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from cache_tools.teacher.head import BlockedHead, Head
-from cache_tools.teacher.logits import KeptLogits, keep_topk
-from cache_tools.teacher.threshold import threshold_of
+from cache_tools.teacher.logits import TopLogits, keep_topk
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 TOLERANCE = 2e-5  # of a log-probability or a log-mass, in float32
@@ -28,28 +29,39 @@ def random_seen(seed: int, vocab_size: int) -> Tensor:
     return torch.rand(vocab_size, generator=torch.Generator().manual_seed(1000 + seed)) < 0.3
 
 
-def topk_of(logits: Tensor, k: int, seen: Tensor, temperatures: tuple[float, ...] = TEMPERATURES) -> KeptLogits:
+def topk_of(logits: Tensor, k: int, seen: Tensor, temperatures: tuple[float, ...] = TEMPERATURES) -> TopLogits:
     features, head = exact_head(logits)
     return keep_topk(features, BlockedHead(head, seen), k, temperatures)
 
 
-def threshold_sample(probability: Tensor, k: int, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """The definition, in one running sum over the vocabulary: ids [T, k] ascending and τ [T].
+def threshold_sample(probability: Tensor, k: int, offset: float) -> dict[int, float]:
+    """The definition, token by token for one target: what each kept token stands for.
 
-    `probability` [T, V] float64 sums to 1, `offset` [T] in [0, 1).
+    `probability` [V] float64 sums to 1, `offset` in [0, 1).
     """
-    largest, largest_id = probability.topk(k, dim=1)
-    certain, threshold = threshold_of(largest, probability.scatter(1, largest_id, 0.0).sum(1, keepdim=True), 1e-9)
-    is_certain = torch.zeros_like(probability, dtype=torch.bool)
-    is_certain.scatter_(1, largest_id, torch.arange(k) < certain)
-    running = probability.masked_fill(is_certain, 0.0).cumsum(1)
-    steps = (running / running[:, -1:] * (k - certain) + offset[:, None]).floor()
-    taken = torch.diff(steps, dim=1, prepend=torch.zeros_like(steps[:, :1])) > 0
-    return (taken | is_certain).nonzero()[:, 1].view(len(probability), k), threshold[:, 0]
+    weights = {token: p for token, p in enumerate(probability.tolist()) if p >= 1 / k}
+    best = int(probability.argmax())
+    weights.setdefault(best, float(probability[best]))
+    others = [(token, p) for token, p in enumerate(probability.tolist()) if token not in weights]
+    left = sum(p for _, p in others)
+    spacing = max(1 / k, left / max(k - len(weights), 1))
+    running = offset
+    for token, p in others:
+        if math.floor(running + p / spacing) > math.floor(running):
+            weights[token] = spacing
+        running += p / spacing
+    return weights
+
+
+def entropies(probability: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+    """(−Σ p log p, −Σ p log(p / P) over the seen tokens of mass P), [T] each, for `probability` [T, V] float64."""
+    of_seen = probability[:, seen]
+    mass = of_seen.sum(1, keepdim=True)
+    return -torch.xlogy(probability, probability).sum(1), -torch.xlogy(of_seen, of_seen / mass).sum(1)
 
 
 def assert_equals_the_dense_reference(
-    kept: KeptLogits, logits: Tensor, k: int, seen: Tensor, tolerance: float = TOLERANCE
+    kept: TopLogits, logits: Tensor, k: int, seen: Tensor, tolerance: float = TOLERANCE
 ) -> None:
     logprob = logits.double().log_softmax(1)
     expected = torch.argsort(logits, dim=1, descending=True, stable=True)[:, :k]
@@ -59,7 +71,7 @@ def assert_equals_the_dense_reference(
 
 
 def assert_tails_are_the_others(
-    kept: KeptLogits, logprob: Tensor, seen: Tensor, temperatures: tuple[float, ...], tolerance: float = TOLERANCE
+    kept: TopLogits, logprob: Tensor, seen: Tensor, temperatures: tuple[float, ...], tolerance: float = TOLERANCE
 ) -> None:
     """Both tails are exactly what the kept ids leave of `logprob` [T, V] float64."""
     others = logprob.scatter(1, kept.ids, -torch.inf)

@@ -78,8 +78,11 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     arrays["target_position"][:] = 1 + np.array(positions)
     unused = (0, recipe.max_targets - 1)
     arrays["target_position"][unused], arrays["target_id"][unused] = UNUSED_POSITION, UNUSED_ID
-    arrays["topk_id"][unused], arrays["topk_logprob"][unused] = UNUSED_ID, np.nan
-    arrays["tail_logmass_seen"][0, 0, 0] = -np.inf
+    kept, values, tail = ("topk_id", "topk_logprob", "tail_logmass_seen")
+    if recipe.keep == "threshold":
+        kept, values, tail = ("sample_id", "sample_logweight", "sample_logweight")
+    arrays[kept][unused], arrays[values][unused] = UNUSED_ID, np.nan
+    arrays[tail][0, 0, 0] = -np.inf
     return arrays
 
 

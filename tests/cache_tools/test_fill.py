@@ -34,6 +34,7 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSe
         text=(str(sample_text),),
         seq_len=64,
         rows_per_shard=16,
+        keep="topk",
         top_k=8,
         device="cpu",
     )

@@ -23,9 +23,11 @@ from cache_tools.store.layout import (
     max_file_bytes,
     vocabulary_arrays,
 )
+from cache_tools.store.recipe import Recipe
 
-RECIPE = small_recipe(keep="threshold")
-SPECS = group_arrays(RECIPE, "train") | vocabulary_arrays(RECIPE)
+RECIPE = small_recipe()
+SAMPLED = small_recipe(keep="threshold")
+SPECS = group_arrays(RECIPE, "train") | group_arrays(SAMPLED, "train") | vocabulary_arrays(RECIPE)
 
 
 def random_rows(spec: ArraySpec, rows: int, seed: int = 0) -> NDArray:
@@ -40,22 +42,39 @@ def with_crc(packed: bytes) -> bytes:
     return packed + google_crc32c.value(packed).to_bytes(4, "little")
 
 
-def test_the_arrays_of_a_group() -> None:
-    shapes = {name: (spec.dtype.name, spec.shape) for name, spec in group_arrays(RECIPE, "train").items()}
-    assert shapes == {
-        "input_ids": ("int32", (10, 16)),
-        "length": ("uint16", (10,)),
-        "target_position": ("uint16", (10, 3)),
-        "target_id": ("int32", (10, 3)),
-        "row_key": ("uint64", (10,)),
-        "topk_id": ("int32", (10, 3, 4)),
-        "topk_logprob": ("float16", (10, 3, 4)),
-        "tail_logmass": ("float32", (10, 3, 2)),
-        "tail_logmass_seen": ("float32", (10, 3, 2)),
-        "threshold": ("float32", (10, 3)),
-        "attention": ("float16", (10, 2, 5, 5)),
-    }
-    assert set(group_arrays(small_recipe(attention_layers=()), "train")) == set(shapes) - {"threshold", "attention"}
+TOKENS = {
+    "input_ids": ("int32", (10, 16)),
+    "length": ("uint16", (10,)),
+    "target_position": ("uint16", (10, 3)),
+    "target_id": ("int32", (10, 3)),
+    "row_key": ("uint64", (10,)),
+}
+BEST = {
+    "topk_id": ("int32", (10, 3, 4)),
+    "topk_logprob": ("float16", (10, 3, 4)),
+    "tail_logmass": ("float32", (10, 3, 2)),
+    "tail_logmass_seen": ("float32", (10, 3, 2)),
+}
+SAMPLE = {
+    "sample_id": ("int32", (10, 3, 2, 4)),
+    "sample_logweight": ("float16", (10, 3, 2, 4)),
+    "entropy": ("float32", (10, 3, 2)),
+    "entropy_seen": ("float32", (10, 3, 2)),
+}
+MAPS = {"attention": ("uint8", (10, 2, 5, 5))}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        (RECIPE, TOKENS | BEST | MAPS),
+        (SAMPLED, TOKENS | SAMPLE | MAPS),
+        (small_recipe(attention_layers=()), TOKENS | BEST),
+    ],
+)
+def test_the_arrays_of_a_group(recipe: Recipe, expected: dict[str, tuple[str, tuple[int, ...]]]) -> None:
+    shapes = {name: (spec.dtype.name, spec.shape) for name, spec in group_arrays(recipe, "train").items()}
+    assert shapes == expected
 
 
 def test_one_file_for_each_array_and_shard() -> None:
@@ -169,7 +188,7 @@ def test_a_chunk_that_declares_another_size_is_not_decompressed(size: int) -> No
 def test_a_chunk_that_declares_another_compressed_size_is_not_decompressed(more: int) -> None:
     """Blosc trusts this number: beyond the end of the chunk it reads memory that is not its own."""
     spec = SPECS["attention"]
-    packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.float16))[:-4])
+    packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.uint8))[:-4])
     packed[12:16] = (len(packed) + more).to_bytes(4, "little")
     with pytest.raises(CometError, match=r"^train/attention: a chunk "):
         decode_chunk(spec, with_crc(bytes(packed)), 4)
@@ -183,7 +202,7 @@ def test_a_sound_chunk_of_another_array_is_not_taken() -> None:
 
 def test_a_payload_that_blosc_cannot_read_is_damage() -> None:
     spec = SPECS["attention"]
-    packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.float16))[:-4])
+    packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.uint8))[:-4])
     assert len(packed) < spec.chunk_bytes
     packed[16:] = b"\xff" * (len(packed) - 16)
     with pytest.raises(CometError, match="cannot be decompressed"):

@@ -96,6 +96,15 @@ def test_every_other_field_is_checked_by_name(name: str, wrong: object, expected
     assert len(message) < 300
 
 
+def test_a_threshold_sample_is_of_two_tokens_at_least_and_drawn_at_temperature_one() -> None:
+    sampled = recipe_json(small_recipe(keep="threshold"))
+    assert parse_recipe(sampled, "kin.zarr").keep == "threshold"
+    with pytest.raises(CometError, match=r"^kin\.zarr: recipe field 'top_k': expected at least 2 for a threshold"):
+        parse_recipe(sampled | {"top_k": 1}, "kin.zarr")
+    with pytest.raises(CometError, match=r"^kin\.zarr: recipe field 'temperatures': expected 1 among them"):
+        parse_recipe(sampled | {"temperatures": [2.0]}, "kin.zarr")
+
+
 def test_lists_are_bounded_in_length() -> None:
     recipe = recipe_json(small_recipe()) | {"temperatures": [0.01 + i / 10_000 for i in range(10**5)]}
     with pytest.raises(CometError, match="recipe field 'temperatures'"):

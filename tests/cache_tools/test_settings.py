@@ -17,6 +17,10 @@ SETTINGS = BuildSettings(out=Path("kin.zarr"), language="kin", teacher="teacher"
         ("last", (23,)),
         ("all", tuple(range(24))),
         ("none", ()),
+        ("spread:6", (3, 7, 11, 15, 19, 23)),
+        ("spread:5", (3, 8, 13, 18, 23)),
+        ("spread:1", (23,)),
+        ("spread:30", tuple(range(24))),
         ("every:4", (3, 7, 11, 15, 19, 23)),
         ("every:100", (23,)),
         ("-1,-7", (17, 23)),
@@ -28,9 +32,11 @@ def test_layers(text: str, expected: tuple[int, ...]) -> None:
     assert parse_layers(text, 24) == expected
 
 
-@pytest.mark.parametrize("text", ["", "24", "-25", "first", "every:0", "every:", "1,,2", "1.5"])
+@pytest.mark.parametrize(
+    "text", ["", "24", "-25", "first", "every:0", "every:", "spread:0", "spread:x", "often:2", "1,,2", "1.5"]
+)
 def test_layers_that_do_not_exist(text: str) -> None:
-    with pytest.raises(CometError, match=r"expected last, all, none, every:N, or layer numbers .* within 24 layers"):
+    with pytest.raises(CometError, match=r"expected last, all, none, spread:N, every:N, or .* within 24 layers"):
         parse_layers(text, 24)
 
 
@@ -42,7 +48,7 @@ def test_layers_that_do_not_exist(text: str) -> None:
         ("mask_prob", 1.0, r"--mask-prob 1.0: expected a share between 0 and 1"),
         ("mask_prob", float("nan"), r"--mask-prob nan: expected a share between 0 and 1"),
         ("seed", -1, r"--seed -1: expected a whole number from 0"),
-        ("top_k", 0, r"--top-k 0: expected 1 to 16384"),
+        ("top_k", 0, r"--top-k 0: expected 2 to 16384"),
         ("attention_size", 129, r"--attention-size 129: expected 1 to 128"),
         ("rows_per_shard", 0, r"--rows-per-shard 0: expected 1 to 1048576"),
         ("max_tokens", 0, r"--max-tokens 0: expected at least 1"),
@@ -56,3 +62,10 @@ def test_numbers_that_cannot_be(field: str, value: object, message: str) -> None
     with pytest.raises(CometError, match=message) as caught:
         replace(SETTINGS, **{field: value})
     assert caught.value.exit_code == 2
+
+
+def test_what_a_threshold_sample_needs() -> None:
+    with pytest.raises(CometError, match=r"^--top-k 1: expected 2 to 16384"):
+        replace(SETTINGS, keep="threshold", top_k=1)
+    with pytest.raises(CometError, match=r"^--temperatures 2: expected 1 among them"):
+        replace(SETTINGS, keep="threshold", temperatures=(2.0,))

@@ -1,18 +1,11 @@
-"""The threshold sample against its mathematics: exactly k, all that is heavy, unbiased, whatever the distribution."""
+"""The threshold sample against its definition: all that is heavy, no bias, whatever distribution and temperature."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from dense import (
-    SEEDS,
-    TEMPERATURES,
-    TOLERANCE,
-    assert_tails_are_the_others,
-    exact_head,
-    random_logits,
-    random_seen,
-    threshold_sample,
-)
+from dense import SEEDS, TEMPERATURES, entropies, exact_head, random_logits, random_seen, threshold_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -20,15 +13,16 @@ from torch import Tensor
 from cache_tools.rows import threshold_offsets
 from cache_tools.teacher import head as head_module
 from cache_tools.teacher.head import BlockedHead
-from cache_tools.teacher.threshold import keep_threshold_sample
+from cache_tools.teacher.threshold import ThresholdSample, keep_threshold_sample
+
+VOCABULARY = 400
 
 
-def peaked(rest: float, vocab_size: int = 1000, seed: int = 0) -> Tensor:
-    """[1, V] float64 probabilities: one token has 1 − `rest`, the others share the rest unevenly."""
+def peaked(rest: float, vocab_size: int = VOCABULARY, seed: int = 0) -> Tensor:
+    """[1, V] float64 probabilities: the token in the middle has 1 − `rest`, the others share the rest unevenly."""
     others = random_logits(seed, vocab_size - 1, 1).double().softmax(1) * rest
-    return torch.cat(
-        [others[:, : vocab_size // 2], torch.tensor([[1 - rest]], dtype=torch.float64), others[:, vocab_size // 2 :]], 1
-    )
+    middle = torch.tensor([[1 - rest]], dtype=torch.float64)
+    return torch.cat([others[:, : vocab_size // 2], middle, others[:, vocab_size // 2 :]], 1)
 
 
 def grid(steps: int) -> Tensor:
@@ -36,196 +30,195 @@ def grid(steps: int) -> Tensor:
 
 
 def distributions() -> dict[str, Tensor]:
-    flat = torch.full((1, 400), 1 / 400, dtype=torch.float64)
-    few = torch.tensor([[0.1] * 10 + [1e-14] * 300], dtype=torch.float64)
+    few = torch.tensor([[0.1] * 10 + [1e-14] * (VOCABULARY - 10)], dtype=torch.float64)
     return {
-        "random": random_logits(0, 1000, 1).double().softmax(1),
-        "steep": (random_logits(1, 1000, 1) * 4).double().softmax(1),
-        "uniform": flat,
+        "random": random_logits(0, VOCABULARY, 1).double().softmax(1),
+        "steep": (random_logits(1, VOCABULARY, 1) * 4).double().softmax(1),
+        "nearly uniform": (random_logits(2, VOCABULARY, 1) * 0.01).double().softmax(1),
         "ten equal ones": few / few.sum(),
         "peaked 1e-6": peaked(1e-6),
-        "peaked 1e-12": peaked(1e-12),
+        "peaked 1e-30": peaked(1e-30),
     }
 
 
-@pytest.mark.parametrize("name", distributions())
-@pytest.mark.parametrize("k", [1, 2, 16, 64])
-def test_threshold_sample_keeps_exactly_k_and_all_that_reach_the_threshold(name: str, k: int) -> None:
-    probability = distributions()[name]
-    offsets = grid(256)
-    ids, threshold = threshold_sample(probability.expand(256, -1), k, offsets)
-    assert ids.shape == (256, k)
-    assert (ids.diff(dim=1) > 0).all()
-    assert (threshold == threshold[0]).all()
-    tau = float(threshold[0])
-    assert float((probability / tau).clamp(max=1).sum()) == pytest.approx(k, rel=1e-6)  # what defines τ
-    certain = (probability[0] > tau * (1 + 1e-9)).nonzero()[:, 0].tolist()
-    assert all(set(certain) <= set(row) for row in ids.tolist())
-    weights = probability.expand(256, -1).gather(1, ids).clamp(min=tau)
-    torch.testing.assert_close(weights.sum(1), torch.ones(256, dtype=torch.float64), rtol=0, atol=1e-9)
+def sample_of(
+    logits: Tensor, k: int, offset: Tensor, temperatures: tuple[float, ...] = (1.0,), seen: Tensor | None = None
+) -> ThresholdSample:
+    """Of these [T, V] logits; without `seen` all tokens lie in blocks by rising id, as in the definition."""
+    features, head = exact_head(logits)
+    seen = torch.ones(logits.shape[1]).bool() if seen is None else seen
+    return keep_threshold_sample(features, BlockedHead(head, seen), k, temperatures, offset)
+
+
+def weights_of(sample: ThresholdSample, vocab_size: int = VOCABULARY, temperature: int = 0) -> Tensor:
+    """[T, V] what every token stands for."""
+    ids, logweight = sample.ids[:, temperature], sample.logweight[:, temperature].double()
+    weights = torch.zeros(len(ids), vocab_size + 1, dtype=torch.float64)
+    return weights.scatter_(1, ids.where(ids >= 0, vocab_size), logweight.exp())[:, :-1]
 
 
 @pytest.mark.parametrize("name", distributions())
-@pytest.mark.parametrize("k", [1, 16, 64])
-def test_threshold_sample_is_unbiased(name: str, k: int) -> None:
-    """Over a fine grid of offsets the weights average to the distribution, and at T = 2 to the softened one."""
-    probability, steps = distributions()[name], 2048
-    ids, threshold = threshold_sample(probability.expand(steps, -1), k, grid(steps))
-    tau = float(threshold[0])
-    often = torch.bincount(ids.flatten(), minlength=probability.shape[1]) / steps
-    inclusion = (probability[0] / tau).clamp(max=1)
+@pytest.mark.parametrize("k", [2, 7, 64])
+@pytest.mark.parametrize("block", [1, 3, 32])
+def test_the_sample_is_that_of_the_definition(monkeypatch: pytest.MonkeyPatch, name: str, k: int, block: int) -> None:
+    """The running sum over block sums and then inside a few blocks draws what one sum over the vocabulary draws."""
+    monkeypatch.setattr(head_module, "BLOCK", block)
+    probability, offsets = distributions()[name], grid(64) + 2.0**-32
+    found = weights_of(sample_of(probability.log().float().expand(64, -1).contiguous(), k, offsets))
+    differing = 0
+    for weights, offset in zip(found, offsets.tolist(), strict=True):
+        expected = threshold_sample(probability[0], k, offset)
+        assert len(expected) <= k
+        if set(weights.nonzero()[:, 0].tolist()) != set(expected):
+            differing += 1  # a draw on the edge of a token, in float32
+        else:
+            values = torch.tensor([expected[token] for token in sorted(expected)], dtype=torch.float64)
+            torch.testing.assert_close(weights[weights > 0], values, rtol=1e-4, atol=0)
+    assert differing <= 3
+
+
+@pytest.mark.parametrize("name", distributions())
+@pytest.mark.parametrize("k", [2, 16, 64])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_sample_is_unbiased(name: str, k: int, temperature: float) -> None:
+    """Over a fine grid of offsets what the tokens stand for averages to the distribution."""
+    logits, steps = distributions()[name].log().float(), 1024
+    sample = sample_of(logits.expand(steps, -1).contiguous(), k, grid(steps), (temperature,))
+    weights = weights_of(sample)
+    mean, largest = weights.mean(0), float(weights.max())
+    expected = (logits[0].double() / temperature).softmax(0)
     # Each light token is an interval of length p/τ on the circle of offsets, so a grid is off by two points at most.
-    assert float((often - inclusion).abs().max()) <= 2 / steps
-    torch.testing.assert_close(often * probability[0].clamp(min=tau), probability[0], rtol=0, atol=2 * tau / steps)
-    softened = (probability[0].log() / 2).softmax(0)
-    allowed = 2 / steps * softened / inclusion
-    assert ((often * softened / inclusion - softened).abs() <= allowed * (1 + 1e-6)).all()
+    allowed = torch.where(expected >= 1 / k, 1e-5, 2.5 * largest / steps)
+    assert ((mean - expected).abs() <= allowed).all()
 
 
-@pytest.mark.parametrize("rest", [1e-9, 1e-12, 1e-15, 1e-18, 1e-25, 1e-40])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_threshold_sample_of_a_certain_teacher(rest: float, seed: int) -> None:
-    """τ comes from the light tokens' own mass: 1 − the heavy ones would be rounding noise."""
-    probability, k = peaked(rest, 2000, seed), 16
-    ids, threshold = threshold_sample(probability.expand(64, -1), k, grid(64))
-    assert all(1000 in row for row in ids.tolist())
-    tau = float(threshold[0])
-    assert float((probability / tau).clamp(max=1).sum()) == pytest.approx(k, rel=1e-6)
+@pytest.mark.parametrize("name", distributions())
+@pytest.mark.parametrize("k", [2, 16, 64])
+def test_the_best_comes_first_then_the_certain_then_the_drawn(name: str, k: int) -> None:
+    probability = distributions()[name]
+    sample = sample_of(probability.log().float().expand(256, -1).contiguous(), k, grid(256))
+    ids, logweight = sample.ids[:, 0], sample.logweight[:, 0]
+    assert (ids[:, 0] == probability.argmax()).all()
+    assert ((ids < 0) == (logweight == -torch.inf)).all()
+    certain = int((probability >= 1 / k).sum()) or 1
+    assert (logweight[:, :certain].diff(dim=1) <= 0).all()
+    for row, weights in zip(ids[:, certain:], logweight[:, certain:], strict=True):
+        drawn = row[row >= 0]
+        assert (drawn.diff() > 0).all()
+        assert (row[len(drawn) :] == -1).all(), "unused slots come last"
+        assert weights[: len(drawn)].unique().numel() <= 1
 
 
-@pytest.mark.parametrize("step", [1.0, 5.0, 20.0])
-@pytest.mark.parametrize("seed", SEEDS)
-def test_threshold_sample_of_tied_and_steep_integer_logits(step: float, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(30):
-        k = int(torch.randint(1, 65, (1,), generator=generator))
-        logits = torch.randint(-3, 4, (1, k + 100), generator=generator).double() * step
-        ids, _ = threshold_sample(logits.softmax(1).expand(8, -1), k, grid(8))
-        assert ids.shape == (8, k)
-        assert (ids.diff(dim=1) > 0).all()
-
-
-@pytest.mark.parametrize("k", [1, 3, 9, 12, 30, 63])
-@pytest.mark.parametrize("offset", [0.0, 2.0**-32, 0.5, 1 - 2.0**-32])
-def test_threshold_sample_of_exactly_k_equal_tokens(k: int, offset: float) -> None:
-    """Then every step along the vocabulary is a whole number, up to rounding."""
-    probability = torch.full((1, k + 5), 1e-300, dtype=torch.float64)
-    probability[:, :k] = 1 / k
-    ids, _ = threshold_sample(probability, k, torch.tensor([offset], dtype=torch.float64))
-    assert ids.tolist() == [list(range(k))]
+def test_where_no_token_reaches_the_threshold_the_best_is_kept_and_the_rest_drawn_evenly() -> None:
+    logits = torch.zeros(1, 1000)
+    logits[0, 500] = 1.0
+    probability = logits.double().softmax(1)
+    sample = sample_of(logits.expand(100, -1).contiguous(), 16, grid(100))
+    weights = weights_of(sample, 1000)
+    assert ((sample.ids >= 0).sum(2) == 16).all(), "one for certain, fifteen draws"
+    best = float(probability[0, 500])
+    torch.testing.assert_close(weights[:, 500], torch.full((100,), best).double(), rtol=1e-5, atol=0)
+    others = weights.index_fill(1, torch.tensor([500]), 0.0)
+    spacing = (1 - best) / 15
+    torch.testing.assert_close(others[others > 0], torch.full((1500,), spacing).double(), rtol=1e-5, atol=0)
 
 
 @settings(deadline=None, max_examples=100)
 @given(
-    st.lists(st.floats(1e-9, 1.0), min_size=3, max_size=60),
-    st.data(),
-    st.integers(0, 2**32 - 1),
+    st.lists(st.floats(1e-9, 1.0), min_size=3, max_size=60), st.data(), st.integers(0, 2**32 - 1), st.integers(0, 99)
 )
-def test_threshold_sample_property(weights: list[float], data: st.DataObject, numerator: int) -> None:
-    k = data.draw(st.integers(1, len(weights) - 1))
-    probability = torch.tensor([weights], dtype=torch.float64)
-    probability /= probability.sum()
-    ids, threshold = threshold_sample(probability, k, torch.tensor([numerator * 2.0**-32], dtype=torch.float64))
-    assert ids.shape == (1, k)
-    kept = probability.gather(1, ids)
-    assert float(kept.clamp(min=float(threshold)).sum()) == pytest.approx(1, abs=1e-9)
-    left_out = probability.scatter(1, ids, 0.0)
-    assert float(left_out.max()) <= float(threshold) * (1 + 1e-9)
+def test_at_most_k_tokens_and_all_that_is_heavy(
+    numbers: list[float], data: st.DataObject, numerator: int, seed: int
+) -> None:
+    k = data.draw(st.integers(2, len(numbers)))
+    logits = torch.tensor([numbers]).log()
+    seen = random_seen(seed, len(numbers))
+    sample = sample_of(logits, k, torch.tensor([numerator * 2.0**-32], dtype=torch.float64), (1.0,), seen)
+    weights, probability = weights_of(sample, len(numbers))[0], logits[0].double().softmax(0)
+    assert not weights.isnan().any()
+    heavy = probability >= 1 / k * (1 + 1e-5)
+    torch.testing.assert_close(weights[heavy], probability[heavy], rtol=1e-5, atol=0)
+    assert weights[probability.argmax()] > 0
+    # a whole number of draws, each standing for τ, lies within one τ of the light mass
+    assert abs(float(weights.sum()) - 1) <= 1 / (k - 1) + 1e-5
+
+
+@pytest.mark.parametrize("step", [1.0, 5.0, 20.0])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_tied_and_steep_integer_logits(step: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(30):
+        k = int(torch.randint(2, 65, (1,), generator=generator))
+        logits = torch.randint(-3, 4, (8, k + 100), generator=generator).float() * step
+        sample = sample_of(logits, k, grid(8), TEMPERATURES)
+        assert not sample.logweight.isnan().any()
+        for ids in sample.ids.flatten(0, 1):
+            assert len(ids[ids >= 0].unique()) == (ids >= 0).sum()
+
+
+@pytest.mark.parametrize("k", [2, 3, 9, 12, 30, 63])
+@pytest.mark.parametrize("offset", [0.0, 2.0**-32, 0.5, 1 - 2.0**-32])
+def test_exactly_k_equal_tokens(k: int, offset: float) -> None:
+    """Then every token reaches the threshold, up to rounding, and no slot is left."""
+    logits = torch.full((1, k + 5), -200.0)
+    logits[:, 2 : k + 2] = 0.0
+    sample = sample_of(logits, k, torch.tensor([offset], dtype=torch.float64))
+    assert sorted(sample.ids[0, 0].tolist()) == list(range(2, k + 2))
+    torch.testing.assert_close(sample.logweight, torch.full((1, 1, k), -math.log(k)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_kept_threshold_sample_is_ordered_and_leaves_exact_tails(seed: int) -> None:
-    """More targets than are computed at a time, and each as if it were alone."""
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+@pytest.mark.parametrize("seen_share", [0.0, 0.3, 1.0])
+def test_entropies_equal_the_dense_ones(seed: int, scale: float, seen_share: float) -> None:
+    logits = random_logits(seed, 700, 40) * scale
+    seen = torch.rand(700, generator=torch.Generator().manual_seed(seed)) < seen_share
+    sample = sample_of(logits, 8, torch.zeros(40).double(), TEMPERATURES, seen)
+    for index, temperature in enumerate(TEMPERATURES):
+        probability = (logits.double() / temperature).softmax(1)
+        for found, expected in zip((sample.entropy, sample.entropy_seen), entropies(probability, seen), strict=True):
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found[:, index].double(), expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_many_targets_give_what_each_gives_alone(seed: int) -> None:
+    """More targets than are computed at a time, at several temperatures, seen and other tokens apart."""
     logits, seen = random_logits(seed, 700, 130), random_seen(seed, 700)
+    offset = (torch.rand(130, generator=torch.Generator().manual_seed(seed)) * 2**32).floor().double() * 2.0**-32
     features, head = exact_head(logits)
     blocked = BlockedHead(head, seen)
-    offset = (torch.rand(130, generator=torch.Generator().manual_seed(seed)) * 2**32).floor().double() * 2.0**-32
-    kept = keep_threshold_sample(features, blocked, 24, TEMPERATURES, offset)
-    logprob = logits.double().log_softmax(1)
-    assert kept.threshold is not None
-    assert kept.threshold.dtype == torch.float32
-    assert all(len(set(row)) == 24 for row in kept.ids.tolist())
-    torch.testing.assert_close(kept.logprob.double(), logprob.gather(1, kept.ids), rtol=0, atol=TOLERANCE)
-    assert (kept.logprob.diff(dim=1) <= 0).all()
-    assert_tails_are_the_others(kept, logprob, seen, TEMPERATURES)
-    weights = kept.logprob.exp().clamp(min=kept.threshold[:, None])
-    torch.testing.assert_close(weights.sum(1), torch.ones(130), rtol=0, atol=1e-5)
+    together = keep_threshold_sample(features, blocked, 24, TEMPERATURES, offset)
     for target in (0, 63, 64, 129):
-        alone = keep_threshold_sample(
-            features[target : target + 1], blocked, 24, TEMPERATURES, offset[target : target + 1]
-        )
-        assert alone.ids.tolist() == kept.ids[target : target + 1].tolist()
+        one = slice(target, target + 1)
+        alone = keep_threshold_sample(features[one], blocked, 24, TEMPERATURES, offset[one])
+        assert alone.ids.tolist() == together.ids[one].tolist()
+        torch.testing.assert_close(alone.logweight, together.logweight[one])
 
 
-def test_equal_tokens_of_a_threshold_sample_stand_in_order_of_id() -> None:
-    features, head = exact_head(torch.zeros(1, 50))
-    blocked = BlockedHead(head, torch.ones(50).bool())
-    kept = keep_threshold_sample(features, blocked, 7, (1.0,), torch.tensor([0.3]).double())
-    assert kept.ids[0].tolist() == sorted(kept.ids[0].tolist())
+def test_tokens_of_the_corpus_are_drawn_before_the_others() -> None:
+    """The running sum goes over the corpus's ids first, as FORMAT.md says."""
+    logits, seen = random_logits(4, 300, 1), random_seen(4, 300)
+    offset = 0.3
+    sample = sample_of(logits, 20, torch.tensor([offset], dtype=torch.float64), (1.0,), seen)
+    order = torch.cat([seen.nonzero()[:, 0], (~seen).nonzero()[:, 0]])
+    expected = threshold_sample(logits[0].double().softmax(0)[order], 20, offset)
+    ids = sample.ids[0, 0]
+    assert set(ids[ids >= 0].tolist()) == {int(order[place]) for place in expected}
 
 
-def test_a_threshold_sample_of_the_whole_vocabulary_is_refused() -> None:
-    features, head = exact_head(torch.zeros(1, 5))
-    with pytest.raises(ValueError, match="a threshold sample of 5 from 5 tokens is not a sample"):
-        keep_threshold_sample(features, BlockedHead(head, torch.ones(5).bool()), 5, (1.0,), torch.zeros(1).double())
+def test_a_sample_of_one_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="a threshold sample of 1: expected at least 2 tokens"):
+        sample_of(torch.zeros(1, 5), 1, torch.zeros(1).double())
 
 
 def test_mean_over_the_stored_offsets_is_the_distribution() -> None:
     """With the very offsets that a build uses, over many rows, the sample has no drift."""
-    keys, positions = np.arange(250, dtype=np.uint64), np.tile(np.arange(1, 21, dtype=np.uint16), (250, 1))
+    keys, positions = np.arange(1500, dtype=np.uint64), np.tile(np.arange(1, 21, dtype=np.uint16), (1500, 1))
     offset = torch.from_numpy(threshold_offsets(keys, positions, 0).ravel())
-    probability = random_logits(3, 200, 1).double().softmax(1)
-    ids, threshold = threshold_sample(probability.expand(len(offset), -1), 8, offset)
-    often = torch.bincount(ids.flatten(), minlength=200) / len(offset)
-    inclusion = (probability[0] / threshold[0]).clamp(max=1)
-    spread = (inclusion * (1 - inclusion) / len(offset)).sqrt()
-    assert ((often - inclusion).abs() <= 5 * spread + 1e-12).all()
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("block", [1, 3, 16, 64])
-@pytest.mark.parametrize("spread", [1.0, 4.0])
-def test_blocks_give_the_sample_of_the_definition(
-    monkeypatch: pytest.MonkeyPatch, seed: int, block: int, spread: float
-) -> None:
-    """The running sum over block sums and then inside a few blocks draws what one sum over the vocabulary draws."""
-    monkeypatch.setattr(head_module, "BLOCK", block)
-    logits, seen = random_logits(seed, 300, 40) * spread, random_seen(seed, 300)
-    features, head = exact_head(logits)
-    offset = grid(40) + 2.0**-32
-    blocked = BlockedHead(head, seen)
-    kept = keep_threshold_sample(features, blocked, 20, TEMPERATURES, offset)
-    order = blocked.ids.flatten()[blocked.ids.flatten() < 300].long()
-    ids, threshold = threshold_sample(logits.double().softmax(1)[:, order], 20, offset)
-    assert kept.threshold is not None
-    torch.testing.assert_close(kept.threshold.double(), threshold, rtol=2e-5, atol=0)
-    differing = (kept.ids.sort(1).values != order[ids].sort(1).values).any(1).sum()
-    assert differing <= 1  # a draw that falls on the edge of a token, in float32
-
-
-@pytest.mark.parametrize("keep", [2, 7, 63])
-@pytest.mark.parametrize("rest", [1e-6, 1e-15, 1e-30])
-def test_a_sample_in_blocks_of_a_certain_teacher(monkeypatch: pytest.MonkeyPatch, keep: int, rest: float) -> None:
-    monkeypatch.setattr(head_module, "BLOCK", 16)
-    logits = peaked(rest, 2000).log().float().expand(32, -1).contiguous()
-    features, head = exact_head(logits)
-    seen = random_seen(0, 2000)
-    kept = keep_threshold_sample(features, BlockedHead(head, seen), keep, TEMPERATURES, grid(32))
-    assert kept.threshold is not None
-    assert (kept.ids[:, 0] == 1000).all()
-    assert all(len(set(row)) == keep for row in kept.ids.tolist())
-    tau = kept.threshold.double()[:, None]
-    inclusion = (logits.double().exp() / tau).clamp(max=1).sum(1)
-    torch.testing.assert_close(inclusion, torch.full((32,), float(keep), dtype=torch.float64), rtol=1e-4, atol=0)
-    assert_tails_are_the_others(kept, logits.double().log_softmax(1), seen, TEMPERATURES)
-
-
-def test_blocks_of_a_threshold_sample_are_unbiased() -> None:
-    logits, steps = random_logits(5, 500, 1), 4096
-    features, head = exact_head(logits)
-    blocked = BlockedHead(head, random_seen(5, 500))
-    kept = keep_threshold_sample(features.expand(steps, -1), blocked, 16, (1.0,), grid(steps))
-    assert kept.threshold is not None
-    often = torch.bincount(kept.ids.flatten(), minlength=500) / steps
-    inclusion = (logits[0].double().softmax(0) / kept.threshold[0].double()).clamp(max=1)
-    assert float((often - inclusion).abs().max()) <= 3 / steps
+    logits, k = random_logits(3, 200, 1), 8
+    probability = logits[0].double().softmax(0)
+    mean = weights_of(sample_of(logits.expand(len(offset), -1).contiguous(), k, offset), 200).mean(0)
+    inclusion = (probability * k).clamp(max=1)
+    spread = (inclusion * (1 - inclusion) / len(offset)).sqrt() / k
+    assert ((mean - probability).abs() <= 5 * spread + 1e-5 * probability).all()

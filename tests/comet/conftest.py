@@ -19,7 +19,9 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.T
         seq_len=64,
         views=2,
         rows_per_shard=16,
+        keep="topk",
         top_k=16,
+        temperatures=(1.0, 2.0),
         attention_layers="all",
         attention_size=8,
     )

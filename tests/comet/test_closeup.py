@@ -185,6 +185,31 @@ def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenize
     assert look.maps == [] and len(look.examples) == closeup.EXAMPLE_ROWS
 
 
+def test_of_a_sample_only_tokens_of_known_probability_are_shown(
+    threshold_cache: Cache, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What a drawn token stands for is not its probability."""
+    cache = threshold_cache
+    shards = shards_of([cache], "validation")
+    look = close_up(distiller_of(cache), shards, tokenizer, counts_of(cache), CPU)
+    rows = CacheRows(shards, cache.extent.arrays)
+    batch = collate(rows.__getitems__(list(range(len(look.examples)))))
+    certain = batch["sample_logweight"][:, 0].exp()  # [T, k]; drawn ones weigh 1 / k, or more where the best is below
+    least = 1.001 / cache.recipe.top_k
+    fewer = 0
+    for row, example in enumerate(look.examples):
+        targets = torch.nonzero(batch["target_row"] == row)[:, 0].tolist()
+        for place, target in zip(example.places, targets, strict=False):
+            shown = {guess.text: guess.probability for guess in place.teacher}
+            known = {}
+            for slot, (i, weight) in enumerate(zip(batch["sample_id"][target, 0], certain[target], strict=True)):
+                if slot == 0 or (weight > least and certain[target, 0] > least):
+                    known[closeup.piece(tokenizer, int(i))] = float(weight)
+            assert shown.items() == dict(sorted(known.items(), key=lambda item: -item[1])[: closeup.GUESSES]).items()
+            fewer += len(shown) < closeup.GUESSES
+    assert fewer
+
+
 def test_without_a_tail_at_temperature_one_there_is_no_kl(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     recipe = replace(cache.recipe, temperatures=(3.0, 2.0))

@@ -138,7 +138,7 @@ def test_a_residual_needs_the_best_tokens(threshold_cache: Cache) -> None:
 
 
 def test_every_temperature_of_a_recipe_must_be_stored(cache: Cache) -> None:
-    with pytest.raises(CometError, match=r"temperature 3: the cache holds tails at 1,2 only; .* --temperatures 1,2,3$"):
+    with pytest.raises(CometError, match=r"the cache holds logits for 1,2 only; .* --temperatures 1,2,3$"):
         distiller_of(cache, replace(DEFAULT, temperature=Steps(((0.0, 1.0), (0.5, 3.0)))))
 
 

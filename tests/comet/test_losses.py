@@ -16,7 +16,7 @@ from comet.losses import (
     condition_on_seen,
     hard_cross_entropy,
     residual_kl,
-    threshold_kl,
+    sampled_kl,
 )
 
 TARGETS, VOCABULARY = 5, 60
@@ -114,9 +114,8 @@ def test_the_trimmed_loss_is_the_dense_loss_on_the_teacher_conditioned_on_seen_i
     logprob = teacher.log_softmax(1)
     unseen = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, seen, False)
     others = logprob.scatter(1, kept_id, -torch.inf).masked_fill(unseen, -torch.inf)
-    kept, conditioned, tail = condition_on_seen(
-        kept_id, logprob.gather(1, kept_id), (others / temperature).logsumexp(1), student_id
-    )
+    tail = (others / temperature).logsumexp(1)
+    kept, conditioned = condition_on_seen(kept_id, logprob.gather(1, kept_id), student_id)
     padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1)
     at = torch.where(kept < 0, len(seen), kept)
     rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
@@ -127,23 +126,49 @@ def test_the_trimmed_loss_is_the_dense_loss_on_the_teacher_conditioned_on_seen_i
     torch.testing.assert_close(*gradients)
 
 
+DRAWS = 4000
+
+
+def mean_over_samples(
+    teacher: Tensor, student: Tensor, student_id: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """The sampled loss [T] and its gradient, means over evenly spread offsets; `student_id` as in condition_on_seen."""
+    seen = student_id >= 0
+    head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), seen)
+    padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1)
+    losses = torch.zeros(TARGETS, dtype=torch.float64)
+    for draw in range(DRAWS):
+        offset = torch.full((TARGETS,), (draw + 0.5) / DRAWS, dtype=torch.float64)
+        drawn = keep_threshold_sample(torch.eye(TARGETS), head, 12, (temperature,), offset)
+        kept_id, logweight = condition_on_seen(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
+        entropy = (drawn.entropy if seen.all() else drawn.entropy_seen)[:, 0].double()
+        at = torch.where(kept_id < 0, student.shape[1], kept_id)
+        rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
+        losses = losses + sampled_kl(logweight, entropy, padded.gather(1, at), rest, temperature) / DRAWS
+    return losses, torch.autograd.grad(losses.sum(), student)[0]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_mean_gradient_of_threshold_samples_is_the_dense_gradient(temperature: float) -> None:
+def test_the_mean_over_threshold_samples_is_the_dense_kl_and_its_gradient(temperature: float) -> None:
     teacher, student = logits_of(3, scale=1.5)
-    reference = torch.autograd.grad(dense_kl(teacher, student, temperature).sum(), student)[0]
-    draws = 4000
-    head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), torch.ones(VOCABULARY, dtype=torch.bool))
-    total, values = torch.zeros_like(reference), torch.zeros(TARGETS, dtype=torch.float64)
-    for draw in range(draws):
-        offset = torch.full((TARGETS,), (draw + 0.5) / draws, dtype=torch.float64)
-        drawn = keep_threshold_sample(torch.eye(TARGETS), head, 12, (1.0,), offset)
-        assert drawn.threshold is not None
-        logprob, tail, kept, rest = sparse(teacher, student, drawn.ids, temperature)
-        loss = threshold_kl(logprob, tail, drawn.threshold.double(), kept, rest, temperature)
-        total += torch.autograd.grad(loss.sum(), student)[0]
-        values += loss.detach()
-    torch.testing.assert_close(total / draws, reference, rtol=0, atol=2e-3)
-    torch.testing.assert_close(values / draws, dense_kl(teacher, student, temperature).detach(), rtol=0, atol=5e-3)
+    reference = dense_kl(teacher, student, temperature)
+    values, gradient = mean_over_samples(teacher, student, torch.arange(VOCABULARY), temperature)
+    torch.testing.assert_close(gradient, torch.autograd.grad(reference.sum(), student)[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(values, reference, rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_over_samples_the_trimmed_loss_is_the_conditioned_kl_times_the_teacher_s_mass(temperature: float) -> None:
+    teacher, _ = logits_of(4, scale=1.5)
+    seen = torch.arange(0, VOCABULARY, 2)
+    student_id = torch.full((VOCABULARY,), -1).index_copy(0, seen, torch.arange(len(seen)))
+    student = torch.randn(TARGETS, len(seen), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    student.requires_grad_()
+    mass = (teacher / temperature).softmax(1)[:, seen].sum(1)
+    reference = mass * dense_kl(teacher[:, seen], student, temperature)
+    values, gradient = mean_over_samples(teacher, student, student_id, temperature)
+    torch.testing.assert_close(gradient, torch.autograd.grad(reference.sum(), student)[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(values, reference, rtol=0, atol=5e-3)
 
 
 def test_a_slot_left_out_changes_neither_value_nor_gradient() -> None:
@@ -151,15 +176,23 @@ def test_a_slot_left_out_changes_neither_value_nor_gradient() -> None:
     kept_id = teacher.topk(6, dim=1).indices
     logprob, tail, kept, rest = sparse(teacher, student, kept_id, 1.0)
     extra = torch.full((TARGETS, 2), -torch.inf, dtype=torch.float64)
-    threshold = torch.full((TARGETS,), 0.01, dtype=torch.float64)
+    entropy = torch.full((TARGETS,), 1.5, dtype=torch.float64)
     for loss in (
         lambda lp, z: bucketed_kl(lp, tail, z, rest, 1.0),
-        lambda lp, z: threshold_kl(lp, tail, threshold, z, rest, 1.0),
+        lambda lp, z: sampled_kl(lp, entropy, z, rest, 1.0),
     ):
         plain, padded = loss(logprob, kept), loss(torch.cat([logprob, extra], 1), torch.cat([kept, extra], 1))
         torch.testing.assert_close(plain, padded)
         gradients = [torch.autograd.grad(x.sum(), student, retain_graph=True)[0] for x in (plain, padded)]
         torch.testing.assert_close(*gradients)
+
+
+def test_ids_that_are_left_out_stay_so() -> None:
+    """−1 in a sample of fewer than k tokens must not become some token's id."""
+    student_id = torch.tensor([5, -1, 7])
+    kept, value = condition_on_seen(torch.tensor([[2, 1, 0, -1]]), torch.zeros(1, 4), student_id)
+    assert kept.tolist() == [[7, -1, 5, -1]]
+    assert value.tolist() == [[0.0, -torch.inf, 0.0, -torch.inf]]
 
 
 def test_hard_cross_entropy_is_torch_s() -> None:

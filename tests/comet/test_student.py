@@ -106,7 +106,7 @@ def test_layers_are_matched_by_depth(
 
 def test_a_temperature_that_was_not_stored_is_refused(cache: Cache) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
-    with pytest.raises(CometError, match=r"temperature 3: the cache holds tails at 1, ?2 only.*--temperatures 1,2,3"):
+    with pytest.raises(CometError, match=r"temperature 3: the cache holds logits for 1,2 only.*--temperatures 1,2,3"):
         Distiller(student, cache.recipe, replace(DEFAULT, temperature=3.0))
 
 

@@ -114,12 +114,15 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     batch = in_vocabulary(plain, vocabulary)
     assert (vocabulary.teacher_id[batch["target_id"]] == plain["target_id"].numpy()).all()
     assert (vocabulary.teacher_id[batch["input_ids"]] == plain["input_ids"].numpy()).all()
-    seen = torch.from_numpy(np.isin(plain["topk_id"].numpy(), cache.vocabulary.id))
-    assert ((batch["topk_id"] >= 0) == seen).all()
-    assert (batch["topk_logprob"][~seen] == -torch.inf).all()
-    assert torch.equal(batch["tail_logmass"], plain["tail_logmass_seen"])
-    assert not torch.equal(plain["tail_logmass"], plain["tail_logmass_seen"])
-    torch.testing.assert_close(batch["topk_logprob"][seen], plain["topk_logprob"][seen])
+    ids, values, others = ("topk_id", "topk_logprob", "tail_logmass")
+    if keep == "threshold":
+        ids, values, others = ("sample_id", "sample_logweight", "entropy")
+    seen = torch.from_numpy(np.isin(plain[ids].numpy(), cache.vocabulary.id))
+    assert ((batch[ids] >= 0) == seen).all()
+    assert (batch[values][~seen] == -torch.inf).all()
+    assert torch.equal(batch[others], plain[f"{others}_seen"])
+    assert not torch.equal(plain[others], plain[f"{others}_seen"])
+    torch.testing.assert_close(batch[values][seen], plain[values][seen])
     student = new_student(PRESETS[-1], [cache], vocabulary, dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary).eval()
     with torch.no_grad():
@@ -143,6 +146,15 @@ def test_the_mass_outside_is_what_the_cache_says(narrow: Cache) -> None:
     found = teacher_mass_outside(shards[:1], trimmed_vocabulary([narrow]))
     assert found == pytest.approx(1 - np.mean(inside), abs=1e-6)
     assert 0.01 < found < 0.9
+
+
+def test_the_mass_outside_is_estimated_from_a_sample(narrow: Cache, settings: BuildSettings, tmp_path: Path) -> None:
+    text = (str(narrow.root.parent / "text.txt"),)
+    sampled = build_cache(replace(settings, out=tmp_path / "t.zarr", text=text, keep="threshold", top_k=64))
+    vocabulary = trimmed_vocabulary([narrow])
+    exact, estimate = (teacher_mass_outside(shards_of([c], "train"), vocabulary) for c in (narrow, sampled))
+    assert exact is not None and estimate is not None
+    assert estimate == pytest.approx(exact, rel=0.03)
 
 
 def test_training_on_a_trimmed_vocabulary_gives_an_ordinary_student(narrow: Cache, tmp_path: Path) -> None:
