@@ -13,8 +13,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,8 @@ import click
 import numpy as np
 import torch
 from charts import draw
+from fidelity_measures import angle, bytes_per_position, validation_batches
+from kept_maps import maps_kept
 from kept_signals import (
     Portion,
     Way,
@@ -31,37 +32,30 @@ from kept_signals import (
     random_sampling,
     residual_to_truth,
     similarity_order,
+    systematic_counts,
     threshold_in_order,
     threshold_sample,
     topk_and_tail,
     topk_renormalised,
 )
-from numpy.typing import NDArray
-from quality import PLAIN, Arm, train
+from quality_arms import MAPS, PLAIN, Arm, teacher_in_the_loop, train
 from torch import Tensor
 from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache, build_cache
-from cache_tools.pooling import AttentionCapture
 from cache_tools.settings import BuildSettings
-from cache_tools.store.layout import ArraySpec, encode_chunk
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.signals import seen_mask
 from comet.closeup import calibration, expected_calibration_error
-from comet.data import CacheRows, collate, shards_of
 from comet.distiller import Distiller
-from comet.losses import attention_kl
-from comet.recipes import DEFAULT
 
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
-KEPT = (8, 16, 24, 32, 64)
-DRAWN = (16, 32, 64, 128, 256)  # with replacement: fewer tokens, and fewer bytes for each
+KEPT = (8, 16, 32, 64)
+DRAWN = (16, 32, 64, 128, 256)  # at most so many tokens: fewer where the teacher is sure
+SURE = 0.25  # the share of the targets at which the teacher is surest
 DRAWS = 3
 ROUNDS = 4
-ROWS_AT_ONCE = 16
-MAP_SIZES = (8, 16, 32, 64, 128)
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -75,6 +69,20 @@ class Scene:
     @property
     def targets(self) -> int:
         return sum(len(portion.truth) for portion in self.portions)
+
+    def part(self, chosen: list[Tensor]) -> "Scene":
+        """Only the targets that are chosen, [T] bool of each portion."""
+        return Scene(
+            [
+                replace(
+                    portion, features=portion.features[mask], logprob=portion.logprob[mask],
+                    logits=portion.logits[mask].detach().requires_grad_(), truth=portion.truth[mask],
+                )
+                for portion, mask in zip(self.portions, chosen, strict=True)
+            ],
+            [graph[mask] for graph, mask in zip(self.graphs, chosen, strict=True)],
+            self.parameters,
+        )  # fmt: skip
 
     def gradient(self, by_logits: list[Tensor]) -> Tensor:
         """[parameters] from the gradient by the logits [T, V] of each portion."""
@@ -96,7 +104,7 @@ def mixed_text(shared: Path, path: Path, lines: int) -> Path:
 
 
 def set_the_scene(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM, targets: int) -> Scene:
-    distiller = Distiller(student.eval(), cache.recipe, DEFAULT)
+    distiller = Distiller(student.eval(), cache.recipe, MAPS)
     head = BlockedHead(teacher.head, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size))
     generator = torch.Generator().manual_seed(0)
     portions, graphs = [], []
@@ -113,162 +121,114 @@ def set_the_scene(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM
     return Scene(portions, graphs, list(student.parameters()))
 
 
-def validation_batches(cache: Cache, targets: int) -> Iterator[Batch]:
-    """Rows until there are so many targets, a few at a time; the last targets too many are left out."""
-    rows = CacheRows(shards_of([cache], "validation"), list(cache.extent.arrays))
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        batch = collate(rows.__getitems__(range(len(rows))[begin : begin + ROWS_AT_ONCE]))
-        of_targets = ("target_row", "target_position", "target_id")
-        batch |= {name: batch[name][:targets] for name in of_targets}
-        yield batch
-        targets -= len(batch["target_id"])
-        if not targets:
-            return
-    raise SystemExit(f"the validation rows hold {targets} targets too few; give more lines")
-
-
-def angle(a: Tensor, b: Tensor) -> float:
-    """Degrees between two vectors, in a form that is exact for small angles."""
-    a, b = a.double() / a.double().norm(), b.double() / b.double().norm()
-    return math.degrees(2 * math.atan2((a - b).norm().item(), (a + b).norm().item()))
-
-
 def by_logits(portion: Portion, way: Way, k: int, temperature: float) -> tuple[Tensor, Any]:
     kept = way(portion, k, temperature)
     return torch.autograd.grad(kept.loss.sum(), portion.logits)[0], kept
 
 
-def measure(scene: Scene, way: Way, k: int, temperature: float, truth: list[Tensor], whole: Tensor) -> dict[str, float]:
-    """One draw of one way: `truth` and `whole` are the gradients of the whole signal, by logits and by parameters."""
+@dataclass(frozen=True)
+class Whole:
+    """What the whole signal gives: its gradient by the logits of each portion and by parameters, and its loss [T]."""
+
+    by_logits: list[Tensor]
+    by_parameters: Tensor
+    loss: Tensor
+
+
+def whole_signal(scene: Scene, temperature: float) -> Whole:
+    gradients, kepts = zip(*(by_logits(portion, full, 0, temperature) for portion in scene.portions), strict=True)
+    return Whole(list(gradients), scene.gradient(list(gradients)), torch.cat([kept.loss.detach() for kept in kepts]))
+
+
+def measure(scene: Scene, way: Way, k: int, temperature: float, whole: Whole) -> dict[str, float]:
+    """One draw of one way, against the whole signal."""
     gradients, kepts = zip(*(by_logits(p, way, k, temperature) for p in scene.portions), strict=True)
     total = scene.gradient(list(gradients))
-    ours, theirs = torch.cat(gradients), torch.cat(truth)
+    ours, theirs = torch.cat(gradients), torch.cat(whole.by_logits)
     size = theirs.norm(dim=1)
     cosine = torch.nn.functional.cosine_similarity(ours, theirs)
-    exact = torch.cat([full(p, 0, temperature).loss.detach() for p in scene.portions])
     loss = torch.cat([kept.loss.detach() for kept in kepts])
     best, confidence = (torch.cat([getattr(kept, name) for kept in kepts]) for name in ("best", "confidence"))
     correct = best == torch.cat([p.truth for p in scene.portions])
     bins = calibration(confidence.double().clamp(max=1.0).numpy(), correct.numpy())
     return {
         "bytes": bytes_per_position([kept.arrays for kept in kepts], scene.targets),
-        "angle": angle(total, whole),
-        "error": ((total - whole).norm() / whole.norm()).item(),
+        "angle": angle(total, whole.by_parameters),
+        "error": ((total - whole.by_parameters).norm() / whole.by_parameters.norm()).item(),
         "angle_per_target": cosine.clamp(-1, 1).acos().rad2deg().mean().item(),
         "error_per_target": ((ours - theirs).norm(dim=1) / size).mean().item(),
-        "kl_off": (loss.mean() - exact.mean()).item(),
+        "kl_off": (loss.mean() - whole.loss.mean()).item(),
         "calibration_error": expected_calibration_error(bins),
     }
 
 
-def bytes_per_position(arrays: list[dict[str, NDArray]], targets: int) -> float:
-    """As the cache's codec packs them, all targets in one chunk."""
-    total = 0
-    for name in arrays[0]:
-        whole = np.concatenate([part[name] for part in arrays])
-        spec = ArraySpec(name, whole.shape, whole.shape, whole.dtype, 0, ("target",) * whole.ndim)
-        total += len(encode_chunk(spec, whole))
-    return total / targets
-
-
 def logits_kept(scene: Scene, teacher: Teacher, draws: int) -> list[dict[str, Any]]:
-    """Every way with every k, at temperature 2 the three that matter: medians over the draws."""
+    """Every way with every k; at temperature 2 and where the teacher is surest those that matter: medians of draws."""
     order = similarity_order(teacher.head.weight.float())
     main: dict[str, tuple[Way, tuple[int, ...], int]] = {
         "top-k + tail bucket": (topk_and_tail, KEPT, 1),
         "random sampling": (random_sampling, DRAWN, draws),
-        "threshold sample": (threshold_sample, KEPT, draws),
+        "threshold sample": (threshold_sample, DRAWN, draws),
     }
     others: dict[str, tuple[Way, tuple[int, ...], int]] = {
         "top-k renormalised": (topk_renormalised, KEPT, 1),
         "top-k, residual to the true token": (residual_to_truth, KEPT, 1),
         "half top-k, half draws": (half_and_half, KEPT, draws),
-        "threshold sample, similar tokens in a row": (threshold_in_order(order), KEPT, draws),
-        f"threshold samples, {ROUNDS} for {ROUNDS} epochs": (in_rounds(threshold_sample, ROUNDS), KEPT[1:], draws),
+        "evenly spaced draws, counted": (systematic_counts, DRAWN, draws),
+        "threshold sample, similar tokens in a row": (threshold_in_order(order), DRAWN, draws),
+        f"threshold samples, {ROUNDS} for {ROUNDS} epochs": (in_rounds(threshold_sample, ROUNDS), DRAWN[1:4], draws),
     }
+    best = [portion.logprob.amax(1) for portion in scene.portions]
+    limit = torch.cat(best).quantile(1 - SURE)
+    surest = scene.part([portion >= limit for portion in best])
     results = []
-    for temperature, ways in ((1.0, main | others), (2.0, main)):
-        truth = [by_logits(portion, full, 0, temperature)[0] for portion in scene.portions]
-        whole = scene.gradient(truth)
+    for where, part, temperature, ways in (
+        ("all targets", scene, 1.0, main | others),
+        ("all targets", scene, 2.0, main),
+        ("surest targets", surest, 1.0, main),
+    ):
+        whole = whole_signal(part, temperature)
         for name, (way, ks, times) in ways.items():
             for k in ks:
-                found = [measure(scene, way, k, temperature, truth, whole) for _ in range(times)]
+                found = [measure(part, way, k, temperature, whole) for _ in range(times)]
                 medians = {column: statistics.median(one[column] for one in found) for column in found[0]}
                 spread = max(one["angle"] for one in found) - min(one["angle"] for one in found)
-                results.append({"way": name, "temperature": temperature, "k": k, **medians, "angle_spread": spread})
+                results.append(
+                    {"where": where, "way": name, "temperature": temperature, "k": k, **medians, "angle_spread": spread}
+                )
                 print(line_of(results[-1]), flush=True)
+    results += at_equal_bytes(results)
     return results
+
+
+def at_equal_bytes(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The threshold sample's angle as a share of random sampling's, which is interpolated to its bytes (both axes
+    logarithmic)."""
+    lines = []
+    for where, temperature in dict.fromkeys((one["where"], one["temperature"]) for one in results):
+        here = [one for one in results if (one["where"], one["temperature"]) == (where, temperature)]
+        random = [(one["bytes"], one["angle"]) for one in here if one["way"] == "random sampling"]
+        by_bytes, by_angle = np.log([b for b, _ in random]), np.log([a for _, a in random])
+        for one in here:
+            if one["way"] == "threshold sample" and random[0][0] <= one["bytes"] <= random[-1][0]:
+                theirs = math.exp(np.interp(math.log(one["bytes"]), by_bytes, by_angle))
+                lines.append(
+                    {
+                        "where": where, "way": "threshold ÷ random at equal bytes", "temperature": temperature,
+                        "k": one["k"], "bytes": one["bytes"], "ratio": one["angle"] / theirs,
+                    }
+                )  # fmt: skip
+                print(f"{where}, T = {temperature:g}: {one['bytes']:.0f} bytes, ratio {lines[-1]['ratio']:.2f}")
+    return lines
 
 
 def line_of(found: dict[str, Any]) -> str:
     return (
-        f"T = {found['temperature']:g}  {found['way']:<44} k = {found['k']:<4} {found['bytes']:6.1f} bytes  "
-        f"angle {found['angle']:6.2f}° (± {found['angle_spread'] / 2:.2f})  error {found['error']:.3f}  "
-        f"per target {found['angle_per_target']:5.1f}°  KL off {found['kl_off']:+.4f}  "
+        f"T = {found['temperature']:g}  {found['where']}  {found['way']:<44} k = {found['k']:<4} "
+        f"{found['bytes']:6.1f} bytes  angle {found['angle']:6.2f}° (± {found['angle_spread'] / 2:.2f})  "
+        f"error {found['error']:.3f}  per target {found['angle_per_target']:5.1f}°  KL off {found['kl_off']:+.4f}  "
         f"ECE {found['calibration_error']:.3f}"
     )
-
-
-ENCODINGS = ("float16", "square root in uint8")
-
-
-def encoded(maps: Tensor, encoding: str) -> tuple[Tensor, NDArray]:
-    """Maps [B, 1, m, m] as they come back, rows summing to 1 again, and what is stored of them."""
-    if encoding == "float16":
-        return maps.half().float(), maps.half().numpy()
-    codes = (maps.sqrt() * 255).round().to(torch.uint8)
-    back = (codes.float() / 255).square()
-    return back / back.sum(-1, keepdim=True).clamp(min=1e-12), codes.numpy()
-
-
-def maps_kept(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM, targets: int) -> list[dict[str, Any]]:
-    """The gradient of the last layer's map loss for the body, pooled and encoded, against that of unpooled maps."""
-    parameters = [p for name, p in student.named_parameters() if name.startswith("roberta.encoder")]
-    teacher_layer, student_layer = cache.recipe.teacher_layers - 1, student.config.num_hidden_layers - 1
-    batches = list(validation_batches(cache, targets))
-
-    def maps_of(model: Any, layer: int, batch: Batch, size: int) -> Tensor:
-        seq_len = batch["input_ids"].shape[1]
-        mask = torch.arange(seq_len) < batch["length"][:, None]
-        capture = AttentionCapture((layer,), batch["length"], seq_len, size)
-        model(batch["input_ids"], attention_mask=mask, attention_capture=capture)
-        return capture.maps()
-
-    def gradient(size: int, encoding: str | None) -> tuple[Tensor, float, float]:
-        total, loss, rows, stored = torch.zeros(sum(p.numel() for p in parameters)), 0.0, 0, []
-        for batch in batches:
-            with torch.no_grad():
-                theirs = maps_of(teacher.model.base_model, teacher_layer, batch, size)
-            if encoding:
-                theirs, array = encoded(theirs, encoding)
-                stored.append({"attention": array})
-            losses = attention_kl(theirs, maps_of(student.roberta, student_layer, batch, size), batch["length"])
-            parts = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
-            filled = zip(parts, parameters, strict=True)
-            total += torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for g, p in filled])
-            loss, rows = loss + losses.sum().item(), rows + len(losses)
-        tokens = sum(int(batch["length"].sum()) for batch in batches)
-        return total, bytes_per_position(stored, tokens) if stored else 0.0, loss / rows
-
-    whole, _, _ = gradient(max(MAP_SIZES), None)
-    results = []
-    for size in MAP_SIZES:
-        exact, _, exact_loss = gradient(size, None)
-        for encoding in ENCODINGS:
-            ours, taken, loss = gradient(size, encoding)
-            results.append(
-                {
-                    "size": size, "encoding": encoding, "bytes_per_token": taken, "angle": angle(ours, whole),
-                    "angle_of_encoding": angle(ours, exact), "loss_off": loss - exact_loss,
-                }
-            )  # fmt: skip
-            print(
-                f"maps {size:>3} × {size:<3} {encoding:<22} {taken:6.2f} bytes a token  angle to the full maps "
-                f"{results[-1]['angle']:6.2f}°, to the same size unrounded {results[-1]['angle_of_encoding']:.3f}°, "
-                f"loss off {results[-1]['loss_off']:+.6f}",
-                flush=True,
-            )
-    return results
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:
@@ -276,7 +236,7 @@ def plot(results: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     logits: dict[str, list[tuple[float, float]]] = {}
     for one in results["logits"]:
-        if one["temperature"] == 1.0 and one["bytes"]:
+        if one["temperature"] == 1.0 and one["where"] == "all targets" and "angle" in one:
             logits.setdefault(one["way"], []).append((one["bytes"], one["angle"]))
     title = f"Gradient of {results['targets']:,} targets"
     draw(folder / "fidelity-logits.svg", title, logits, "bytes per target", "degrees to that of all logits")
@@ -313,8 +273,8 @@ def main(
         settings = BuildSettings(folder / "mixed.zarr", "mul", source, (str(text),), max_tokens=400_000)
         cache = build_cache(settings)
         loaded = load_teacher(source)
-        arm = Arm(learnt_from, "", DEFAULT if learnt_from == "teacher" else PLAIN, online=learnt_from == "teacher")
-        student, _, _ = train(arm, cache, loaded, "small", steps, 0, folder)
+        arm = Arm(learnt_from, "", MAPS if learnt_from == "teacher" else PLAIN, online=learnt_from == "teacher")
+        student, _ = train(arm, cache, lambda n: teacher_in_the_loop(loaded, cache, n), "small", steps, 0, folder)
         scene = set_the_scene(cache, loaded, student, targets)
         mass = torch.cat([p.logprob.topk(64, dim=1).values.exp().sum(1) for p in scene.portions]).mean().item()
         results = {

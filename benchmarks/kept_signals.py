@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.teacher.head import BlockedHead
-from cache_tools.teacher.logits import KeptLogits, keep_topk
-from cache_tools.teacher.threshold import keep_threshold_sample, probability, threshold_of
-from comet.losses import bucketed_kl, residual_kl, threshold_kl
+from cache_tools.teacher.logits import TopLogits, keep_topk
+from cache_tools.teacher.signals import rounded
+from cache_tools.teacher.threshold import keep_threshold_sample
+from comet.losses import bucketed_kl, residual_kl, sampled_kl
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,17 @@ class Kept:
 Way = Callable[[Portion, int, float], Kept]
 
 
-def stored(kept: KeptLogits) -> KeptLogits:
+def stored(kept: TopLogits) -> TopLogits:
     """As it comes back from a cache, where log-probabilities are float16."""
-    return KeptLogits(kept.ids, kept.logprob.half().float(), kept.tail_logmass, kept.tail_logmass_seen, kept.threshold)
+    return TopLogits(kept.ids, kept.logprob.half().float(), rounded(kept.tail_logmass), kept.tail_logmass_seen)
 
 
-def arrays_of(kept: KeptLogits, *names: str) -> dict[str, NDArray]:
+def arrays_of(kept: TopLogits, *names: str) -> dict[str, NDArray]:
     found = {
         "topk_id": kept.ids.int().numpy(),
         "topk_logprob": kept.logprob.half().numpy(),
         "tail_logmass": kept.tail_logmass.numpy(),
     }
-    if kept.threshold is not None:
-        found["threshold"] = kept.threshold.numpy()
     return {name: array for name, array in found.items() if name in names}
 
 
@@ -84,7 +83,7 @@ def full(portion: Portion, k: int, temperature: float) -> Kept:
     return Kept(weighted_loss(portion, weights, temperature), best, confidence, {})
 
 
-def topk_of(portion: Portion, k: int, temperature: float) -> KeptLogits:
+def topk_of(portion: Portion, k: int, temperature: float) -> TopLogits:
     return stored(keep_topk(portion.features, portion.head, k, (temperature,)))
 
 
@@ -119,25 +118,38 @@ def residual_to_truth(portion: Portion, k: int, temperature: float) -> Kept:
 
 
 def counted(portion: Portion, counts: Tensor, temperature: float) -> Kept:
-    """A sample by how often each token was drawn, [T, V]; its ids in rising order and the counts are stored."""
-    weights = counts / counts.sum(1, keepdim=True)
-    if temperature != 1.0:  # a draw at temperature 1 stands for p_T / p
-        weights = weights * ((portion.logprob / temperature).log_softmax(1) - portion.logprob).exp()
-    confidence, best = (counts / counts.sum(1, keepdim=True)).max(1)
-    _, ids = counts.nonzero(as_tuple=True)
-    arrays = {
-        "id": ids.int().numpy(),
-        "count": counts[counts > 0].to(torch.uint8).numpy(),
-        "unique": (counts > 0).sum(1).to(torch.uint8).numpy(),
-    }
-    return Kept(weighted_loss(portion, weights, temperature), best, confidence, arrays)
+    """A sample by how often each token was drawn, [T, V]; its ids in rising order and the counts are stored, as many
+    slots as any target needs."""
+    share = counts / counts.sum(1, keepdim=True)
+    confidence, best = share.max(1)
+    ids, slots = in_slots(counts > 0)
+    arrays = {"id": ids.int().numpy(), "count": counts.gather(1, slots).where(ids >= 0, 0.0).to(torch.uint8).numpy()}
+    return Kept(weighted_loss(portion, share, temperature), best, confidence, arrays)
+
+
+def in_slots(taken: Tensor) -> tuple[Tensor, Tensor]:
+    """([T, k], [T, k]) the ids that are taken [T, V] by rising id, −1 after them; and the same with some id there."""
+    k = int(taken.sum(1).max())
+    key = torch.where(taken, torch.arange(taken.shape[1], 0, -1), 0)
+    chosen = key.topk(k, dim=1)
+    return chosen.indices.where(chosen.values > 0, -1), chosen.indices
 
 
 def random_sampling(portion: Portion, k: int, temperature: float) -> Kept:
-    """k draws with replacement: Sparse Logit Sampling, Anshumann et al. 2025 (https://arxiv.org/abs/2503.16870)."""
-    draws = torch.multinomial(portion.logprob.exp(), k, replacement=True, generator=portion.generator)
+    """k draws with replacement from the distribution at the temperature: Sparse Logit Sampling, Anshumann et al. 2025
+    (https://arxiv.org/abs/2503.16870)."""
+    p = (portion.logprob / temperature).softmax(1)
+    draws = torch.multinomial(p, k, replacement=True, generator=portion.generator)
     counts = torch.zeros_like(portion.logprob).scatter_add_(1, draws, torch.ones(draws.shape))
     return counted(portion, counts, temperature)
+
+
+def systematic_counts(portion: Portion, k: int, temperature: float) -> Kept:
+    """k draws with replacement, evenly spaced along the distribution's running sum: random sampling with less noise."""
+    running = (portion.logprob / temperature).double().softmax(1).cumsum(1)
+    steps = (running / running[:, -1:] * k + portion.offset[:, None]).floor()
+    counts = torch.diff(steps, dim=1, prepend=torch.zeros_like(steps[:, :1]))
+    return counted(portion, counts.float(), temperature)
 
 
 def half_and_half(portion: Portion, k: int, temperature: float) -> Kept:
@@ -156,41 +168,35 @@ def half_and_half(portion: Portion, k: int, temperature: float) -> Kept:
 
 
 def threshold_sample(portion: Portion, k: int, temperature: float) -> Kept:
-    kept = stored(keep_threshold_sample(portion.features, portion.head, k, (temperature,), portion.offset))
-    assert kept.threshold is not None
-    logits, rest, _ = of_student(portion, kept.ids, temperature)
-    loss = temperature**2 * threshold_kl(
-        kept.logprob, kept.tail_logmass[:, 0], kept.threshold, logits, rest, temperature
-    )
-    confidence, slot = torch.maximum(kept.logprob.exp(), kept.threshold[:, None]).max(1)
-    arrays = arrays_of(kept, "topk_id", "topk_logprob", "tail_logmass", "threshold")
-    return Kept(loss, kept.ids.gather(1, slot[:, None])[:, 0], confidence, arrays)
+    """What a cache stores with `--keep threshold --top-k k`."""
+    sample = keep_threshold_sample(portion.features, portion.head, k, (temperature,), portion.offset)
+    ids, logweight, entropy = sample.ids[:, 0], sample.logweight[:, 0].half(), rounded(sample.entropy)
+    padded = torch.cat([portion.logits, portion.logits.new_full((len(ids), 1), -torch.inf)], 1)
+    at = ids.where(ids >= 0, portion.logits.shape[1])
+    rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
+    loss = temperature**2 * sampled_kl(logweight.float(), entropy[:, 0], padded.gather(1, at), rest, temperature)
+    arrays = {"sample_id": ids.int().numpy(), "sample_logweight": logweight.numpy(), "entropy": entropy.numpy()}
+    return Kept(loss, ids[:, 0], logweight[:, 0].float().exp(), arrays)
 
 
 def threshold_in_order(order: Tensor) -> Way:
     """The threshold sample with the vocabulary in another order [V], such that a draw's neighbours resemble it."""
 
     def way(portion: Portion, k: int, temperature: float) -> Kept:
-        p = portion.logprob.double().exp()
-        largest = p.topk(k, dim=1).values
-        certain, threshold = threshold_of(largest, probability(rest_beyond(portion.logprob, k), torch.zeros(())))
-        is_certain = p > largest.gather(1, certain)
-        light = p.masked_fill(is_certain, 0.0)[:, order]
-        running = light.cumsum(1)
-        steps = running / running[:, -1:] * (k - certain) + portion.offset[:, None]
-        drawn = torch.diff(steps.floor(), dim=1, prepend=portion.offset[:, None].floor()) > 0
-        taken = is_certain | torch.zeros_like(is_certain).scatter(1, order.expand_as(drawn), drawn)
-        inclusion = (p / threshold).clamp(max=1.0)
-        weights = torch.where(taken, (portion.logprob / temperature).double().softmax(1) / inclusion, 0.0).float()
-        confidence, best = torch.where(taken, torch.maximum(p, threshold), 0.0).max(1)
-        return Kept(weighted_loss(portion, weights, temperature), best, confidence.float(), {})
+        p = (portion.logprob / temperature).double().softmax(1)
+        certain = p >= 1 / k
+        light = p.masked_fill(certain, 0.0)[:, order]
+        steps = (light.cumsum(1) * k + portion.offset[:, None]).floor()
+        drawn = torch.diff(steps, dim=1, prepend=torch.zeros_like(steps[:, :1])) > 0
+        taken = certain | torch.zeros_like(certain).scatter(1, order.expand_as(drawn), drawn)
+        weights = torch.where(taken, p.clamp(min=1 / k), 0.0).float()
+        confidence, best = weights.max(1)
+        ids, slots = in_slots(taken)
+        logweight = weights.gather(1, slots).log().where(ids >= 0, -torch.inf)
+        arrays = {"sample_id": ids.int().numpy(), "sample_logweight": logweight.half().numpy()}
+        return Kept(weighted_loss(portion, weights, temperature), best, confidence, arrays)
 
     return way
-
-
-def rest_beyond(logprob: Tensor, k: int) -> Tensor:
-    """[T, 1] log mass of all but the k most probable tokens."""
-    return logprob.scatter(1, logprob.topk(k, dim=1).indices, -torch.inf).logsumexp(1, keepdim=True)
 
 
 def in_rounds(way: Way, rounds: int) -> Way:
