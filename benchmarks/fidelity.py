@@ -38,7 +38,7 @@ from kept_signals import (
     topk_and_tail,
     topk_renormalised,
 )
-from quality_arms import MAPS, PLAIN, Arm, teacher_in_the_loop, train
+from quality_arms import PLAIN, Arm, teacher_in_the_loop, train
 from torch import Tensor
 from transformers import XLMRobertaForMaskedLM
 
@@ -49,6 +49,7 @@ from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.signals import seen_mask
 from comet.closeup import calibration, expected_calibration_error
 from comet.distiller import Distiller
+from comet.recipes import DEFAULT
 
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
 KEPT = (8, 16, 32, 64)
@@ -104,7 +105,7 @@ def mixed_text(shared: Path, path: Path, lines: int) -> Path:
 
 
 def set_the_scene(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM, targets: int) -> Scene:
-    distiller = Distiller(student.eval(), cache.recipe, MAPS)
+    distiller = Distiller(student.eval(), cache.recipe, DEFAULT)
     head = BlockedHead(teacher.head, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size))
     generator = torch.Generator().manual_seed(0)
     portions, graphs = [], []
@@ -273,7 +274,7 @@ def main(
         settings = BuildSettings(folder / "mixed.zarr", "mul", source, (str(text),), max_tokens=400_000)
         cache = build_cache(settings)
         loaded = load_teacher(source)
-        arm = Arm(learnt_from, "", MAPS if learnt_from == "teacher" else PLAIN, online=learnt_from == "teacher")
+        arm = Arm(learnt_from, "", DEFAULT if learnt_from == "teacher" else PLAIN, online=learnt_from == "teacher")
         student, _ = train(arm, cache, lambda n: teacher_in_the_loop(loaded, cache, n), "small", steps, 0, folder)
         scene = set_the_scene(cache, loaded, student, targets)
         mass = torch.cat([p.logprob.topk(64, dim=1).values.exp().sum(1) for p in scene.portions]).mean().item()

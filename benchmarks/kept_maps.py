@@ -11,6 +11,7 @@ from transformers import XLMRobertaForMaskedLM
 from cache_tools import Cache
 from cache_tools.pooling import AttentionCapture, from_codes, to_codes
 from cache_tools.teacher.model import Teacher
+from comet.distiller import match_layers
 from comet.losses import attention_kl
 
 MAP_SIZES = (8, 16, 32, 64, 128)
@@ -18,7 +19,7 @@ ENCODINGS = ("float16", "square root in uint8")
 
 
 def encoded(maps: Tensor, encoding: str) -> tuple[Tensor, NDArray]:
-    """Maps [B, 1, m, m] as they come back, rows summing to 1 again, and what is stored of them."""
+    """Maps [B, layers, m, m] as they come back, rows summing to 1 again, and what is stored of them."""
     if encoding == "float16":
         return maps.half().float(), maps.half().numpy()
     codes = to_codes(maps)
@@ -26,15 +27,15 @@ def encoded(maps: Tensor, encoding: str) -> tuple[Tensor, NDArray]:
 
 
 def maps_kept(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM, targets: int) -> list[dict[str, Any]]:
-    """The gradient of the last layer's map loss for the body, pooled and encoded, against that of unpooled maps."""
+    """The gradient of the map loss of all layers for the body, pooled and encoded, against that of unpooled maps."""
     parameters = [p for name, p in student.named_parameters() if name.startswith("roberta.encoder")]
-    teacher_layer, student_layer = cache.recipe.teacher_layers - 1, student.config.num_hidden_layers - 1
+    of_teacher, of_student = zip(*match_layers(cache.recipe, student.config.num_hidden_layers), strict=True)
     batches = list(validation_batches(cache, targets))
 
-    def maps_of(model: Any, layer: int, batch: Batch, size: int) -> Tensor:
+    def maps_of(model: Any, layers: tuple[int, ...], batch: Batch, size: int) -> Tensor:
         seq_len = batch["input_ids"].shape[1]
         mask = torch.arange(seq_len) < batch["length"][:, None]
-        capture = AttentionCapture((layer,), batch["length"], seq_len, size)
+        capture = AttentionCapture(layers, batch["length"], seq_len, size)
         model(batch["input_ids"], attention_mask=mask, attention_capture=capture)
         return capture.maps()
 
@@ -42,11 +43,11 @@ def maps_kept(cache: Cache, teacher: Teacher, student: XLMRobertaForMaskedLM, ta
         total, loss, rows, stored = torch.zeros(sum(p.numel() for p in parameters)), 0.0, 0, []
         for batch in batches:
             with torch.no_grad():
-                theirs = maps_of(teacher.model.base_model, teacher_layer, batch, size)
+                theirs = maps_of(teacher.model.base_model, of_teacher, batch, size)
             if encoding:
                 theirs, array = encoded(theirs, encoding)
                 stored.append({"attention": array})
-            losses = attention_kl(theirs, maps_of(student.roberta, student_layer, batch, size), batch["length"])
+            losses = attention_kl(theirs, maps_of(student.roberta, of_student, batch, size), batch["length"])
             parts = torch.autograd.grad(losses.sum(), parameters, allow_unused=True)
             filled = zip(parts, parameters, strict=True)
             total += torch.cat([torch.zeros(p.numel()) if g is None else g.flatten() for g, p in filled])

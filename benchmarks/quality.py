@@ -31,7 +31,7 @@ from comet.tasks import find_task
 from comet.vocabulary import load_tokenizer, student_tokenizer
 
 COLUMNS = ("dense_kl", "loss", "accuracy", "calibration_error", "score")
-QUICK = ("plain", "online", "top-16", "sample-16", "sample-64")
+QUICK = ("plain", "online", "default", "no maps", "best 16", "sample of 32")
 Results = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -42,11 +42,9 @@ def cache_of(name: str, language: str, shared: Path, teacher: str, folder: Path,
         text = folder / f"{language}.txt"
         text.write_text(training_lines(shared, language), encoding="utf-8")
         settings = BuildSettings(
-            out=out, language=language, teacher=teacher, text=(str(text),), max_tokens=tokens, rows_per_shard=256,
-            attention_size=16,
-        )  # fmt: skip
-        changes = CACHES[name]
-        build_cache(replace(settings, **{"temperatures": (1.0,) if "keep" in changes else (1.0, 2.0)} | changes))
+            out=out, language=language, teacher=teacher, text=(str(text),), max_tokens=tokens, rows_per_shard=256
+        )
+        build_cache(replace(settings, **CACHES[name]))
     return open_cache(out)
 
 
@@ -55,12 +53,21 @@ def named(text: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in text)
 
 
-def logits_bytes(cache: Cache) -> float:
-    """Bytes of the teacher's logits per target, as they lie on the disk."""
-    arrays = [n for n in cache.extent.arrays if n.startswith(("topk", "tail", "sample", "entropy"))]
-    files = [p for name in arrays for p in (cache.root / "train" / name / "c").rglob("*") if p.is_file()]
-    targets = cache.recipe.train_rows * cache.recipe.max_targets
-    return sum(path.stat().st_size for path in files) / targets
+def bytes_per_token(cache: Cache) -> tuple[float, float]:
+    """Bytes of logits and of maps per token of text, as they lie on the disk."""
+
+    def size(name: str) -> int:
+        return sum(path.stat().st_size for path in (cache.root / "train" / name / "c").rglob("*") if path.is_file())
+
+    recipe = cache.recipe
+    tokens = (
+        recipe.views
+        * int(cache.provenance["text_tokens"])
+        * recipe.train_rows
+        / (recipe.train_rows + recipe.validation_rows)
+    )
+    logits = sum(size(n) for n in cache.extent.arrays if n.startswith(("topk", "tail", "sample", "entropy")))
+    return logits / tokens, size("attention") / tokens
 
 
 def finished(path: Path, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def finished(path: Path, asked: dict[str, Any], work: Callable[[], dict[str, Any
     return found
 
 
-def table(results: Results, arms: Sequence[str], sizes: dict[str, float]) -> str:
+def table(results: Results, arms: Sequence[str], sizes: dict[str, tuple[float, float]]) -> str:
     """Mean ± standard deviation over the seeds; the KL's ratio to the online student, and the score's difference to
     the plain one, seed by seed."""
     lines = []
@@ -84,7 +91,7 @@ def table(results: Results, arms: Sequence[str], sizes: dict[str, float]) -> str
         of_arm = {seed: found for (name, seed), found in results.items() if name == arm}
         if not of_arm:
             continue
-        cells = [arm.ljust(30), f"{sizes[arm]:5.0f} B"]
+        cells = [arm.ljust(33), "logits {:4.1f} B, maps {:4.1f} B a token".format(*sizes[arm]), f"{len(of_arm)} seeds"]
         for column in COLUMNS:
             values = [found[column] for found in of_arm.values() if column in found]
             cells.append(f"{column} {spread(values)}" if values else "")
@@ -117,7 +124,7 @@ def retained_lines(data: TaskData, results: Results, teacher: list[str]) -> list
         if predictions(arm) and arm != "plain" and predictions("plain"):
             share, gain = retained_gain(data, predictions("plain"), predictions(arm), teacher)
             shown = [f"{value:.1%} ({low:.1%} to {high:.1%})" for value, low, high in (share, gain)]
-            lines.append(f"{arm:<30} retains {shown[0]} of the teacher's score, {shown[1]} of its gain over plain")
+            lines.append(f"{arm:<33} retains {shown[0]} of the teacher's score, {shown[1]} of its gain over plain")
     return lines
 
 
@@ -206,7 +213,9 @@ def main(
         place = Place(language, folder, source, student, steps, epochs, asked, caches, unseen, data, online)
         results = {(arm.name, seed): place.result(arm, seed) for seed in seeds for arm in arms}
         print(f"{language}, {len(unseen.truth):,} targets of unseen text, {steps} steps, seeds {seeds}")
-        print(table(results, [arm.name for arm in arms], {arm.name: logits_bytes(caches[arm.cache]) for arm in arms}))
+        print(
+            table(results, [arm.name for arm in arms], {arm.name: bytes_per_token(caches[arm.cache]) for arm in arms})
+        )
         if epochs and any(arm.fine_tuned for arm in arms):
             teachers = [place.teacher_result(seed) for seed in seeds]
             print(f"teacher: score {spread([found['score'] for found in teachers])}")

@@ -23,9 +23,9 @@ from comet.trainer import DistillationTrainer
 from comet.validation import validation_rows
 from comet.vocabulary import StudentVocabulary, in_vocabulary
 
-LOGITS = replace(DEFAULT, name="logits", kd_weight=1.0, hard_weight=0.0, attention_weight=0.0)
-MAPS = replace(LOGITS, name="maps", attention_weight=0.1)
-PLAIN = replace(LOGITS, name="plain", kd_weight=0.0, hard_weight=1.0)
+NO_MAPS = replace(DEFAULT, name="no maps", attention_weight=0.0)
+TRUE_TOKENS = replace(DEFAULT, name="true tokens", kd_weight=0.0, hard_weight=1.0)
+PLAIN = replace(TRUE_TOKENS, name="plain", attention_weight=0.0)
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Arm:
 
     name: str
     cache: str  # a key of CACHES
-    recipe: TrainingRecipe = LOGITS
+    recipe: TrainingRecipe = DEFAULT
     vocabulary: str = "full"
     init: str = "cache"
     online: bool = False
@@ -42,42 +42,46 @@ class Arm:
 
 
 CACHES: dict[str, dict[str, Any]] = {
-    "top-64": {"top_k": 64},
-    "top-16": {"top_k": 16},
-    "sample-128": {"top_k": 128, "keep": "threshold"},
-    "sample-64": {"top_k": 64, "keep": "threshold"},
-    "sample-32": {"top_k": 32, "keep": "threshold"},
-    "sample-16": {"top_k": 16, "keep": "threshold"},
-    "sample-16, two views": {"top_k": 16, "keep": "threshold", "views": 2},
-    "sample-64, T = 1 and 2": {"top_k": 64, "keep": "threshold", "temperatures": (1.0, 2.0)},
-    "sample-64, 32 × 32": {"top_k": 64, "keep": "threshold", "attention_size": 32},
-    "sample-64, all layers": {"top_k": 64, "keep": "threshold", "attention_layers": "all"},
+    "default": {},
+    "sample of 128": {"top_k": 128},
+    "sample of 32": {"top_k": 32},
+    "sample of 16": {"top_k": 16},
+    "best 64": {"keep": "topk", "temperatures": (1.0, 2.0)},
+    "best 16": {"keep": "topk", "top_k": 16},
+    "T = 1 and 2": {"temperatures": (1.0, 2.0)},
+    "last layer": {"attention_layers": "last"},
+    "16 × 16": {"attention_size": 16, "attention_every": 1},
+    "128 × 128": {"attention_size": 128, "attention_every": 48},
+    "one row in 4": {"attention_every": 4},
 }
-"""What the caches hold other than one map of 16 × 16, and temperature 1 (of a sample) or 1 and 2 (of the best)."""
+"""What the caches hold other than by default."""
 
 ARMS = (
-    Arm("plain", "sample-64", PLAIN, fine_tuned=True),
-    Arm("online", "sample-64", online=True, fine_tuned=True),
-    Arm("online, full maps", "sample-64", MAPS, online=True, fine_tuned=True),
-    Arm("top-64", "top-64", fine_tuned=True),
-    Arm("sample-128", "sample-128"),
-    Arm("sample-64", "sample-64", fine_tuned=True),
-    Arm("top-16", "top-16"),
-    Arm("sample-32", "sample-32"),
-    Arm("sample-16", "sample-16"),
-    Arm("sample-16, two views", "sample-16, two views"),
-    Arm("top-64, residual", "top-64", replace(LOGITS, name="residual", logit_loss="residual")),
-    Arm("top-64, T = 2", "top-64", replace(LOGITS, name="hot", temperature=2.0)),
-    Arm("sample-64, T = 2", "sample-64, T = 1 and 2", replace(LOGITS, name="hot", temperature=2.0)),
-    Arm("sample-64, half true tokens", "sample-64", replace(LOGITS, name="half", kd_weight=0.5, hard_weight=0.5)),
-    Arm("sample-64, map", "sample-64", MAPS, fine_tuned=True),
-    Arm("sample-64, map × 10", "sample-64", replace(MAPS, name="maps10", attention_weight=1.0)),
-    Arm("sample-64, map of 32 × 32", "sample-64, 32 × 32", MAPS),
-    Arm("sample-64, maps of all layers", "sample-64, all layers", MAPS),
-    Arm("paper", "top-64", PAPER),
-    Arm("sample-64, trimmed", "sample-64", vocabulary="trimmed"),
-    Arm("sample-64, random start", "sample-64", init="random"),
-    Arm("plain, random start", "sample-64", PLAIN, init="random"),
+    Arm("plain", "default", PLAIN, fine_tuned=True),
+    Arm("true tokens and maps", "default", TRUE_TOKENS),
+    Arm("online", "default", online=True, fine_tuned=True),
+    Arm("online, no maps", "default", NO_MAPS, online=True),
+    Arm("default", "default", fine_tuned=True),
+    Arm("no maps", "default", NO_MAPS),
+    Arm("maps of the last layer", "last layer"),
+    Arm("maps of 16 × 16, every row", "16 × 16"),
+    Arm("maps of 128 × 128, one row in 48", "128 × 128"),
+    Arm("maps of one row in 4", "one row in 4"),
+    Arm("map weight 0.3", "default", replace(DEFAULT, name="maps 0.3", attention_weight=0.3)),
+    Arm("map weight 3", "default", replace(DEFAULT, name="maps 3", attention_weight=3.0)),
+    Arm("sample of 128", "sample of 128"),
+    Arm("sample of 32", "sample of 32", fine_tuned=True),
+    Arm("sample of 16", "sample of 16"),
+    Arm("best 64", "best 64"),
+    Arm("best 16", "best 16", fine_tuned=True),
+    Arm("best 64, residual", "best 64", replace(DEFAULT, name="residual", logit_loss="residual")),
+    Arm("best 64, T = 2", "best 64", replace(DEFAULT, name="hot", temperature=2.0)),
+    Arm("sample of 64, T = 2", "T = 1 and 2", replace(DEFAULT, name="hot", temperature=2.0)),
+    Arm("half true tokens", "default", replace(DEFAULT, name="half", kd_weight=0.5, hard_weight=0.5)),
+    Arm("paper", "best 64", PAPER),
+    Arm("trimmed", "default", vocabulary="trimmed"),
+    Arm("random start", "default", init="random"),
+    Arm("plain, random start", "default", PLAIN, init="random"),
 )
 
 
@@ -138,7 +142,7 @@ class OnlineDistiller(Distiller):
         if layers:
             theirs = maps[:, [teacher.layers.index(layer) for layer, _ in self.matched]]
             parts["attention"] = attention_kl(theirs, ours.maps(), length).mean()
-        weights = {"kd": recipe.kd_weight, "attention": recipe.attention_weight}
+        weights = {"kd": recipe.kd_weight, "attention": recipe.attention_weight}  # numbers in the recipes above
         return {"loss": torch.stack([weights[n] * part for n, part in parts.items()]).sum()} | parts
 
 

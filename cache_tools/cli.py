@@ -14,7 +14,7 @@ import click
 from cache_tools.describe import describe
 from cache_tools.errors import CometError
 from cache_tools.languages import find_language
-from cache_tools.settings import BuildSettings
+from cache_tools.settings import MAP_SIZE, BuildSettings
 from cache_tools.store.reader import open_cache
 from cache_tools.workers import parse_worker
 
@@ -112,9 +112,10 @@ def main() -> None:
               help="spread:N (evenly, with the last), every:N, last, all, none, or numbers such as -1,-7.")  # fmt: skip
 @click.option(
     "--attention-size",
-    default=BuildSettings.attention_size,
-    help="Attention maps are pooled to this many blocks a side.",
+    type=int,
+    help=f"Attention maps are pooled to so many blocks a side.  [default: {MAP_SIZE}, or --seq-len if less]",
 )
+@click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in so many.")
 @click.option("--temperatures", default="1", callback=comma_numbers, help="Logits are kept for each of these, as 1,2.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip

@@ -17,6 +17,8 @@ def describe(cache: Cache) -> dict[str, object]:
     best = recipe.keep == "topk"
     kept = f"the {recipe.top_k} best tokens" if best else f"up to {recipe.top_k} tokens by threshold sampling"
     layers = ", ".join(str(layer) for layer in recipe.attention_layers)
+    every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
+    size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
     text_tokens = made_from.get("text_tokens")
     excluded = ", ".join(str(source.get("name")) for source in made_from.get("excluded", []))
     facts: dict[str, object] = {
@@ -32,7 +34,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
-        "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {recipe.attention_size}×{recipe.attention_size}"
+        "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {size_of_map}, of {every}"
         if recipe.attention_layers
         else "none",
         "bytes": size,

@@ -76,6 +76,7 @@ class ShardInWork:
             host_batch(
                 self.recipe,
                 {name: array[start : start + batch_size] for name, array in self.tokens.items()},
+                start,
                 self.pinned,
             )
             for start in range(0, self.rows, batch_size)

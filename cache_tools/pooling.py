@@ -57,6 +57,15 @@ def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     return query_means(members) @ torch.cat(slices, dim=2)  # [B, m, m]
 
 
+def softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """[B, H, L, L] attention weights. `mask` [B, 1, L, L] is bool, True where a key may be seen."""
+    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
+    scores = (query @ key.transpose(2, 3)).float() * scaling
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(-1)
+
+
 def attend_and_pool(
     query: Tensor,
     key: Tensor,
@@ -68,14 +77,9 @@ def attend_and_pool(
 ) -> tuple[Tensor, Tensor]:
     """The attention itself [B, H, L, d] and the same maps [B, m, m] from one L × L matrix.
 
-    For training on a CPU, where the backward pass of a second SDPA costs more than the matrix. `mask` [B, 1, L, L] is
-    bool, True where a key may be seen.
+    For training on a CPU, where the backward pass of a second SDPA costs more than the matrix.
     """
-    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    scores = (query @ key.transpose(2, 3)).float() * scaling  # [B, H, L, L]
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    weights = scores.softmax(-1)
+    weights = softmax_weights(query, key, mask, scaling)
     attended = nn.functional.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
     return attended, pool_weights(weights, members)
 
@@ -95,19 +99,31 @@ def from_codes(codes: Tensor) -> Tensor:
 class AttentionCapture:
     """Collects the pooled maps of some layers during one forward pass of a model prepared by `enable_capture`.
 
-    Pass it to the model's body as the keyword argument `attention_capture`.
+    Pass it to the model's body as the keyword argument `attention_capture`. `length` [B] int64; `rows` [B'] int64 are
+    those of which maps are wanted, None for all.
     """
 
-    def __init__(self, layers: tuple[int, ...], length: Tensor, seq_len: int, size: int) -> None:
-        self.layers = layers
-        self.members = block_members(length, seq_len, size)
+    def __init__(
+        self, layers: tuple[int, ...], length: Tensor, seq_len: int, size: int, rows: Tensor | None = None
+    ) -> None:
+        self.layers, self.rows = layers, rows
+        self.members = block_members(length if rows is None else length[rows], seq_len, size)
         self.collected: dict[int, Tensor] = {}
 
     def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
-        self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
+        if not len(self.members):
+            self.collected[layer] = self.members.new_zeros(0, self.members.shape[2], self.members.shape[2])
+            return
+        if self.rows is not None:
+            query, key = query[self.rows], key[self.rows]
+            mask = mask if mask is None or len(mask) == 1 else mask[self.rows]
+        if query.requires_grad and query.device.type == "cpu":
+            self.collected[layer] = pool_weights(softmax_weights(query, key, mask, scaling), self.members)
+        else:
+            self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
 
     def maps(self) -> Tensor:
-        """[B, layers, m, m] float32, rows of used blocks summing to 1.
+        """[B', layers, m, m] float32, rows of used blocks summing to 1.
 
         Raises CometError when a layer did not pass its attention through the capture.
         """
@@ -137,7 +153,7 @@ def capturing_sdpa(
     layer: int = module.layer_idx  # type: ignore[assignment]
     if attention_capture is not None and layer in attention_capture.layers:
         with torch.autocast(query.device.type, enabled=False):  # it would round the maps to half precision
-            if query.requires_grad and query.device.type == "cpu":
+            if attention_capture.rows is None and query.requires_grad and query.device.type == "cpu":
                 members = attention_capture.members
                 attended, maps = attend_and_pool(query, key, value, attention_mask, scaling, dropout, members)
                 attention_capture.collected[layer] = maps

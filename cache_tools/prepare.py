@@ -150,7 +150,8 @@ def make_recipe(
         top_k=settings.top_k,
         temperatures=settings.temperatures,
         attention_layers=parse_layers(settings.attention_layers, config.num_hidden_layers),
-        attention_size=settings.attention_size,
+        attention_size=settings.map_size,
+        attention_every=settings.attention_every,
         rows_per_shard=settings.rows_per_shard,
     )
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from cache_tools.errors import CometError
 
+MAP_SIZE = 64
+
 
 @dataclass(frozen=True)
 class BuildSettings:
@@ -24,7 +26,8 @@ class BuildSettings:
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0,)
     attention_layers: str = "spread:6"
-    attention_size: int = 16
+    attention_size: int | None = None
+    attention_every: int = 12
     rows_per_shard: int = 1024
     dtype: str = "auto"
     device: str = "auto"
@@ -42,7 +45,8 @@ class BuildSettings:
         fewest = 2 if self.keep == "threshold" else 1
         demand(fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{fewest} to 16384")
         largest = min(self.seq_len, 4096)
-        demand(1 <= self.attention_size <= largest, "--attention-size", self.attention_size, f"1 to {largest}")
+        demand(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
+        demand(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
         demand(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
         demand(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
         demand(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
@@ -52,6 +56,11 @@ class BuildSettings:
         demand(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = self.keep == "topk" or 1.0 in self.temperatures
         demand(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
+
+    @property
+    def map_size(self) -> int:
+        """Blocks a side of a pooled map: what was asked for, else MAP_SIZE, or one for each token of shorter rows."""
+        return self.attention_size if self.attention_size is not None else min(MAP_SIZE, self.seq_len)
 
 
 def parse_layers(text: str, layers: int) -> tuple[int, ...]:

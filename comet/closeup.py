@@ -179,7 +179,7 @@ def look_at_rows(
     device: torch.device,
     collate_fn: Collator,
 ) -> tuple[list[MapPair], list[Example]]:
-    """Maps and guesses of the first EXAMPLE_ROWS rows."""
+    """Maps of the first EXAMPLE_ROWS rows, where the cache has them, and guesses in these rows."""
     unused = {"row_key"} if distiller.matches_attention else {"row_key", "attention"}
     rows = CacheRows(shards, [name for name in shards[0].cache.extent.arrays if name not in unused], held=1)
     arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
@@ -187,7 +187,8 @@ def look_at_rows(
     features, maps = distiller.features(batch)
     count = len(batch["length"])
     examples = [decode_row(row, batch, features, distiller, tokenizer) for row in range(count)]
-    return [pair for row in range(count) for pair in map_pairs(row, batch, maps, distiller)], examples
+    rows_with_map = range(len(maps)) if distiller.matches_attention else ()
+    return [pair for at in rows_with_map for pair in map_pairs(at, batch, maps, distiller)], examples
 
 
 @torch.no_grad()
@@ -206,14 +207,14 @@ def first_row(
     return examples[0]
 
 
-def map_pairs(row: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
-    """One row's maps of teacher and student in each matched layer."""
-    pairs = []
+def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
+    """The maps of teacher and student in each matched layer, of the row whose maps are the `at`-th in the batch."""
+    pairs, row = [], int(batch["map_row"][at])
     used = int(batch["length"][row].clamp(max=distiller.cache.attention_size))
     for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
         cached = distiller.cached_index[index]
-        teacher = batch["attention"][row, cached, :used, :used]  # [n, n]
-        student = maps[row, index, :used, :used]
+        teacher = batch["attention"][at, cached, :used, :used]  # [n, n]
+        student = maps[at, index, :used, :used]
         kl = attention_kl(teacher[None, None], student[None, None], batch["length"][row : row + 1]).item()
         pairs.append(MapPair(row, teacher_layer, student_layer, teacher.cpu().numpy(), student.cpu().numpy(), kl))
     return pairs

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from cache_tools.errors import CometError
 from cache_tools.pooling import from_codes
+from cache_tools.store.layout import rows_with_map
 from cache_tools.store.reader import Cache
 from comet.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
 
@@ -189,7 +190,7 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
     input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row, target_position, target_id [T] int64,
     topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32, or of a
     threshold sample sample_id [T, n_T, k] int64, sample_logweight [T, n_T, k] float32, entropy and entropy_seen
-    [T, n_T] float32; attention [B, layers, m, m] float32. Only what `arrays` hold.
+    [T, n_T] float32; attention [B', layers, m, m] float32 of the rows map_row [B'] int64. Only what `arrays` hold.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
@@ -208,7 +209,9 @@ def collate(arrays: Arrays) -> dict[str, Tensor]:
     floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "sample_logweight", "entropy", "entropy_seen")
     batch |= {name: at_targets(name).float() for name in floats if name in arrays}
     if "attention" in arrays:
-        batch["attention"] = from_codes(torch.from_numpy(arrays["attention"]))
+        map_row = np.flatnonzero(rows_with_map(arrays["attention"]))
+        batch["map_row"] = torch.from_numpy(map_row)
+        batch["attention"] = from_codes(torch.from_numpy(arrays["attention"][map_row]))
     return batch
 
 
@@ -216,9 +219,9 @@ def require_compatible(caches: Sequence[Cache]) -> None:
     """Raises CometError unless the caches have one teacher, the same signals and row length, naming what differs."""
     first = caches[0]
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
-    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "seq_len", "max_targets")
+    kept = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
     for other in caches[1:]:
-        for name in teacher + signals:
+        for name in (*teacher, *kept, "seq_len", "max_targets"):
             mine, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
             if mine != theirs:
                 raise CometError(

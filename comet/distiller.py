@@ -102,12 +102,13 @@ class Distiller(nn.Module):
         if "hard" in weights:
             parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).sum() / targets
         if "attention" in weights:
-            parts["attention"] = self.attention_loss(batch, maps).sum() / rows
+            parts["attention"] = self.attention_loss(batch, maps).sum() * self.cache.attention_every / rows
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def features(self, batch: dict[str, Tensor], of_head: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Head features at the targets [T, H], and pooled maps of the matched layers [B, layers, m, m].
+        """Head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m], of the rows of
+        which the cache has maps.
 
         `of_head` as in `comet.head.lookup`.
         """
@@ -115,7 +116,11 @@ class Distiller(nn.Module):
         seq_len = input_ids.shape[1]
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
         layers = tuple(layer for _, layer in self.matched)
-        capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size) if layers else None
+        capture = None
+        if layers and "map_row" in batch:
+            of_all = len(batch["map_row"]) == len(length)  # then one matrix serves the attention and the map
+            size, map_row = self.cache.attention_size, None if of_all else batch["map_row"]
+            capture = AttentionCapture(layers, length, seq_len, size, map_row)
         embeddings = self.student.roberta.embeddings
         words = lookup(embeddings.word_embeddings.weight, input_ids, [] if of_head is None else of_head)  # [B, L, H]
         positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
@@ -189,8 +194,8 @@ class Distiller(nn.Module):
         return sampled_kl(logweight, entropy, kept, rest, temperature)
 
     def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
-        """[B] distance of the student's pooled maps to the teacher's."""
-        teacher, length = batch["attention"][:, self.cached_index], batch["length"]
+        """[B'] distance of the student's pooled maps to the teacher's."""
+        teacher, length = batch["attention"][:, self.cached_index], batch["length"][batch["map_row"]]
         if self.projection is not None:
             return attention_projection(teacher, maps, self.projection)
         loss = {"kl": attention_kl, "mse": attention_mse}[self.training_recipe.attention_loss]

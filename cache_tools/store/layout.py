@@ -25,7 +25,7 @@ MAX_METADATA_BYTES = 64 * 2**10
 BLOSC_HEADER_BYTES = 16
 CRC_BYTES = 4
 ZSTD_LEVEL = 5
-NO_CODE = 255  # a row of a map all of whose codes are 255 cannot be
+NO_CODE = 255  # everywhere in a row of which no map is kept: of no map can it be everywhere in a line
 
 # Blosc's own threads change the bytes from run to run; a cache's bytes are its identity.
 numcodecs.blosc.use_threads = False
@@ -92,6 +92,12 @@ def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
                 exit_code=2,
             )
     return specs
+
+
+def rows_with_map(codes: NDArray) -> NDArray[np.bool_]:
+    """[R] which rows of attention codes [R, layers, m, m] hold maps, m at least 2."""
+    found: NDArray[np.bool_] = (codes[:, 0, 0] != NO_CODE).any(1)
+    return found
 
 
 def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:

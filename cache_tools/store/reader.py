@@ -18,6 +18,7 @@ from cache_tools.store.layout import (
     decode_chunk,
     group_arrays,
     max_file_bytes,
+    rows_with_map,
     vocabulary_arrays,
 )
 from cache_tools.store.ledger import (
@@ -123,7 +124,7 @@ class Cache:
         """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard.
 
         Raises CometError when the shard is missing, a file does not match its record, or an id or position is out
-        of range.
+        of range, or a map is not where it should be.
         """
         record = self.record(group, shard)
         if record is None:
@@ -149,6 +150,13 @@ class Cache:
         for name, (low, high) in below.items():
             if name in arrays and not (arrays[name].min() >= low and arrays[name].max() < high):
                 raise CometError(f"{where}: {name}: a value lies outside {low} to {high - 1}; the cache is damaged")
+        if "attention" in arrays:
+            has_map = rows_with_map(arrays["attention"])
+            if not np.array_equal(has_map, np.arange(len(has_map)) % recipe.attention_every == 0):
+                raise CometError(
+                    f"{where}: attention: expected maps of one row in {recipe.attention_every}, the first row's first; "
+                    "the cache is damaged"
+                )
         if "target_position" in arrays and "length" in arrays:
             position = arrays["target_position"]
             if np.any((position != 65535) & (position >= arrays["length"][:, None])):

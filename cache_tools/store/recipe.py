@@ -46,6 +46,7 @@ class Recipe:
     temperatures: tuple[float, ...]
     attention_layers: tuple[int, ...]
     attention_size: int
+    attention_every: int
     rows_per_shard: int
     pooling: str = POOLING_RULE
     format: int = FORMAT_VERSION
@@ -89,7 +90,8 @@ INTEGER_BOUNDS = {
     "views": (1, 2**16),
     "seed": (0, 2**63 - 1),
     "top_k": (1, 2**14),
-    "attention_size": (1, 2**12),
+    "attention_size": (2, 2**12),
+    "attention_every": (1, 2**10),
     "rows_per_shard": (1, 2**20),
     "format": (FORMAT_VERSION, FORMAT_VERSION),
 }

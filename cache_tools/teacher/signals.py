@@ -15,6 +15,7 @@ from torch import Tensor
 from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture, to_codes
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, threshold_offsets
+from cache_tools.store.layout import NO_CODE
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.logits import keep_topk
@@ -29,7 +30,8 @@ class HostBatch:
     """Rows as the teacher reads them, L' the longest of them; in pinned memory when they go to a GPU.
 
     `input_ids` [B, L'] int64, `length` [B] int64; of the T targets `row`, `position` [T] int64 and `offset` [T]
-    float64; `slot` [T] says where a target belongs in arrays [B, M], and `slots` is M.
+    float64; `slot` [T] says where a target belongs in arrays [B, M], and `slots` is M; `map_row` [B'] int64 are the
+    rows whose maps are kept.
     """
 
     input_ids: Tensor
@@ -39,6 +41,7 @@ class HostBatch:
     offset: Tensor
     slot: NDArray
     slots: int
+    map_row: Tensor
 
     @property
     def tokens(self) -> int:
@@ -76,8 +79,8 @@ class Moment:
         return later.at - self.at
 
 
-def host_batch(recipe: Recipe, tokens: dict[str, NDArray], pinned: bool = False) -> HostBatch:
-    """`tokens` are the token arrays of the batch's rows."""
+def host_batch(recipe: Recipe, tokens: dict[str, NDArray], first: int = 0, pinned: bool = False) -> HostBatch:
+    """`tokens` are the token arrays of the batch's rows, which begin at row `first` of a shard."""
     position = tokens["target_position"]
     row, slot = np.nonzero(position != UNUSED_POSITION)
     longest = int(tokens["length"].max())
@@ -93,6 +96,7 @@ def host_batch(recipe: Recipe, tokens: dict[str, NDArray], pinned: bool = False)
         offset=tensor(threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]),
         slot=slot,
         slots=position.shape[1],
+        map_row=tensor(np.arange(-first % recipe.attention_every, len(position), recipe.attention_every)),
     )
 
 
@@ -111,13 +115,13 @@ class TeacherPass:
     def launch(self, batch: HostBatch) -> Launched:
         recipe, device = self.recipe, self.device
         began = Moment(device)
-        input_ids, length, row, position, offset = (
+        input_ids, length, row, position, offset, map_row = (
             t.to(device, non_blocking=True)
-            for t in (batch.input_ids, batch.length, batch.row, batch.position, batch.offset)
+            for t in (batch.input_ids, batch.length, batch.row, batch.position, batch.offset, batch.map_row)
         )
         longest = input_ids.shape[1]
         mask = torch.arange(longest, device=device) < length[:, None]  # [B, L']
-        capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size)
+        capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size, map_row)
         hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
         features = self.teacher.transform(hidden[row, position])  # [T, H]
         if recipe.keep == "threshold":
@@ -164,7 +168,7 @@ def collect(launched: Launched) -> dict[str, NDArray]:
     results = {name: result.numpy() for name, result in launched.results.items()}
     for name, values in results.items():
         if name == "attention":
-            used = np.arange(values.shape[-1]) < batch.length.numpy()[:, None]  # [B, m]
+            used = np.arange(values.shape[-1]) < batch.length[batch.map_row].numpy()[:, None]  # [B', m]
             if not (values.any(-1) | ~used[:, None]).all():
                 raise CometError(overflow("attention is"))
         elif np.isnan(values).any() or (name == "topk_logprob" and np.isinf(values).any()):
@@ -172,7 +176,8 @@ def collect(launched: Launched) -> dict[str, NDArray]:
     arrays = {}
     for name, values in results.items():
         if name == "attention":
-            arrays[name] = values
+            arrays[name] = np.full((len(batch.length), *values.shape[1:]), NO_CODE, values.dtype)
+            arrays[name][batch.map_row.numpy()] = values
         else:
             unused = UNUSED_ID if name.endswith("_id") else np.nan
             arrays[name] = np.full((len(batch.length), batch.slots, *values.shape[1:]), unused, values.dtype)

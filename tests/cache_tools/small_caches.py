@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, vocabulary_arrays
+from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import with_checksum, write_durably
@@ -52,6 +52,7 @@ def small_recipe(**changes: Any) -> Recipe:
         "temperatures": (1.0, 2.0),
         "attention_layers": (1, 2),
         "attention_size": 5,
+        "attention_every": 3,
         "rows_per_shard": 4,
     }
     return Recipe(**(fields | changes))
@@ -78,6 +79,8 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     arrays["target_position"][:] = 1 + np.array(positions)
     unused = (0, recipe.max_targets - 1)
     arrays["target_position"][unused], arrays["target_id"][unused] = UNUSED_POSITION, UNUSED_ID
+    if recipe.attention_layers:
+        arrays["attention"][np.arange(rows) % recipe.attention_every > 0] = NO_CODE
     kept, values, tail = ("topk_id", "topk_logprob", "tail_logmass_seen")
     if recipe.keep == "threshold":
         kept, values, tail = ("sample_id", "sample_logweight", "sample_logweight")

@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "keep": "topk",
     "top_k": 5,
     "attention_size": 40,
+    "attention_every": 1,
     "attention_layers": "all",
 }
 TINY: dict[str, int] = {

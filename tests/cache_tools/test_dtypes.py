@@ -23,6 +23,7 @@ def built(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.Temp
                 text=(str(sample_text),),
                 max_tokens=1500,
                 attention_layers="all",
+                attention_every=1,
                 keep="topk",
                 dtype=dtype,
             )

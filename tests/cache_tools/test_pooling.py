@@ -15,10 +15,13 @@ from cache_tools.pooling import (
     attend_and_pool,
     block_members,
     enable_capture,
+    from_codes,
     pool_by_sdpa,
     pool_weights,
     query_means,
+    to_codes,
 )
+from cache_tools.store.layout import NO_CODE
 from cache_tools.teacher.model import Teacher, load_teacher
 
 LENGTHS = [40, 33, 17, 9, 2, 1]
@@ -231,3 +234,42 @@ def test_attention_that_is_pooled_in_training_equals_sdpa_and_its_gradients(padd
         found.append((attended, maps, *torch.autograd.grad(loss, (query, key, value))))
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("rows", [[0, 2], [1], []])
+def test_maps_of_some_rows_are_theirs_among_all(
+    teacher: Teacher, sample_teacher: Path, batch: tuple[Tensor, Tensor], rows: list[int], training: bool
+) -> None:
+    """In training without the one matrix that serves attention and maps."""
+    student = plain_model(sample_teacher, "sdpa")
+    enable_capture(student)
+    whole = captured(teacher, batch, (0, 3), 8)
+    capture = AttentionCapture((0, 3), torch.tensor(LENGTHS), SEQ_LEN, 8, torch.tensor(rows, dtype=torch.int64))
+    with torch.set_grad_enabled(training):
+        hidden = student.base_model(batch[0], attention_mask=batch[1], attention_capture=capture)
+    assert capture.maps().requires_grad == (training and bool(rows))
+    torch.testing.assert_close(capture.maps(), whole[rows], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        valid = batch[1]
+        expected = teacher.hidden_states(*batch, None)
+        torch.testing.assert_close(hidden.last_hidden_state[valid], expected[valid], rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(2, 12), st.integers(0, 2**32 - 1))
+def test_codes_of_maps_come_back_within_half_a_step(size: int, seed: int) -> None:
+    maps = torch.rand(2, size, size, generator=torch.Generator().manual_seed(seed)).pow(8).softmax(-1)
+    codes = to_codes(maps)
+    assert codes.dtype == torch.uint8
+    assert (codes != NO_CODE).any(-1).all(), "no line of a map is all 255, which means that there is none"
+    assert (codes / 255 - maps.sqrt()).abs().max() <= 0.5 / 255 + 1e-6
+    again = from_codes(codes)
+    torch.testing.assert_close(again.sum(-1), torch.ones(2, size))
+    assert (again.sqrt() - maps.sqrt()).abs().max() < 1.5 / 255
+
+
+def test_unused_blocks_and_overflow_keep_their_codes() -> None:
+    maps = torch.tensor([[[0.25, 0.75], [0.0, 0.0]], [[float("nan"), 1.0], [float("inf"), 0.0]]])
+    assert to_codes(maps).tolist() == [[[128, 221], [0, 0]], [[0, 255], [0, 0]]]
+    assert from_codes(to_codes(maps))[0, 1].tolist() == [0.0, 0.0]

@@ -14,7 +14,7 @@ from small_caches import small_recipe
 from cache_tools.errors import CometError
 from cache_tools.pooling import AttentionCapture
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, Masking, mask_rows, threshold_offsets
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, group_arrays, rows_with_map
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.signals import TeacherPass, collect, host_batch, seen_mask
@@ -37,7 +37,7 @@ def teacher(sample_teacher: Path) -> Teacher:
 
 def recipe_for(keep: str) -> Recipe:
     sizes = {"vocab_size": 8000, "seq_len": 32, "max_targets": 9, "top_k": 16, "attention_size": 8}
-    return small_recipe(keep=keep, attention_layers=(1, 3), seed=5, **sizes)
+    return small_recipe(keep=keep, attention_layers=(1, 3), attention_every=1, seed=5, **sizes)
 
 
 def masked_batch() -> dict[str, NDArray]:
@@ -122,6 +122,20 @@ def test_signals_do_not_depend_on_the_other_rows(teacher: Teacher) -> None:
         np.testing.assert_allclose(alone["topk_logprob"], together["topk_logprob"][row : row + 1], rtol=2e-3)
         codes = together["attention"][row : row + 1].astype(int)
         assert abs(alone["attention"] - codes).max() <= 1
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_maps_are_kept_of_every_third_row_of_a_shard(teacher: Teacher, first: int) -> None:
+    """Whatever batch the row comes in, also in one of which none has a map."""
+    recipe, tokens, seen = recipe_for("topk"), masked_batch(), seen_mask(SEEN, 8000)
+    every = teacher_signals(teacher, recipe, tokens, seen)["attention"].astype(int)
+    some = replace(recipe, attention_every=3)
+    for batch in (tokens, {name: array[:2] for name, array in tokens.items()}):
+        codes = collect(TeacherPass(teacher, some, seen).launch(host_batch(some, batch, first)))["attention"]
+        kept = (first + np.arange(len(codes))) % 3 == 0
+        np.testing.assert_array_equal(rows_with_map(codes), kept)
+        assert (codes[~kept] == NO_CODE).all()
+        assert abs(codes[kept] - every[: len(codes)][kept]).max(initial=0) <= 1, "rounding, in another batch"
 
 
 def test_seen_mask_marks_the_ids_of_the_corpus() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from numpy.typing import NDArray
 from small_caches import (
     change_json,
     commit,
@@ -23,7 +24,7 @@ from small_caches import (
 import cache_tools
 from cache_tools import open_cache
 from cache_tools.errors import CometError
-from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk, group_arrays
+from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk, group_arrays, rows_with_map
 from cache_tools.store.ledger import EXTENT, file_record
 
 RECIPE = small_recipe()
@@ -140,6 +141,27 @@ def test_tokens_other_than_the_sealed_ones_are_noticed(cache: Path) -> None:
         open_cache(cache).read_tokens("train", 0)
 
 
+def rewrite(cache: Path, name: str, array: NDArray) -> None:
+    """Puts another array into shard train 0, with sound checksums."""
+    spec = group_arrays(RECIPE, "train")[name]
+    data = encode_chunk(spec, array)
+    (cache / spec.chunk_path(0)).write_bytes(data)
+    record = {"bytes": len(data), "sha256": file_record(data).sha256}
+    change_json(cache / "ledger/train-00000.json", lambda r: r["files"].update({name: record}), sign=True)
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_map_that_is_missing_or_too_many_is_noticed(cache: Path, row: int) -> None:
+    """Of four rows, the first and the last have one."""
+    array = open_cache(cache).read_shard("train", 0)["attention"].copy()
+    assert rows_with_map(array).tolist() == [True, False, False, True]
+    array[row] = 255 - array[row] if row else 255
+    rewrite(cache, "attention", array)
+    message = f"^{cache}: shard train 0: attention: expected maps of one row in 3, the first row's first"
+    with pytest.raises(CometError, match=message):
+        open_cache(cache).read_shard("train", 0)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -155,13 +177,9 @@ def test_tokens_other_than_the_sealed_ones_are_noticed(cache: Path) -> None:
 def test_values_out_of_range_are_noticed_under_sound_checksums(
     cache: Path, name: str, value: int, message: str
 ) -> None:
-    spec = group_arrays(RECIPE, "train")[name]
     array = open_cache(cache).read_shard("train", 0)[name].copy()
     array.flat[0] = value
-    data = encode_chunk(spec, array)
-    (cache / spec.chunk_path(0)).write_bytes(data)
-    record = {"bytes": len(data), "sha256": file_record(data).sha256}
-    change_json(cache / "ledger/train-00000.json", lambda r: r["files"].update({name: record}), sign=True)
+    rewrite(cache, name, array)
     with pytest.raises(CometError, match=rf"^{cache}: shard train 0: {message}"):
         open_cache(cache).read_shard("train", 0)
 

@@ -24,6 +24,7 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.T
         temperatures=(1.0, 2.0),
         attention_layers="all",
         attention_size=8,
+        attention_every=3,
     )
 
 

@@ -43,13 +43,14 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, te
     rows = []
     pairs = match_layers(cache.recipe, student.config.num_hidden_layers)
     assert [teacher for teacher, _ in pairs] != list(range(len(pairs))), "the matched layers are not simply the first"
+    assert batch["map_row"].tolist() == [0, 2], "of row 5 the cache holds no map"
     for teacher_layer, student_layer in pairs:
-        mine = pool_weights(plain.attentions[student_layer], members).double()
+        mine = pool_weights(plain.attentions[student_layer], members).double()[batch["map_row"]]
         theirs = batch["attention"][:, cache.recipe.attention_layers.index(teacher_layer)].double()
-        for row, n in enumerate(length.clamp(max=size).tolist()):
+        for row, n in enumerate(length[batch["map_row"]].clamp(max=size).tolist()):
             t, s = theirs[row, :n, :n], mine[row, :n, :n]
-            rows.append((torch.xlogy(t, t) - torch.xlogy(t, s)).sum(1).mean())
-    attention = torch.stack(rows).mean()
+            rows.append((torch.xlogy(t, t) - torch.xlogy(t, s)).sum(1).mean() / len(pairs))
+    attention = torch.stack(rows).sum() * cache.recipe.attention_every / len(length)
 
     for name, reference in (("kd", kd), ("hard", hard), ("attention", attention)):
         assert losses[name].item() == pytest.approx(reference.item(), rel=2e-3), name
