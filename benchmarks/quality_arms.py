@@ -52,7 +52,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "last layer": {"attention_layers": "last"},
     "16 × 16": {"attention_size": 16, "attention_every": 1},
     "128 × 128": {"attention_size": 128, "attention_every": 48},
-    "one row in 4": {"attention_every": 4},
+    "one row in 12": {"attention_every": 12},
 }
 """What the caches hold other than by default."""
 
@@ -66,7 +66,7 @@ ARMS = (
     Arm("maps of the last layer", "last layer"),
     Arm("maps of 16 × 16, every row", "16 × 16"),
     Arm("maps of 128 × 128, one row in 48", "128 × 128"),
-    Arm("maps of one row in 4", "one row in 4"),
+    Arm("maps of one row in 12", "one row in 12"),
     Arm("map weight 0.3", "default", replace(DEFAULT, name="maps 0.3", attention_weight=0.3)),
     Arm("map weight 3", "default", replace(DEFAULT, name="maps 3", attention_weight=3.0)),
     Arm("sample of 128", "sample of 128"),

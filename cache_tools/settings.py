@@ -27,7 +27,7 @@ class BuildSettings:
     temperatures: tuple[float, ...] = (1.0,)
     attention_layers: str = "spread:6"
     attention_size: int | None = None
-    attention_every: int = 12
+    attention_every: int = 5
     rows_per_shard: int = 1024
     dtype: str = "auto"
     device: str = "auto"
