@@ -40,7 +40,8 @@ def cache_of(name: str, language: str, shared: Path, teacher: str, folder: Path,
     out = folder / f"{language}-{named(name)}.zarr"
     if not out.exists():
         text = folder / f"{language}.txt"
-        text.write_text(training_lines(shared, language), encoding="utf-8")
+        if not text.exists():
+            text.write_text(training_lines(shared, language), encoding="utf-8")
         settings = BuildSettings(
             out=out, language=language, teacher=teacher, text=(str(text),), max_tokens=tokens, rows_per_shard=256
         )
@@ -207,6 +208,8 @@ def main(
     for language in languages:
         caches = {name: cache_of(name, language, shared, source, folder, tokens) for name in names}
         first = next(iter(caches.values()))
+        if len({cache.recipe.tokens_sha256 for cache in caches.values()}) > 1:
+            raise SystemExit(f"{folder}: the caches of {language} hold other rows; take another --folder")
         online = remembered(partial(teacher_in_the_loop, loaded, first))
         unseen = unseen_text(language, shared, source, first, 400)
         data = load_task(find_task("afrisenti"), language, shared / "data/afrisenti")
