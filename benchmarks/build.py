@@ -242,8 +242,14 @@ def corpus_size(folder: Path) -> dict[str, Any]:
 def bytes_per_token(folder: Path, shared: Path | None) -> dict[str, Any]:
     """Bytes of each array per token of text, on a real teacher."""
     result: dict[str, Any] = {}
-    for k, size in ((64, 32), (32, 16)):
-        settings = settings_for(folder / f"k{k}.zarr", SAMPLE / "teacher", top_k=k, attention_size=size)
+    profiles: dict[str, dict[str, Any]] = {
+        "default": {},
+        "compact": {"attention_every": 12},
+        "logits only": {"attention_layers": "none"},
+        "best 64": {"keep": "topk"},
+    }
+    for number, (profile, options) in enumerate(profiles.items()):
+        settings = settings_for(folder / f"{number}.zarr", SAMPLE / "teacher", **options)
         if shared is not None:
             text = (str(shared / "data/text/kin.txt.xz"),)
             settings = replace(settings, teacher=str(shared / "teacher"), text=text, max_tokens=200_000)
@@ -256,9 +262,7 @@ def bytes_per_token(folder: Path, shared: Path | None) -> dict[str, Any]:
             / tokens
             for name in cache.specs["train"]
         }
-        result[f"k={k}, {size}×{size}"] = {name: round(v, 2) for name, v in arrays.items()} | {
-            "rows": round(sum(arrays.values()), 2)
-        }
+        result[profile] = {name: round(v, 2) for name, v in arrays.items()} | {"rows": round(sum(arrays.values()), 2)}
         result["tokens"] = tokens
     return result
 
@@ -297,11 +301,12 @@ def growth(folder: Path, teacher: Path, rows: int, device: torch.device) -> dict
     """Seconds per token with other options, relative to the defaults, each in turn with them."""
     variants: dict[str, dict[str, Any]] = {
         "defaults": {},
-        "top-k 16": {"top_k": 16},
-        "top-k 256": {"top_k": 256},
-        "threshold sample": {"keep": "threshold"},
+        "k = 16": {"top_k": 16},
+        "k = 256": {"top_k": 256},
+        "temperatures 1 and 2": {"temperatures": (1.0, 2.0)},
+        "best 64": {"keep": "topk"},
         "no attention": {"attention_layers": "none"},
-        "attention of all layers": {"attention_layers": "all"},
+        "attention of every row": {"attention_every": 1},
         "512 tokens in a row": {"seq_len": 512},
     }
     passes: dict[str, tuple[TeacherPass, HostBatch]] = {}

@@ -28,7 +28,7 @@ from cache_tools.cli import SAMPLE_LANGUAGE, SAMPLE_VIEWS
 from cache_tools.settings import BuildSettings
 from comet.data import Arrays, CacheRows, collate, shards_of
 
-UNREAD = ("row_key", "tail_logmass_seen")  # what training with the full vocabulary leaves out
+UNREAD = ("row_key", "entropy_seen")  # what training with the full vocabulary leaves out
 EPOCHS = ("first epoch", "next epoch")
 CONSUMER = 1e6  # tokens per second of the student whose waiting is measured
 

@@ -121,15 +121,15 @@ class UsualStep(Step):
 def step_of(kind: str, cache: Cache) -> Step:
     classes: dict[str, Callable[[], Step]] = {
         "cache, logits only": lambda: Step(cache, "full", 0.0),
-        "cache, one attention layer": lambda: Step(cache, "full", 0.1),
+        "cache, maps of six layers": lambda: Step(cache, "full", 1.0),
         "plain": lambda: PlainStep(cache, "full", 0.0),
         "cache, logits only, trimmed": lambda: Step(cache, "trimmed", 0.0),
-        "cache, one attention layer, trimmed": lambda: Step(cache, "trimmed", 0.1),
+        "cache, maps of six layers, trimmed": lambda: Step(cache, "trimmed", 1.0),
         "plain, trimmed": lambda: PlainStep(cache, "trimmed", 0.0),
-        "cache, one attention layer, bf16": lambda: Step(cache, "full", 0.1, bf16=True),
-        "cache, one attention layer, recomputed": lambda: Step(cache, "full", 0.1, recompute=True),
-        "cache, one attention layer, bf16, recomputed": lambda: Step(cache, "full", 0.1, bf16=True, recompute=True),
-        "cache, one attention layer, trimmed, bf16": lambda: Step(cache, "trimmed", 0.1, bf16=True),
+        "cache, maps of six layers, bf16": lambda: Step(cache, "full", 1.0, bf16=True),
+        "cache, maps of six layers, recomputed": lambda: Step(cache, "full", 1.0, recompute=True),
+        "cache, maps of six layers, bf16, recomputed": lambda: Step(cache, "full", 1.0, bf16=True, recompute=True),
+        "cache, maps of six layers, trimmed, bf16": lambda: Step(cache, "trimmed", 1.0, bf16=True),
         "usual": lambda: UsualStep(cache, "full", 0.0),
     }
     return classes[kind]()
@@ -157,7 +157,7 @@ def interleaved(kinds: list[str], cache: Cache, rows: int, repeats: int = REPEAT
 def against_plain(root: Path) -> dict[str, Any]:
     cache, result = open_cache(root), {}
     for suffix in ("", ", trimmed"):
-        kinds = [f"{kind}{suffix}" for kind in ("cache, logits only", "cache, one attention layer", "plain")]
+        kinds = [f"{kind}{suffix}" for kind in ("cache, logits only", "cache, maps of six layers", "plain")]
         seconds = interleaved(kinds, cache, 16)
         for kind in kinds:
             result[kind] = {"seconds": round(seconds[kind], 3), "ratio": round(seconds[kind] / seconds[kinds[2]], 3)}
@@ -167,7 +167,7 @@ def against_plain(root: Path) -> dict[str, Any]:
 def waiting_for_data(root: Path) -> dict[str, Any]:
     """The share of the time that goes into rows, in the trainer's own order, beside a trimmed student's steps."""
     cache = open_cache(root)
-    step = step_of("cache, one attention layer, trimmed, bf16", cache)
+    step = step_of("cache, maps of six layers, trimmed, bf16", cache)
     rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n not in ("row_key",)])
     order = iter(rows.sampler(0, 1.0))
     waiting = working = 0.0
@@ -193,7 +193,7 @@ def teacher_in_the_loop(root: Path) -> dict[str, Any]:
     cache = open_cache(root)
     teacher = random_model(1024, 24).eval().requires_grad_(False)
     enable_capture(teacher)
-    step = Step(cache, "full", 0.1)
+    step = Step(cache, "full", 1.0)
     batch = step.batch(cache, 16)
     mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
 
@@ -221,7 +221,7 @@ def from_the_cache(root: Path, kind: str, rows: int, turns: int) -> dict[str, An
 
 
 def memory_above_the_model(root: Path) -> dict[str, Any]:
-    start = "cache, one attention layer"
+    start = "cache, maps of six layers"
     kinds = (start, f"{start}, bf16", f"{start}, recomputed", f"{start}, bf16, recomputed")
     seconds = in_child(interleaved, list(kinds), open_cache(root), 32)
     return {
@@ -248,9 +248,9 @@ def against_the_loop(root: Path) -> dict[str, Any]:
     ours = {
         name: in_child(from_the_cache, root, kind, 16, 5)
         for name, kind in (
-            ("trimmed", "cache, one attention layer, trimmed"),
-            ("trimmed, bf16", "cache, one attention layer, trimmed, bf16"),
-            ("full", "cache, one attention layer"),
+            ("trimmed", "cache, maps of six layers, trimmed"),
+            ("trimmed, bf16", "cache, maps of six layers, trimmed, bf16"),
+            ("full", "cache, maps of six layers"),
         )
     }
     return {
@@ -269,7 +269,7 @@ def against_the_usual(root: Path) -> dict[str, Any]:
             "times_faster": round(usual["seconds"] / in_child(from_the_cache, root, kind, 8, 7)["seconds"], 1),
         }
         for name, kind in (
-            ("trimmed, bf16", "cache, one attention layer, trimmed, bf16"),
+            ("trimmed, bf16", "cache, maps of six layers, trimmed, bf16"),
             ("full", "cache, logits only"),
         )
     } | {"usual_peak_mib": usual["peak_mib"]}

@@ -38,9 +38,7 @@ def environment() -> dict[str, str]:
 @torch.no_grad()
 def dense_kl(cache: Cache, shared: Path, student: Path, vocabulary: str) -> float:
     """KL(teacher ‖ student) among all tokens of the corpus, at the targets of the validation rows."""
-    rows = CacheRows(
-        shards_of([cache], "validation"), ["input_ids", "length", "target_position", "target_id", "topk_id"]
-    )
+    rows = CacheRows(shards_of([cache], "validation"), ["input_ids", "length", "target_position", "target_id"])
     seen = torch.from_numpy(cache.vocabulary.id.astype("int64"))
     kind = choose_vocabulary(vocabulary, [cache])
     models = [AutoModelForMaskedLM.from_pretrained(path).eval() for path in (shared / "teacher", student)]
