@@ -245,7 +245,7 @@ OTHER_OPTIONS: dict[str, Any] = {
     "temperatures": (1.0, 3.0),
     "attention_layers": "last",
     "attention_size": 12,
-    "attention_every": 5,
+    "attention_every": 3,
     "rows_per_shard": 16,
     "max_tokens": 1601,
     "dtype": "bfloat16",
