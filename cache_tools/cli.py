@@ -116,7 +116,7 @@ def main() -> None:
     help=f"Attention maps are pooled to so many blocks a side.  [default: {MAP_SIZE}, or --seq-len if less]",
 )
 @click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in so many.")
-@click.option("--temperatures", default="1", callback=comma_numbers, help="Logits are kept for each of these, as 1,2.")
+@click.option("--temperatures", default="1", callback=comma_numbers, help="Logits are kept for each of these (1,2).")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
