@@ -38,6 +38,7 @@ class Arm:
     vocabulary: str = "full"
     init: str = "cache"
     online: bool = False
+    full_maps: bool = True  # online, or else those of the cache
     fine_tuned: bool = False
 
 
@@ -53,6 +54,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "16 × 16": {"attention_size": 16, "attention_every": 1},
     "128 × 128": {"attention_size": 128, "attention_every": 48},
     "one row in 12": {"attention_every": 12},
+    "full maps": {"attention_size": 128, "attention_every": 1},
 }
 """What the caches hold other than by default."""
 
@@ -60,6 +62,7 @@ ARMS = (
     Arm("plain", "default", PLAIN, fine_tuned=True),
     Arm("true tokens and maps", "default", TRUE_TOKENS),
     Arm("online", "default", online=True, fine_tuned=True),
+    Arm("online, maps of the cache", "default", online=True, full_maps=False),
     Arm("online, no maps", "default", NO_MAPS, online=True),
     Arm("default", "default", fine_tuned=True),
     Arm("no maps", "default", NO_MAPS),
@@ -67,6 +70,7 @@ ARMS = (
     Arm("maps of 16 × 16, every row", "16 × 16"),
     Arm("maps of 128 × 128, one row in 48", "128 × 128"),
     Arm("maps of one row in 12", "one row in 12"),
+    Arm("full maps of every row", "full maps"),
     Arm("map weight 0.3", "default", replace(DEFAULT, name="maps 0.3", attention_weight=0.3)),
     Arm("map weight 3", "default", replace(DEFAULT, name="maps 3", attention_weight=3.0)),
     Arm("sample of 128", "sample of 128"),
@@ -117,13 +121,19 @@ class TeacherInTheLoop:
 
 
 class OnlineDistiller(Distiller):
-    """The teacher in the loop: dense logits at every target and attention maps that are not pooled."""
+    """The teacher in the loop: dense logits at every target and attention maps that are not pooled, or the cache's."""
 
     def __init__(
-        self, student: XLMRobertaForMaskedLM, cache: Any, recipe: TrainingRecipe, teacher: TeacherInTheLoop
+        self,
+        student: XLMRobertaForMaskedLM,
+        cache: Any,
+        recipe: TrainingRecipe,
+        teacher: TeacherInTheLoop,
+        full_maps: bool,
     ) -> None:
         super().__init__(student, cache, recipe)
         self.teacher = [teacher]  # not a module of its own: nothing of it is trained or saved
+        self.full_maps = full_maps
 
     def forward(
         self, progress: float = 0.0, targets: float | None = None, rows: float | None = None, **batch: Tensor
@@ -132,16 +142,22 @@ class OnlineDistiller(Distiller):
         length, seq_len = batch["length"], batch["input_ids"].shape[1]
         mask = torch.arange(seq_len) < length[:, None]
         layers = tuple(student for _, student in self.matched)
-        ours = AttentionCapture(layers, length, seq_len, teacher.seq_len)
+        if self.full_maps:
+            ours = AttentionCapture(layers, length, seq_len, teacher.seq_len)
+        else:
+            ours = AttentionCapture(layers, length, seq_len, self.cache.attention_size, batch["map_row"])
         p, maps = teacher(batch)  # [T, V], [B, layers, L, L]
         body = self.student.roberta(batch["input_ids"], attention_mask=mask, attention_capture=ours if layers else None)
         head = self.student.lm_head
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
         q = head.decoder(head.layer_norm(torch.nn.functional.gelu(head.dense(hidden)))).log_softmax(1)
         parts = {"kd": (p.exp() * (p - q)).sum(1).mean()}
-        if layers:
+        if layers and self.full_maps:
             theirs = maps[:, [teacher.layers.index(layer) for layer, _ in self.matched]]
             parts["attention"] = attention_kl(theirs, ours.maps(), length).mean()
+        elif layers:
+            every = self.cache.attention_every
+            parts["attention"] = self.attention_loss(batch, ours.maps()).sum() * every / len(length)
         weights = {"kd": recipe.kd_weight, "attention": recipe.attention_weight}  # numbers in the recipes above
         return {"loss": torch.stack([weights[n] * part for n, part in parts.items()]).sum()} | parts
 
@@ -160,7 +176,7 @@ def train(
     model = new_student(shape, [cache], vocabulary, arm.recipe.dropout, seed, arm.init == "cache")
     config = StudentConfig(folder, student=student, recipe=arm.recipe, steps=steps, seed=seed)
     distiller = (
-        OnlineDistiller(model, cache.recipe, arm.recipe, online(shape.layers))
+        OnlineDistiller(model, cache.recipe, arm.recipe, online(shape.layers), arm.full_maps)
         if arm.online
         else Distiller(model, cache.recipe, arm.recipe, vocabulary)
     )
