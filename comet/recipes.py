@@ -89,9 +89,10 @@ PAPER = TrainingRecipe(
     epochs=15,
     patience=3,
     batch_size=16,
+    layer_map=((-1, -1),),
     differs_from_paper=(
-        "logits are matched at masked positions only, over the kept tokens and their tail",
-        "attention maps are pooled to m×m before the learned projection",
+        "logits are matched at masked positions only, as far as the cache keeps them",
+        "attention maps are pooled to m×m before the learned projection, and are those of the rows that the cache has",
         "the student starts from the cached teacher embeddings and word frequencies",
         "float32 instead of fp16",
     ),
