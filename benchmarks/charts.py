@@ -7,12 +7,14 @@ from pathlib import Path
 
 from comet.svg import HEIGHT, WIDTH, Line, Point, line_chart, number
 
-COLOURS = ("#2469c4", "#c2570c", "#137a3f", "#8a3ffc", "#b8860b", "#c4245f", "#0f8a8a", "#5b6470")
-LEGEND = 230
+COLOURS = ("#2469c4", "#c2570c", "#137a3f", "#8a3ffc", "#b8860b", "#c4245f", "#0f8a8a", "#5b6470", "#111111")
+LEGEND = 290
 
 
 def draw(path: Path, title: str, lines: Mapping[str, Sequence[Point]], x_name: str, y_name: str) -> None:
-    """One line for each name through its points, all above 0."""
+    """One line for each name through its points, all above 0. Raises ValueError for more lines than colours."""
+    if len(lines) > len(COLOURS):
+        raise ValueError(f"{path}: {len(lines)} lines, expected at most {len(COLOURS)}")
     kinds = {name: f"line{place}" for place, name in enumerate(lines)}
     logs = [
         Line(kinds[name], name, [(math.log2(x), math.log2(y)) for x, y in points], dots=True)
