@@ -330,6 +330,17 @@ def test_collation_cuts_padding_off_and_nothing_else(cache: Cache) -> None:
     np.testing.assert_array_equal(batch["input_ids"][0], arrays["input_ids"][short, : arrays["length"][short]])
 
 
+def test_a_batch_holds_the_maps_of_the_rows_that_have_one(cache: Cache) -> None:
+    rows = CacheRows(shards_of([cache], "train"), NAMES)
+    codes = rows.__getitems__(list(range(20)))["attention"]
+    chosen = [1, 6, 2, 9, 0]  # in the fixture every third row of a shard of 16 has a map
+    batch = collate(rows.__getitems__(chosen))
+    assert batch["map_row"].tolist() == [1, 3, 4]
+    maps = codes[[6, 9, 0]].astype(np.float64) ** 2
+    np.testing.assert_allclose(batch["attention"], maps / maps.sum(-1, keepdims=True).clip(1), atol=1e-6)
+    assert len(collate(rows.__getitems__([1, 2]))["attention"]) == 0
+
+
 @pytest.mark.parametrize("group", ["train", "validation"])
 def test_two_caches_make_one_data_set(cache: Cache, group: str) -> None:
     once, twice = CacheRows(shards_of([cache], group), NAMES), CacheRows(shards_of([cache, cache], group), NAMES)

@@ -62,6 +62,19 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, te
         assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7, name
 
 
+@pytest.mark.parametrize("loss", ["kl", "projection"])
+def test_a_batch_of_rows_without_maps_learns_from_its_logits(cache: Cache, loss: str) -> None:
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([1, 2]))
+    assert len(batch["map_row"]) == 0
+    distiller = distiller_of(cache, replace(DEFAULT, attention_loss=loss)).train()
+    losses = distiller(**batch)
+    losses["loss"].backward()
+    assert losses["attention"] == 0
+    assert losses["loss"].item() == pytest.approx(losses["kd"].item())
+    gradients = [p.grad for p in distiller.student.parameters() if p.grad is not None]
+    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     shards = shards_of([cache], "validation")

@@ -51,7 +51,7 @@ def test_every_part_of_the_loss_is_logged(trainer: DistillationTrainer) -> None:
     lines = [line for line in trainer.state.log_history if "loss" in line]
     assert len(lines) == 2
     for line in lines:
-        assert line["loss"] == pytest.approx(line["kd"] + 0.1 * line["attention"], rel=1e-3)
+        assert line["loss"] == pytest.approx(line["kd"] + DEFAULT.attention_weight * line["attention"], rel=1e-3)
 
 
 def test_evaluate_measures_the_validation_rows(trainer: DistillationTrainer, cache: Cache) -> None:
