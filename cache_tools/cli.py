@@ -75,8 +75,8 @@ def comma_numbers(context: click.Context, parameter: click.Parameter, value: str
 def main() -> None:
     """Build and inspect caches of what a teacher model says about a text.
 
-    A cache holds a sample of the teacher's logits and some of its attention maps, together with
-    the tokens, masks and tokenizer they belong to. `comet-train` trains students from it without the teacher.
+    A cache holds a sample of the teacher's logits and some of its attention maps, together with the tokens, masks and
+    tokenizer they belong to. `comet-train` trains students from it without the teacher.
     """
 
 
