@@ -166,12 +166,13 @@ class Distiller(nn.Module):
         return token
 
     def kept_id(self, batch: dict[str, Tensor], temperature: float) -> Tensor:
-        """[T, k] the tokens that the cache knows of, the most probable first; of a sample those for this temperature,
-        or the first where it has none for it."""
+        """[T, k] the tokens that the cache knows of, the most probable first; of a sample those for this temperature.
+
+        Raises ValueError for a temperature that a sample is not stored for.
+        """
         if self.cache.keep == "topk":
             return batch["topk_id"]
-        stored = self.cache.temperatures
-        return batch["sample_id"][:, stored.index(temperature) if temperature in stored else 0]
+        return batch["sample_id"][:, self.cache.temperatures.index(temperature)]
 
     def logit_loss(
         self, batch: dict[str, Tensor], kept: Tensor, truth: Tensor, rest: Tensor, temperature: float
