@@ -27,7 +27,7 @@ from cache_tools.rows import (
 )
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.claim import claimed_folder
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder
@@ -138,7 +138,7 @@ def make_recipe(
         tokens_sha256=rows_sha256(rows),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),
-        embedding_width=min(EMBEDDING_WIDTH, config.hidden_size),
+        embedding_width=min(EMBEDDING_WIDTH, config.hidden_size, widest_embedding(len(masking.seen))),
         train_rows=len(rows["train"].length) * settings.views,
         validation_rows=len(rows["validation"].length) * settings.views,
         seq_len=settings.seq_len,

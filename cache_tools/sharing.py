@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cache_tools.errors import CometError
 from cache_tools.store.layout import max_file_bytes
-from cache_tools.store.ledger import EXTENT, MAX_SEALED_BYTES, SEAL, FileRecord, file_record, shard_record_path
+from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, file_record, shard_record_path
 from cache_tools.store.reader import Cache
 from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded, sync_folder, write_durably
 
@@ -26,7 +26,7 @@ class Push:
         if seal[0].exists() and read_bounded(seal[0], MAX_RECORD_BYTES) != seal[1]:
             raise CometError(f"--push-to {self.folder}: holds another cache; choose another folder", exit_code=2)
         for path, record in self.cache.seal.files.items():
-            self._copy(path, record, MAX_SEALED_BYTES)
+            self._copy(path, record, record.size)
         for path in (EXTENT, SEAL):
             self._copy(path, file_record(read_bounded(self.cache.root / path, MAX_RECORD_BYTES)), MAX_RECORD_BYTES)
         for group in self.cache.specs:

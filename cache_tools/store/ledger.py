@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.layout import (
+    MAX_METADATA_BYTES,
+    TOKEN_ARRAYS,
+    VOCABULARY,
+    group_arrays,
+    max_file_bytes,
+    vocabulary_arrays,
+)
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
 from cache_tools.store.records import canonical, read_checked, sha256
 
@@ -23,7 +30,8 @@ EXTENT = f"{LEDGER}/extent.json"
 LOCK = f"{LEDGER}/lock"
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-MAX_SEALED_BYTES = 2**31
+MAX_ATTRIBUTES_BYTES = 2**20
+MAX_NUMERICS = 32
 
 
 @dataclass(frozen=True)
@@ -80,14 +88,24 @@ class Seal:
 class Extent:
     """Which arrays and shards this copy is meant to hold; `shards` as half-open ranges for each group."""
 
+    recipe_id: str
     arrays: tuple[str, ...]
     shards: dict[str, tuple[tuple[int, int], ...]]
 
     def to_json(self) -> dict[str, Any]:
-        return {"arrays": list(self.arrays), "shards": {g: [list(r) for r in rs] for g, rs in self.shards.items()}}
+        shards = {group: [list(pair) for pair in ranges] for group, ranges in self.shards.items()}
+        return {"recipe_id": self.recipe_id, "arrays": list(self.arrays), "shards": shards}
 
     def indices(self, group: str) -> list[int]:
         return [shard for start, stop in self.shards[group] for shard in range(start, stop)]
+
+
+def whole_extent(recipe: Recipe) -> Extent:
+    """All arrays and all shards."""
+    shards: dict[str, tuple[tuple[int, int], ...]] = {
+        g: ((0, recipe.shards(g)),) * (recipe.rows(g) > 0) for g in GROUPS
+    }
+    return Extent(recipe.recipe_id, tuple(group_arrays(recipe, "train")), shards)
 
 
 def token_digest(arrays: Mapping[str, NDArray]) -> str:
@@ -96,6 +114,19 @@ def token_digest(arrays: Mapping[str, NDArray]) -> str:
     for name in TOKEN_ARRAYS:
         digest.update(np.ascontiguousarray(arrays[name], dtype=arrays[name].dtype.newbyteorder("<")).tobytes())
     return digest.hexdigest()
+
+
+def sealed_limits(recipe: Recipe) -> dict[str, int]:
+    """Every file that the seal lists, relative to the cache, and the most bytes that each may have."""
+    specs = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
+    vocabulary = list(vocabulary_arrays(recipe).values())
+    return (
+        {"zarr.json": MAX_ATTRIBUTES_BYTES}
+        | {f"{name}/zarr.json": MAX_METADATA_BYTES for name in (*GROUPS, VOCABULARY)}
+        | {f"{spec.path}/zarr.json": MAX_METADATA_BYTES for spec in specs + vocabulary}
+        | {spec.chunk_path(0): max_file_bytes(spec) for spec in vocabulary}
+        | {f"{TOKENIZER}/{name}": 2**20 + 256 * recipe.vocab_size for name in TOKENIZER_FILES}
+    )
 
 
 def shard_record_path(group: str, shard: int) -> str:
@@ -124,29 +155,41 @@ def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit:
     path = root / shard_record_path(group, shard)
     if not path.exists():
         return None
-    record = read_checked(path)
+    record = read_record(path, ("recipe_id", "group", "shard", "files", "numerics"))
     expected = {"recipe_id": recipe.recipe_id, "group": group, "shard": shard}
     for name, value in expected.items():
-        if record.get(name) != value:
+        if record[name] != value or type(record[name]) is not type(value):
             raise CometError(
-                f"{path}: {name}: expected {value}, found {str(record.get(name))[:80]!r}; "
+                f"{path}: {name}: expected {value}, found {str(record[name])[:80]!r}; "
                 "the record belongs to another cache or shard"
             )
-    numerics = record.get("numerics")
-    if not isinstance(numerics, dict) or not all(isinstance(v, str) and len(v) <= 200 for v in numerics.values()):
+    numerics = record["numerics"]
+    if not isinstance(numerics, dict) or len(numerics) > MAX_NUMERICS or not all(map(is_short, numerics.values())):
         raise CometError(f"{path}: expected numerics as short texts, found {str(numerics)[:200]!r}")
     files = read_file_records(record.get("files"), set(limit), limit, path)
     return ShardRecord(recipe.recipe_id, group, shard, files, numerics)
 
 
-def read_seal(root: Path, recipe: Recipe, sealed_paths: set[str]) -> Seal:
-    """The seal of a cache, which must list exactly `sealed_paths`. Raises CometError otherwise."""
-    path = root / SEAL
+def read_record(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """A record of exactly these fields. Raises CometError otherwise."""
     record = read_checked(path)
-    if record.get("recipe_id") != recipe.recipe_id:
-        raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record.get('recipe_id'))[:80]!r}")
-    files = read_file_records(record.get("files"), sealed_paths, dict.fromkeys(sealed_paths, MAX_SEALED_BYTES), path)
-    given = record.get("token_digests")
+    if set(record) != set(names):
+        raise CometError(f"{path}: expected the fields {', '.join(names)}, found {', '.join(sorted(record))[:200]}")
+    return record
+
+
+def is_short(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= 200 and value.isprintable()
+
+
+def read_seal(root: Path, recipe: Recipe) -> Seal:
+    """The seal of a cache, which must list exactly the files that its recipe demands. Raises CometError otherwise."""
+    path = root / SEAL
+    record = read_record(path, ("recipe_id", "files", "token_digests"))
+    demand_recipe(record, recipe, path)
+    limit = sealed_limits(recipe)
+    files = read_file_records(record["files"], set(limit), limit, path)
+    given = record["token_digests"]
     digests = {}
     for group in GROUPS:
         found = given.get(group) if isinstance(given, dict) else None
@@ -156,29 +199,34 @@ def read_seal(root: Path, recipe: Recipe, sealed_paths: set[str]) -> Seal:
     return Seal(recipe.recipe_id, files, digests)
 
 
+def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
+    if record["recipe_id"] != recipe.recipe_id:
+        raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record['recipe_id'])[:80]!r}")
+
+
 def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
     path = root / EXTENT
-    record = read_checked(path)
-    names: Any = record.get("arrays")
-    shards: Any = record.get("shards")
+    record = read_record(path, ("recipe_id", "arrays", "shards"))
+    demand_recipe(record, recipe, path)
+    names, shards = record["arrays"], record["shards"]
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
         raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")
     ranges = {}
     for group in GROUPS:
         found = shards.get(group) if isinstance(shards, dict) else None
         pairs: list[Any] = found if isinstance(found, list) else [found]
-        last = 0
+        last = -1
         for pair in pairs:
             ok = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
-            if not ok or not last <= pair[0] < pair[1] <= recipe.shards(group):
+            if not ok or not last < pair[0] < pair[1] <= recipe.shards(group):
                 raise CometError(
-                    f"{path}: shards of {group}: expected ascending ranges up to {recipe.shards(group)}, "
-                    f"found {str(found)[:200]}"
+                    f"{path}: shards of {group}: expected ascending ranges up to {recipe.shards(group)} with gaps "
+                    f"between them, found {str(found)[:200]}"
                 )
             last = pair[1]
         ranges[group] = tuple((start, stop) for start, stop in pairs)
-    return Extent(tuple(names), ranges)
+    return Extent(recipe.recipe_id, tuple(names), ranges)
 
 
 def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:

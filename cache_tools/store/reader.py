@@ -13,8 +13,8 @@ from cache_tools.errors import CometError
 from cache_tools.store.layout import (
     TOKEN_ARRAYS,
     VOCABULARY,
-    ArraySpec,
     check_array,
+    check_group,
     decode_chunk,
     group_arrays,
     max_file_bytes,
@@ -23,6 +23,7 @@ from cache_tools.store.layout import (
 )
 from cache_tools.store.ledger import (
     EXTENT,
+    MAX_ATTRIBUTES_BYTES,
     SEAL,
     TOKENIZER,
     TOKENIZER_FILES,
@@ -39,8 +40,6 @@ from cache_tools.store.ledger import (
 )
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import parse_json, read_bounded
-
-MAX_ATTRIBUTES_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -195,18 +194,6 @@ class Cache:
         return data
 
 
-def sealed_paths(recipe: Recipe) -> set[str]:
-    """Every file that the seal must list, relative to the cache."""
-    specs: list[ArraySpec] = [s for group in GROUPS for s in group_arrays(recipe, group).values()]
-    vocabulary = list(vocabulary_arrays(recipe).values())
-    return (
-        {"zarr.json", *(f"{name}/zarr.json" for name in (*GROUPS, VOCABULARY))}
-        | {f"{spec.path}/zarr.json" for spec in specs + vocabulary}
-        | {spec.chunk_path(0) for spec in vocabulary}
-        | {f"{TOKENIZER}/{name}" for name in TOKENIZER_FILES}
-    )
-
-
 def open_cache(path: str | Path) -> Cache:
     """Opens a cache, built to the end or not, and checks its metadata against its recipe and its seal.
 
@@ -226,14 +213,14 @@ def open_cache(path: str | Path) -> Cache:
     recipe = parse_recipe(comet["recipe"], str(root))
     if not (root / SEAL).is_file() or not (root / EXTENT).is_file():
         raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build it again or copy it again")
-    seal = read_seal(root, recipe, sealed_paths(recipe))
+    seal = read_seal(root, recipe)
     for relative, record in seal.files.items():
         if relative.endswith("zarr.json") and not record.matches(read_bounded(root / relative, MAX_ATTRIBUTES_BYTES)):
             raise CometError(f"{root / relative}: not the sealed file; the cache is damaged")
-    for group in GROUPS:
-        for spec in group_arrays(recipe, group).values():
-            check_array(root, spec)
-    for spec in vocabulary_arrays(recipe).values():
+    for name in (*GROUPS, VOCABULARY):
+        check_group(root, name)
+    arrays = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
+    for spec in (*arrays, *vocabulary_arrays(recipe).values()):
         check_array(root, spec)
     extent = read_extent(root, recipe, tuple(group_arrays(recipe, "train")))
     return Cache(root, recipe, comet, seal, extent)

@@ -10,7 +10,7 @@ FORMAT_VERSION = 1
 GROUPS = ("train", "validation")
 KEEP_RULES = ("topk", "threshold")
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
-MAX_CHUNK_BYTES = 2**31 - 64  # what one Blosc buffer holds
+MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: what a reader must have memory for
 
 
 @dataclass(frozen=True)

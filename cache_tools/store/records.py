@@ -9,7 +9,8 @@ from typing import Any
 
 from cache_tools.errors import CometError
 
-MAX_RECORD_BYTES = 64 * 2**20
+MAX_RECORD_BYTES = 4 * 2**20
+"""Room for the seal of 60,000 shards; what JSON of this size can become in memory is some 100 MB."""
 
 
 def canonical(value: Any) -> bytes:
@@ -55,16 +56,15 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """`parse_json` of a file of at most 64 MiB. Raises CometError, also when the file cannot be read."""
-    return parse_json(read_bounded(path, MAX_RECORD_BYTES), str(path))
-
-
 def read_checked(path: Path) -> dict[str, Any]:
-    """A record written by `with_checksum`, without its checksum. Raises CometError when it does not match."""
-    record = read_json(path)
-    found = record.pop("checksum", None)
-    if found != sha256(canonical(record)):
+    """A record written by `with_checksum`, without its checksum.
+
+    Raises CometError when the file is not, byte for byte, what `with_checksum` writes.
+    """
+    data = read_bounded(path, MAX_RECORD_BYTES)
+    record = parse_json(data, str(path))
+    record.pop("checksum", None)
+    if data != with_checksum(record):
         raise CometError(f"{path}: its checksum does not match its content; the cache is damaged")
     return record
 

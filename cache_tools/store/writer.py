@@ -23,16 +23,17 @@ from cache_tools.store.ledger import (
     LEDGER,
     LOCK,
     SEAL,
-    Extent,
     FileRecord,
     Seal,
     ShardRecord,
     file_record,
+    sealed_limits,
     shard_record_path,
     token_digest,
+    whole_extent,
 )
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import sync_folder, with_checksum, write_durably
+from cache_tools.store.records import MAX_RECORD_BYTES, sync_folder, with_checksum, write_durably
 
 
 def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
@@ -51,7 +52,7 @@ def seal(
 ) -> None:
     """Completes a prepared folder: metadata, vocabulary, extent, and last the seal that lists them.
 
-    The tokenizer and the token arrays must already be there.
+    The tokenizer and the token arrays must already be there. Raises CometError when a file would be too large to read.
     """
     zarr.create_group(root, attributes={"comet": attributes})
     for group in (*GROUPS, VOCABULARY):
@@ -63,12 +64,24 @@ def seal(
         declare_array(root, spec)
         write_durably(root / spec.chunk_path(0), encode_chunk(spec, vocabulary[name]))
 
-    arrays = tuple(group_arrays(recipe, "train"))
-    ranges: dict[str, tuple[tuple[int, int], ...]] = {g: ((0, recipe.shards(g)),) for g in GROUPS if recipe.shards(g)}
-    write_durably(root / EXTENT, with_checksum(Extent(arrays, dict.fromkeys(GROUPS, ()) | ranges).to_json()))
+    write_durably(root / EXTENT, with_checksum(whole_extent(recipe).to_json()))
     write_durably(root / LOCK, b"")
     files = {path: file_record((root / path).read_bytes()) for path in sorted(sealed_files(root))}
-    write_durably(root / SEAL, with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json()))
+    record = with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json())
+    demand_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
+    demand_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
+    write_durably(root / SEAL, record)
+
+
+def demand_readable(found: dict[str, int], limit: dict[str, int]) -> None:
+    """Raises CometError when a file is larger than what readers accept."""
+    for path, size in found.items():
+        if size > limit[path]:
+            raise CometError(
+                f"{path} would have {size} bytes, more than the {limit[path]} that readers accept; use more "
+                "--rows-per-shard, or fewer and larger --text files",
+                exit_code=2,
+            )
 
 
 def sealed_files(root: Path) -> Iterator[str]:

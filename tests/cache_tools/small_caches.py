@@ -89,7 +89,7 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     return arrays
 
 
-def prepare_cache(root: Path, recipe: Recipe, seed: int = 0) -> Shards:
+def prepare_cache(root: Path, recipe: Recipe, seed: int = 0, attributes: dict[str, object] | None = None) -> Shards:
     """A sealed cache at `root` with its tokens and no committed shard. Returns what its shards are to hold."""
     shards = {place: random_shard(recipe, *place, seed) for place in shard_places(recipe)}
     digests: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
@@ -98,13 +98,13 @@ def prepare_cache(root: Path, recipe: Recipe, seed: int = 0) -> Shards:
         digests[group] += (write_token_shard(root, group_arrays(recipe, group), shard, tokens),)
     for name in TOKENIZER_FILES:
         write_durably(root / TOKENIZER / name, f'{{"name": "{name}"}}'.encode())
-    attributes: dict[str, object] = {
+    described: dict[str, object] = {
         "recipe": recipe_json(recipe),
         "recipe_id": recipe.recipe_id,
         "provenance": {},
         "settings": {},
     }
-    seal(root, recipe, attributes, random_vocabulary(recipe, seed), digests)
+    seal(root, recipe, described | (attributes or {}), random_vocabulary(recipe, seed), digests)
     return shards
 
 

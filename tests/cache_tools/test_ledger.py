@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_caches import change_json, flip_byte, make_cache, shard_places, small_recipe
+from small_caches import change_json, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
@@ -54,6 +54,10 @@ def read_everything(root: Path) -> None:
         (lambda r: r["files"]["length"].update(more=1), "length: expected a size up to 28 and a sha256"),
         (lambda r: r.update(numerics={"device": 1}), "expected numerics as short texts"),
         (lambda r: r.update(numerics={"device": "x" * 201}), "expected numerics as short texts"),
+        (lambda r: r.update(numerics={"device": "\x1b[2J"}), "expected numerics as short texts"),
+        (lambda r: r.update(numerics={str(n): "" for n in range(33)}), "expected numerics as short texts"),
+        (lambda r: r.update(note="more"), "expected the fields recipe_id, group, shard, files, numerics, found "),
+        (lambda r: r.update(shard=False), "shard: expected 0, found 'False'"),
     ],
 )
 def test_a_forged_record_is_refused(cache: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
@@ -70,6 +74,17 @@ def test_an_edited_record_is_noticed(cache: Path, path: str) -> None:
     message = rf"^{cache / path}: its checksum does not match its content; the cache is damaged$"
     with pytest.raises(CometError, match=message):
         read_everything(cache)
+
+
+@pytest.mark.parametrize("path", ["ledger/train-00000.json", SEAL, EXTENT])
+def test_a_record_that_is_written_otherwise_is_noticed(cache: Path, path: str) -> None:
+    """The same content in other bytes: a space, another order of keys, an escaped letter."""
+    sound = (cache / path).read_text()
+    for other in (sound + " ", sound.replace(":", ": ", 1), sound.replace('"recipe_id"', '"recipe_i\\u0064"')):
+        assert other != sound
+        (cache / path).write_text(other)
+        with pytest.raises(CometError, match=rf"^{cache / path}: its checksum does not match its content"):
+            read_everything(cache)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +105,13 @@ def test_edited_attributes_are_refused(cache: Path, change: Callable[[dict[str, 
     change_json(cache / "zarr.json", lambda attributes: change(attributes["attributes"]["comet"]))
     with pytest.raises(CometError, match=message):
         open_cache(cache)
+
+
+@pytest.mark.parametrize("name", ["provenance", "settings"])
+def test_attributes_that_no_reader_would_accept_are_not_sealed(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CometError, match=r"^zarr\.json would have \d+ bytes, more than the 1048576 that reader"):
+        prepare_cache(tmp_path / "kin.zarr", RECIPE, attributes={name: {"text": "x" * 2**20}})
+    assert not (tmp_path / "kin.zarr" / SEAL).exists()
 
 
 def test_a_key_that_occurs_twice_is_refused(cache: Path) -> None:
@@ -145,7 +167,9 @@ def test_a_forged_seal_is_refused(cache: Path, change: Callable[[dict[str, Any]]
         (lambda r: r["shards"].update(train=[[0, 2], [1, 3]]), "shards of train: expected ascending ranges up to 3"),
         (lambda r: r["shards"].update(train=None), "shards of train: expected ascending ranges up to 3"),
         (lambda r: r["shards"].update(train=[[0, True]]), "shards of train: expected ascending ranges up to 3"),
-        (lambda r: r.pop("shards"), "shards of train: expected ascending ranges up to 3"),
+        (lambda r: r["shards"].update(train=[[0, 1], [1, 3]]), "shards of train: expected ascending ranges up to 3"),
+        (lambda r: r.pop("shards"), "expected the fields recipe_id, arrays, shards, found arrays, recipe_id"),
+        (lambda r: r.update(recipe_id="e" * 64), f"recipe_id: expected {RECIPE.recipe_id}, found 'eeee"),
     ],
 )
 def test_a_forged_extent_is_refused(cache: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
