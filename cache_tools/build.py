@@ -13,6 +13,7 @@ from cache_tools.fill import fill, missing_shards
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.languages import find_language
 from cache_tools.prepare import prepare, preparing_prefix
+from cache_tools.restore import lost_tokens, restore_tokens
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.sharing import Push
 from cache_tools.store.claim import remove_abandoned
@@ -51,6 +52,8 @@ def build_cache(
             "choose another --out, or give the options it was begun with to go on with it",
             exit_code=2,
         )
+    if lost := lost_tokens(cache, missing_shards(cache, worker)):
+        restore_tokens(cache, lost, settings, teacher, tokenizer)
     push = Push(cache, push_to) if push_to is not None else None
     if push is not None:
         push.everything()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.store.claim import claimed_folder
+from cache_tools.store.claim import STAGING, claimed_folder
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard
@@ -129,7 +129,7 @@ def fill(
     writing: deque[Future[None]] = deque()
     done = Throughput()
     with (
-        claimed_folder(cache.root, ".staging-") as staging,
+        claimed_folder(cache.root, STAGING) as staging,
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(1, "write") as writer,
         progress_bar(cache, pending, worker) as progress,

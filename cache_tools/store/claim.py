@@ -9,6 +9,7 @@ from pathlib import Path
 import filelock
 
 LOCK_NAME = "lock"
+STAGING = ".staging-"  # how folders in a cache begin that hold files on their way into it
 
 
 @contextmanager

@@ -116,7 +116,10 @@ class Cache:
             files[name] = file_record(data)
             arrays[name] = decode_chunk(spec, data, self.recipe.shard_rows(group, shard))
         if token_digest(arrays) != self.seal.token_digests[group][shard]:
-            raise CometError(f"{self.root}: the tokens of shard {group} {shard} are not the ones that were sealed")
+            raise CometError(
+                f"{self.root}: the tokens of shard {group} {shard} are not the ones that were sealed; "
+                "`comet-cache repair` drops them, and `comet-cache build` makes them again"
+            )
         return arrays, files
 
     def read_shard(self, group: str, shard: int, names: Iterable[str] | None = None) -> dict[str, NDArray]:

@@ -32,6 +32,7 @@ from cache_tools.store.ledger import (
     token_digest,
     whole_extent,
 )
+from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import MAX_RECORD_BYTES, sync_folder, with_checksum, write_durably
 
@@ -41,6 +42,27 @@ def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, ar
     for name in TOKEN_ARRAYS:
         write_durably(root / specs[name].chunk_path(shard), encode_chunk(specs[name], arrays[name]))
     return token_digest(arrays)
+
+
+def drop_shard(cache: Cache, group: str, shard: int) -> None:
+    """Takes a shard out of a cache, its record first: as if it had never been committed. Sound tokens stay.
+
+    Raises CometError when the disk refuses.
+    """
+    try:
+        tokens = set(cache.read_tokens(group, shard)[0])
+    except CometError:  # damaged or gone: then they go too
+        tokens = set()
+    try:
+        with filelock.FileLock(cache.root / LOCK):
+            record = cache.root / shard_record_path(group, shard)
+            record.unlink(missing_ok=True)
+            sync_folder(record.parent)
+            for name, spec in cache.specs[group].items():
+                if name not in tokens:
+                    (cache.root / spec.chunk_path(shard)).unlink(missing_ok=True)
+    except OSError as error:
+        raise CometError(f"{cache.root}: shard {group} {shard} cannot be dropped ({error.strerror})") from error
 
 
 def seal(

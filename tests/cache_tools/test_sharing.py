@@ -82,7 +82,7 @@ def test_another_cache_is_never_touched(settings: BuildSettings, tmp_path: Path)
     there = tmp_path / "there"
     build_cache(replace(settings, top_k=4, out=there))
     before = digests(there)
-    with pytest.raises(CometError, match=r"--push-to .*there: holds another cache; choose another folder"):
+    with pytest.raises(CometError, match=r"there: holds another cache; choose another folder"):
         build_cache(settings, push_to=str(there))
     assert digests(there) == before
 
@@ -90,7 +90,7 @@ def test_another_cache_is_never_touched(settings: BuildSettings, tmp_path: Path)
 def test_foreign_files_are_never_overwritten(settings: BuildSettings, tmp_path: Path) -> None:
     there = tmp_path / "there"
     write_durably(there / "zarr.json", b"mine")
-    with pytest.raises(CometError, match=r"--push-to .*there: zarr.json is there and differs; choose another folder"):
+    with pytest.raises(CometError, match=r"there: zarr.json is there and differs; choose another folder"):
         build_cache(settings, push_to=str(there))
     assert (there / "zarr.json").read_bytes() == b"mine"
 
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -
 
 def test_a_folder_that_refuses_ends_the_build_and_leaves_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CometError, match=r"cannot be written .* the cache itself is safe"):
+    with pytest.raises(CometError, match=r"cannot be written .* what is copied from is safe"):
         build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
     build_cache(settings)
 

@@ -1,0 +1,157 @@
+"""Copies of caches in other folders: each is a sound cache itself at every moment, and nothing in it is overwritten."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache_tools.errors import CometError
+from cache_tools.store.claim import STAGING, claimed_folder
+from cache_tools.store.layout import max_file_bytes
+from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, file_record, shard_record_path
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded, sync_folder, with_checksum, write_durably
+
+
+def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
+    """What was sealed once, and the extent of the copy, as far as they are not there yet; the seal last.
+
+    Raises CometError when the folder holds another cache, another part of this one, or other files, or refuses.
+    """
+    seal = read_bounded(cache.root / SEAL, MAX_RECORD_BYTES)
+    wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
+    for path, (data, other) in wanted.items():
+        if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
+            raise CometError(f"{folder}: holds {other}; choose another folder", exit_code=2)
+    with staging_in(folder) as staging:
+        for path, record in cache.seal.files.items():
+            publish(sound_file(cache.root / path, record, record.size), record, staging, folder, path)
+        for path in (EXTENT, SEAL):
+            data, _ = wanted[path]
+            publish(data, file_record(data), staging, folder, path)
+
+
+def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequence[str]) -> bool:
+    """The files of these arrays of a committed shard, then its record. Returns whether it was still to do: where the
+    folder has the shard already, perhaps of another builder, it stays as it is.
+
+    Raises CometError when a file is damaged, or the folder refuses.
+    """
+    record = cache.record(group, shard)
+    path = shard_record_path(group, shard)
+    if record is None or (folder / path).exists():
+        return False
+    with staging_in(folder) as staging:
+        for name in arrays:
+            spec, file = cache.specs[group][name], record.files[name]
+            data = sound_file(cache.root / spec.chunk_path(shard), file, max_file_bytes(spec))
+            publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
+        data = with_checksum(record.to_json())
+        publish(data, file_record(data), staging, folder, path)
+    return True
+
+
+def copy_tokens(cache: Cache, folder: Path, group: str, shard: int) -> None:
+    """The token arrays of a shard, which need not be committed, into a cache of the same tokens that lacks them.
+
+    Raises CometError when they are not the sealed ones, and when the folder refuses.
+    """
+    _, files = cache.read_tokens(group, shard)
+    with staging_in(folder) as staging:
+        for name, file in files.items():
+            spec = cache.specs[group][name]
+            data = sound_file(cache.root / spec.chunk_path(shard), file, max_file_bytes(spec))
+            publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
+
+
+def sound_file(path: Path, record: FileRecord, limit: int) -> bytes:
+    """The content of a file. Raises CometError unless it is what the ledger describes."""
+    data = read_bounded(path, limit)
+    if not record.matches(data):
+        raise CometError(f"{path}: not the file that the ledger describes; the cache is damaged")
+    return data
+
+
+@contextmanager
+def staging_in(folder: Path) -> Iterator[Path]:
+    """A folder of its own for files on their way into `folder`. Raises CometError for what the disk refuses inside."""
+    try:
+        with claimed_folder(folder, STAGING) as staging:
+            yield staging
+    except OSError as error:
+        raise CometError(
+            f"{folder}: cannot be written ({error.strerror or error}); what is copied from is safe. Mend the folder "
+            "and run the same command again to go on"
+        ) from error
+
+
+def publish(
+    data: bytes, record: FileRecord, staging: Path, folder: Path, path: str, *, uncommitted: bool = False
+) -> None:
+    """Gives a file its name when it is on the disk. What lies there under the name stays if it is the same.
+
+    `uncommitted`: what lies there belongs to a shard without a record, and may be replaced.
+    Raises CometError when something else lies there.
+    """
+    final = folder / path
+    if final.exists():
+        if final.stat().st_size == record.size and record.matches(final.read_bytes()):
+            return
+        if not uncommitted:
+            raise CometError(f"{folder}: {path} is there and differs; choose another folder", exit_code=2)
+    write_durably(staging / "file", data)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staging / "file", final)
+    sync_folder(final.parent)
+
+
+def cut(cache: Cache, folder: Path, extent: Extent) -> Cache:
+    """A part of a cache in a folder of its own: the same recipe and commit records, and a smaller extent.
+
+    Called again after a stop it goes on. Raises CometError when a shard of the part is missing or damaged, and as
+    `copy_sealed` and `copy_shard` do.
+    """
+    for group in GROUPS:
+        outside = set(extent.indices(group)) - set(cache.extent.indices(group))
+        lacking = sorted(outside | {shard for shard in extent.indices(group) if cache.record(group, shard) is None})
+        if lacking or not set(extent.arrays) <= set(cache.extent.arrays):
+            raise CometError(f"{cache.root}: does not hold shards {group} {lacking[:5]} or all of {extent.arrays}")
+    copy_sealed(cache, folder, extent)
+    for group in GROUPS:
+        for shard in extent.indices(group):
+            copy_shard(cache, folder, group, shard, extent.arrays)
+    return open_cache(folder)
+
+
+def merge(caches: Sequence[Cache], folder: Path) -> Cache:
+    """One cache of what these hold, all of one recipe; of several versions of a shard the first one's is taken, and so
+    is what was sealed. It is as complete as they are together; called again after a stop it goes on.
+
+    Raises CometError for caches of other recipes or arrays, and as `copy_sealed` and `copy_shard` do.
+    """
+    first = caches[0]
+    for other in caches[1:]:
+        if differences := first.recipe.differences(other.recipe):
+            raise CometError(
+                f"{other.root}: not of the recipe of {first.root} ({'; '.join(differences)}); caches of other text or "
+                "teachers are not merged: give them to `comet-train` together",
+                exit_code=2,
+            )
+        if other.seal.token_digests != first.seal.token_digests or other.extent.arrays != first.extent.arrays:
+            raise CometError(f"{other.root}: holds other tokens or arrays than {first.root}", exit_code=2)
+    shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
+    extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
+    copy_sealed(first, folder, extent)
+    for cache in caches:
+        for group in GROUPS:
+            for shard in cache.extent.indices(group):
+                copy_shard(cache, folder, group, shard, extent.arrays)
+    return open_cache(folder)
+
+
+def ranges(shards: set[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending half-open ranges of these numbers, with gaps between them."""
+    ends = sorted(s for s in shards if s + 1 not in shards)
+    starts = sorted(s for s in shards if s - 1 not in shards)
+    return tuple((start, end + 1) for start, end in zip(starts, ends, strict=True))
