@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +149,16 @@ def check_array(root: Path, spec: ArraySpec) -> None:
 
     Zarr itself is never given metadata from outside: codecs that it would look up by name are nothing to trust.
     """
+    check_metadata(root / spec.path / "zarr.json", metadata(spec))
+
+
+@cache
+def metadata(spec: ArraySpec) -> dict[str, Any]:
+    """What `declare_array` writes about an array."""
     memory: dict[str, Any] = {}
     declare_array(memory, spec)
-    check_metadata(root / spec.path / "zarr.json", json.loads(memory[f"{spec.path}/zarr.json"].to_bytes()))
+    found: dict[str, Any] = json.loads(memory[f"{spec.path}/zarr.json"].to_bytes())
+    return found
 
 
 def check_group(root: Path, name: str) -> None:
