@@ -1,10 +1,6 @@
 """comet-cache: build and inspect caches."""
 
 import json
-import logging
-import sys
-from collections.abc import Callable
-from functools import wraps
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,6 +12,8 @@ from cache_tools.errors import CometError
 from cache_tools.languages import find_language
 from cache_tools.settings import MAP_SIZE, BuildSettings
 from cache_tools.store.reader import open_cache
+from cache_tools.terminal import one_line_errors, printable
+from cache_tools.verify_cli import repair, verify_cache
 from cache_tools.workers import parse_worker
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
@@ -23,45 +21,11 @@ SAMPLE_VIEWS = 8
 SAMPLE_LANGUAGE = "kin"
 
 
-def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns a CometError into one line on stderr and its exit code, any other error too unless `--debug`."""
-
-    @wraps(command)
-    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        quiet_libraries()
-        try:
-            command(*args, **kwargs)
-        except Exception as error:
-            if debug or isinstance(error, click.ClickException):
-                raise
-            known = isinstance(error, CometError)
-            text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-            click.echo(f"error: {' '.join(text.split())}", err=True)
-            sys.exit(error.exit_code if isinstance(error, CometError) else 1)
-
-    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
-
-
-def quiet_libraries() -> None:
-    """Leaves the terminal to our own lines: transformers' and datasets' progress bars and advice stay out."""
-    import transformers.utils.logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("filelock").setLevel(logging.WARNING)
-
-
 def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
     click.echo(f"{cache_path}: {facts['state']}")
     for name, value in facts.items():
         if name != "state":
             click.echo(f"  {name.replace('_', ' '):<18} {printable(value)}")
-
-
-def printable(value: object) -> str:
-    """One line without control characters: what a cache says of itself must not drive the terminal."""
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return "".join(c if c.isprintable() else "�" for c in text)[:400]
 
 
 def comma_numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -189,6 +153,10 @@ def info(cache: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=1))
     else:
         show_human(cache, facts)
+
+
+main.add_command(verify_cache)
+main.add_command(repair)
 
 
 if __name__ == "__main__":

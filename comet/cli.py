@@ -5,8 +5,8 @@ from typing import Any
 
 import click
 
-from cache_tools.cli import one_line_errors
 from cache_tools.errors import CometError
+from cache_tools.terminal import one_line_errors
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cache_tools.cli import one_line_errors
+from cache_tools.terminal import one_line_errors
 
 TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 

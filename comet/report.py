@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from cache_tools.cli import printable
 from cache_tools.store.reader import Cache
+from cache_tools.terminal import printable
 from comet.closeup import Example
 from comet.distiller import Distiller
 from comet.recipes import TrainingRecipe

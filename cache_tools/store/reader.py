@@ -137,10 +137,11 @@ class Cache:
             spec = self.specs[group][name]
             data = self._read_file(self.root / spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
             arrays[name] = decode_chunk(spec, data, rows)
-        self._check_ranges(arrays, f"{self.root}: shard {group} {shard}")
+        self.check_ranges(arrays, f"{self.root}: shard {group} {shard}")
         return arrays
 
-    def _check_ranges(self, arrays: dict[str, NDArray], where: str) -> None:
+    def check_ranges(self, arrays: dict[str, NDArray], where: str) -> None:
+        """Raises CometError for ids and positions that nobody may index by, and for maps where none belong."""
         recipe = self.recipe
         below = {
             "input_ids": (0, recipe.vocab_size),

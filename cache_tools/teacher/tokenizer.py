@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
@@ -48,7 +49,19 @@ def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[N
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    return backend_sha256(tokenizer.backend_tokenizer)
+
+
+def read_backend(data: bytes, where: str) -> Tokenizer:
+    """A tokenizer.json. Raises CometError when it is none."""
+    try:
+        return Tokenizer.from_buffer(data)
+    except Exception as error:  # the library raises nothing more special, whatever is wrong with the file
+        raise CometError(f"{where}: not a tokenizer ({error})") from None
+
+
+def backend_sha256(backend: Tokenizer) -> str:
     """SHA-256 over what decides how text becomes ids: pieces with their scores, normaliser, pre-tokeniser."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state = json.loads(backend.to_str())
     parts = {name: state.get(name) for name in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

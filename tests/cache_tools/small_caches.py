@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools import open_cache
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, group_arrays, vocabulary_arrays
+from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import with_checksum, write_durably
@@ -154,6 +155,15 @@ def change_json(path: Path, change: Callable[[dict[str, Any]], object], *, sign:
         path.write_bytes(with_checksum(record))
     else:
         path.write_text(json.dumps(record))
+
+
+def rewrite(root: Path, name: str, array: NDArray) -> None:
+    """Puts another array into shard train 0, with sound checksums."""
+    spec = open_cache(root).specs["train"][name]
+    data = encode_chunk(spec, array)
+    (root / spec.chunk_path(0)).write_bytes(data)
+    record = {"bytes": len(data), "sha256": file_record(data).sha256}
+    change_json(root / "ledger/train-00000.json", lambda r: r["files"].update({name: record}), sign=True)
 
 
 def flip_byte(path: Path, at: int = -1) -> None:

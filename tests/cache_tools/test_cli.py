@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from cache_tools import entry, open_cache
-from cache_tools.cli import main, printable
+from cache_tools.cli import main
 from cache_tools.errors import CometError
 from cache_tools.languages import find_language
+from cache_tools.terminal import printable
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from numpy.typing import NDArray
 from small_caches import (
     change_json,
     commit,
@@ -18,14 +17,15 @@ from small_caches import (
     make_cache,
     prepare_cache,
     random_vocabulary,
+    rewrite,
     small_recipe,
 )
 
 import cache_tools
 from cache_tools import open_cache
 from cache_tools.errors import CometError
-from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk, group_arrays, rows_with_map
-from cache_tools.store.ledger import EXTENT, file_record
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, rows_with_map
+from cache_tools.store.ledger import EXTENT
 
 RECIPE = small_recipe()
 
@@ -139,15 +139,6 @@ def test_tokens_other_than_the_sealed_ones_are_noticed(cache: Path) -> None:
         exchange(*(cache / spec.chunk_path(shard) for shard in (0, 1)))
     with pytest.raises(CometError, match=rf"^{cache}: the tokens of shard train 0 are not the ones that were sealed; "):
         open_cache(cache).read_tokens("train", 0)
-
-
-def rewrite(cache: Path, name: str, array: NDArray) -> None:
-    """Puts another array into shard train 0, with sound checksums."""
-    spec = group_arrays(RECIPE, "train")[name]
-    data = encode_chunk(spec, array)
-    (cache / spec.chunk_path(0)).write_bytes(data)
-    record = {"bytes": len(data), "sha256": file_record(data).sha256}
-    change_json(cache / "ledger/train-00000.json", lambda r: r["files"].update({name: record}), sign=True)
 
 
 @pytest.mark.parametrize("row", [0, 2])

@@ -1,0 +1,51 @@
+"""What every command does towards a person: errors in one line, libraries quiet, nothing that drives the terminal."""
+
+import logging
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from cache_tools.errors import CometError
+
+LONGEST = 400  # characters of one fact
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns a CometError into one line on stderr and its exit code, any other error too unless `--debug`."""
+
+    @wraps(command)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        quiet_libraries()
+        try:
+            command(*args, **kwargs)
+        except Exception as error:
+            if debug or isinstance(error, click.ClickException):
+                raise
+            known = isinstance(error, CometError)
+            text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+            click.echo(f"error: {visible(' '.join(text.split()))}", err=True)
+            sys.exit(error.exit_code if isinstance(error, CometError) else 1)
+
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to our own lines: transformers' and datasets' progress bars and advice stay out."""
+    import transformers.utils.logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("filelock").setLevel(logging.WARNING)
+
+
+def visible(text: str) -> str:
+    """The text with a sign for every control character: what a cache says must not drive the terminal."""
+    return "".join(c if c.isprintable() else "�" for c in text)
+
+
+def printable(value: object) -> str:
+    """One short line: numbers with separators, no control characters."""
+    return visible(f"{value:,}" if isinstance(value, int) else str(value))[:LONGEST]

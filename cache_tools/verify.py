@@ -1,0 +1,217 @@
+"""Whether a cache is what its ledger says, file by file, and, in depth, whether its values can be right."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+from cache_tools.rows import content_keys
+from cache_tools.store.claim import STAGING
+from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
+from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, shard_record_path
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.store.records import read_bounded
+from cache_tools.values import Arrays, shard_errors, unmasked, vocabulary_errors
+
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What is wrong, and with which shard; None: with what was sealed, or with a file that belongs to nothing."""
+
+    message: str
+    shard: Place | None = None
+
+
+@dataclass
+class Report:
+    """What was looked at, and what was found."""
+
+    root: Path
+    deep: bool
+    shards: int = 0  # committed, in the extent
+    missing: int = 0  # in the extent, not committed
+    files: int = 0
+    size: int = 0  # bytes of these files
+    damage: list[Damage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # neither content nor damage: what a dead builder left
+
+    @property
+    def damaged_shards(self) -> list[Place]:
+        return sorted({damage.shard for damage in self.damage if damage.shard is not None})
+
+    def sound(self, path: Path, data: bytes, matches: bool, shard: Place | None) -> bool:
+        """Counts a file, and notes the damage when it is not the one that the ledger describes."""
+        self.files, self.size = self.files + 1, self.size + len(data)
+        if not matches:
+            self.damage.append(Damage(f"{path}: not the file that the ledger describes ({len(data)} bytes)", shard))
+        return matches
+
+
+def verify(path: str | Path, deep: bool = False) -> Report:
+    """Checks every file against the ledger; with `deep` every value, too, and what can be computed again.
+
+    Goes on after damage, so that all of it is named. Raises CometError when there is no cache at the path at all.
+    """
+    report = Report(Path(path), deep)
+    try:
+        cache = open_cache(path)
+    except CometError as error:
+        if error.exit_code == 2:
+            raise
+        report.damage.append(Damage(str(error)))
+        return report
+    check_sealed(cache, report)
+    stream = TokenStream(cache)
+    places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
+    for group, shard in tqdm(places, "verify", unit="shard", disable=None):
+        arrays = check_shard(cache, group, shard, report)
+        if deep and arrays is not None:
+            check_values(cache, group, shard, arrays, report)
+            stream.add(group, shard, arrays)
+    if deep:
+        report.damage += [Damage(message) for message in (*stream.errors(), *tokenizer_errors(cache))]
+    check_names(cache, report)
+    return report
+
+
+def check_sealed(cache: Cache, report: Report) -> None:
+    for name, record in cache.seal.files.items():
+        try:
+            data = read_bounded(cache.root / name, record.size)
+        except CometError as error:
+            report.damage.append(Damage(str(error)))
+        else:
+            report.sound(cache.root / name, data, record.matches(data), None)
+    if report.deep:
+        try:
+            report.damage += [Damage(message) for message in vocabulary_errors(cache.vocabulary, cache.recipe)]
+        except CometError as error:
+            report.damage.append(Damage(str(error)))
+
+
+def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays | None:
+    """Its arrays, if it is committed and every file of it is sound; decoded only where the report is deep."""
+    place = (group, shard)
+    try:
+        record = cache.record(group, shard)
+        if record is None:
+            report.missing += 1
+            if (cache.root / cache.specs[group][TOKEN_ARRAYS[0]].chunk_path(shard)).exists():
+                cache.read_tokens(group, shard)
+            return None
+    except CometError as error:
+        report.damage.append(Damage(str(error), place))
+        return None
+    report.shards += 1
+    report.files += 1
+    arrays, sound = {}, True
+    for name in cache.extent.arrays:
+        spec = cache.specs[group][name]
+        path = cache.root / spec.chunk_path(shard)
+        try:
+            data = read_bounded(path, max_file_bytes(spec))
+            sound &= report.sound(path, data, record.files[name].matches(data), place)
+            if report.deep and sound:
+                arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(group, shard))
+        except CometError as error:
+            report.damage.append(Damage(str(error), place))
+            sound = False
+    return arrays if sound and report.deep else None
+
+
+def check_values(cache: Cache, group: str, shard: int, arrays: Arrays, report: Report) -> None:
+    where = f"{cache.root}: shard {group} {shard}"
+    try:
+        cache.check_ranges(arrays, where)
+        found = [f"{where}: {m}" for m in shard_errors(arrays, cache.recipe, group, shard, cache.vocabulary.id)]
+    except CometError as error:
+        found = [str(error)]
+    report.damage += [Damage(message, (group, shard)) for message in found]
+
+
+class TokenStream:
+    """The unmasked rows of view 0 in their order, and how often each token occurs in them."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.keys: dict[str, list[NDArray[np.uint64]]] = {group: [] for group in GROUPS}
+        self.counts = np.zeros(cache.recipe.vocab_size, dtype=np.int64)
+
+    def add(self, group: str, shard: int, arrays: Arrays) -> None:
+        if not arrays.keys() >= set(TOKEN_ARRAYS):
+            return
+        recipe = self.cache.recipe
+        of_view_0 = recipe.rows(group) // recipe.views - shard * recipe.rows_per_shard
+        if of_view_0 > 0:
+            tokens, length = unmasked(arrays)[:of_view_0], arrays["length"][:of_view_0]
+            self.keys[group].append(content_keys(tokens, length))
+            inside = np.arange(recipe.seq_len) < length[:, None]
+            self.counts += np.bincount(tokens[inside], minlength=recipe.vocab_size)
+
+    def errors(self) -> Iterator[str]:
+        """What does not agree with the recipe and the vocabulary; nothing where this copy does not hold all rows."""
+        recipe = self.cache.recipe
+        if any(sum(map(len, self.keys[g])) != recipe.rows(g) // recipe.views for g in GROUPS):
+            return
+        digest = hashlib.sha256()
+        for group in GROUPS:
+            digest.update(b"".join(keys.astype("<u8").tobytes() for keys in self.keys[group]) + group.encode())
+        if digest.hexdigest() != recipe.tokens_sha256:
+            yield f"{self.cache.root}: the rows are not the token stream that the recipe knows of"
+        self.counts[list(recipe.special_ids)] = 0
+        ids, count = self.cache.vocabulary.id, self.cache.vocabulary.count
+        if not np.array_equal(self.counts[ids], count) or self.counts.sum() != count.sum():
+            yield f"{self.cache.root}: vocabulary/count: not how often the tokens occur in the rows"
+
+
+def tokenizer_errors(cache: Cache) -> Iterator[str]:
+    """Whether the tokenizer is the one of the recipe. Needs the tokenizers library, which reading does not."""
+    from cache_tools.teacher.tokenizer import backend_sha256, read_backend
+
+    path = f"{TOKENIZER}/tokenizer.json"
+    try:
+        found = backend_sha256(read_backend(read_bounded(cache.root / path, cache.seal.files[path].size), path))
+    except CometError as error:
+        yield f"{cache.root}: {error}"
+        return
+    if found != cache.recipe.tokenizer_sha256:
+        yield f"{cache.root / path}: tokenizer sha256: expected {cache.recipe.tokenizer_sha256}, found {found}"
+
+
+def check_names(cache: Cache, report: Report) -> None:
+    """Everything in the folder belongs to the cache, and nothing is a link or anything but a file."""
+    known, uncommitted = {*cache.seal.files, SEAL, EXTENT, LOCK}, set[str]()
+    for group in GROUPS:
+        for shard in cache.extent.indices(group):
+            committed = (cache.root / shard_record_path(group, shard)).exists()
+            known.add(shard_record_path(group, shard))
+            for name, spec in cache.specs[group].items():
+                if committed and name not in cache.extent.arrays:
+                    continue
+                (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
+    for relative, path in files_below(cache.root):
+        if path.is_symlink() or not path.is_file():
+            report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
+        elif relative in uncommitted:
+            report.notes.append(f"{relative}: of a shard that was not committed; the next build replaces it")
+        elif relative.startswith(STAGING):
+            report.notes.append(f"{relative}: of a builder at work, or killed; the next build removes it")
+        elif relative not in known:
+            report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
+
+
+def files_below(root: Path) -> Iterator[tuple[str, Path]]:
+    """Everything under a folder that is not a folder, by relative path, no link followed."""
+    for folder, names, files in os.walk(root):
+        for name in [*files, *(n for n in names if (Path(folder) / n).is_symlink())]:
+            path = Path(folder) / name
+            yield path.relative_to(root).as_posix(), path

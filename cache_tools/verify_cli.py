@@ -1,0 +1,93 @@
+"""comet-cache verify and repair."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from cache_tools.errors import CometError
+from cache_tools.store.reader import open_cache
+from cache_tools.store.writer import drop_shard
+from cache_tools.terminal import one_line_errors, visible
+from cache_tools.verify import Report, verify
+
+MOST_SHOWN = 50
+
+
+@click.command("verify")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def verify_cache(cache: Path, deep: bool, as_json: bool) -> None:
+    """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
+
+    A cache that is half built is sound as far as it goes.
+    """
+    report = verify(cache, deep)
+    if as_json:
+        click.echo(json.dumps(as_facts(report), indent=1))
+    else:
+        for line in as_lines(report):
+            click.echo(visible(line))
+    sys.exit(1 if report.damage else 0)
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Drop shards whose values cannot be right, too.")
+@one_line_errors
+def repair(cache: Path, deep: bool) -> None:
+    """Drop the damaged shards of a cache, so that `comet-cache build` makes them again.
+
+    Nothing sound is touched, and no file is removed that does not belong to a damaged shard. What was sealed once
+    (metadata, vocabulary, tokenizer) cannot be dropped: copy it from another copy.
+    """
+    report = verify(cache, deep)
+    for group, shard in report.damaged_shards:
+        drop_shard(open_cache(cache), group, shard)
+        click.echo(f"dropped shard {group} {shard}")
+    if left := [damage.message for damage in report.damage if damage.shard is None]:
+        raise CometError(
+            f"{cache}: what no shard can be dropped for ({len(left)}): {left[0]}. Copy such files from a sound copy, "
+            "remove what does not belong, or build the cache again"
+        )
+    if report.damaged_shards:
+        click.echo(f"{len(report.damaged_shards)} shards dropped; the same `comet-cache build` makes them again")
+    else:
+        click.echo("nothing is damaged")
+
+
+def as_facts(report: Report) -> dict[str, object]:
+    return {
+        "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
+        "deep": report.deep,
+        "shards": report.shards,
+        "missing_shards": report.missing,
+        "files": report.files,
+        "bytes": report.size,
+        "damaged_shards": [list(place) for place in report.damaged_shards],
+        "damage": [damage.message for damage in report.damage],
+        "notes": report.notes,
+    }
+
+
+def as_lines(report: Report) -> list[str]:
+    looked = "every value of" if report.deep else "every byte of"
+    lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
+    lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]
+    lines += [f"  DAMAGED  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
+    if len(report.damage) > MOST_SHOWN:
+        lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
+    if report.damaged_shards:
+        lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
+        lines.append(f"`comet-cache repair {report.root}` drops them; the same `comet-cache build` makes them again")
+    elif report.damage:
+        lines.append("no shard is to blame: copy these files from a sound copy, or build the cache again")
+    elif report.missing:
+        total = report.shards + report.missing
+        lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
+    else:
+        lines.append("sound and complete")
+    return lines
