@@ -117,7 +117,9 @@ def disk_needed(folder: Path) -> int:
 
 
 def is_one_line(ended: Ended) -> bool:
-    return ended.stderr.startswith("error: ") and len(ended.stderr.splitlines()) == 1
+    """An error that was foreseen, in one line."""
+    lines = ended.stderr.splitlines()
+    return len(lines) == 1 and lines[0].startswith("error: ") and "unexpected" not in lines[0]
 
 
 def read_for_training(root: Path) -> str:

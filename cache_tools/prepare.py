@@ -203,7 +203,11 @@ def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: in
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    tokenizer.save_pretrained(folder)
+    """The two files that a cache holds of a tokenizer. Raises OSError when they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the library raises nothing more special when the disk refuses
+        raise OSError(str(error)) from error
     for path in folder.iterdir():
         if path.name not in TOKENIZER_FILES:
             path.unlink()

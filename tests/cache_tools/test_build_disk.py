@@ -14,8 +14,10 @@ import cache_tools.build
 import cache_tools.store.writer
 from cache_tools import build_cache
 from cache_tools.errors import CometError
+from cache_tools.prepare import save_tokenizer
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.signals import TeacherPass
+from cache_tools.teacher.tokenizer import load_tokenizer
 
 FILES_IN_A_SHARD = 6  # of the teacher: five arrays and the record
 SHARDS_IN_FLIGHT = 3  # in work, waiting behind the writer, and in the writer's hands
@@ -140,6 +142,12 @@ def test_a_full_disk_while_preparing_leaves_nothing(
     with pytest.raises(CometError, match="No space left on device"):
         build_cache(settings)
     assert not any(settings.out.parent.iterdir())
+
+
+def test_a_full_disk_while_the_tokenizer_is_written_is_named(tmp_path: Path, sample_teacher: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tokenizer(load_tokenizer(str(sample_teacher)), tmp_path)
 
 
 def flip_a_bit(folder: Path) -> None:
