@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
 from cache_tools.store.claim import STAGING, claimed_folder
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.reader import Cache
 from cache_tools.store.writer import commit_shard
-from cache_tools.teacher.device import numerics
+from cache_tools.teacher.device import numerics, smaller_batch
 from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.signals import HostBatch, Launched, Moment, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.workers import ALONE, Worker
@@ -76,7 +75,7 @@ class ShardInWork:
             host_batch(
                 self.recipe,
                 {name: array[start : start + batch_size] for name, array in self.tokens.items()},
-                start,
+                np.arange(start, min(start + batch_size, self.rows)),
                 self.pinned,
             )
             for start in range(0, self.rows, batch_size)
@@ -177,21 +176,6 @@ def fill(
         while writing:
             writing.popleft().result()
     return done
-
-
-def smaller_batch(error: RuntimeError, batch_size: int) -> int:
-    """Half the batch size when memory ran out. Raises any other error, and CometError when one row is too much."""
-    if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
-        raise error
-    if batch_size == 1:
-        raise CometError(
-            "memory does not suffice for one row at a time; use a smaller teacher, a shorter --seq-len, another "
-            "--device, or --dtype bfloat16"
-        ) from error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    tqdm.write(f"out of memory: going on with batches of {batch_size // 2} rows")
-    return batch_size // 2
 
 
 def progress_bar(cache: Cache, pending: list[tuple[str, int]], worker: Worker) -> tqdm:

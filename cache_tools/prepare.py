@@ -33,8 +33,8 @@ from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_device, choose_dtype
+from cache_tools.teacher.identity import identity
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.tokenizer import tokenizer_sha256
 from cache_tools.text import ITEM_FORMATS, Source, find_sources
 
 EMBEDDING_WIDTH = 256
@@ -122,19 +122,7 @@ def make_recipe(
 ) -> Recipe:
     config = teacher.model.config
     return Recipe(
-        teacher_sha256=teacher.sha256,
-        teacher_architecture=type(teacher.model).__name__,
-        teacher_parameters=teacher.parameters,
-        teacher_layers=config.num_hidden_layers,
-        teacher_hidden=config.hidden_size,
-        teacher_heads=config.num_attention_heads,
-        tokenizer_sha256=tokenizer_sha256(tokenizer),
-        vocab_size=len(teacher.head.weight),
-        bos_id=tokenizer.cls_token_id,
-        eos_id=tokenizer.sep_token_id,
-        pad_id=tokenizer.pad_token_id,
-        mask_id=tokenizer.mask_token_id,
-        special_ids=masking.special_ids,
+        **identity(teacher, tokenizer),
         tokens_sha256=rows_sha256(rows),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),

@@ -1,4 +1,4 @@
-"""What a person asks of `comet-cache build`."""
+"""What a person asks of `comet-cache build`, and of `verify --teacher`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,29 @@ class BuildSettings:
     def map_size(self) -> int:
         """Blocks a side of a pooled map: what was asked for, else MAP_SIZE, or one for each token of shorter rows."""
         return self.attention_size if self.attention_size is not None else min(MAP_SIZE, self.seq_len)
+
+
+@dataclass(frozen=True)
+class RecheckSettings:
+    """Options of `verify --teacher`, checked on creation. Raises CometError naming the option that cannot be.
+
+    `dtype` auto is the one that each shard was built in; `batch_size` None is what device and memory allow.
+    """
+
+    teacher: str
+    rows: int = 256
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise CometError(f"--rows {self.rows}: expected at least 1", exit_code=2)
+        if not 0 <= self.seed < 2**63:
+            raise CometError(f"--seed {self.seed}: expected a whole number from 0", exit_code=2)
+        if self.batch_size is not None and self.batch_size < 1:
+            raise CometError(f"--batch-size {self.batch_size}: expected at least 1", exit_code=2)
 
 
 def parse_layers(text: str, layers: int) -> tuple[int, ...]:

@@ -1,10 +1,12 @@
-"""Whether a cache is what its ledger says, file by file, and, in depth, whether its values can be right."""
+"""Whether a cache is what its ledger says, file by file, and, in depth, whether its values can be right; with a teacher
+whether it gives them again."""
 
 import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,7 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.rows import content_keys
+from cache_tools.settings import RecheckSettings
 from cache_tools.store.claim import STAGING
 from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
 from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, shard_record_path
@@ -19,6 +22,10 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import read_bounded
 from cache_tools.values import Arrays, shard_errors, unmasked, vocabulary_errors
+
+if TYPE_CHECKING:  # it needs torch, which reading does not
+    from cache_tools.teacher.recheck import Rerun
+    from cache_tools.teacher.tolerance import Run
 
 Place = tuple[str, int]
 
@@ -43,6 +50,7 @@ class Report:
     size: int = 0  # bytes of these files
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # neither content nor damage: what a dead builder left
+    runs: "list[Run] | None" = None  # of the teacher, if there was one
 
     @property
     def damaged_shards(self) -> list[Place]:
@@ -56,10 +64,12 @@ class Report:
         return matches
 
 
-def verify(path: str | Path, deep: bool = False) -> Report:
-    """Checks every file against the ledger; with `deep` every value, too, and what can be computed again.
+def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None = None) -> Report:
+    """Checks every file against the ledger; with `deep` every value, too, and what can be computed again; with
+    `again` runs the teacher again on rows of the shards that are sound so far.
 
-    Goes on after damage, so that all of it is named. Raises CometError when there is no cache at the path at all.
+    Goes on after damage, so that all of it is named. Raises CometError when there is no cache at the path at all, and
+    for another teacher than the cache's.
     """
     report = Report(Path(path), deep)
     try:
@@ -69,6 +79,7 @@ def verify(path: str | Path, deep: bool = False) -> Report:
             raise
         report.damage.append(Damage(str(error)))
         return report
+    rerun = prepare_rerun(cache, again) if again is not None else None
     check_sealed(cache, report)
     stream = TokenStream(cache)
     places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
@@ -80,7 +91,15 @@ def verify(path: str | Path, deep: bool = False) -> Report:
     if deep:
         report.damage += [Damage(message) for message in (*stream.errors(), *tokenizer_errors(cache))]
     check_names(cache, report)
+    if rerun is not None:
+        check_teacher(cache, rerun, report)
     return report
+
+
+def prepare_rerun(cache: Cache, settings: RecheckSettings) -> "Rerun":
+    from cache_tools.teacher.recheck import Rerun
+
+    return Rerun(cache, settings)
 
 
 def check_sealed(cache: Cache, report: Report) -> None:
@@ -185,6 +204,20 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
         return
     if found != cache.recipe.tokenizer_sha256:
         yield f"{cache.root / path}: tokenizer sha256: expected {cache.recipe.tokenizer_sha256}, found {found}"
+
+
+def check_teacher(cache: Cache, rerun: "Rerun", report: Report) -> None:
+    """Runs the teacher again on shards that nothing is wrong with yet."""
+    try:
+        seen = cache.vocabulary.id
+    except CometError:  # reported already
+        report.notes.append("the teacher was not run again: the vocabulary that it needs is damaged")
+        return
+    damaged = set(report.damaged_shards)
+    places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
+    found = rerun.over([p for p in places if p not in damaged and cache.record(*p) is not None], seen)
+    report.runs = rerun.runs
+    report.damage += [Damage(f"{cache.root}: shard {p[0]} {p[1]}: {message}", p) for p, message in found]
 
 
 def check_names(cache: Cache, report: Report) -> None:

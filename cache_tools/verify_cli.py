@@ -2,11 +2,15 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from cache_tools.errors import CometError
+from cache_tools.settings import RecheckSettings
 from cache_tools.store.reader import open_cache
 from cache_tools.store.writer import drop_shard
 from cache_tools.terminal import one_line_errors, visible
@@ -18,20 +22,36 @@ MOST_SHOWN = 50
 @click.command("verify")
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
+@click.option("--teacher", help="Folder or hub name of the cache's teacher: run it again on some rows, and compare.")
+@click.option("--rows", default=RecheckSettings.rows, help="Rows that the teacher is run on.")
+@click.option("--seed", default=RecheckSettings.seed, help="Another seed looks at other rows.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              help="What the teacher computes in. auto: what a shard was built in, if the device can.")  # fmt: skip
+@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
+@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: what device and memory allow]")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
 @one_line_errors
-def verify_cache(cache: Path, deep: bool, as_json: bool) -> None:
+def verify_cache(cache: Path, deep: bool, teacher: str | None, as_json: bool, **options: Any) -> None:
     """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
 
-    A cache that is half built is sound as far as it goes.
+    A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
+    --batch-size) the teacher's values must also come out again, within what its dtype can hold.
     """
-    report = verify(cache, deep)
+    if teacher is None and (unused := given(options)):
+        raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
+    report = verify(cache, deep, RecheckSettings(teacher, **options) if teacher is not None else None)
     if as_json:
         click.echo(json.dumps(as_facts(report), indent=1))
     else:
         for line in as_lines(report):
             click.echo(visible(line))
     sys.exit(1 if report.damage else 0)
+
+
+def given(options: Iterable[str]) -> list[str]:
+    """Those of these options that stand in the call."""
+    source = click.get_current_context().get_parameter_source
+    return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
 
 
 @click.command()
@@ -70,6 +90,7 @@ def as_facts(report: Report) -> dict[str, object]:
         "damaged_shards": [list(place) for place in report.damaged_shards],
         "damage": [damage.message for damage in report.damage],
         "notes": report.notes,
+        **({"teacher": [run.facts() for run in report.runs]} if report.runs is not None else {}),
     }
 
 
@@ -77,6 +98,7 @@ def as_lines(report: Report) -> list[str]:
     looked = "every value of" if report.deep else "every byte of"
     lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
     lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]
+    lines += [line for run in report.runs or [] for line in run.lines()]
     lines += [f"  DAMAGED  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
     if len(report.damage) > MOST_SHOWN:
         lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import psutil
 import torch
 import transformers
+from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.teacher.head import LOGITS_AT_ONCE
@@ -55,6 +56,21 @@ def choose_batch_size(teacher: Teacher, seq_len: int, device: torch.device, dtyp
     row = seq_len * width * (6 * config.hidden_size + 2 * config.intermediate_size)
     rows = min(TOKENS_AT_ONCE[kind] // seq_len, int((MEMORY_SHARE * free - head - weights) / row))
     return 1 << max(rows, 1).bit_length() - 1
+
+
+def smaller_batch(error: RuntimeError, batch_size: int) -> int:
+    """Half the batch size when memory ran out. Raises any other error, and CometError when one row is too much."""
+    if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+        raise error
+    if batch_size == 1:
+        raise CometError(
+            "memory does not suffice for one row at a time; use a smaller teacher or a shorter --seq-len for another "
+            "cache, or another --device, or --dtype bfloat16"
+        ) from error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    tqdm.write(f"out of memory: going on with batches of {batch_size // 2} rows")
+    return batch_size // 2
 
 
 def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, str]:

@@ -50,9 +50,13 @@ class HostBatch:
 
 @dataclass(frozen=True)
 class Launched:
-    """Results that are on their way to the host, and when the device began and finished with them."""
+    """Results that are on their way to the host, and when the device began and finished with them.
+
+    `features` [T, H], on the device, are what the head's last layer gets of each target.
+    """
 
     batch: HostBatch
+    features: Tensor
     results: dict[str, Tensor]
     began: "Moment"
     finished: "Moment"
@@ -79,9 +83,14 @@ class Moment:
         return later.at - self.at
 
 
-def host_batch(recipe: Recipe, tokens: dict[str, NDArray], first: int = 0, pinned: bool = False) -> HostBatch:
-    """`tokens` are the token arrays of the batch's rows, which begin at row `first` of a shard."""
+def host_batch(
+    recipe: Recipe, tokens: dict[str, NDArray], numbers: NDArray[np.int64] | None = None, pinned: bool = False
+) -> HostBatch:
+    """`tokens` are the token arrays of the batch's rows; `numbers` [B] say which rows of a shard they are, the first
+    ones by default."""
     position = tokens["target_position"]
+    if numbers is None:
+        numbers = np.arange(len(position))
     row, slot = np.nonzero(position != UNUSED_POSITION)
     longest = int(tokens["length"].max())
 
@@ -96,7 +105,7 @@ def host_batch(recipe: Recipe, tokens: dict[str, NDArray], first: int = 0, pinne
         offset=tensor(threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]),
         slot=slot,
         slots=position.shape[1],
-        map_row=tensor(np.arange(-first % recipe.attention_every, len(position), recipe.attention_every)),
+        map_row=tensor(np.flatnonzero(numbers % recipe.attention_every == 0)),
     )
 
 
@@ -142,7 +151,7 @@ class TeacherPass:
             }
         if recipe.attention_layers:
             results["attention"] = to_codes(capture.maps())
-        return Launched(batch, {name: to_host(r) for name, r in results.items()}, began, Moment(device))
+        return Launched(batch, features, {name: to_host(r) for name, r in results.items()}, began, Moment(device))
 
 
 def rounded(nats: Tensor) -> Tensor:

@@ -156,7 +156,7 @@ def test_idle_time_is_what_lies_between_batches() -> None:
     for start, end in times:
         began, finished = Moment(CPU), Moment(CPU)
         began.at, finished.at = start, end
-        done.add(Launched(batch, {}, began, finished))
+        done.add(Launched(batch, torch.empty(0), {}, began, finished))
     assert (done.rows, done.tokens) == (6, 21)
     assert done.seconds == pytest.approx(4)
     assert done.idle == pytest.approx(0.5 / 4)
