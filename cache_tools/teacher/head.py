@@ -116,11 +116,12 @@ class BlockedHead:
         self.memory = torch.empty(0, device=head.weight.device)
 
     def portions(self, targets: int) -> list[slice]:
-        """Equal portions of so many targets, small enough for `block_logits`."""
+        """Equal portions of so many targets, small enough for `block_logits`; of none, one that is empty."""
         budget = LOGITS_AT_ONCE.get(self.weight.device.type, LOGITS_AT_ONCE["cpu"])
-        count = -(-targets * len(self.weight) // budget)
-        size = -(-targets // (count * ALIGNMENT)) * ALIGNMENT
-        return [slice(start, min(start + size, targets)) for start in range(0, targets, size)]
+        at_least_one = max(targets, 1)
+        count = -(-at_least_one * len(self.weight) // budget)
+        size = -(-at_least_one // (count * ALIGNMENT)) * ALIGNMENT
+        return [slice(start, min(start + size, targets)) for start in range(0, at_least_one, size)]
 
     def block_logits(
         self, features: Tensor, temperatures: tuple[float, ...], with_entropy: bool = False
@@ -130,7 +131,7 @@ class BlockedHead:
         The result lives in memory that the next call uses again.
         """
         rows, targets, blocks = len(self.weight), len(features), len(self.ids)
-        width = -(-targets // ALIGNMENT) * ALIGNMENT
+        width = -(-max(targets, 1) // ALIGNMENT) * ALIGNMENT
         if self.memory.numel() < rows * width:
             self.memory = torch.empty(rows * width, device=features.device)
         logits = self.memory[: rows * width].view(rows, width)

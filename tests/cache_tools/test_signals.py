@@ -139,6 +139,18 @@ def test_maps_are_kept_of_every_third_row_of_a_shard(teacher: Teacher, first: in
         assert abs(codes[kept] - every[: len(codes)][kept]).max(initial=0) <= 1, "rounding, in another batch"
 
 
+@pytest.mark.parametrize("keep", ["topk", "threshold"])
+def test_rows_without_any_target_have_maps_and_nothing_else(teacher: Teacher, keep: str) -> None:
+    """As rows of unknown tokens have, when a batch holds nothing else."""
+    tokens = masked_batch()
+    tokens["target_position"][:], tokens["target_id"][:] = UNUSED_POSITION, UNUSED_ID
+    arrays = teacher_signals(teacher, recipe_for(keep), tokens, seen_mask(SEEN, 8000))
+    assert rows_with_map(arrays.pop("attention")).all()
+    assert {name: array.shape[:2] for name, array in arrays.items()} == dict.fromkeys(arrays, (4, 9))
+    for name, array in arrays.items():
+        assert (array == UNUSED_ID).all() if name.endswith("_id") else np.isnan(array).all()
+
+
 def test_seen_mask_marks_the_ids_of_the_corpus() -> None:
     assert seen_mask(np.array([1, 3], dtype=np.int32), 5).tolist() == [False, True, False, True, False]
 
