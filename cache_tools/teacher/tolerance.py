@@ -115,7 +115,7 @@ class Run:
         lines = [
             f"the teacher again on {self.rows} rows of {self.shards} shards, in {self.run_in} on {self.run_on}; "
             f"built in {self.built_in} on {self.built_on}",
-            f"  {'off in the worst shard':<26}{'mean':>9}{'median':>9}{'99 %':>9}{'largest':>9}   allowed mean, largest",
+            f"  {'off in the worst shard':<26}{'mean':>9}{'median':>9}{'99 %':>9}{'most':>9}   allowed mean, most",
         ]
         for name, one in self.worst.items():
             allowed, unit = self.allowed(name), "radians" if name == "attention" else "nats"

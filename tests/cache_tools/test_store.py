@@ -227,12 +227,14 @@ def test_a_cache_without_its_ledger(cache: Path, name: str) -> None:
         open_cache(cache)
 
 
-def test_reading_a_cache_needs_neither_torch_nor_transformers(built: Path) -> None:
+def test_reading_and_verifying_a_cache_needs_neither_torch_nor_transformers(built: Path) -> None:
     """Checked in a fresh interpreter: students are trained and caches inspected where neither is installed."""
     program = """
 import sys
 import cache_tools
+from cache_tools.verify import verify
 cache = cache_tools.open_cache(sys.argv[1])
+assert verify(sys.argv[1]).damage == []
 cache.require_complete()
 assert cache.read_shard("train", 0)["topk_id"].shape == (4, 3, 4)
 assert cache.vocabulary.id.size and cache.tokenizer_folder.is_dir() and cache.cache_id
