@@ -115,7 +115,7 @@ def drawn_bias(
     proportion to its p, so that of those that are not certain it should be Σ p log p / Σ p, which entropy [T] and the
     log-probabilities of the certain [T, k] (−∞ in other slots) give. `logprob` and `drawn` [T, k].
     """
-    certain_terms = np.where(certain > -np.inf, np.exp(certain) * certain, 0.0).sum(1)
+    certain_terms = (np.exp(certain) * np.where(certain > -np.inf, certain, 0.0)).sum(1)
     expected = -(entropy + certain_terms) / np.maximum(1 - np.exp(certain).sum(1), HALF)  # [T]
     deviation = (logprob - expected[:, None])[drawn].astype(float)
     if not len(deviation):
