@@ -57,7 +57,10 @@ class Checkpoints:
             raise CometError(f"{self.folder}: another process is training there; choose another --output") from None
         if resume:
             earlier = read_checked(self.folder / RUN)
-            if changed := [f"{n}: {earlier.get(n)} before, {run[n]} now" for n in run if earlier.get(n) != run[n]]:
+            names = run | earlier
+            if changed := [
+                f"{n}: {earlier.get(n)} before, {run.get(n)} now" for n in names if earlier.get(n) != run.get(n)
+            ]:
                 self.lock.release()
                 raise CometError(
                     f"--resume: the training in {self.folder} was begun differently ({'; '.join(changed)}); give the "

@@ -221,11 +221,14 @@ def require_compatible(caches: Sequence[Cache]) -> None:
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
     kept = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
     for other in caches[1:]:
-        for name in (*teacher, *kept, "seq_len", "max_targets"):
-            mine, theirs = getattr(first.recipe, name), getattr(other.recipe, name)
-            if mine != theirs:
-                raise CometError(
-                    f"--cache {other.root}: its {name.replace('_', ' ')} is {theirs}, but {mine} in {first.root}; "
-                    "caches that are trained on together need one teacher, the same signals and rows of one length",
-                    exit_code=2,
-                )
+        pairs = {
+            name: (getattr(first.recipe, name), getattr(other.recipe, name))
+            for name in (*teacher, *kept, "seq_len", "max_targets")
+        }
+        unlike = [f"its {name.replace('_', ' ')} is {b}, but {a}" for name, (a, b) in pairs.items() if a != b]
+        if unlike:
+            raise CometError(
+                f"--cache {other.root}: {'; '.join(unlike)} in {first.root}; "
+                "caches that are trained on together need one teacher, the same signals and rows of one length",
+                exit_code=2,
+            )

@@ -96,7 +96,7 @@ def facts(
     rows += [
         (f"option: {name.replace('_', ' ')}", described(value))
         for name, value in options.items()
-        if name not in ("recipe", "caches")
+        if not name.startswith(("recipe ", "cache "))
     ]
     return rows + [(f"cache {cache.root.name}", cache.cache_id) for cache in caches]
 

@@ -72,9 +72,17 @@ class Distilled:
 
 
 def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
-    """What a resumed training must have in common with the one it goes on with."""
+    """What a resumed training must have in common with the one it goes on with, by name; plain JSON.
+
+    The fields of the recipe, and beside the id of each cache those of its recipe, stand by themselves, so that what
+    differs can be named.
+    """
     chosen = asdict(config)
     for name in ("output", "resume", "save_minutes"):
         del chosen[name]
-    identity: dict[str, Any] = json.loads(json.dumps(chosen | {"caches": [cache.cache_id for cache in caches]}))
+    chosen |= {f"recipe {name}": value for name, value in chosen.pop("recipe").items()}
+    for number, cache in enumerate(caches, 1):
+        chosen |= {f"cache {number} {name}": value for name, value in asdict(cache.recipe).items()}
+        chosen[f"cache {number} id"] = cache.cache_id
+    identity: dict[str, Any] = json.loads(json.dumps(chosen))
     return identity

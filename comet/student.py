@@ -180,10 +180,13 @@ def earlier_student(
             f"--init {folder}: expected cache, random, or the folder of a student ({reason})", exit_code=2
         ) from error
     recipe = caches[0].recipe
-    if pieces != student_tokenizer(caches[0], vocabulary).get_vocab():
+    expected = student_tokenizer(caches[0], vocabulary).get_vocab()
+    if unlike := [piece for piece in sorted(pieces | expected) if pieces.get(piece) != expected.get(piece)]:
         raise CometError(
             f"--init {folder}: its vocabulary of {len(pieces):,} pieces is not that of this training "
-            f"({len(vocabulary):,}); give the --vocabulary it was trained with, and a cache of the same teacher",
+            f"({len(vocabulary):,}): {len(unlike):,} pieces differ, the first {unlike[0]!r} with id "
+            f"{pieces.get(unlike[0])} against {expected.get(unlike[0])}; "
+            "give the --vocabulary it was trained with, and a cache of the same teacher",
             exit_code=2,
         )
     positions = student.config.max_position_embeddings - int(vocabulary.student_id[recipe.pad_id]) - 1

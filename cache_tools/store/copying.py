@@ -13,6 +13,8 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded, sync_folder, with_checksum, write_durably
 
+MOST_NAMED = 20  # differences in one message
+
 
 def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     """What was sealed once, and the extent of the copy, as far as they are not there yet; the seal last.
@@ -23,7 +25,9 @@ def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
     for path, (data, other) in wanted.items():
         if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
-            raise CometError(f"{folder}: holds {other}; choose another folder", exit_code=2)
+            there = open_cache(folder)
+            unlike = differences(there, cache) if path == SEAL else extent_differences(there.extent, extent)
+            raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
     with staging_in(folder) as staging:
         for path, record in cache.seal.files.items():
             publish(sound_file(cache.root / path, record, record.size), record, staging, folder, path)
@@ -132,14 +136,16 @@ def merge(caches: Sequence[Cache], folder: Path) -> Cache:
     """
     first = caches[0]
     for other in caches[1:]:
-        if differences := first.recipe.differences(other.recipe):
+        if unlike := first.recipe.differences(other.recipe):
             raise CometError(
-                f"{other.root}: not of the recipe of {first.root} ({'; '.join(differences)}); caches of other text or "
+                f"{other.root}: not of the recipe of {first.root} ({'; '.join(unlike)}); caches of other text or "
                 "teachers are not merged: give them to `comet-train` together",
                 exit_code=2,
             )
-        if other.seal.token_digests != first.seal.token_digests or other.extent.arrays != first.extent.arrays:
-            raise CometError(f"{other.root}: holds other tokens or arrays than {first.root}", exit_code=2)
+        if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
+            raise CometError(
+                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)})", exit_code=2
+            )
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
     copy_sealed(first, folder, extent)
@@ -155,3 +161,39 @@ def ranges(shards: set[int]) -> tuple[tuple[int, int], ...]:
     ends = sorted(s for s in shards if s + 1 not in shards)
     starts = sorted(s for s in shards if s - 1 not in shards)
     return tuple((start, end + 1) for start, end in zip(starts, ends, strict=True))
+
+
+def differences(one: Cache, other: Cache) -> str:
+    """What the one and the other cache have, field by field: of the recipe, else of what was sealed."""
+    found = one.recipe.differences(other.recipe) or token_differences(one, other)
+    if not found:
+        files = ((path, record.sha256, other.seal.files[path].sha256) for path, record in one.seal.files.items())
+        found = [f"{path} sha256: {a} against {b}" for path, a, b in files if a != b]
+    return shortened(found)
+
+
+def token_differences(one: Cache, other: Cache) -> list[str]:
+    """An entry for each shard of which two caches of one recipe have other tokens."""
+    return [
+        f"tokens of shard {group} {shard} sha256: {a} against {b}"
+        for group in GROUPS
+        for shard, (a, b) in enumerate(zip(one.seal.token_digests[group], other.seal.token_digests[group], strict=True))
+        if a != b
+    ]
+
+
+def array_differences(one: Extent, other: Extent) -> list[str]:
+    return [f"arrays: {', '.join(one.arrays)} against {', '.join(other.arrays)}"] * (one.arrays != other.arrays)
+
+
+def extent_differences(one: Extent, other: Extent) -> str:
+    """What the one and the other part of a cache hold."""
+    pairs = ((group, one.shards[group], other.shards[group]) for group in GROUPS)
+    shards = [f"shards of {group}: {list(a)} against {list(b)}" for group, a, b in pairs if a != b]
+    return shortened(shards + array_differences(one, other))
+
+
+def shortened(found: list[str]) -> str:
+    """The first few, and how many more."""
+    more = [f"and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
+    return "; ".join(found[:MOST_NAMED] + more)

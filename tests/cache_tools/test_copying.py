@@ -98,8 +98,11 @@ def test_other_recipes_are_not_merged_and_the_difference_is_named(whole: Cache, 
 def test_other_tokens_or_arrays_are_not_merged(whole: Cache, tmp_path: Path) -> None:
     cache, _ = half(tmp_path / "other tokens", 0, seed=1)
     fewer = cut(whole, tmp_path / "fewer", replace(whole.extent, arrays=("length",)))
-    for other in (cache, fewer):
-        with pytest.raises(CometError, match=r"holds other tokens or arrays than .*whole"):
+    digests = [c.seal.token_digests["train"][0] for c in (whole, cache)]
+    tokens = rf"\(tokens of shard train 0 sha256: {digests[0]} against {digests[1]}; tokens of shard train 1 sha256: "
+    arrays = rf"\(arrays: {', '.join(whole.extent.arrays)} against length\)"
+    for other, unlike in ((cache, tokens), (fewer, arrays)):
+        with pytest.raises(CometError, match=rf"holds other tokens or arrays than .*whole {unlike}"):
             merge([whole, other], tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
@@ -118,7 +121,30 @@ def test_another_part_in_the_folder_stays(whole: Cache, tmp_path: Path) -> None:
     with pytest.raises(CometError, match=r"part: holds another part of this cache; choose another folder") as caught:
         cut(whole, tmp_path / "part", extent(train=((0, 2),)))
     assert caught.value.exit_code == 2
+    assert str(caught.value).endswith("(shards of train: [(0, 1)] against [(0, 2)])")
     assert names_of(tmp_path / "part") == before
+    with pytest.raises(CometError, match=r"\(arrays: input_ids, .* against length\)$"):
+        cut(whole, tmp_path / "part", replace(extent(train=((0, 1),)), arrays=("length",)))
+
+
+@pytest.mark.parametrize(
+    ("change", "unlike"),
+    [
+        ("recipe", r"seed: 7 against 0; top_k: 3 against 4"),
+        ("tokens", r"tokens of shard train 0 sha256: \w{64} against \w{64}; .*tokens of shard validation 0 .*"),
+        ("provenance", r"zarr\.json sha256: \w{64} against \w{64}"),
+    ],
+)
+def test_another_cache_in_the_folder_stays_and_the_difference_is_named(
+    whole: Cache, tmp_path: Path, change: str, unlike: str
+) -> None:
+    other = small_recipe(seed=7, top_k=3) if change == "recipe" else RECIPE
+    attributes: dict[str, object] = {"provenance": {"language": "kin"}} if change == "provenance" else {}
+    prepare_cache(tmp_path / "there", other, seed=int(change == "tokens"), attributes=attributes)
+    before = names_of(tmp_path / "there")
+    with pytest.raises(CometError, match=rf"there: holds another cache; choose another folder \({unlike}\)$"):
+        merge([whole], tmp_path / "there")
+    assert names_of(tmp_path / "there") == before
 
 
 def test_ranges_of_shard_numbers() -> None:

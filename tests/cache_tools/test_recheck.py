@@ -347,6 +347,9 @@ def test_rows_are_drawn_from_seed_and_recipe_alone() -> None:
     }
     assert all((np.diff(rows) > 0).all() for rows in drawn.values())
     assert sample_rows(recipe, [], 5, 0) == {}
+    assert len({sample_rows(recipe, places[:1], 1, seed)["train", 0][0] for seed in range(20)}) == 4, (
+        "any row of a shard"
+    )
 
 
 def test_the_dtype_of_the_shard_unless_another_is_asked_for() -> None:

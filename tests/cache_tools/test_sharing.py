@@ -82,7 +82,7 @@ def test_another_cache_is_never_touched(settings: BuildSettings, tmp_path: Path)
     there = tmp_path / "there"
     build_cache(replace(settings, top_k=4, out=there))
     before = digests(there)
-    with pytest.raises(CometError, match=r"there: holds another cache; choose another folder"):
+    with pytest.raises(CometError, match=r"there: holds another cache; choose another folder \(top_k: 4 against \d+\)"):
         build_cache(settings, push_to=str(there))
     assert digests(there) == before
 

@@ -7,6 +7,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.store.layout import ArraySpec
-from comet.data import Arrays, CacheRows, Reading, Shard, collate, shards_of
+from comet.data import Arrays, CacheRows, Reading, Shard, collate, require_compatible, shards_of
 from comet.sampler import BUFFER_SHARDS
 
 NAMES = ("input_ids", "length", "target_position", "target_id", "topk_id", "topk_logprob", "tail_logmass", "attention")
@@ -346,3 +347,11 @@ def test_two_caches_make_one_data_set(cache: Cache, group: str) -> None:
     once, twice = CacheRows(shards_of([cache], group), NAMES), CacheRows(shards_of([cache, cache], group), NAMES)
     assert len(twice) == 2 * len(once)
     np.testing.assert_array_equal(twice[len(once)]["input_ids"], once[0]["input_ids"])
+
+
+def test_caches_of_other_signals_are_refused_by_all_that_differs(cache: Cache, reopened: Cache) -> None:
+    require_compatible([cache, reopened])
+    reopened.recipe = replace(reopened.recipe, top_k=3, seq_len=32)
+    words = rf"^--cache {reopened.root}: its top k is 3, but 16; its seq len is 32, but 64 in {cache.root}; caches that"
+    with pytest.raises(CometError, match=words):
+        require_compatible([cache, reopened])

@@ -145,6 +145,19 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
         distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
 
 
+def test_another_cache_or_recipe_is_refused_by_what_differs(
+    cache: Cache, threshold_cache: Cache, stopped: StudentConfig
+) -> None:
+    words = f"cache 1 keep: topk before, threshold now; cache 1 id: {cache.cache_id} before, {threshold_cache.cache_id}"
+    with pytest.raises(CometError, match=rf"was begun differently \({words} now\); give the options"):
+        distill([threshold_cache], replace(stopped, resume=True))
+    with pytest.raises(CometError, match=r"\(.*cache 2 keep: None before, topk now; .*cache 2 id: None before, "):
+        distill([cache, cache], replace(stopped, resume=True))
+    other = replace(stopped.recipe, kd_weight=0.5)
+    with pytest.raises(CometError, match=r"was begun differently \(recipe kd_weight: 1.0 before, 0.5 now\)"):
+        distill([cache], replace(stopped, resume=True, recipe=other))
+
+
 def test_a_resumed_training_has_as_many_processes(cache: Cache, stopped: StudentConfig) -> None:
     """With another number the losses would be equal within rounding only."""
     run = stopped.output.with_name("student.checkpoints") / "run.json"

@@ -179,7 +179,9 @@ def test_going_on_with_an_earlier_student(narrow: Cache, tmp_path: Path) -> None
     assert two.before.kl == pytest.approx(one.after.kl, rel=1e-5)
     assert (two.shape.layers, two.shape.hidden) == (one.shape.layers, one.shape.hidden)
     with pytest.raises(
-        CometError, match=r"--init .*first: its vocabulary of [\d,]+ pieces is not that of this training"
+        CometError,
+        match=r"--init .*first: its vocabulary of [\d,]+ pieces is not that of this training \(8,000\): "
+        r"[\d,]+ pieces differ, the first '.+' with id (\d+|None) against \d+; give the --vocabulary",
     ):
         earlier_student(first.output, [narrow], full_vocabulary(narrow.recipe), 0.0)
     with pytest.raises(CometError, match=r"--student tiny: but --init .* is first \(3 layers"):
