@@ -44,6 +44,7 @@ class Report:
 
     root: Path
     deep: bool
+    again: RecheckSettings | None = None
     shards: int = 0  # committed, in the extent
     missing: int = 0  # in the extent, not committed
     files: int = 0
@@ -71,7 +72,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
     Goes on after damage, so that all of it is named. Raises CometError when there is no cache at the path at all, and
     for another teacher than the cache's.
     """
-    report = Report(Path(path), deep)
+    report = Report(Path(path), deep, again)
     try:
         cache = open_cache(path)
     except CometError as error:

@@ -2,7 +2,9 @@
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -19,33 +21,29 @@ from cache_tools.verify import Report, verify
 MOST_SHOWN = 50
 
 
-@click.command("verify")
-@click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
-@click.option("--teacher", help="Folder or hub name of the cache's teacher: run it again on some rows, and compare.")
-@click.option("--rows", default=RecheckSettings.rows, help="Rows that the teacher is run on.")
-@click.option("--seed", default=RecheckSettings.seed, help="Another seed looks at other rows.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              help="What the teacher computes in. auto: what a shard was built in, if the device can.")  # fmt: skip
-@click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: what device and memory allow]")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@one_line_errors
-def verify_cache(cache: Path, deep: bool, teacher: str | None, as_json: bool, **options: Any) -> None:
-    """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
+def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--teacher and what goes with it, as the argument `again`: None, or how the teacher is to be run again."""
+    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
+    options = [
+        click.option("--teacher", help="Folder or hub name of the cache's teacher: run it on some rows, and compare."),
+        click.option("--rows", default=RecheckSettings.rows, help="Rows that the teacher is run on."),
+        click.option("--seed", default=RecheckSettings.seed, help="Another seed looks at other rows."),
+        click.option("--dtype", type=dtypes, default="auto", help="auto: that of a shard, if the device has it."),
+        click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …"),
+        click.option("--batch-size", type=int, help="Rows at once.  [default: what device and memory allow]"),
+    ]
 
-    A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
-    --batch-size) the teacher's values must also come out again, within what its dtype can hold.
-    """
-    if teacher is None and (unused := given(options)):
-        raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
-    report = verify(cache, deep, RecheckSettings(teacher, **options) if teacher is not None else None)
-    if as_json:
-        click.echo(json.dumps(as_facts(report), indent=1))
-    else:
-        for line in as_lines(report):
-            click.echo(visible(line))
-    sys.exit(1 if report.damage else 0)
+    @wraps(command)
+    def with_settings(*args: Any, teacher: str | None, **others: Any) -> None:
+        settings = {name: others.pop(name) for name in ("rows", "seed", "dtype", "device", "batch_size")}
+        if teacher is None and (unused := given(settings)):
+            raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
+        command(*args, again=RecheckSettings(teacher, **settings) if teacher is not None else None, **others)
+
+    decorated: Callable[..., None] = with_settings
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
 
 
 def given(options: Iterable[str]) -> list[str]:
@@ -54,17 +52,40 @@ def given(options: Iterable[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
 
 
+@click.command("verify")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+@teacher_options
+def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings | None) -> None:
+    """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
+
+    A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
+    --batch-size) the teacher's values must also come out again, within what its dtype can hold.
+    """
+    report = verify(cache, deep, again)
+    if as_json:
+        click.echo(json.dumps(as_facts(report), indent=1))
+    else:
+        for line in as_lines(report):
+            click.echo(visible(line))
+    sys.exit(1 if report.damage else 0)
+
+
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Drop shards whose values cannot be right, too.")
 @one_line_errors
-def repair(cache: Path, deep: bool) -> None:
+@teacher_options
+def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
     """Drop the damaged shards of a cache, so that `comet-cache build` makes them again.
 
-    Nothing sound is touched, and no file is removed that does not belong to a damaged shard. What was sealed once
-    (metadata, vocabulary, tokenizer) cannot be dropped: copy it from another copy.
+    Damaged is what `comet-cache verify` finds with the same options. Nothing sound is touched, and no file is removed
+    that does not belong to a damaged shard. What was sealed once (metadata, vocabulary, tokenizer) cannot be dropped:
+    copy it from another copy.
     """
-    report = verify(cache, deep)
+    report = verify(cache, deep, again)
     for group, shard in report.damaged_shards:
         drop_shard(open_cache(cache), group, shard)
         click.echo(f"dropped shard {group} {shard}")
@@ -104,7 +125,7 @@ def as_lines(report: Report) -> list[str]:
         lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
     if report.damaged_shards:
         lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
-        lines.append(f"`comet-cache repair {report.root}` drops them; the same `comet-cache build` makes them again")
+        lines.append(f"`{repairing(report)}` drops them; the same `comet-cache build` makes them again")
     elif report.damage:
         lines.append("no shard is to blame: copy these files from a sound copy, or build the cache again")
     elif report.missing:
@@ -113,3 +134,13 @@ def as_lines(report: Report) -> list[str]:
     else:
         lines.append("sound and complete")
     return lines
+
+
+def repairing(report: Report) -> str:
+    """The call that finds the same damage again, and drops it."""
+    again = {} if report.again is None else asdict(report.again)
+    chosen = [
+        (f.name, again[f.name]) for f in fields(RecheckSettings) if f.name in again and again[f.name] != f.default
+    ]
+    parts = [f"--{name.replace('_', '-')} {value}" for name, value in chosen]
+    return " ".join(["comet-cache repair", str(report.root), *["--deep"] * report.deep, *parts])

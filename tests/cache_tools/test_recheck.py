@@ -168,7 +168,7 @@ def test_damage_is_reported_to_people_and_machines(copy: Callable[[str], Path], 
     said = CliRunner().invoke(main, call)
     assert said.exit_code == 1
     assert "damaged shards: train 0\n" in said.stdout
-    assert f"comet-cache repair {root}" in said.stdout
+    assert f"`comet-cache repair {root} --teacher {sample_teacher} --device cpu` drops them" in said.stdout
     assert "in float32 on cpu; built in float32 on cpu\n" in said.stdout
     assert "  entropy, nats " in said.stdout
     done = CliRunner().invoke(main, [*call, "--json", "--rows", "20", "--batch-size", "3"])
@@ -180,6 +180,16 @@ def test_damage_is_reported_to_people_and_machines(copy: Callable[[str], Path], 
     entropy, drawn = run["worst_shard"]["entropy"], run["worst_shard"]["drawn_id"]
     assert entropy["largest"] > 100 * entropy["allowed_largest"] > 0
     assert set(drawn) == {"count", "mean", "median", "p99", "largest", "allowed_mean"}
+
+
+def test_what_the_teacher_found_is_repaired_with_it(copy: Callable[[str], Path], sample_teacher: Path) -> None:
+    """The ledger alone has nothing against the shard."""
+    root = copy("threshold float32")
+    rewrite(root, "entropy", open_cache(root).read_shard("train", 0)["entropy"] + np.float32(1))
+    assert CliRunner().invoke(main, ["repair", str(root)]).stdout == "nothing is damaged\n"
+    done = CliRunner().invoke(main, ["repair", str(root), "--teacher", str(sample_teacher), "--rows", "40"])
+    assert (done.exit_code, done.stdout.splitlines()[0]) == (0, "dropped shard train 0")
+    assert open_cache(root).missing("train") == [0]
 
 
 def test_without_a_teacher_nothing_is_said_of_it(built: dict[str, Path]) -> None:

@@ -19,6 +19,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.store.copying import cut
 from cache_tools.store.ledger import Extent
 from cache_tools.verify import verify
+from cache_tools.verify_cli import as_lines
 
 KINDS = {
     "threshold": {"temperatures": (1.0, 2.0), "attention_every": 2},
@@ -211,6 +212,9 @@ def test_values_that_cannot_be_right_are_found_in_depth(copy: Callable[..., Path
     assert verify(root).damage == []
     report = verify(root, deep=True)
     assert ("train", 0) in report.damaged_shards
+    assert f"`comet-cache repair {root} --deep` drops them; the same `comet-cache build` makes them again" in as_lines(
+        report
+    )
     assert any(message in damage.message for damage in report.damage), report.damage
 
 
