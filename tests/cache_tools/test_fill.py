@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from builds import ENVIRONMENT, build_arguments, digests
+from scarce_memory import out_of_memory_above
 
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
@@ -20,7 +21,7 @@ from cache_tools.fill import ShardInWork, Throughput, fill
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.device import choose_batch_size, choose_device
 from cache_tools.teacher.model import load_teacher
-from cache_tools.teacher.signals import HostBatch, Launched, Moment, TeacherPass
+from cache_tools.teacher.signals import HostBatch, Launched, Moment
 
 CPU = torch.device("cpu")
 
@@ -38,21 +39,6 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSe
         top_k=8,
         device="cpu",
     )
-
-
-def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> list[int]:
-    """The sizes of the batches that were tried."""
-    tried: list[int] = []
-    real = TeacherPass.launch
-
-    def launch(self: TeacherPass, batch: HostBatch) -> Launched:
-        tried.append(len(batch.length))
-        if len(batch.length) > rows:
-            raise error
-        return real(self, batch)
-
-    monkeypatch.setattr(TeacherPass, "launch", launch)
-    return tried
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from builds import Ended, assert_one_error_line
 from click.testing import CliRunner
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from scarce_memory import out_of_memory_above
 from small_caches import change_json, rewrite, small_recipe
-from test_fill import out_of_memory_above
 
 from cache_tools import build_cache, open_cache
 from cache_tools.cli import main
