@@ -4,9 +4,9 @@ Two runs of one teacher differ by rounding: in the last bits of the dtype that i
 what the cache stores (float16, 1 / 1024 nat, a code of a map). TOLERANCES hold for the coarser dtype of the two. Those
 of float32 are two to four steps. Those of the others are about four times what was seen of any row, of shares of ids
 of all rows together, on a CPU, with two real teachers of 4 and 6 layers: twice for a depth of 24, with whose root
-rounding grows, and twice for other devices. Batches of other sizes or lengths alone give up to half of what a coarser dtype does, so an equal dtype is
-given no less. To see such figures for a teacher, build with `--rows-per-shard 1 --dtype float32` and verify with
-`--teacher … --dtype bfloat16`; the worst shard is then the worst row.
+rounding grows, and twice for other devices. Batches of other sizes or lengths alone give up to half of what a coarser
+dtype does, so an equal dtype is given no less. To see such figures for a teacher, build with `--rows-per-shard 1
+--dtype float32` and verify with `--teacher … --dtype bfloat16`; the worst shard is then the worst row.
 """
 
 import math
