@@ -301,7 +301,7 @@ def main(shared: Path, output: Path, only: tuple[str, ...]) -> None:
         whole: dict[str, Callable[[], dict[str, Any]]] = {
             "memory with ten times the cache": lambda: memory_with_ten_times_the_cache(folder, shared),
             "starts": lambda: starts(folder, shared),
-            "killed": lambda: killed(folder),
+            "killed": lambda: killed(folder / "killed"),
         }
         chosen = {name: part for name, part in (parts | whole).items() if not only or name in only}
         if set(chosen) & set(parts):

@@ -106,6 +106,7 @@ def train(cache: Path, output: Path) -> dict[str, Any]:
 
 def killed(folder: Path) -> dict[str, Any]:
     """Trainings killed by SIGKILL twice at random instants and resumed, against an undisturbed one, step by step."""
+    folder.mkdir()
     alone = environment() | {"OMP_NUM_THREADS": "1"}
     build = [*TOOL, "cache_tools", "build", "--lang", "kin", "--sample", "--rows-per-shard", "32"]
     subprocess.run(build, cwd=folder, env=alone, check=True, capture_output=True)
