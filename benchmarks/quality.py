@@ -20,8 +20,18 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 from quality_arms import ARMS, CACHES, Arm, TeacherInTheLoop, teacher_in_the_loop, train
-from quality_measures import EPOCHS, Unseen, dense_measures, on_task, retained_gain, training_lines, unseen_text
+from quality_measures import (
+    EPOCHS,
+    Unseen,
+    dense_measures,
+    on_task,
+    resampled_scores,
+    retained_gain,
+    training_lines,
+    unseen_text,
+)
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
@@ -114,19 +124,20 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.4f} ± {deviation:.4f}"
 
 
-def retained_lines(data: TaskData, results: Results, teacher: list[str]) -> list[str]:
-    """Of every arm with scores: the share of the teacher's score, and of its gain over the plain student."""
+def scores_by_arm(data: TaskData, results: Results, teacher: list[str]) -> dict[str, np.ndarray]:
+    """`resampled_scores` of every arm that was fine-tuned, plain apart."""
+    predicted: dict[str, list[str]] = {}
+    for (arm, _), found in results.items():
+        if "predicted" in found:
+            predicted.setdefault(arm, []).append(found["predicted"])
+    plain = predicted.pop("plain", [])
+    return {arm: resampled_scores(data, plain, of_arm, teacher) for arm, of_arm in predicted.items() if plain}
 
-    def predictions(arm: str) -> list[str]:
-        return [found["predicted"] for (name, _), found in results.items() if name == arm and "predicted" in found]
 
-    lines = []
-    for arm in dict.fromkeys(name for name, _ in results):
-        if predictions(arm) and arm != "plain" and predictions("plain"):
-            share, gain = retained_gain(data, predictions("plain"), predictions(arm), teacher)
-            shown = [f"{value:.1%} ({low:.1%} to {high:.1%})" for value, low, high in (share, gain)]
-            lines.append(f"{arm:<33} retains {shown[0]} of the teacher's score, {shown[1]} of its gain over plain")
-    return lines
+def retained_line(arm: str, scores: Sequence[np.ndarray]) -> str:
+    """What an arm retains of the teacher's score, and of its gain over the plain student, over all languages given."""
+    share, gain = ("{:.1%} ({:.1%} to {:.1%})".format(*of) for of in retained_gain(np.stack(scores)))
+    return f"{arm:<33} retains {share} of the teacher's score, {gain} of its gain over plain"
 
 
 @dataclass(frozen=True)
@@ -205,6 +216,7 @@ def main(
     loaded = load_teacher(source)
     arms = [arm for arm in ARMS if not wanted or arm.name in wanted]
     names = dict.fromkeys(arm.cache for arm in arms)
+    by_arm: dict[str, list[np.ndarray]] = {}
     for language in languages:
         caches = {name: cache_of(name, language, shared, source, folder, tokens) for name in names}
         first = next(iter(caches.values()))
@@ -222,7 +234,12 @@ def main(
         if epochs and any(arm.fine_tuned for arm in arms):
             teachers = [place.teacher_result(seed) for seed in seeds]
             print(f"teacher: score {spread([found['score'] for found in teachers])}")
-            print("\n".join(retained_lines(data, results, [found["predicted"] for found in teachers])))
+            for arm, scores in scores_by_arm(data, results, [found["predicted"] for found in teachers]).items():
+                by_arm.setdefault(arm, []).append(scores)
+                print(retained_line(arm, [scores]))
+    for arm, of_languages in by_arm.items():
+        if len(of_languages) == len(languages) > 1:
+            print("all languages: " + retained_line(arm, of_languages))
 
 
 if __name__ == "__main__":

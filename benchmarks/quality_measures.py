@@ -111,24 +111,32 @@ def on_task(model: str, data: TaskData, seed: int, epochs: int) -> dict[str, Any
     return {"score": task.score(reported.labels, predicted), "predicted": "".join(map(str, numbers))}
 
 
-def retained_gain(
+def resampled_scores(
     data: TaskData, plain: list[str], student: list[str], teacher: list[str], seed: int = 0
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """(share, low, high) of the teacher's score that the student retains, and of its gain over the plain student that
-    the student has: (student − plain) ÷ (teacher − plain). Each argument holds the predictions of every seed; the
-    intervals are percentile bootstraps of 95 % over the test items, drawn alike for all."""
+) -> np.ndarray:
+    """Mean scores of the plain student, the student and the teacher [1 + RESAMPLES, 3]: on all test items, then on
+    items drawn with replacement, alike for all. Each argument holds the predictions of every seed."""
     task, gold = data.task, [example.labels for example in data.reported.examples]
 
-    def scores(models: list[str], drawn: np.ndarray) -> float:
+    def scores(drawn: np.ndarray) -> list[float]:
         chosen = [gold[i] for i in drawn]
-        return float(np.mean([task.score(chosen, [(task.labels[int(one[i])],) for i in drawn]) for one in models]))
-
-    def shares(drawn: np.ndarray) -> tuple[float, float]:
-        base, ours, theirs = (scores(models, drawn) for models in (plain, student, teacher))
-        return ours / theirs, (ours - base) / (theirs - base)
+        return [
+            float(np.mean([task.score(chosen, [(task.labels[int(one[i])],) for i in drawn]) for one in models]))
+            for models in (plain, student, teacher)
+        ]
 
     draws = np.random.default_rng(seed).integers(0, len(gold), (RESAMPLES, len(gold)))
-    spread = np.array([shares(drawn) for drawn in draws])  # [RESAMPLES, 2]
-    low, high = np.quantile(spread, [0.025, 0.975], axis=0)
-    share, gain = shares(np.arange(len(gold)))
-    return (share, float(low[0]), float(high[0])), (gain, float(low[1]), float(high[1]))
+    return np.array([scores(drawn) for drawn in (np.arange(len(gold)), *draws)])
+
+
+def retained_gain(scores: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(share, low, high) of the teacher's score that the student retains, and of its gain over the plain student that
+    the student has, with percentile bootstraps of 95 %.
+
+    `scores` [languages, 1 + RESAMPLES, 3] as `resampled_scores` gives them. The share is the mean of the languages'
+    shares; the gain is Σ (student − plain) ÷ Σ (teacher − plain), as a single language's difference may be near zero.
+    """
+    base, ours, theirs = np.moveaxis(scores, 2, 0)  # each [languages, 1 + RESAMPLES]
+    shares = (ours / theirs).mean(0), (ours - base).sum(0) / (theirs - base).sum(0)
+    share, gain = ((float(of[0]), *map(float, np.quantile(of[1:], [0.025, 0.975]))) for of in shares)
+    return share, gain
