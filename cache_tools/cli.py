@@ -9,7 +9,7 @@ import click
 
 from cache_tools.describe import describe
 from cache_tools.errors import CometError
-from cache_tools.languages import find_language
+from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import MAP_SIZE, BuildSettings
 from cache_tools.store.reader import open_cache
 from cache_tools.terminal import one_line_errors, printable
@@ -153,6 +153,18 @@ def info(cache: Path, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=1))
     else:
         show_human(cache, facts)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def languages(as_json: bool) -> None:
+    """The languages that AfroXLMR knows best, their codes and default corpora."""
+    if as_json:
+        facts = [{name: getattr(x, name) for name in ("code", "name", "synonyms", "corpora")} for x in LANGUAGES]
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        click.echo(language_table())
 
 
 main.add_command(verify_cache)

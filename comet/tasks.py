@@ -97,7 +97,10 @@ TASKS = (
         source="https://github.com/dadelani/sib-200",
         hub="Davlan/sib200",
         suffix="_Latn",
-        codes=(("swa", "swh_Latn"), ("amh", "amh_Ethi"), ("tir", "tir_Ethi")),
+        codes=(
+            *(("swa", "swh_Latn"), ("mlg", "plt_Latn"), ("orm", "gaz_Latn")),
+            *(("amh", "amh_Ethi"), ("tir", "tir_Ethi"), ("ara", "arb_Arab")),
+        ),
     ),
     Task(
         name="masakhapos",

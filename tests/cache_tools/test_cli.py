@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from cache_tools import entry, open_cache
 from cache_tools.cli import main
 from cache_tools.errors import CometError
-from cache_tools.languages import find_language
+from cache_tools.languages import LANGUAGES, find_language
 from cache_tools.terminal import printable
 
 REPOSITORY = Path(__file__).parents[2]
@@ -76,11 +76,33 @@ def test_what_a_cache_says_cannot_drive_the_terminal() -> None:
 def test_language_codes_and_their_synonyms() -> None:
     assert find_language("RW").code == find_language("kin").code == "kin"
     assert find_language("sw").name == "Swahili"
-    assert find_language("lug").code == "lug"
-    with pytest.raises(
-        CometError, match=r"--lang 'kinyarwanda' is not a language code: expected ISO 639-3, such as kin"
-    ):
-        find_language("kinyarwanda")
+    assert find_language("lug").code == "lug" and find_language("lug").corpora == ()
+    for name, nearest in (("kinyarwanda", "kin"), ("Zulu", "zul"), ("klingon", "kin")):
+        with pytest.raises(
+            CometError, match=rf"--lang '{name}' is not a language code: expected ISO 639-3, such as {nearest} \("
+        ):
+            find_language(name)
+
+
+def test_every_code_of_a_language_means_that_one_alone() -> None:
+    codes = [code for language in LANGUAGES for code in (language.code, *language.synonyms)]
+    assert len(codes) == len(set(codes))
+    assert all(
+        find_language(code.upper()).code == language.code for language in LANGUAGES for code in language.synonyms
+    )
+    assert [language.code for language in LANGUAGES[:5]] == ["kin", "swa", "hau", "ibo", "yor"]
+
+
+def test_the_languages_in_words_and_in_json() -> None:
+    words = CliRunner().invoke(main, ["languages"]).stdout.splitlines()
+    assert words[0].split() == ["code", "name", "also", "Wikipedia", "FineWeb-2"]
+    assert words[2].split() == ["swa", "Swahili", "sw", "swh", "sw", "swh_Latn"]
+    assert words[12].startswith("run   Kirundi ") and max(map(len, words)) <= 82
+    machine = json.loads(CliRunner().invoke(main, ["languages", "--json"]).stdout)
+    by_code = {language["code"]: language["corpora"] for language in machine}
+    assert len(by_code) == len(LANGUAGES) == 20
+    assert by_code["swa"] == ["hf:wikimedia/wikipedia:20231101.sw", "hf:HuggingFaceFW/fineweb-2:swh_Latn"]
+    assert by_code["eng"] == ["hf:wikimedia/wikipedia:20231101.en"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,7 @@ def test_folders_by_language_under_either_name(tmp_path: Path) -> None:
     write(tmp_path / "swh_Latn", task, SENTENCES.replace("Isi", "Dunia"))
     assert load_task(task, "kin", tmp_path).train.examples[0].parts == ("Isi irazenguruka.",)
     assert load_task(task, "swa", tmp_path).train.examples[0].parts == ("Dunia irazenguruka.",)
+    assert [task.code(language) for language in ("orm", "mlg", "ara")] == ["gaz_Latn", "plt_Latn", "arb_Arab"]
 
 
 def test_compressed_files_windows_lines_and_a_missing_last_line_end_read_the_same(tmp_path: Path) -> None:
