@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +13,7 @@ from cache_tools.errors import CometError
 from cache_tools.fill import fill, missing_shards
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.languages import find_language
+from cache_tools.pinning import pinned
 from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.restore import lost_tokens, restore_tokens
 from cache_tools.settings import BuildSettings, parse_layers
@@ -21,7 +23,7 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.teacher.device import choose_device
 from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.tokenizer import load_tokenizer, tokenizer_sha256
-from cache_tools.text import ITEM_FORMATS, find_sources
+from cache_tools.text import ITEM_FORMATS, find_sources, find_texts
 from cache_tools.workers import ALONE, Worker, wait_for_seal
 
 
@@ -37,9 +39,10 @@ def build_cache(
     """
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
-    find_sources(settings.text)
+    find_texts(settings.text)
     find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     device = choose_device(settings.device)
+    settings = pinned(settings)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
     if worker.index == 0:
         prepare_unless_sealed(settings, teacher, tokenizer)
@@ -103,8 +106,8 @@ def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher,
         "--attention-size": (settings.map_size, recipe.attention_size),
         "--attention-every": (settings.attention_every, recipe.attention_every),
         "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
-        "--max-tokens": (settings.max_tokens, made_from.get("max_tokens")),
-        "--text": ([source.record() for source in find_sources(settings.text)], made_from.get("text")),
+        "--max-tokens": (settings.token_limit, made_from.get("max_tokens")),
+        "--text": ([text.record() for text in find_texts(settings.text)], without_licences(made_from.get("text"))),
         "--exclude": (
             [source.record() for source in find_sources(settings.exclude, "--exclude", ITEM_FORMATS)],
             made_from.get("excluded"),
@@ -116,6 +119,11 @@ def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher,
     if settings.batch_size is not None:
         asked["--batch-size"] = (settings.batch_size, cache.settings["batch_size"])
     return [f"{name}: asked {a}, the cache has {b}" for name, (a, b) in asked.items() if a != b]
+
+
+def without_licences(recorded: Any) -> Any:
+    """The texts of a cache as their records were when it was made; the licence is known only to the hub."""
+    return [{name: value for name, value in text.items() if name != "licence"} for text in recorded or []]
 
 
 @contextmanager

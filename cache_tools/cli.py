@@ -10,7 +10,7 @@ import click
 from cache_tools.describe import describe
 from cache_tools.errors import CometError
 from cache_tools.languages import LANGUAGES, find_language, language_table
-from cache_tools.settings import MAP_SIZE, BuildSettings
+from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
 from cache_tools.store.reader import open_cache
 from cache_tools.terminal import one_line_errors, printable
 from cache_tools.verify_cli import repair, verify_cache
@@ -46,15 +46,26 @@ def main() -> None:
 
 @main.command()
 @click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
-@click.option("--teacher", default=None, help=f"Folder or hub name of a masked LM.  [default: {DEFAULT_TEACHER}]")
 @click.option(
-    "--text", multiple=True, help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet. Repeatable."
+    "--teacher",
+    default=None,
+    help=f"Folder or hub name (NAME[@REVISION]) of a masked LM.  [default: {DEFAULT_TEACHER}]",
+)
+@click.option(
+    "--text",
+    multiple=True,
+    help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet, or hf:NAME[:CONFIG] on the hub. Repeatable."
+    "  [default: the language's, see comet-cache languages]",
 )
 @click.option(
     "--sample", is_flag=True, help="Use the small teacher and text that ship with comet (kin only): a first run."
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Where the cache goes.  [default: ./LANG.zarr]")
-@click.option("--max-tokens", type=int, help="Stop after the document that reaches this many tokens.  [default: all]")
+@click.option(
+    "--max-tokens",
+    type=int,
+    help=f"Stop after the document that reaches this many tokens.  [default: all; with text of the hub {HUB_TOKENS:,}]",
+)
 @click.option(
     "--exclude",
     multiple=True,
@@ -117,9 +128,11 @@ def build(
         if code != SAMPLE_LANGUAGE:
             raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; leave one away", exit_code=2)
         teacher, text = teacher or str(folder / "teacher"), text or (str(folder / "text.txt"),)
+    text = text or find_language(code).corpora
     if not text:
         raise CometError(
-            f"--lang {code}: no default corpus for it yet; give --text FILE_OR_FOLDER, or --sample for a first run",
+            f"--lang {code}: no default corpus for it; give --text FILE_OR_FOLDER (`comet-cache languages` lists those "
+            "that have one)",
             exit_code=2,
         )
     settings = BuildSettings(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
 from cache_tools.exclusion import Runs, runs_of, share_a_run, words
+from cache_tools.hub_text import HubText
 from cache_tools.rows import content_keys, document_hash, is_validation, pack, validation_share
 from cache_tools.settings import BuildSettings
 from cache_tools.store.recipe import GROUPS
@@ -75,12 +76,12 @@ def item_words(source: Source) -> Iterator[list[str]]:
 
 def spool_documents(
     settings: BuildSettings,
-    sources: tuple[Source, ...],
+    sources: tuple[Source | HubText, ...],
     evaluation: tuple[Source, ...],
     tokenizer: PreTrainedTokenizerFast,
     work: Path,
 ) -> Spool:
-    """Tokenises the sources in order, up to the document that reaches `max_tokens`.
+    """Tokenises the sources in order, up to the document that reaches the limit.
 
     Documents that share a run of words with an item of `evaluation` are left out, and counted as far as the sources
     were used. Raises CometError when no token is left.
@@ -89,8 +90,8 @@ def spool_documents(
     id_path, table_path = work / "ids.bin", work / "documents.bin"
     runs = excluded_runs(evaluation)
     texts = (text for source in sources for text in documents(source))
-    limit = settings.max_tokens or np.inf
-    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=settings.max_tokens, disable=None)
+    limit = settings.token_limit or np.inf
+    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=settings.token_limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = left_out = 0
         while total < limit and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):

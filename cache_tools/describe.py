@@ -20,15 +20,17 @@ def describe(cache: Cache) -> dict[str, object]:
     every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
     size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
     text_tokens = made_from.get("text_tokens")
-    excluded = ", ".join(str(source.get("name")) for source in made_from.get("excluded", []))
+    excluded = listed(made_from.get("excluded", []), "name")
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
-        "text": ", ".join(str(source.get("name")) for source in made_from.get("text", [])),
+        "text": listed(made_from.get("text", []), "name"),
+        **from_hub("text", made_from.get("text", [])),
         "text_tokens": text_tokens,
         **({"excluded": excluded, "left_out": left_out(made_from)} if excluded else {}),
         "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
+        **from_hub("teacher", [{name: made_from.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
@@ -45,6 +47,16 @@ def describe(cache: Cache) -> dict[str, object]:
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
+
+
+def listed(records: list[dict[str, Any]], field: str) -> str:
+    return ", ".join(str(record[field]) for record in records if record.get(field))
+
+
+def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
+    """Commits of the hub and licences, as far as they are known."""
+    facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
+    return {field: value for field, value in facts.items() if value}
 
 
 def left_out(made_from: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from cache_tools.fill import ShardInWork
+from cache_tools.pinning import pinned
 from cache_tools.prepare import prepare
 from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import encode_chunk
@@ -51,6 +52,7 @@ def estimate(settings: BuildSettings) -> Estimate:
 
     Raises what `build_cache` would raise for the same settings.
     """
+    settings = pinned(settings)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
     with tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder:
         started = time.monotonic()

@@ -19,6 +19,8 @@ from cache_tools.corpus import PackedRows, Spool, pack_groups, rows_sha256, spoo
 from cache_tools.describe import left_out
 from cache_tools.errors import CometError
 from cache_tools.exclusion import RUN_WORDS
+from cache_tools.hub import split_revision
+from cache_tools.hub_text import HubText
 from cache_tools.languages import find_language
 from cache_tools.rows import (
     Masking,
@@ -34,8 +36,8 @@ from cache_tools.store.records import sync_folder
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_device, choose_dtype
 from cache_tools.teacher.identity import identity
-from cache_tools.teacher.model import Teacher
-from cache_tools.text import ITEM_FORMATS, Source, find_sources
+from cache_tools.teacher.model import Teacher, teacher_licence
+from cache_tools.text import ITEM_FORMATS, Source, find_sources, find_texts
 
 EMBEDDING_WIDTH = 256
 
@@ -47,7 +49,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
     """
     out = settings.out
     check_against_teacher(settings, teacher, tokenizer)
-    sources = find_sources(settings.text)
+    sources = find_texts(settings.text)
     evaluation = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
@@ -202,19 +204,22 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def provenance(
-    settings: BuildSettings, sources: tuple[Source, ...], evaluation: tuple[Source, ...], spool: Spool
+    settings: BuildSettings, sources: tuple[Source | HubText, ...], evaluation: tuple[Source, ...], spool: Spool
 ) -> dict[str, object]:
     """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
     language = find_language(settings.language)
     local = Path(settings.teacher).is_dir()
+    name, revision = split_revision(settings.teacher)
     return {
         "language": language.code,
         "language_name": language.name,
-        "teacher": Path(settings.teacher).resolve().name if local else settings.teacher,
-        "text": [source.record() for source in sources],
+        "teacher": Path(settings.teacher).resolve().name if local else name,
+        "teacher_revision": None if local else revision,
+        "teacher_licence": teacher_licence(settings.teacher),
+        "text": [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources],
         "text_tokens": spool.total,
         "documents": spool.document_count,
-        "max_tokens": settings.max_tokens,
+        "max_tokens": settings.token_limit,
         "excluded": [source.record() for source in evaluation],
         "excluded_documents": spool.left_out,
         "excluded_run_words": RUN_WORDS,

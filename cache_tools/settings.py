@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import CometError
+from cache_tools.hub_text import is_hub_text
 
 MAP_SIZE = 64
+HUB_TOKENS = 50_000_000  # about 2 GB of cache, and of a large corpus more than most students need
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,12 @@ class BuildSettings:
         demand(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = self.keep == "topk" or 1.0 in self.temperatures
         demand(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens of text at which reading stops: what was asked for, else HUB_TOKENS where any comes from the hub."""
+        from_hub = any(is_hub_text(text) for text in self.text)
+        return self.max_tokens if self.max_tokens is not None else HUB_TOKENS if from_hub else None
 
     @property
     def map_size(self) -> int:

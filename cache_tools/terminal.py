@@ -33,12 +33,17 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to our own lines: transformers' and datasets' progress bars and advice stay out."""
+    """Leaves the terminal to our own lines and the bars of downloads: the bars and advice of libraries stay out."""
     import transformers.utils.logging as transformers_logging
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    logging.getLogger("filelock").setLevel(logging.WARNING)
+    if sys.stderr.isatty() and not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()  # of downloads, which transformers disables with its own
+    for name in ("huggingface_hub", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def visible(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Documents and evaluation items from files and folders, one at a time.
+"""Documents and evaluation items from files, folders and the hub, one at a time.
 
 A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row
 of a `.parquet` file. Blank lines are not documents. Evaluation items lie in the same files, in tables (`.tsv`, `.csv`)
@@ -15,12 +15,14 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import zstandard
 
 from cache_tools.errors import CometError
+from cache_tools.hub_text import HubText, hub_documents, is_hub_text, parse_hub_text
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -51,6 +53,15 @@ class Source:
     def record(self) -> dict[str, object]:
         """What a cache keeps of the file, and a resumed build compares."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
+
+
+def find_texts(given: tuple[str, ...]) -> tuple[Source | HubText, ...]:
+    """What `--text` stands for, in order: files, those of folders, and data sets of the hub.
+
+    Raises CometError as `find_sources` and `parse_hub_text` do.
+    """
+    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
+    return tuple(chain.from_iterable(found))
 
 
 def find_sources(
@@ -89,12 +100,15 @@ def text_format(path: Path) -> str:
     return path.suffix if path.suffix in ITEM_FORMATS else ""
 
 
-def documents(source: Source) -> Iterator[str]:
-    """The documents of one file, stripped, in order.
+def documents(source: Source | HubText) -> Iterator[str]:
+    """The documents of one file or data set, stripped, in order.
 
     Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
-    or a record without a text.
+    or a record without a text, and as `hub_documents` does.
     """
+    if isinstance(source, HubText):
+        yield from hub_documents(source)
+        return
     if source.format == ".parquet":
         yield from parquet_documents(source)
         return

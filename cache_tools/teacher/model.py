@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
+from cache_tools.hub import licence_of, model_folder
 from cache_tools.pooling import AttentionCapture, enable_capture
 from cache_tools.teacher.head import Head
 
@@ -58,14 +59,15 @@ def load_teacher(name: str) -> Teacher:
     """A masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
 
     Reads safetensors, or `pytorch_model.bin` through torch's weights-only loading; never runs code from the teacher.
-    Raises CometError when it cannot be loaded, has no masked-LM head, or has an unknown kind of head.
+    Raises CometError when it cannot be had or loaded, has no masked-LM head, or has an unknown kind of head.
     """
-    with hub_errors(name, "model"):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    folder = teacher_folder(name)
+    with loading_errors(name, "model"):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise CometError(f"teacher {name}: a {config.model_type} model is not a masked LM; choose one that is")
         model, loading = AutoModelForMaskedLM.from_pretrained(
-            name, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True
+            folder, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True
         )
     if missing := sorted(loading["missing_keys"] or []):
         raise CometError(
@@ -119,9 +121,18 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def teacher_folder(name: str) -> Path:
+    """Where the teacher's files lie. Raises CometError as `model_folder` does."""
+    return model_folder(name, f"teacher {name}", "give --teacher FOLDER")
+
+
+def teacher_licence(name: str) -> str:
+    return licence_of(teacher_folder(name) / "README.md")
+
+
 @contextmanager
-def hub_errors(name: str, what: str) -> Any:
-    """Turns what transformers raises for a missing, broken or unreachable repository into one clear line."""
+def loading_errors(name: str, what: str) -> Any:
+    """Turns what transformers raises for missing or broken files into one clear line."""
     try:
         yield
     except UnpicklingError as error:
@@ -130,12 +141,8 @@ def hub_errors(name: str, what: str) -> Any:
             "tensors, which is never run; get the file again, or a model.safetensors"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        advice = (
-            "expected a folder with config.json, a tokenizer and model.safetensors or pytorch_model.bin"
-            if Path(name).is_dir()
-            else "expected a folder, or a name on the hub (is the network up, and the name right?)"
-        )
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CometError(
-            f"teacher {name}: its {what} cannot be loaded; {advice}. transformers says: {reason}"
+            f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
+            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
         ) from error

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
-from cache_tools.teacher.model import hub_errors
+from cache_tools.teacher.model import loading_errors, teacher_folder
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
@@ -17,8 +17,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
 
     Raises CometError when there is none, when it is not a fast one, or when it lacks a special token that rows need.
     """
-    with hub_errors(name, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    folder = teacher_folder(name)
+    with loading_errors(name, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
     roles = ("mask", "cls", "sep", "pad", "unk")
@@ -28,6 +29,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
                 f"teacher {name}: its tokenizer has no {role} token, so it cannot teach masked words; "
                 "choose a masked LM such as Davlan/afro-xlmr-large"
             )
+    for name in ("is_local", "local_files_only"):  # how it was loaded, which would be saved with it
+        tokenizer.init_kwargs.pop(name, None)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()

@@ -96,7 +96,7 @@ def test_an_option_that_cannot_be_parsed(wrong: list[str], place: Place) -> None
 
 
 def test_no_text_given(place: Place) -> None:
-    ended = Running(["build", "--lang", "kin", "--out", str(place.inputs / "kin.zarr")], place.log).wait()
+    ended = Running(["build", "--lang", "lug", "--out", str(place.inputs / "kin.zarr")], place.log).wait()
     assert_one_error_line(ended, 2, "--text")
     assert not any(place.inputs.iterdir())
 

@@ -108,7 +108,8 @@ def test_the_languages_in_words_and_in_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lang", "kin"], "error: --lang kin: no default corpus for it yet; give --text FILE_OR_FOLDER, or --sample"),
+        (["--lang", "lug"], "error: --lang lug: no default corpus for it; give --text FILE_OR_FOLDER"),
+        (["--lang", "kin", "--text", "hf:"], "error: --text hf:: expected hf:NAME or hf:NAME:CONFIG, such as hf:Hugg"),
         (["--lang", "yor", "--sample"], "error: --sample is in kin only, found --lang yor"),
         (["--lang", "kin", "--sample", "--temperatures", "0"], "error: --temperatures 0: expected up to 16 different"),
         (["--lang", "kin", "--sample", "--mask-prob", "1"], "error: --mask-prob 1.0: expected a share between 0 and 1"),

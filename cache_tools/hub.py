@@ -1,0 +1,197 @@
+"""The Hugging Face hub: repositories pinned to a commit, and one clear line when they cannot be had.
+
+A model is `NAME[@REVISION]`. A revision is a branch, a tag or a commit; a build turns it into a commit at its start and
+keeps to that one.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+
+NAME = r"[\w.-]+(?:/[\w.-]+)?(?:@[\w./-]+)?"
+MODEL = re.compile(NAME)
+COMMIT = re.compile("[0-9a-f]{40}")
+MODEL_FILES = ["*.json", "*.txt", "*.model", "README.md", "model*.safetensors"]
+PICKLED_FILES = ["pytorch_model*.bin"]
+UNKNOWN_LICENCE = "licence not stated"
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Repository and revision of `NAME[@REVISION]`."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
+
+
+def model_folder(name: str, what: str, way_out: str) -> Path:
+    """Where the files of a model lie: a folder itself, or that of the hub's cache, named after the commit.
+
+    Takes safetensors, and pickled weights only where there are none. Says so when the hub cannot be reached and the
+    revision of the hub's cache is used. Raises CometError, from `what` to `way_out`, when there is no such model.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    if MODEL.fullmatch(name) is None:
+        raise CometError(
+            f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large"
+        )
+    with hub_errors(what, way_out):
+        return snapshot(*split_revision(name), what)
+
+
+def snapshot(repository: str, revision: str | None, what: str) -> Path:
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(patterns: list[str], cached: bool) -> Path:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=cached))
+
+    def whole(cached: bool) -> Path:
+        folder = download(MODEL_FILES, cached)
+        if not any(folder.glob("model*.safetensors")):
+            download(MODEL_FILES + PICKLED_FILES, cached)
+        return folder
+
+    bound_waiting()
+    if revision is not None and COMMIT.fullmatch(revision):
+        try:
+            return whole(cached=True)
+        except LocalEntryNotFoundError:
+            return whole(cached=False)
+    try:
+        HfApi().model_info(repository, revision=revision)
+    except (http_library().TransportError, ConnectionError):  # the latter is what the offline mode raises
+        folder = whole(cached=True)
+        if not constants.HF_HUB_OFFLINE:
+            tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} of its cache on this machine")
+        return folder
+    return whole(cached=False)
+
+
+def card_licence(repository: str, kind: str, revision: str | None) -> str:
+    """The licence in the card of a repository, from the hub's cache if it is there."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    try:
+        return licence_of(Path(hf_hub_download(repository, "README.md", repo_type=kind, revision=revision)))
+    except RemoteEntryNotFoundError:
+        return UNKNOWN_LICENCE
+
+
+def licence_of(card: Path) -> str:
+    """The licence that a README.md states in its heading; several are separated by commas."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        heading = metadata_load(card) or {}
+    except Exception:  # no such file, or a heading that is not YAML, for which the parser raises what it likes
+        return UNKNOWN_LICENCE
+    licence = heading.get("license")
+    if licence == "other":
+        licence = heading.get("license_name") or licence
+    names = licence if isinstance(licence, list) else [licence]
+    return ", ".join(str(name) for name in names if name)[:200] or UNKNOWN_LICENCE
+
+
+def http_library() -> Any:
+    """What the hub's client sends its requests with: httpx, or its successor under another name."""
+    return import_module("huggingface_hub.utils").httpx
+
+
+def bound_waiting() -> None:
+    """The hub's client waits for ever in some of its calls; from here on no longer than HF_HUB_DOWNLOAD_TIMEOUT.
+
+    A client that somebody else has given a time limit stays as it is.
+    """
+    from huggingface_hub import constants, get_session, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    limit = constants.HF_HUB_DOWNLOAD_TIMEOUT
+
+    def bound(request: Any) -> None:
+        given = request.extensions["timeout"]
+        request.extensions["timeout"] = {part: min(limit, value or limit) for part, value in given.items()}
+
+    def bounded_client() -> Any:
+        client = default_client_factory()
+        client.timeout = limit
+        client.event_hooks["request"].append(bound)  # for calls that bring a limit of their own: none, or a minute
+        return client
+
+    if get_session().timeout == http_library().Timeout(None):
+        set_client_factory(bounded_client)
+
+
+@contextmanager
+def hub_errors(what: str, way_out: str) -> Iterator[None]:
+    """Turns what the hub's clients raise into one line that begins with `what` and says what to do.
+
+    Errors that have nothing to do with the hub pass through.
+    """
+    try:
+        yield
+    except CometError:
+        raise
+    except Exception as error:
+        if explained := explanation(error, way_out):
+            raise CometError(f"{what}: {explained}") from error
+        raise
+
+
+def explanation(error: BaseException, way_out: str) -> str | None:
+    """What an error of the hub's clients means and what to do, None when it is none of theirs."""
+    from huggingface_hub import constants
+    from huggingface_hub import errors as hub
+
+    chain = list(causes(error))
+
+    def found(*kinds: type[BaseException]) -> Any:
+        return next((e for e in chain if isinstance(e, kinds)), None)
+
+    token = "with your token: `hf auth login`, or the variable HF_TOKEN"
+    if found(hub.GatedRepoError):
+        return f"gated on the hub: ask for access on its page at {constants.ENDPOINT}, and call again {token}"
+    if found(hub.RevisionNotFoundError):
+        return "the hub has no such revision of it"
+    answer = found(hub.HfHubHTTPError)
+    status = answer.response.status_code if answer is not None else None
+    if found(hub.RepositoryNotFoundError) or status == 401:
+        return f"not found on the hub; is the name right? A private one is found {token}"
+    if found(hub.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and found(hub.LocalEntryNotFoundError)):
+        return (
+            "not in the hub's cache on this machine (HF_HOME), and HF_HUB_OFFLINE is set; "
+            f"unset it, copy the cache from a machine with network, or {way_out}"
+        )
+    if status is not None:
+        advice = f"call again {token}" if status == 403 else f"try again later, or {way_out}"
+        return f"the hub at {constants.ENDPOINT} answers {status}; {advice}"
+    if found(http_library().TimeoutException):
+        return (
+            f"the hub at {constants.ENDPOINT} does not answer within {constants.HF_HUB_DOWNLOAD_TIMEOUT} s; try again "
+            f"later, set HF_HUB_DOWNLOAD_TIMEOUT=60 where the network is slow, or {way_out}"
+        )
+    if away := found(http_library().TransportError) or found(ConnectionError, hub.LocalEntryNotFoundError):
+        return (
+            f"the hub cannot be reached at {constants.ENDPOINT} ({type(away).__name__}); "
+            f"try again when the network is up, or {way_out}"
+        )
+    return None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and those it was raised from, the last one first."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        one = pending.pop(0)
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            pending += [one.__cause__, one.__context__]
