@@ -45,8 +45,13 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
         return snapshot(*split_revision(name), what)
 
 
+def at_commit(name: str, folder: Path) -> str:
+    """The name of a model with the commit that `model_folder` found for it; of a folder the name itself."""
+    return name if Path(name).is_dir() else f"{split_revision(name)[0]}@{folder.name}"
+
+
 def snapshot(repository: str, revision: str | None, what: str) -> Path:
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     def download(patterns: list[str], cached: bool) -> Path:
@@ -58,20 +63,29 @@ def snapshot(repository: str, revision: str | None, what: str) -> Path:
             download(MODEL_FILES + PICKLED_FILES, cached)
         return folder
 
-    bound_waiting()
     if revision is not None and COMMIT.fullmatch(revision):
         try:
             return whole(cached=True)
         except LocalEntryNotFoundError:
+            bound_waiting()
             return whole(cached=False)
+    away = unreachable(repository, "model", revision)
+    folder = whole(cached=away is not None)
+    if away is not None and not constants.HF_HUB_OFFLINE:
+        tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} of its cache on this machine")
+    return folder
+
+
+def unreachable(repository: str, kind: str, revision: str | None = None) -> Exception | None:
+    """Why the hub cannot be asked about a model or dataset, None if it can. Raises what it answers when it refuses."""
+    from huggingface_hub import HfApi
+
+    bound_waiting()
     try:
-        HfApi().model_info(repository, revision=revision)
-    except (http_library().TransportError, ConnectionError):  # the latter is what the offline mode raises
-        folder = whole(cached=True)
-        if not constants.HF_HUB_OFFLINE:
-            tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} of its cache on this machine")
-        return folder
-    return whole(cached=False)
+        HfApi().repo_info(repository, repo_type=kind, revision=revision)
+    except (http_library().TransportError, ConnectionError) as error:  # the latter is what the offline mode raises
+        return error
+    return None
 
 
 def card_licence(repository: str, kind: str, revision: str | None) -> str:

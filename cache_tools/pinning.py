@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cache_tools.hub import COMMIT, split_revision
+from cache_tools.hub import COMMIT, at_commit, split_revision
 from cache_tools.hub_text import HubText, is_hub_text, parse_hub_text, pin
 from cache_tools.settings import BuildSettings
 from cache_tools.store.reader import open_cache
@@ -24,7 +24,7 @@ def pinned(settings: BuildSettings) -> BuildSettings:
     if texts and not begun:
         named = ", ".join(f"{text.name} ({str(text.revision)[:7]}; {text.licence()})" for text in texts.values())
         tqdm.write(f"text: {named}; the first {settings.token_limit:,} tokens of it (--max-tokens)")
-    teacher = settings.teacher if Path(settings.teacher).is_dir() else pinned_teacher(settings.teacher, begun)
+    teacher = pinned_teacher(settings.teacher, begun)
     if not Path(teacher).is_dir() and not begun:
         name, revision = split_revision(teacher)
         tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {teacher_licence(teacher)})")
@@ -42,7 +42,7 @@ def pinned_teacher(name: str, begun: dict[str, Any]) -> str:
     repository, revision = split_revision(name)
     if revision is None and begun.get("teacher") == repository and is_commit(begun.get("teacher_revision")):
         return f"{repository}@{begun['teacher_revision']}"
-    return f"{repository}@{teacher_folder(name).name}"
+    return at_commit(name, teacher_folder(name))
 
 
 def is_commit(revision: Any) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
+from cache_tools.hub import at_commit
 from cache_tools.languages import find_language
 from cache_tools.teacher.model import weights_sha256
 from comet.examples import TaskData, load_task
@@ -24,6 +25,7 @@ from comet.finetuning import (
     inputs_of,
     load_for_task,
     longest_input,
+    model_files,
     pad_id,
     predict,
 )
@@ -100,13 +102,14 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     path = settings.results_path
     results = open_results(path, subject_of(settings, data), [list(e.labels) for e in data.reported.examples])
     say(what_is_measured(data))
+    pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     finished = []
-    for model in measure_models(settings, data):
+    for model in measure_models(settings, data, pinned):
         earlier = results.find(model.sha256)
         result = replace(model, runs=earlier.runs if earlier else ())
         for seed in range(settings.seeds):
             if seed not in [run.seed for run in result.runs]:
-                run, _ = run_once(result, data, seed, device)
+                run, _ = run_once(pinned[result.name], result, data, seed, device)
                 result = replace(result, runs=tuple(sorted((*result.runs, run), key=lambda run: run.seed)))
                 save_results(path, results.updated(result))
                 say(run_line(data.task, result, run))
@@ -116,7 +119,7 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     evaluation = Evaluation(data, tuple(finished), path, path.with_suffix(".html"))
     write_text(evaluation.page, score_page(data, finished))
     if settings.output is not None:
-        say(save_best(settings.output, data, finished, device))
+        say(save_best(settings.output, data, finished, pinned, device))
     return evaluation
 
 
@@ -142,13 +145,13 @@ def choose_device(requested: str) -> torch.device:
     return torch.device("cuda" if there and requested != "cpu" else "cpu")
 
 
-def measure_models(settings: EvaluationSettings, data: TaskData) -> list[ModelResult]:
+def measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
     """What each model is, how large and how fast; without any run yet.
 
     Raises CometError when one cannot be used: before the first is fine-tuned, which may take hours.
     """
     task, results, inputs = data.task, [], []
-    loaded = [load_for_task(name, task, seed=0) for name in settings.models]
+    loaded = [load_for_task(pinned[name], task, seed=0) for name in settings.models]
     spread = data.reported.examples[:: max(1, len(data.reported.examples) // LATENCY_TEXTS)][:LATENCY_TEXTS]
     for name, (model, tokenizer) in zip(settings.models, loaded, strict=True):
         length = min(settings.max_length or task.max_length, longest_input(model))
@@ -203,11 +206,11 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run_once(result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
-    """Fine-tunes a model with a seed and scores it."""
+def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
+    """Fine-tunes a model, at the commit in `name` if it is one of the hub, with a seed and scores it."""
     start = time.perf_counter()
     task = data.task
-    model, tokenizer = load_for_task(result.name, task, seed)
+    model, tokenizer = load_for_task(name, task, seed)
     train, reported = (encode(tokenizer, s.examples, task, result.max_length) for s in (data.train, data.reported))
     fine_tune(model, train, task, result.how, seed, device, result.name)
     predictions = predict(model, reported, task, PREDICT_BATCH, device)
@@ -219,13 +222,15 @@ def run_once(result: ModelResult, data: TaskData, seed: int, device: torch.devic
     return Run(seed, score, chosen_score, time.perf_counter() - start, predictions), (model, tokenizer)
 
 
-def save_best(output: Path, data: TaskData, models: Sequence[ModelResult], device: torch.device) -> str:
+def save_best(
+    output: Path, data: TaskData, models: Sequence[ModelResult], pinned: dict[str, str], device: torch.device
+) -> str:
     """Fine-tunes the best candidate once more with its seed, and leaves it as an ordinary transformers folder.
 
     Returns a line that says which one it is. Raises CometError when the folder has come to exist meanwhile.
     """
     result, chosen = best_candidate(models)
-    run, (model, tokenizer) = run_once(result, data, chosen.seed, device)
+    run, (model, tokenizer) = run_once(pinned[result.name], result, data, chosen.seed, device)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
         folder = Path(staging) / output.name  # inside, so that it is not as private as temporary folders are

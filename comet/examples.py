@@ -11,10 +11,14 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from cache_tools.errors import CometError
+from cache_tools.hub import hub_errors, unreachable
 from cache_tools.text import COMPRESSIONS, READ_ERRORS, Source, open_binary
 from comet.tasks import Task
 
@@ -176,14 +180,37 @@ def read_hub(task: Task, language: str) -> dict[str, Split]:
             f"--task {task.name}: the hub has it only behind a loading script, which is no longer run; {way_out}",
             exit_code=2,
         )
-    from datasets import load_dataset  # here: it is slow to import, and local files do not need it
-
+    what = f"--task {task.name}: {task.hub}"
     try:
-        loaded: Any = load_dataset(task.hub, task.code(language))
+        with hub_errors(what, way_out):
+            loaded = load_from_hub(task.hub, task.code(language), what)
+    except CometError:
+        raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(f"--task {task.name}: {task.hub} cannot be loaded ({reason}); {way_out}") from error
+        raise CometError(f"{what} cannot be loaded ({reason}); {way_out}") from error
     return {name: hub_split(task, name, loaded[there]) for name, there in SPLITS.items() if there in loaded}
+
+
+def load_from_hub(repository: str, part: str, what: str) -> Any:
+    """The splits of a part of a data set; when the hub cannot be reached those of an earlier call, and says so."""
+    import datasets  # here: it is slow to import, and local files do not need it
+
+    datasets.logging.set_verbosity(CRITICAL)
+    datasets.disable_progress_bars()
+    away = unreachable(repository, "dataset")
+    try:
+        loaded = datasets.load_dataset(repository, part)
+    except Exception as error:
+        if away is not None:
+            raise away from error
+        if "BuilderConfig" in str(error):
+            parts = ", ".join(datasets.get_dataset_config_names(repository))
+            raise CometError(f"{what} has no {part!r}; it has {parts}", exit_code=2) from error
+        raise
+    if away is not None and not datasets.config.HF_HUB_OFFLINE:
+        tqdm.write(f"{what}: the hub cannot be reached; using the copy of an earlier call on this machine")
+    return loaded
 
 
 def hub_split(task: Task, name: str, rows: Any) -> Split:

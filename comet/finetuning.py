@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
+from cache_tools.hub import model_folder
 from comet.examples import Example
 from comet.tasks import Task
 
@@ -59,19 +61,25 @@ def default_learning_rate(hidden: int) -> float:
     return min(2e-5 * (1024 / hidden) ** 2, LARGEST_LEARNING_RATE)
 
 
+def model_files(name: str) -> Path:
+    """Where the files of a model lie. Raises CometError as `model_folder` does."""
+    return model_folder(name, f"--model {name}", "give --model FOLDER")
+
+
 def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A masked LM from a folder or the hub with a new head for the task, on the CPU in float32, and its tokenizer.
 
     The seed decides the head. Never runs code from the model.
     Raises CometError when it cannot be loaded, parts of its body are missing, or it has a head for a task already.
     """
+    folder = model_files(name)
     head: Any = AutoModelForTokenClassification if task.tagging else AutoModelForSequenceClassification
     torch.manual_seed(seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         with without_load_report():
             model, loading = head.from_pretrained(
-                name,
+                folder,
                 num_labels=len(task.labels),
                 id2label=dict(enumerate(task.labels)),
                 label2id={label: i for i, label in enumerate(task.labels)},
@@ -82,8 +90,8 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
     except Exception as error:  # a damaged or foreign folder makes transformers raise almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CometError(
-            f"--model {name}: cannot be loaded; expected the folder of a masked LM with config.json, model.safetensors "
-            f"and tokenizer.json, or a name on the hub with the network up. transformers says: {reason}",
+            f"--model {name}: cannot be loaded; expected a masked LM with config.json, model.safetensors and "
+            f"tokenizer.json. transformers says: {reason}",
             exit_code=2,
         ) from error
     body, new = f"{model.base_model_prefix}.", sorted(loading["missing_keys"])

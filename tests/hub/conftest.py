@@ -23,20 +23,20 @@ def lines(sample_text: Path) -> list[str]:
 def hub(sample_teacher: Path, lines: list[str]) -> Iterator[Hub]:
     with Hub() as server:
         server.add(TEACHER, {path.name: path.read_bytes() for path in sample_teacher.iterdir()})
+        wikipedia = {f"20231101.{code}": {"train": f"20231101.{code}/train-*"} for code in ("rw", "sw")}
         server.add(
             WIKIPEDIA,
             {
-                "README.md": card(
-                    "[cc-by-sa-3.0, gfdl]", {"20231101.rw": "20231101.rw/train-*", "20231101.sw": "20231101.sw/train-*"}
-                ),
+                "README.md": card("[cc-by-sa-3.0, gfdl]", wikipedia),
                 "20231101.rw/train-00000-of-00001.parquet": parquet(lines[:60]),
                 "20231101.sw/train-00000-of-00001.parquet": parquet(["Habari"]),
             },
         )
+        fineweb = {code: {"train": f"data/{code}/train/*"} for code in ("kin_Latn", "swh_Latn")}
         server.add(
             FINEWEB,
             {
-                "README.md": card("odc-by", {"kin_Latn": "data/kin_Latn/train/*", "swh_Latn": "data/swh_Latn/train/*"}),
+                "README.md": card("odc-by", fineweb),
                 "data/kin_Latn/train/000_00000.parquet": parquet(lines[60:200]),
                 "data/kin_Latn/train/001_00000.parquet": parquet(lines[200:]),
                 "data/swh_Latn/train/000_00000.parquet": parquet(["Habari"]),

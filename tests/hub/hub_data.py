@@ -14,8 +14,11 @@ def parquet(texts: list[str], column: str = "text") -> bytes:
     return file.getvalue()
 
 
-def card(licence: str, configs: dict[str, str], split: str = "train") -> bytes:
+def card(licence: str, configs: dict[str, dict[str, str]]) -> bytes:
+    """A README.md that states a licence, and for each part of the data set the files of its splits."""
     lines = ["---", f"license: {licence}", "configs:"]
-    for name, pattern in configs.items():
-        lines += [f"- config_name: {name}", "  data_files:", f"  - split: {split}", f"    path: {pattern}"]
+    for name, splits in configs.items():
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for split, pattern in splits.items():
+            lines += [f"  - split: {split}", f"    path: {pattern}"]
     return "\n".join([*lines, "---", "# A corpus", ""]).encode()

@@ -147,7 +147,7 @@ def test_a_data_set_that_cannot_be_used(name: str, hub: Hub, clients: Clients, t
 
 
 def test_a_part_that_there_is_not_and_a_part_that_was_not_named(hub: Hub, clients: Clients, tmp_path: Path) -> None:
-    parts = {name: f"{name}/*" for name in ("kin_Latn", "run_Latn", "swh_Latn")}
+    parts = {name: {"train": f"{name}/*"} for name in ("kin_Latn", "run_Latn", "swh_Latn")}
     hub.add("datasets/lab/parts", {"README.md": card("mit", parts)} | {f"{name}/a.parquet": ONE for name in parts})
     expected = "expected hf:lab/parts:CONFIG with one of"
     ended = run_text(clients, "hf:lab/parts:swa_Latn", tmp_path)
@@ -157,7 +157,7 @@ def test_a_part_that_there_is_not_and_a_part_that_was_not_named(hub: Hub, client
     assert_one_line(
         ended, tmp_path, 2, f"--text hf:lab/parts: it has several parts; {expected} kin_Latn, run_Latn, swh_Latn"
     )
-    hub.add("datasets/lab/dev", {"README.md": card("mit", {"kin": "a.parquet"}, "validation"), "a.parquet": ONE})
+    hub.add("datasets/lab/dev", {"README.md": card("mit", {"kin": {"validation": "a.parquet"}}), "a.parquet": ONE})
     said = "Bad split: train. Available splits: ['validation']"
     message = f"--text hf:lab/dev:kin: it has no split 'train', which is the one that is read: {said}"
     assert_one_line(run_text(clients, "hf:lab/dev:kin", tmp_path), tmp_path, 2, message)
