@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from cache_tools.describe import describe
+from cache_tools.config import as_toml, config_option
+from cache_tools.describe import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
@@ -110,6 +111,7 @@ def main() -> None:
 )
 @click.option("--push-to", metavar="FOLDER", help="Copy every shard there as soon as it is committed, such as a drive.")
 @click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
+@config_option
 @one_line_errors
 def build(
     language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
@@ -158,9 +160,13 @@ def build(
 @main.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--toml", is_flag=True, help="The options it was built with, for comet-cache build --config.")
 @one_line_errors
-def info(cache: Path, as_json: bool) -> None:
+def info(cache: Path, as_json: bool, toml: bool) -> None:
     """What is in a cache, from what it was made, how far it is, and how big."""
+    if toml:
+        click.echo(as_toml(options_of_build(open_cache(cache))), nl=False)
+        return
     facts = describe(open_cache(cache))
     if as_json:
         click.echo(json.dumps(facts, indent=1))

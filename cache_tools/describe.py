@@ -1,7 +1,9 @@
 """What a cache is, in a few facts for a person or a machine."""
 
+from dataclasses import replace
 from typing import Any
 
+from cache_tools.hub_text import parse_hub_text
 from cache_tools.store.ledger import cache_id
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
@@ -57,6 +59,43 @@ def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
     """Commits of the hub and licences, as far as they are known."""
     facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
     return {field: value for field, value in facts.items() if value}
+
+
+def options_of_build(cache: Cache) -> dict[str, object]:
+    """The options of `comet-cache build` that give this cache again, every automatic choice made.
+
+    What came from the hub is named with its commit, files and folders without where they lay.
+    """
+    recipe, made_from = cache.recipe, cache.provenance
+    return {
+        "lang": made_from.get("language"),
+        "teacher": at_revision(str(made_from.get("teacher")), made_from.get("teacher_revision")),
+        "text": [text_option(source) for source in made_from.get("text", [])],
+        "max-tokens": made_from.get("max_tokens"),
+        "exclude": [str(source.get("name")) for source in made_from.get("excluded", [])] or None,
+        "seq-len": recipe.seq_len,
+        "views": recipe.views,
+        "mask-prob": recipe.mask_prob,
+        "seed": recipe.seed,
+        "keep": recipe.keep,
+        "top-k": recipe.top_k,
+        "temperatures": recipe.temperatures,
+        "attention-layers": recipe.attention_layers or "none",
+        "attention-size": recipe.attention_size,
+        "attention-every": recipe.attention_every,
+        "rows-per-shard": recipe.rows_per_shard,
+        "dtype": cache.settings.get("dtype"),
+        "batch-size": cache.settings.get("batch_size"),
+    }
+
+
+def text_option(source: dict[str, Any]) -> str:
+    name, revision = str(source.get("name")), source.get("revision")
+    return replace(parse_hub_text(name), revision=revision).pinned if revision else name
+
+
+def at_revision(name: str, revision: object) -> str:
+    return f"{name}@{revision}" if revision else name
 
 
 def left_out(made_from: dict[str, Any]) -> str:

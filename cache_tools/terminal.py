@@ -13,6 +13,15 @@ from cache_tools.errors import CometError
 LONGEST = 400  # characters of one fact
 
 
+class WrongCall(click.ClickException):
+    """A CometError that is found while the command line is still being read."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"error: {visible(' '.join(self.message.split()))}", err=True)
+
+
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     """Turns a CometError into one line on stderr and its exit code, any other error too unless `--debug`."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from cache_tools.config import TextOrTable, config_option
 from cache_tools.errors import CometError
 from cache_tools.terminal import one_line_errors
 
@@ -31,7 +32,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
               help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
 @click.option("--init", default="cache",
               help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
-@click.option("--recipe", default="default",
+@click.option("--recipe", default="default", type=TextOrTable(),
               help="Losses and optimiser: default, paper, or a TOML file of what is to differ.")  # fmt: skip
 @click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
 @click.option("--steps", type=int, help="Stop after this many steps instead.")
@@ -47,8 +48,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 @click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
 @click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
+@config_option
 @one_line_errors
-def train(paths: tuple[Path, ...], output: Path | None, recipe: str, settings: tuple[str, ...], **options: Any) -> None:
+def train(paths: tuple[Path, ...], output: Path | None, recipe: Any, settings: tuple[str, ...], **options: Any) -> None:
     """Train a student from a cache. Needs neither the teacher nor the network."""
     from comet.distillation import distill, open_for_training
     from comet.processes import end_processes

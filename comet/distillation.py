@@ -22,7 +22,7 @@ from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
 from comet.closeup import first_row
 from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distiller import Distiller
-from comet.output import make_report, report_path, runs_path, save_student
+from comet.output import make_report, options_file, options_path, report_path, runs_path, save_student
 from comet.precision import choose_bf16
 from comet.processes import Processes
 from comet.progress import KeepBest, LiveLine
@@ -53,12 +53,14 @@ def open_for_training(paths: Sequence[Path]) -> list[Cache]:
 def distill(
     caches: Sequence[Cache], config: StudentConfig, say: Callable[[str], None] = lambda line: None
 ) -> Distilled:
-    """Trains a student from caches and writes it to `config.output`, and a page about it to `OUTPUT.html`; neither may
-    exist. `say` is told what begins. Under torchrun all processes call this, with the same arguments.
+    """Trains a student from caches and writes it to `config.output`, a page about it to `OUTPUT.html` and its options
+    to `OUTPUT.toml`; none may exist. `say` is told what begins. Under torchrun all processes call this, with the same
+    arguments.
 
     Raises CometError when the output exists, the caches hold too little, or the training diverges.
     """
-    for path in (config.output, report_path(config.output), runs_path(config.output)):
+    beside = (report_path(config.output), options_path(config.output), runs_path(config.output))
+    for path in (config.output, *beside):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
@@ -115,6 +117,8 @@ def distill(
             save_student(student, caches, config, result)
             with report_path(config.output).open("x", encoding="utf-8") as file:
                 file.write(report)
+            with options_path(config.output).open("x", encoding="utf-8") as file:
+                file.write(options_file(caches, config, shape, distiller.bf16))
             checkpoints.remove(keep=runs_path(config.output))
         processes.wait()
     return result

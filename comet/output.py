@@ -7,14 +7,16 @@ from typing import Any
 
 from transformers import XLMRobertaForMaskedLM
 
+from cache_tools.config import as_toml
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from comet.closeup import close_up
 from comet.page import History, page
 from comet.progress import KeepBest
+from comet.recipes import as_option
 from comet.report import facts, kl_name, model_card
 from comet.settings import Distilled, StudentConfig, run_identity
-from comet.student import token_counts
+from comet.student import StudentShape, token_counts
 from comet.trainer import DistillationTrainer
 from comet.vocabulary import student_tokenizer
 
@@ -26,6 +28,35 @@ def report_path(output: Path) -> Path:
 def runs_path(output: Path) -> Path:
     """Where TensorBoard's files lie in the end, if they were asked for."""
     return output.with_name(f"{output.name}.runs")
+
+
+def options_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.toml")
+
+
+def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentShape, bf16: bool) -> str:
+    """The options of `comet-train` that train this student again, every automatic choice made."""
+    recipe = config.recipe
+    return as_toml(
+        {
+            "cache": [str(cache.root) for cache in caches],
+            "output": str(config.output),
+            "student": config.student,
+            "vocabulary": config.vocabulary,
+            "init": config.init,
+            "recipe": as_option(recipe),
+            "epochs": None if config.steps else config.epochs or float(recipe.epochs),
+            "steps": config.steps,
+            "batch-size": config.batch_size or recipe.batch_size,
+            "learning-rate": config.learning_rate or recipe.peak_learning_rate(shape.hidden),
+            "language-alpha": config.language_alpha,
+            "validate-steps": config.validate_steps,
+            "seed": config.seed,
+            "dtype": "bfloat16" if bf16 else "float32",
+            "save-minutes": config.save_minutes,
+            "set": dict(config.arguments),
+        }
+    )
 
 
 def make_report(

@@ -2,7 +2,7 @@
 
 import math
 import tomllib
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,13 @@ PAPER = TrainingRecipe(
 RECIPES = (DEFAULT, PAPER)
 
 
-def choose_recipe(requested: str) -> TrainingRecipe:
-    """One of ours by name, or what a TOML file changes in one of them (`base`, default if not given).
+def choose_recipe(requested: str | dict[str, Any]) -> TrainingRecipe:
+    """One of ours by name, or what a TOML file, or a table of one, changes in one of them.
 
     Raises CometError for what is neither, and for a file that names what there is not or values that cannot be.
     """
+    if isinstance(requested, dict):
+        return changed_recipe(requested, "recipe", "--config: recipe")
     by_name = {recipe.name: recipe for recipe in RECIPES}
     if requested in by_name:
         return by_name[requested]
@@ -114,16 +116,40 @@ def choose_recipe(requested: str) -> TrainingRecipe:
         raise CometError(f"--recipe {requested}: expected {', '.join(by_name)}, or a TOML file", exit_code=2)
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # tomllib's and Unicode's errors
+        raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
+    return changed_recipe(given, path.stem, f"--recipe {requested}")
+
+
+def changed_recipe(given: dict[str, Any], name: str, where: str) -> TrainingRecipe:
+    """The recipe `base`, default if not given, with the other values changed. Raises CometError, `where` first."""
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    given = dict(given)
+    try:
         base = by_name.get(given.pop("base", DEFAULT.name))
         if base is None:
             raise ValueError(f"base: expected {' or '.join(by_name)}")
         known = {field.name for field in fields(TrainingRecipe)} - set(OURS)
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        changed = {name: of_toml(name, value, getattr(base, name)) for name, value in given.items()}
-        return replace(base, name=path.stem, differs_from_paper=(), **changed)
-    except (ValueError, TypeError) as error:  # tomllib's and Unicode's errors are ValueErrors
-        raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
+        changed = {field: of_toml(field, value, getattr(base, field)) for field, value in given.items()}
+        return replace(base, name=name, differs_from_paper=(), **changed)
+    except (ValueError, TypeError) as error:
+        raise CometError(f"{where}: {error}", exit_code=2) from None
+
+
+def as_option(recipe: TrainingRecipe) -> str | dict[str, Any]:
+    """What `choose_recipe` makes this recipe of: the name of one of ours, else a table."""
+    if recipe in RECIPES:
+        return recipe.name
+    table: dict[str, Any] = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name not in OURS:
+            table[field.name] = value.pairs if isinstance(value, Steps) else value
+            if isinstance(value, Schedule):
+                table[field.name] = asdict(value)
+    return table
 
 
 def of_toml(name: str, value: Any, example: Any) -> Any:

@@ -1,11 +1,14 @@
 """Recipes from TOML files: what they change, and what they are told when they are wrong."""
 
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cache_tools.config import as_toml
 from cache_tools.errors import CometError
-from comet.recipes import DEFAULT, PAPER, choose_recipe
+from comet.recipes import DEFAULT, PAPER, as_option, choose_recipe
 from comet.schedules import Schedule, Steps
 
 FILE = """
@@ -76,3 +79,12 @@ def test_a_file_that_is_wrong_is_told_where(tmp_path: Path, line: str, said: str
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(CometError, match=r"^--recipe papre: expected default, paper, or a TOML file$"):
         choose_recipe("papre")
+
+
+def test_a_recipe_as_an_option_is_read_back(tmp_path: Path) -> None:
+    assert (as_option(DEFAULT), as_option(PAPER)) == ("default", "paper")
+    recipe = choose_recipe(written(tmp_path, FILE))
+    table = tomllib.loads(as_toml({"recipe": as_option(recipe)}))["recipe"]
+    assert choose_recipe(table) == replace(recipe, name="recipe")
+    with pytest.raises(CometError, match=r"^--config: recipe: there is no colour; there are attention_loss, "):
+        choose_recipe({"colour": 1})

@@ -193,7 +193,7 @@ def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
     with Checkpoints(config.output, {}, resume=False), pytest.raises(CometError, match="another process is training"):
         distill([cache], config)
     distill([cache], config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html", "student.toml"]
 
 
 @pytest.mark.parametrize("asked", ["due", "stop"])

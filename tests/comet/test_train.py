@@ -178,7 +178,7 @@ def test_a_recipe_of_one_s_own_validated_every_20_steps_and_told_to_tensorboard(
     card = " ".join((tmp_path / "student" / "README.md").read_text().split())
     assert "logits 1 (residual) at temperature 2, then 1 from 50% on, true tokens 0.5 to 0 (cosine)" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "mine.toml", "student", "student.html", "student.runs"
+        "mine.toml", "student", "student.html", "student.runs", "student.toml"
     ]  # fmt: skip
     (run,) = (tmp_path / "student.runs").iterdir()
     told = EventAccumulator(str(run)).Reload()

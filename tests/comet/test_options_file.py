@@ -1,0 +1,36 @@
+"""What a training leaves beside the student: its options, which train the same student again."""
+
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cache_tools import Cache
+from comet.cli import train
+from comet.distillation import distill
+from comet.recipes import DEFAULT
+from comet.schedules import Schedule, Steps
+from comet.settings import StudentConfig
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_options_of_a_training_train_the_same_student_again(own: bool, cache: Cache, tmp_path: Path) -> None:
+    recipe = replace(DEFAULT, name="mine", hard_weight=Schedule(0.5, 0.0), temperature=Steps(((0, 2.0), (0.5, 1.0))))
+    arguments = (("warmup_steps", 3), ("lr_scheduler_type", "constant_with_warmup")) if own else ()
+    config = StudentConfig(
+        tmp_path / "first", "nano", recipe=recipe if own else DEFAULT, steps=8, seed=3, arguments=arguments
+    )
+    distill([cache], config)
+    options = tomllib.loads((tmp_path / "first.toml").read_text(encoding="utf-8"))
+    assert options["learning-rate"] > DEFAULT.learning_rate and options["dtype"] in ("float32", "bfloat16")
+    assert options.get("set", {}) == dict(arguments) and options["cache"] == [str(cache.root)]
+
+    again = ["--config", str(tmp_path / "first.toml"), "--output", str(tmp_path / "again")]
+    done = CliRunner().invoke(train, again)
+    assert done.exit_code == 0, done.output
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again"))
+    assert first == second
+    refused = CliRunner().invoke(train, [*again[:2], "--steps", "9"])
+    assert refused.stderr == f"error: {tmp_path}/first: exists; choose another --output or remove it first\n"
