@@ -2,18 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cache_tools.store.reader import Cache, open_cache
-
 if TYPE_CHECKING:
     from cache_tools.build import build_cache
+    from cache_tools.store.reader import Cache, open_cache
 
 __all__ = ["Cache", "build_cache", "open_cache"]
 
 
 def __getattr__(name: str) -> Any:
-    """`build_cache` on demand: reading a cache must not need torch or transformers."""
+    """On demand: reading a cache must not need torch or transformers, and `comet-cache --help` not even zarr."""
     if name == "build_cache":
         from cache_tools.build import build_cache
 
         return build_cache
+    if name in ("Cache", "open_cache"):
+        from cache_tools.store import reader
+
+        return getattr(reader, name)
     raise AttributeError(f"module 'cache_tools' has no attribute {name!r}")

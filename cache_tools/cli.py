@@ -8,14 +8,11 @@ from typing import Any
 import click
 
 from cache_tools.config import as_toml, config_option
-from cache_tools.describe import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
-from cache_tools.store.reader import open_cache
-from cache_tools.terminal import one_line_errors, printable
+from cache_tools.terminal import one_line_errors, printable, quiet_libraries
 from cache_tools.verify_cli import repair, verify_cache
-from cache_tools.workers import parse_worker
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
 SAMPLE_VIEWS = 8
@@ -122,8 +119,11 @@ def build(
     Run the same command again after a crash or a stop: it goes on where it was.
     """
     from cache_tools.build import build_cache
+    from cache_tools.describe import describe
     from cache_tools.estimate import estimate
+    from cache_tools.workers import parse_worker
 
+    quiet_libraries()
     code = find_language(language).code
     folder = Path(str(files("cache_tools.sample")))
     if sample:
@@ -164,6 +164,9 @@ def build(
 @one_line_errors
 def info(cache: Path, as_json: bool, toml: bool) -> None:
     """What is in a cache, from what it was made, how far it is, and how big."""
+    from cache_tools.describe import describe, options_of_build
+    from cache_tools.store.reader import open_cache
+
     if toml:
         click.echo(as_toml(options_of_build(open_cache(cache))), nl=False)
         return

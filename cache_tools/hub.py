@@ -11,8 +11,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from cache_tools.errors import CometError
 
 NAME = r"[\w.-]+(?:/[\w.-]+)?(?:@[\w./-]+)?"
@@ -53,6 +51,7 @@ def at_commit(name: str, folder: Path) -> str:
 def snapshot(repository: str, revision: str | None, what: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
+    from tqdm import tqdm
 
     def download(patterns: list[str], cached: bool) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns, local_files_only=cached))

@@ -27,7 +27,6 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
-        quiet_libraries()
         try:
             command(*args, **kwargs)
         except Exception as error:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
-from cache_tools.store.reader import open_cache
-from cache_tools.store.writer import drop_shard
 from cache_tools.terminal import one_line_errors, visible
-from cache_tools.verify import Report, verify
+
+if TYPE_CHECKING:
+    from cache_tools.verify import Report
 
 MOST_SHOWN = 50
 
@@ -64,6 +64,8 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
     A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
     --batch-size) the teacher's values must also come out again, within what its dtype can hold.
     """
+    from cache_tools.verify import verify
+
     report = verify(cache, deep, again)
     if as_json:
         click.echo(json.dumps(as_facts(report), indent=1))
@@ -85,6 +87,10 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
     that does not belong to a damaged shard. What was sealed once (metadata, vocabulary, tokenizer) cannot be dropped:
     copy it from another copy.
     """
+    from cache_tools.store.reader import open_cache
+    from cache_tools.store.writer import drop_shard
+    from cache_tools.verify import verify
+
     report = verify(cache, deep, again)
     for group, shard in report.damaged_shards:
         drop_shard(open_cache(cache), group, shard)
@@ -100,7 +106,7 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
         click.echo("nothing is damaged")
 
 
-def as_facts(report: Report) -> dict[str, object]:
+def as_facts(report: "Report") -> dict[str, object]:
     return {
         "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
         "deep": report.deep,
@@ -115,7 +121,7 @@ def as_facts(report: Report) -> dict[str, object]:
     }
 
 
-def as_lines(report: Report) -> list[str]:
+def as_lines(report: "Report") -> list[str]:
     looked = "every value of" if report.deep else "every byte of"
     lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
     lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]

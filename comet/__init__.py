@@ -1,7 +1,27 @@
 """Stage 2 of comet: students from a cache. Never loads a teacher."""
 
-from comet.distillation import distill, open_for_training
-from comet.settings import Distilled, StudentConfig
-from comet.trainer import DistillationTrainer
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comet.distillation import distill, open_for_training
+    from comet.settings import Distilled, StudentConfig
+    from comet.trainer import DistillationTrainer
 
 __all__ = ["DistillationTrainer", "Distilled", "StudentConfig", "distill", "open_for_training"]
+
+HOMES = {
+    "DistillationTrainer": "trainer",
+    "Distilled": "settings",
+    "StudentConfig": "settings",
+    "distill": "distillation",
+    "open_for_training": "distillation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """On demand: `comet-train --help` must not wait for torch."""
+    if name in HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"comet.{HOMES[name]}"), name)
+    raise AttributeError(f"module 'comet' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import click
 
 from cache_tools.config import TextOrTable, config_option
 from cache_tools.errors import CometError
-from cache_tools.terminal import one_line_errors
+from cache_tools.terminal import one_line_errors, quiet_libraries
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -58,6 +58,7 @@ def train(paths: tuple[Path, ...], output: Path | None, recipe: Any, settings: t
     from comet.report import summary
     from comet.settings import StudentConfig
 
+    quiet_libraries()
     output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")
     config = StudentConfig(
         output=output,

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from cache_tools.terminal import one_line_errors
+from cache_tools.terminal import one_line_errors, quiet_libraries
 
 TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 
@@ -37,6 +37,7 @@ def evaluate_models(**options: Any) -> None:
     from comet.evaluation import EvaluationSettings, evaluate
     from comet.scoreboard import score_table
 
+    quiet_libraries()
     evaluation = evaluate(EvaluationSettings(**options), say=click.echo)
     click.echo(score_table(evaluation.data, evaluation.models))
     click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")

@@ -1,23 +1,22 @@
 """Format 1: which arrays a cache has, their shapes and codecs, and where the files lie. FORMAT.md is its text."""
 
-import json
 import math
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numcodecs.blosc
 import numpy as np
-import zarr
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from cache_tools.errors import CometError
 from cache_tools.store.recipe import MAX_SHARD_BYTES, Recipe
 from cache_tools.store.records import canonical, parse_json, read_bounded
+
+if TYPE_CHECKING:
+    import zarr
 
 TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key")
 """What `prepare` writes; the other arrays of a group are the teacher's."""
@@ -127,8 +126,11 @@ def widest_embedding(seen: int) -> int:
     return max((MAX_SHARD_BYTES // seen - 16) // 2, 1)
 
 
-def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> zarr.Array:
+def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> "zarr.Array":
     """Creates the array without data: byte-shuffled zstd in Blosc, then a crc32c on every chunk."""
+    import zarr  # here: it is slow to import, and reading needs none of it
+    from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+
     blosc = BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="shuffle", typesize=spec.dtype.itemsize, blocksize=0)
     return zarr.create_array(
         store,
@@ -152,13 +154,25 @@ def check_array(root: Path, spec: ArraySpec) -> None:
     check_metadata(root / spec.path / "zarr.json", metadata(spec))
 
 
-@cache
 def metadata(spec: ArraySpec) -> dict[str, Any]:
     """What `declare_array` writes about an array."""
-    memory: dict[str, Any] = {}
-    declare_array(memory, spec)
-    found: dict[str, Any] = json.loads(memory[f"{spec.path}/zarr.json"].to_bytes())
-    return found
+    endian = {"configuration": {"endian": "little"}} if spec.dtype.itemsize > 1 else {}
+    blosc = {"cname": "zstd", "clevel": ZSTD_LEVEL, "shuffle": "shuffle", "typesize": spec.dtype.itemsize}
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(spec.shape),
+        "data_type": spec.dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunk)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if math.isnan(spec.fill) else spec.fill,
+        "codecs": [
+            {"name": "bytes", **endian},
+            {"name": "blosc", "configuration": blosc | {"blocksize": 0}},
+            {"name": "crc32c"},
+        ],
+        "dimension_names": list(spec.dimensions),
+    }
 
 
 def check_group(root: Path, name: str) -> None:

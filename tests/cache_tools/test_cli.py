@@ -124,6 +124,37 @@ def test_wrong_calls_are_one_line(arguments: list[str], message: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
+SLOW = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "zarr", "sklearn")
+
+IMPORTED = f"""
+import json, runpy, sys
+module, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted(set(sys.modules) & set({SLOW}))))
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["cache_tools --help", "cache_tools build --help", "cache_tools languages", "cache_tools info CACHE",
+     "comet train --help", "comet eval --help"],
+)  # fmt: skip
+def test_what_only_says_something_imports_nothing_slow(command: str, sample_cache: Path) -> None:
+    arguments = [str(sample_cache) if part == "CACHE" else part for part in command.split()]
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED, *arguments],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) > 10 and done.stdout.splitlines()[-1] == "[]"
+
+
 def test_ours_is_not_shadowed_here() -> None:
     assert entry.shadowed_by() is None
 
