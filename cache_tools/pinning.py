@@ -11,6 +11,7 @@ from cache_tools.hub_text import HubText, is_hub_text, parse_hub_text, pin
 from cache_tools.settings import BuildSettings
 from cache_tools.store.reader import open_cache
 from cache_tools.teacher.model import teacher_folder, teacher_licence
+from cache_tools.terminal import visible
 
 
 def pinned(settings: BuildSettings) -> BuildSettings:
@@ -23,11 +24,11 @@ def pinned(settings: BuildSettings) -> BuildSettings:
     texts = {name: pinned_text(parse_hub_text(name), begun) for name in settings.text if is_hub_text(name)}
     if texts and not begun:
         named = ", ".join(f"{text.name} ({str(text.revision)[:7]}; {text.licence()})" for text in texts.values())
-        tqdm.write(f"text: {named}; the first {settings.token_limit:,} tokens of it (--max-tokens)")
+        tqdm.write(f"text: {visible(named)}; the first {settings.token_limit:,} tokens of it (--max-tokens)")
     teacher = pinned_teacher(settings.teacher, begun)
     if not Path(teacher).is_dir() and not begun:
         name, revision = split_revision(teacher)
-        tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {teacher_licence(teacher)})")
+        tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {visible(teacher_licence(teacher))})")
     return replace(settings, text=tuple(texts[t].pinned if t in texts else t for t in settings.text), teacher=teacher)
 
 

@@ -120,10 +120,17 @@ def vocabulary_line(vocabulary: StudentVocabulary) -> str:
     )
 
 
+def licensed(name: object, licence: object) -> str:
+    """A source by its name, with its licence where that is known."""
+    return f"{name} ({licence})" if licence else str(name)
+
+
 def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled) -> str:
     """The README.md of a student folder."""
     languages = [str(cache.provenance.get("language")) for cache in caches]
-    texts = sorted({str(s.get("name")) for cache in caches for s in cache.provenance.get("text", [])})
+    texts = sorted({licensed(s.get("name"), s.get("licence")) for c in caches for s in c.provenance.get("text", [])})
+    made_from = caches[0].provenance
+    teacher = licensed(f"`{made_from.get('teacher')}`", made_from.get("teacher_licence"))
     after = result.after
     identities = "\n".join(f"  - `{cache.cache_id}` ({cache.root.name})" for cache in caches)
     return f"""---
@@ -133,7 +140,7 @@ language: [{", ".join(languages)}]
 ---
 # A distilled masked language model
 
-{result.shape}, {result.parameters:,} parameters, distilled from `{caches[0].provenance.get("teacher")}`
+{result.shape}, {result.parameters:,} parameters, distilled from {teacher}
 ({result.teacher_parameters:,} parameters) through an offline teacher cache.
 
 - Vocabulary: {vocabulary_line(result.vocabulary)}.

@@ -83,3 +83,16 @@ def test_data_of_an_earlier_call_is_used_without_the_hub_and_said_to_be(
     ]
     there, away = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("eval-sib200-kin", "away"))
     assert there["subject"] == away["subject"]
+
+
+def test_a_build_never_takes_an_older_copy_of_its_text(
+    hub: Hub, clients: Clients, topics: dict[str, bytes], tmp_path: Path
+) -> None:
+    """`datasets` would read whatever version of the data set it finds in its cache when the hub is away."""
+    assert evaluate(clients, tmp_path, "Davlan/afro-xlmr-large").code == 0
+    commit = list(hub.repositories["datasets/Davlan/sib200"].commits)[-1]
+    build = ["build", "--lang", "kin", "--sample", "--text", f"hf:Davlan/sib200@{commit}:kin_Latn"]
+    with hub.away():
+        ended = clients.run("cache_tools", build, tmp_path)
+    assert ended.stderr.startswith("error: --text hf:Davlan/sib200:kin_Latn: the hub cannot be reached at http://127.0")
+    assert (ended.code, ended.stderr.count("\n")) == (1, 1) and not (tmp_path / "kin.zarr").exists()
