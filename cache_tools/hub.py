@@ -6,7 +6,7 @@ keeps to that one.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,22 @@ def snapshot(repository: str, revision: str | None, what: str) -> Path:
         return folder
 
     if revision is not None and COMMIT.fullmatch(revision):
-        try:
-            return whole(cached=True)
-        except LocalEntryNotFoundError:
-            bound_waiting()
-            return whole(cached=False)
+        with suppress(LocalEntryNotFoundError):
+            folder = whole(cached=True)
+            if any(folder.glob("model*.safetensors")) or any(
+                folder.glob("pytorch_model*.bin")
+            ):  # others cache parts alone
+                return folder
+        bound_waiting()
+        return whole(cached=False)
     away = unreachable(repository, "model", revision)
-    folder = whole(cached=away is not None)
-    if away is not None and not constants.HF_HUB_OFFLINE:
+    if away is None:
+        return whole(cached=False)
+    try:
+        folder = whole(cached=True)
+    except LocalEntryNotFoundError as error:
+        raise away from error
+    if not constants.HF_HUB_OFFLINE:
         tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} of its cache on this machine")
     return folder
 

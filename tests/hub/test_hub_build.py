@@ -131,3 +131,15 @@ def test_pickled_weights_are_taken_only_where_there_are_no_others(
         asked = {request.rsplit("/", 1)[1] for request in hub.requests if "/resolve/" in request}
         assert ("pytorch_model.bin" in asked) == (name == "pickled")
         assert "tf_model.h5" not in asked and not [r for r in hub.requests if "discussions" in r or "refs" in r]
+
+
+def test_a_commit_of_which_others_have_cached_only_a_part_is_completed(
+    hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path
+) -> None:
+    commit = hub.add("lab/part", files(sample_teacher))
+    part = clients.home / "hub" / "models--lab--part" / "snapshots" / commit
+    part.mkdir(parents=True)
+    (part / "config.json").write_bytes((sample_teacher / "config.json").read_bytes())
+    command = ["build", "--lang", "kin", "--sample", "--views", "1", "--teacher", f"lab/part@{commit}"]
+    done(clients.run("cache_tools", command, tmp_path))
+    assert open_cache(tmp_path / "kin.zarr").provenance["teacher_revision"] == commit
