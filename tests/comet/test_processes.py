@@ -74,7 +74,8 @@ def test_three_processes_train_the_student_of_one_also_when_stopped_and_resumed(
     one, three = (load_file(tmp_path / f"by {processes}" / "model.safetensors") for processes in (1, 3))
     difference = torch.cat([(weight - three[name]).flatten() for name, weight in one.items()]).norm()
     assert difference < 1e-4 * torch.cat([weight.flatten() for weight in one.values()]).norm()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["by 1", "by 1.html", "by 3", "by 3.html"]
+    expected = [f"by {count}{ending}" for count in (1, 3) for ending in ("", ".html", ".toml")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
 def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None:
