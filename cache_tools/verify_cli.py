@@ -142,7 +142,7 @@ def as_lines(report: "Report") -> list[str]:
     return lines
 
 
-def repairing(report: Report) -> str:
+def repairing(report: "Report") -> str:
     """The call that finds the same damage again, and drops it."""
     again = {} if report.again is None else asdict(report.again)
     chosen = [
