@@ -269,6 +269,7 @@ def against_the_usual(root: Path) -> dict[str, Any]:
             "times_faster": round(usual["seconds"] / in_child(from_the_cache, root, kind, 8, 7)["seconds"], 1),
         }
         for name, kind in (
+            ("trimmed", "cache, maps of six layers, trimmed"),
             ("trimmed, bf16", "cache, maps of six layers, trimmed, bf16"),
             ("full", "cache, logits only"),
         )
