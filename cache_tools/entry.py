@@ -52,3 +52,10 @@ def comet_eval() -> None:
     from comet.eval_cli import evaluate_models
 
     evaluate_models()
+
+
+def comet_export() -> None:
+    demand_own_comet()
+    from comet.export_cli import export_model
+
+    export_model()
