@@ -1,4 +1,4 @@
-"""The whole of `comet-export`: a model loaded, exported, compared with torch, and laid down with all it takes to run."""
+"""The whole of `comet-export`: a model loaded, exported, compared with torch, laid down with all it takes to run."""
 
 import importlib.util
 import tempfile
@@ -128,8 +128,8 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except Exception as error:  # a damaged or foreign folder makes transformers raise almost anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CometError(
-            f"{folder}: cannot be loaded; expected config.json, model.safetensors and tokenizer.json, as comet-train or "
-            f"comet-eval --output leave them. transformers says: {reason}",
+            f"{folder}: cannot be loaded; expected config.json, model.safetensors and tokenizer.json, as comet-train "
+            f"or comet-eval --output leave them. transformers says: {reason}",
             exit_code=2,
         ) from error
     if missing := sorted(loading["missing_keys"]):

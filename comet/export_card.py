@@ -75,8 +75,8 @@ def measured(int8: bool, compared: Comparison) -> str:
     if not int8:
         return f"largest difference of a logit to torch {compared.difference:.1e} (allowed {LARGEST_DIFFERENCE:g})"
     return (
-        f"torch's best answer at {compared.agreement:.1%} of the positions (at least {LEAST_AGREEMENT:.0%}), mean total "
-        f"variation {compared.variation:.4f} (at most {LARGEST_VARIATION}), largest difference of a logit "
+        f"torch's best answer at {compared.agreement:.1%} of the positions (at least {LEAST_AGREEMENT:.0%}), mean "
+        f"total variation {compared.variation:.4f} (at most {LARGEST_VARIATION}), largest difference of a logit "
         f"{compared.difference:.2g}"
     )
 
@@ -94,14 +94,15 @@ def card(model: PreTrainedModel, tokenizer: Any, int8: bool, size: int, compared
 pipeline_tag: {pipeline}
 tags: [onnx]
 ---
-# {Path(model.name_or_path).resolve().name} as ONNX{", int8" if int8 else ""}
+# {Path(str(model.name_or_path)).resolve().name} as ONNX{", int8" if int8 else ""}
 
 | | MiB |
 |---|---|
 | model.onnx, {"weights in 8 bits" if int8 else "float32"} | {size / 2**20:,.1f} |
 | the same weights in torch, float32 | {weights / 2**20:,.1f} |
 
-Compared with torch at {compared.positions:,} positions of Kinyarwanda text, alone and padded: {measured(int8, compared)}.
+Compared with torch at {compared.positions:,} positions of Kinyarwanda text, alone and padded:
+{measured(int8, compared)}.
 {own}
 `pip install onnxruntime tokenizers`, then
 

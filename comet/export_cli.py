@@ -17,7 +17,11 @@ Examples:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=EXAMPLES)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--format", type=click.Choice(["onnx"]), default="onnx", expose_value=False, help="What to write.")
-@click.option("--int8", is_flag=True, help="Weights in 8 bits: a quarter of the size (half, of a masked LM), and a little less exact.")
+@click.option(
+    "--int8",
+    is_flag=True,
+    help="Weights in 8 bits: a quarter of the size (half, of a masked LM), and a little less exact.",
+)
 @click.option("--output", type=click.Path(path_type=Path),
               help="Folder to make.  [default: ./MODEL-onnx, or ./MODEL-onnx-int8]")  # fmt: skip
 @one_line_errors
