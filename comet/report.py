@@ -165,4 +165,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 model = AutoModelForMaskedLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
+
+`comet-eval --model FOLDER --task … --output MODEL` fine-tunes it; `comet-export` makes an ONNX file of it or of MODEL.
 """
