@@ -135,16 +135,14 @@ def mean_over_samples(
     """The sampled loss [T] and its gradient, means over evenly spread offsets; `student_id` as in condition_on_seen."""
     seen = student_id >= 0
     head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), seen)
-    padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1)
-    losses = torch.zeros(TARGETS, dtype=torch.float64)
-    for draw in range(DRAWS):
-        offset = torch.full((TARGETS,), (draw + 0.5) / DRAWS, dtype=torch.float64)
-        drawn = keep_threshold_sample(torch.eye(TARGETS), head, 12, (temperature,), offset)
-        kept_id, logweight = condition_on_seen(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
-        entropy = (drawn.entropy if seen.all() else drawn.entropy_seen)[:, 0].double()
-        at = torch.where(kept_id < 0, student.shape[1], kept_id)
-        rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
-        losses = losses + sampled_kl(logweight, entropy, padded.gather(1, at), rest, temperature) / DRAWS
+    offset = ((torch.arange(DRAWS) + 0.5) / DRAWS).double().repeat_interleave(TARGETS)  # [DRAWS × T]
+    drawn = keep_threshold_sample(torch.eye(TARGETS).repeat(DRAWS, 1), head, 12, (temperature,), offset)
+    kept_id, logweight = condition_on_seen(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
+    entropy = (drawn.entropy if seen.all() else drawn.entropy_seen)[:, 0].double()
+    padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1).repeat(DRAWS, 1)
+    at = torch.where(kept_id < 0, student.shape[1], kept_id)
+    rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
+    losses = sampled_kl(logweight, entropy, padded.gather(1, at), rest, temperature).view(DRAWS, TARGETS).mean(0)
     return losses, torch.autograd.grad(losses.sum(), student)[0]
 
 
