@@ -1,5 +1,6 @@
 """DistillationTrainer: transformers' Trainer on the rows of a cache."""
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from cache_tools.errors import CometError
 from comet.data import CacheRows, collate
 from comet.distiller import Distiller
 from comet.processes import Processes
@@ -83,8 +85,16 @@ class DistillationTrainer(Trainer):
         return (losses["loss"], losses) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each part of the loss since the last line, and tokens per second."""
+        """Adds the mean of each part of the loss since the last line, and tokens per second.
+
+        Raises CometError when the loss is not finite: what is trained after that is worth nothing.
+        """
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise CometError(
+                    f"step {self.state.global_step}: the loss is {logs['loss']}, so the training has diverged; run again "
+                    f"with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32 if it was bfloat16"
+                )
             means = [torch.stack(values).mean().item() for values in self.loss_parts.values()]
             tokens = torch.stack(self.tokens).sum().item()
             *means, tokens = self.processes.total(*means, tokens)

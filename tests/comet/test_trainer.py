@@ -94,6 +94,15 @@ def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_a_loss_that_is_not_finite_ends_the_training_at_once(cache: Cache, tmp_path: Path) -> None:
+    config = StudentConfig(tmp_path / "student", steps=1000, batch_size=4, learning_rate=1e18)
+    with pytest.raises(
+        CometError, match=r"step 10: the loss is (nan|inf), so the training has diverged; run again with"
+    ):
+        distill([cache], config)
+    assert not (tmp_path / "student").exists()
+
+
 @pytest.mark.parametrize("alpha", [0.0, -1.0, 1.5, float("nan")])
 def test_a_language_exponent_that_cannot_be(alpha: float, tmp_path: Path) -> None:
     with pytest.raises(CometError, match=r"^--language-alpha .*: expected above 0, up to 1$"):
