@@ -92,8 +92,8 @@ class DistillationTrainer(Trainer):
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
                 raise CometError(
-                    f"step {self.state.global_step}: the loss is {logs['loss']}, so the training has diverged; run again "
-                    f"with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32 if it was bfloat16"
+                    f"step {self.state.global_step}: the loss is {logs['loss']}, so the training has diverged; run "
+                    f"again with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32 if it was bfloat16"
                 )
             means = [torch.stack(values).mean().item() for values in self.loss_parts.values()]
             tokens = torch.stack(self.tokens).sum().item()
