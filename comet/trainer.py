@@ -93,7 +93,7 @@ class DistillationTrainer(Trainer):
             if not math.isfinite(logs["loss"]):
                 raise CometError(
                     f"step {self.state.global_step}: the loss is {logs['loss']}, so the training has diverged; run "
-                    f"again with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32 if it was bfloat16"
+                    f"again with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32"
                 )
             means = [torch.stack(values).mean().item() for values in self.loss_parts.values()]
             tokens = torch.stack(self.tokens).sum().item()

@@ -1,0 +1,83 @@
+"""Writes api.md beside itself: what a person may import, with its docstrings.
+
+python docs/api.py
+"""
+
+import ast
+import inspect
+import textwrap
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+PUBLIC = {
+    "cache_tools": ("build_cache", "open_cache", "Cache"),
+    "cache_tools.settings": ("BuildSettings",),
+    "cache_tools.verify": ("verify",),
+    "comet": ("distill", "StudentConfig", "Distilled", "DistillationTrainer", "open_for_training"),
+    "comet.evaluation": ("evaluate",),
+    "comet.scores": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),
+    "comet.losses": (
+        *("sampled_kl", "bucketed_kl", "residual_kl", "hard_cross_entropy"),
+        *("attention_kl", "attention_mse", "attention_projection"),
+    ),
+}
+HEAD = """# Python
+
+What may be imported; everything else may change. Written from the docstrings by `python docs/api.py`; a test holds that
+it is up to date. All errors that are ours are `cache_tools.errors.CometError`.
+"""
+
+
+def page() -> str:
+    parts = [HEAD]
+    for module, names in PUBLIC.items():
+        parts += [f"## {module}\n", *(entry(getattr(import_module(module), name), module) for name in names)]
+    return "\n".join(parts)
+
+
+def entry(found: Any, module: str) -> str:
+    """One function, or a class with its own documented methods and properties."""
+    node = ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]
+    kind = "class " if isinstance(node, ast.ClassDef) else ""
+    lines = [
+        f"### {found.__name__}\n",
+        f"```python\n{kind}{module}.{called(node)}\n```\n",
+        ast.get_docstring(node) or "",
+        "",
+    ]
+    if isinstance(node, ast.ClassDef):
+        members = {one.name: ast.get_docstring(one) for one in node.body if isinstance(one, ast.FunctionDef)}
+        documented = {name: text for name, text in members.items() if text and not name.startswith("_")}
+        lines += [f"- `{node.name}.{name}`: {' '.join(text.split())}" for name, text in documented.items()]
+        lines += [""] * bool(documented)
+    return "\n".join(lines)
+
+
+def called(node: Any) -> str:
+    """Name, parameters or fields, and what is returned, as the source has them; one a line where they are many."""
+    returned = ""
+    if isinstance(node, ast.FunctionDef):
+        parameters, returned = parameters_of(node), f" -> {ast.unparse(node.returns)}" if node.returns else ""
+    elif constructors := [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]:
+        parameters = parameters_of(constructors[0])
+    else:
+        parameters = [ast.unparse(one) for one in node.body if isinstance(one, ast.AnnAssign)]
+    if len(", ".join(parameters)) > 80:
+        return f"{node.name}(\n" + "".join(f"    {one},\n" for one in parameters) + f"){returned}"
+    return f"{node.name}({', '.join(parameters)}){returned}"
+
+
+def parameters_of(node: ast.FunctionDef) -> list[str]:
+    plain = node.args.args
+    values = [None] * (len(plain) - len(node.args.defaults)) + [ast.unparse(one) for one in node.args.defaults]
+    found = [
+        ast.unparse(one) + ("" if value is None else f" = {value}")
+        for one, value in zip(plain, values, strict=True)
+        if one.arg != "self"
+    ]
+    return found + ([f"**{node.args.kwarg.arg}"] if node.args.kwarg else [])
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("api.md").write_text(page(), encoding="utf-8")

@@ -1,0 +1,116 @@
+"""Every command of README.md and docs/ as it stands, one page after another, each in a folder of its own; and that the
+pages fit the code."""
+
+import lzma
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+from hub_clients import REPOSITORY, Clients
+from hub_data import card
+from hub_server import Hub
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+OURS = {
+    "comet-cache": ("cache_tools", []),
+    "comet-train": ("comet", ["train"]),
+    "comet-eval": ("comet", ["eval"]),
+    "comet-export": ("comet", ["export"]),
+}
+ELSEWHERE = (
+    "python3 -m venv",
+    ". .venv/bin/activate",
+    "pip install",
+    "python -m pytest",
+    "ruff",
+    "mypy",
+    "python docs/api.py",
+)
+"""What `.ci/run` or another test runs."""
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Of all its blocks, in their order; what `&&` joins one after another."""
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    joined = [part.strip() for line in lines for part in line.partition(" #")[0].split("&&")]
+    ours = [line for line in joined if line and not line.startswith(ELSEWHERE)]
+    return [shlex.split(line) for line in ours]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, lines: list[str]) -> Path:
+    """What a person has there: a corpus, and the files of a task."""
+    with lzma.open(tmp_path / "corpus.txt.xz", "wt", encoding="utf-8") as corpus:
+        corpus.write("\n".join(lines))
+    (tmp_path / "afrisenti" / "kin").mkdir(parents=True)
+    for name, content in tweets(lines).items():
+        (tmp_path / "afrisenti" / "kin" / name).write_bytes(content)
+    return tmp_path
+
+
+def tweets(lines: list[str]) -> dict[str, bytes]:
+    """AfriSenti's format, sentences that the corpus has, too."""
+    sizes = {"train": (0, 24), "dev": (24, 32), "test": (32, 44)}
+    return {
+        f"{split}.tsv": "\n".join(["tweet\tlabel", *(f"{lines[i]}\t{label(i)}" for i in range(*size)), ""]).encode()
+        for split, size in sizes.items()
+    }
+
+
+def label(index: int) -> str:
+    return ("positive", "neutral", "negative")[index % 3]
+
+
+@pytest.fixture(scope="module")
+def sentiments(hub: Hub, lines: list[str]) -> None:
+    files = {f"data/kin/{name.replace('dev', 'validation')}": content for name, content in tweets(lines).items()}
+    splits = {split: f"data/kin/{split}.tsv" for split in ("train", "validation", "test")}
+    hub.add("datasets/masakhane/afrisenti", files | {"README.md": card("cc-by-4.0", {"kin": splits})})
+
+
+@pytest.mark.usefixtures("sentiments")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_runs(page: Path, clients: Clients, folder: Path) -> None:
+    for program, *arguments in commands(page):
+        module, first = OURS[program]
+        ended = clients.run(module, [*first, *arguments], folder)
+        assert ended.code == 0, (program, *arguments, ended)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_points_to_is_there(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_the_pages_have_commands() -> None:
+    assert len(commands(REPOSITORY / "README.md")) >= 8
+    assert len(commands(REPOSITORY / "docs" / "tutorial.md")) >= 10
+
+
+def test_the_reference_is_that_of_the_docstrings() -> None:
+    page = runpy.run_path(str(REPOSITORY / "docs" / "api.py"))["page"]
+    assert (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run python docs/api.py"
+
+
+OPTION = re.compile(r"(?<![\w-])--[a-z0-9][a-z0-9-]+")
+OTHERS = {"--nproc-per-node", "--dist", "--check", "--help"}
+"""Of torchrun, pytest, ruff, and of every command."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_option_that_a_page_names_exists(page: Path) -> None:
+    from cache_tools.cli import main as comet_cache
+    from comet.cli import train
+    from comet.eval_cli import evaluate_models
+    from comet.export_cli import export_model
+
+    every = [*comet_cache.commands.values(), train, evaluate_models, export_model]
+    known = {name for command in every for option in command.params for name in option.opts}
+    assert set(OPTION.findall(page.read_text(encoding="utf-8"))) <= known | OTHERS
