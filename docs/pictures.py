@@ -1,0 +1,99 @@
+"""Draws flow.svg and maps.svg beside itself: attention of teacher and student on a row that it was not trained on.
+
+comet-cache build --lang kin --teacher ../shared/teacher --text ../shared/data/text/kin.txt.xz --max-tokens 400000
+comet-train --cache kin.zarr --steps 1500
+python docs/pictures.py --cache kin.zarr --student kin-student
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import torch
+from transformers import AutoModelForMaskedLM
+
+from cache_tools import Cache, open_cache
+from comet.closeup import MapPair, look_at_rows
+from comet.data import collate, shards_of
+from comet.distiller import Distiller
+from comet.recipes import DEFAULT
+from comet.svg import heat_map
+from comet.vocabulary import load_tokenizer
+
+HERE = Path(__file__).parent
+SIDE, GAP = 170, 14
+STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.small{font-size:11px;fill:#5b6470}
+.box{fill:#fff;stroke:#2469c4;stroke-width:1.5}.file{fill:#eef4fc}.arrow{stroke:#5b6470;stroke-width:1.5;marker-end:url(#head)}"""
+HEAD = """<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
+<path d="M0 0L8 4L0 8z" fill="#5b6470"/></marker>"""
+FLOW = (
+    ("file", "text", ("corpus.txt.xz",)),
+    ("box", "comet-cache build", ("teacher, once,", "borrowed GPU")),
+    ("file", "kin.zarr", ("sampled logits,", "attention maps")),
+    ("box", "comet-train", ("no teacher,", "any laptop")),
+    ("file", "kin-student/", ("an ordinary", "transformers model")),
+    ("box", "comet-eval, comet-export", ("fine-tune, compare,", "ONNX for a phone")),
+)
+
+
+def svg(width: int, height: int, parts: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><style>{STYLE}</style>'
+        f'<defs>{HEAD}</defs><rect width="100%" height="100%" fill="#fff"/>' + "\n".join(parts) + "</svg>\n"
+    )
+
+
+def flow() -> str:
+    """What becomes what: files shaded, programs not."""
+    parts, x = [], 10
+    for place, (kind, name, lines) in enumerate(FLOW):
+        width = 30 + 8 * max(len(name), *(len(line) - 2 for line in lines))
+        if place:
+            parts.append(f'<line class="arrow" x1="{x - 26}" y1="50" x2="{x - 3}" y2="50"/>')
+        shade = " file" if kind == "file" else ""
+        parts.append(f'<rect class="box{shade}" x="{x}" y="12" width="{width}" height="76" rx="6"/>')
+        for row, line in enumerate((name, *lines)):
+            look = ' font-weight="600"' if row == 0 else ' class="small"'
+            parts.append(f'<text{look} x="{x + width / 2}" y="{38 + 18 * row}" text-anchor="middle">{line}</text>')
+        x += width + 30
+    return svg(x - 20, 100, parts)
+
+
+def maps(pairs: Sequence[MapPair]) -> str:
+    """A column for each student layer, its teacher's layer above it, both on one scale."""
+    parts = []
+    for column, pair in enumerate(pairs):
+        x, most = 80 + column * (SIDE + GAP), float(max(pair.teacher.max(), pair.student.max())) ** 0.5
+        for row, (values, layer) in enumerate(((pair.teacher, pair.teacher_layer), (pair.student, pair.student_layer))):
+            y, picture = 12 + row * (SIDE + 28), heat_map(values.clip(0) ** 0.5, most)
+            place = f'x="{x}" y="{y}" width="{SIDE}" height="{SIDE}"'
+            note = f", KL {pair.kl:.3f} nats" if row else ""
+            parts += [
+                f'<rect {place} fill="#f4f6f8"/><image {place} style="image-rendering:pixelated" href="{picture}"/>',
+                f'<text class="small" x="{x}" y="{y + SIDE + 15}">layer {layer + 1}{note}</text>',
+            ]
+    for row, name in enumerate(("teacher", "student")):
+        parts.append(f'<text x="12" y="{12 + row * (SIDE + 28) + SIDE / 2}">{name}</text>')
+    return svg(80 + len(pairs) * (SIDE + GAP), 2 * (SIDE + 28) + 12, parts)
+
+
+def map_pairs(cache: Cache, folder: Path) -> list[MapPair]:
+    """Of the first validation row that has maps."""
+    student = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager")
+    distiller = Distiller(student, cache.recipe, DEFAULT).eval()
+    tokenizer, shards = load_tokenizer(cache.tokenizer_folder), shards_of([cache], "validation")
+    with torch.no_grad():
+        pairs, _ = look_at_rows(distiller, shards, tokenizer, torch.device("cpu"), collate)
+    return [pair for pair in pairs if pair.row == pairs[0].row]
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--cache", type=click.Path(path_type=Path), required=True)
+@click.option("--student", type=click.Path(path_type=Path), required=True, help="Trained from it, full vocabulary.")
+def main(cache: Path, student: Path) -> None:
+    (HERE / "flow.svg").write_text(flow(), encoding="utf-8")
+    (HERE / "maps.svg").write_text(maps(map_pairs(open_cache(cache), student)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
