@@ -1,0 +1,17 @@
+"""A chunk of blocks of two gigabytes, for which Blosc makes room."""
+
+from pathlib import Path
+
+import running
+from forging import change_header
+
+AGAINST = "train"
+REFUSED = "train/attention: a chunk"
+
+
+def attack(cache: Path) -> None:
+    change_header(cache, "attention", 8, (2**31 - 1).to_bytes(4, "little"))
+
+
+if __name__ == "__main__":
+    running.alone()

@@ -1,0 +1,17 @@
+"""A chunk of blocks of no bytes, by which Blosc divides."""
+
+from pathlib import Path
+
+import running
+from forging import change_header
+
+AGAINST = "train"
+REFUSED = "train/attention: a chunk"
+
+
+def attack(cache: Path) -> None:
+    change_header(cache, "attention", 8, bytes(4))
+
+
+if __name__ == "__main__":
+    running.alone()

@@ -1,0 +1,17 @@
+"""A chunk of a version of Blosc that does not exist."""
+
+from pathlib import Path
+
+import running
+from forging import change_header
+
+AGAINST = "train"
+REFUSED = "train/sample_id: a chunk"
+
+
+def attack(cache: Path) -> None:
+    change_header(cache, "sample_id", 0, b"\xff")
+
+
+if __name__ == "__main__":
+    running.alone()

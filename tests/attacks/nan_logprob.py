@@ -1,0 +1,23 @@
+"""A log-probability that is no number."""
+
+from pathlib import Path
+
+import numpy as np
+import running
+from forging import change_array
+from numpy.typing import NDArray
+
+AGAINST = "train"
+REFUSED = "topk_logprob: "
+KEEP = "topk"
+
+
+def attack(cache: Path) -> None:
+    def change(array: NDArray) -> None:
+        array[0, 0, 0] = np.nan
+
+    change_array(cache, "topk_logprob", change)
+
+
+if __name__ == "__main__":
+    running.alone()

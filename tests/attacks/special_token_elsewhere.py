@@ -1,0 +1,17 @@
+"""A special token that is no piece, and would be given an id beyond the vocabulary."""
+
+from pathlib import Path
+
+import running
+from forging import TOKENIZER_CONFIG, change_sealed
+
+AGAINST = "tokenizer"
+REFUSED = "mask_token"
+
+
+def attack(cache: Path) -> None:
+    change_sealed(cache, TOKENIZER_CONFIG, lambda config: config.update(mask_token="[NEW]"))
+
+
+if __name__ == "__main__":
+    running.alone()

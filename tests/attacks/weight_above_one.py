@@ -1,0 +1,21 @@
+"""A token of the sample that stands for e¹⁰ times all there is."""
+
+from pathlib import Path
+
+import running
+from forging import change_array
+from numpy.typing import NDArray
+
+AGAINST = "train"
+REFUSED = "sample_logweight: "
+
+
+def attack(cache: Path) -> None:
+    def change(array: NDArray) -> None:
+        array[0, 0, 0, 0] = 10
+
+    change_array(cache, "sample_logweight", change)
+
+
+if __name__ == "__main__":
+    running.alone()
