@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, Masking, mask_rows
+from cache_tools.store.bounds import repeated
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.reader import Vocabulary
 from cache_tools.store.recipe import Recipe
@@ -68,13 +69,6 @@ def slot_errors(arrays: Arrays, used: NDArray[np.bool_], names: tuple[str, ...])
         holds = values != UNUSED_ID if name.endswith("_id") else ~np.isnan(values)
         if np.any(holds):
             yield f"{name}: {np.count_nonzero(holds)} values where there is no target"
-
-
-def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """[…] whether a token occurs twice among […, k], apart from −1."""
-    ranked = np.sort(ids, axis=-1)
-    found: NDArray[np.bool_] = ((np.diff(ranked, axis=-1) == 0) & (ranked[..., 1:] >= 0)).any(-1)
-    return found
 
 
 def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
@@ -183,15 +177,10 @@ def shard_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
 
 
 def vocabulary_errors(vocabulary: Vocabulary, recipe: Recipe) -> list[str]:
-    """Ids are the ones that the recipe knows of, none of them special; counts are positive, numbers finite."""
+    """Ids are the ones that the recipe knows of, none of them special."""
     found = []
     if hashlib.sha256(vocabulary.id.astype("<i4").tobytes()).hexdigest() != recipe.seen_sha256:
         found.append("vocabulary/id: not the ids that the recipe knows of")
     if np.isin(vocabulary.id, recipe.special_ids).any():
         found.append("vocabulary/id: a special token is among the ids of the corpus")
-    if vocabulary.count.min() < 1:
-        found.append("vocabulary/count: expected at least 1 of each")
-    for name in ("embedding", "head_bias"):
-        if not np.isfinite(getattr(vocabulary, name)).all():
-            found.append(f"vocabulary/{name}: a value is not finite")
     return found

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from cache_tools.errors import CometError
 from cache_tools.rows import content_keys
 from cache_tools.settings import RecheckSettings
+from cache_tools.store.bounds import check_ranges
 from cache_tools.store.claim import STAGING
 from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
 from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.store.records import read_bounded
+from cache_tools.store.records import inside, read_bounded
 from cache_tools.values import Arrays, shard_errors, unmasked, vocabulary_errors
 
 if TYPE_CHECKING:  # it needs torch, which reading does not
@@ -106,7 +107,7 @@ def prepare_rerun(cache: Cache, settings: RecheckSettings) -> "Rerun":
 def check_sealed(cache: Cache, report: Report) -> None:
     for name, record in cache.seal.files.items():
         try:
-            data = read_bounded(cache.root / name, record.size)
+            data = read_bounded(inside(cache.root, name), record.size)
         except CometError as error:
             report.damage.append(Damage(str(error)))
         else:
@@ -138,7 +139,7 @@ def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays 
         spec = cache.specs[group][name]
         path = cache.root / spec.chunk_path(shard)
         try:
-            data = read_bounded(path, max_file_bytes(spec))
+            data = read_bounded(inside(cache.root, spec.chunk_path(shard)), max_file_bytes(spec))
             sound &= report.sound(path, data, record.files[name].matches(data), place)
             if report.deep and sound:
                 arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(group, shard))
@@ -151,7 +152,7 @@ def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays 
 def check_values(cache: Cache, group: str, shard: int, arrays: Arrays, report: Report) -> None:
     where = f"{cache.root}: shard {group} {shard}"
     try:
-        cache.check_ranges(arrays, where)
+        check_ranges(arrays, cache.recipe, where)
         found = [f"{where}: {m}" for m in shard_errors(arrays, cache.recipe, group, shard, cache.vocabulary.id)]
     except CometError as error:
         found = [str(error)]
@@ -199,7 +200,7 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
 
     path = f"{TOKENIZER}/tokenizer.json"
     try:
-        found = backend_sha256(read_backend(read_bounded(cache.root / path, cache.seal.files[path].size), path))
+        found = backend_sha256(read_backend(read_bounded(inside(cache.root, path), cache.seal.files[path].size), path))
     except CometError as error:
         yield f"{cache.root}: {error}"
         return

@@ -11,7 +11,7 @@ from cache_tools.store.layout import max_file_bytes
 from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded, sync_folder, with_checksum, write_durably
+from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
 
 MOST_NAMED = 20  # differences in one message
 
@@ -30,7 +30,7 @@ def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
             raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
     with staging_in(folder) as staging:
         for path, record in cache.seal.files.items():
-            publish(sound_file(cache.root / path, record, record.size), record, staging, folder, path)
+            publish(sound_file(cache, path, record, record.size), record, staging, folder, path)
         for path in (EXTENT, SEAL):
             data, _ = wanted[path]
             publish(data, file_record(data), staging, folder, path)
@@ -49,7 +49,7 @@ def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Seque
     with staging_in(folder) as staging:
         for name in arrays:
             spec, file = cache.specs[group][name], record.files[name]
-            data = sound_file(cache.root / spec.chunk_path(shard), file, max_file_bytes(spec))
+            data = sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
             publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
         data = with_checksum(record.to_json())
         publish(data, file_record(data), staging, folder, path)
@@ -65,12 +65,13 @@ def copy_tokens(cache: Cache, folder: Path, group: str, shard: int) -> None:
     with staging_in(folder) as staging:
         for name, file in files.items():
             spec = cache.specs[group][name]
-            data = sound_file(cache.root / spec.chunk_path(shard), file, max_file_bytes(spec))
+            data = sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
             publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
 
 
-def sound_file(path: Path, record: FileRecord, limit: int) -> bytes:
+def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
     """The content of a file. Raises CometError unless it is what the ledger describes."""
+    path = inside(cache.root, relative)
     data = read_bounded(path, limit)
     if not record.matches(data):
         raise CometError(f"{path}: not the file that the ledger describes; the cache is damaged")

@@ -24,6 +24,10 @@ TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key"
 VOCABULARY = "vocabulary"
 MAX_METADATA_BYTES = 64 * 2**10
 BLOSC_HEADER_BYTES = 16
+BLOSC_VERSIONS = bytes([2, 1])  # of its frame, and of zstd in it
+BLOSC_FLAGS = 0b1000_0001  # zstd, bytes shuffled
+BLOSC_FREE_FLAGS = 0b0001_0010  # blocks that are not split, and a plain copy where nothing is saved
+SMALLEST_BLOCK = 4096  # of a chunk that is larger
 CRC_BYTES = 4
 ZSTD_LEVEL = 5
 NO_CODE = 255  # everywhere in a row of which no map is kept: of no map can it be everywhere in a line
@@ -216,6 +220,10 @@ def decode_chunk(spec: ArraySpec, data: bytes, rows: int) -> NDArray:
     compressed = int.from_bytes(packed[12:16], "little")
     if compressed != len(packed):  # Blosc believes it, and reads beyond the end
         raise CometError(f"{spec.path}: a chunk declares {compressed} compressed bytes, found {len(packed)}")
+    block = int.from_bytes(packed[8:12], "little")
+    as_written = packed[:2] == BLOSC_VERSIONS and packed[2] & ~BLOSC_FREE_FLAGS == BLOSC_FLAGS
+    if not as_written or packed[3] != spec.dtype.itemsize or not min(declared, SMALLEST_BLOCK) <= block <= declared:
+        raise CometError(f"{spec.path}: a chunk that is not zstd in Blosc as the format has it; the cache is damaged")
     try:
         raw = Blosc().decode(packed)
     except (RuntimeError, ValueError) as error:

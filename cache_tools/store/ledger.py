@@ -4,6 +4,7 @@ A shard exists when its record does. Records name arrays, never paths, so no rec
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from cache_tools.store.layout import (
     vocabulary_arrays,
 )
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
-from cache_tools.store.records import canonical, read_checked, sha256
+from cache_tools.store.records import canonical, inside, read_checked, sha256
 
 LEDGER = "ledger"
 SEAL = f"{LEDGER}/seal.json"
@@ -152,8 +153,8 @@ def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit:
 
     `limit` gives the largest file of each array. Raises CometError for a damaged record or one of another cache.
     """
-    path = root / shard_record_path(group, shard)
-    if not path.exists():
+    path = inside(root, shard_record_path(group, shard))
+    if not os.path.lexists(path):
         return None
     record = read_record(path, ("recipe_id", "group", "shard", "files", "numerics"))
     expected = {"recipe_id": recipe.recipe_id, "group": group, "shard": shard}
@@ -184,7 +185,7 @@ def is_short(value: Any) -> bool:
 
 def read_seal(root: Path, recipe: Recipe) -> Seal:
     """The seal of a cache, which must list exactly the files that its recipe demands. Raises CometError otherwise."""
-    path = root / SEAL
+    path = inside(root, SEAL)
     record = read_record(path, ("recipe_id", "files", "token_digests"))
     demand_recipe(record, recipe, path)
     limit = sealed_limits(recipe)
@@ -206,7 +207,7 @@ def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path) -> None
 
 def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
-    path = root / EXTENT
+    path = inside(root, EXTENT)
     record = read_record(path, ("recipe_id", "arrays", "shards"))
     demand_recipe(record, recipe, path)
     names, shards = record["arrays"], record["shards"]

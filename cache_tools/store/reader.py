@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
+from cache_tools.store.bounds import check_ranges, check_signals
 from cache_tools.store.layout import (
     TOKEN_ARRAYS,
     VOCABULARY,
@@ -18,7 +19,6 @@ from cache_tools.store.layout import (
     decode_chunk,
     group_arrays,
     max_file_bytes,
-    rows_with_map,
     vocabulary_arrays,
 )
 from cache_tools.store.ledger import (
@@ -39,7 +39,7 @@ from cache_tools.store.ledger import (
     token_digest,
 )
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
-from cache_tools.store.records import parse_json, read_bounded
+from cache_tools.store.records import inside, parse_json, read_bounded
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Cache:
         self.specs = {group: group_arrays(recipe, group) for group in GROUPS}
         self._records: dict[tuple[str, int], ShardRecord] = {}
         self._verified: set[Path] = set()
+        self._checked: dict[tuple[str, int], set[str]] = {}  # arrays of which every value was looked at
 
     def __repr__(self) -> str:
         return f"Cache({str(self.root)!r}, recipe_id={self.recipe.recipe_id[:12]!r})"
@@ -112,7 +113,7 @@ class Cache:
         arrays, files = {}, {}
         for name in TOKEN_ARRAYS:
             spec = self.specs[group][name]
-            data = read_bounded(self.root / spec.chunk_path(shard), max_file_bytes(spec))
+            data = read_bounded(inside(self.root, spec.chunk_path(shard)), max_file_bytes(spec))
             files[name] = file_record(data)
             arrays[name] = decode_chunk(spec, data, self.recipe.shard_rows(group, shard))
         if token_digest(arrays) != self.seal.token_digests[group][shard]:
@@ -125,8 +126,8 @@ class Cache:
     def read_shard(self, group: str, shard: int, names: Iterable[str] | None = None) -> dict[str, NDArray]:
         """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard.
 
-        Raises CometError when the shard is missing, a file does not match its record, or an id or position is out
-        of range, or a map is not where it should be.
+        Raises CometError when the shard is missing, a file does not match its record, or a value is none that may be
+        computed with (`bounds`).
         """
         record = self.record(group, shard)
         if record is None:
@@ -135,35 +136,15 @@ class Cache:
         arrays = {}
         for name in self.extent.arrays if names is None else names:
             spec = self.specs[group][name]
-            data = self._read_file(self.root / spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
+            data = self._read_file(spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
             arrays[name] = decode_chunk(spec, data, rows)
-        self.check_ranges(arrays, f"{self.root}: shard {group} {shard}")
+        where = f"{self.root}: shard {group} {shard}"
+        check_ranges(arrays, self.recipe, where)
+        checked = self._checked.setdefault((group, shard), set())
+        if "target_position" in arrays and not checked >= arrays.keys():
+            check_signals(arrays, where)
+            checked.update(arrays)
         return arrays
-
-    def check_ranges(self, arrays: dict[str, NDArray], where: str) -> None:
-        """Raises CometError for ids and positions that nobody may index by, and for maps where none belong."""
-        recipe = self.recipe
-        below = {
-            "input_ids": (0, recipe.vocab_size),
-            "length": (1, recipe.seq_len + 1),
-            "target_id": (-1, recipe.vocab_size),
-            "topk_id": (-1, recipe.vocab_size),
-            "sample_id": (-1, recipe.vocab_size),
-        }
-        for name, (low, high) in below.items():
-            if name in arrays and not (arrays[name].min() >= low and arrays[name].max() < high):
-                raise CometError(f"{where}: {name}: a value lies outside {low} to {high - 1}; the cache is damaged")
-        if "attention" in arrays:
-            has_map = rows_with_map(arrays["attention"])
-            if not np.array_equal(has_map, np.arange(len(has_map)) % recipe.attention_every == 0):
-                raise CometError(
-                    f"{where}: attention: expected maps of one row in {recipe.attention_every}, the first row's first; "
-                    "the cache is damaged"
-                )
-        if "target_position" in arrays and "length" in arrays:
-            position = arrays["target_position"]
-            if np.any((position != 65535) & (position >= arrays["length"][:, None])):
-                raise CometError(f"{where}: target_position: a target lies in the padding; the cache is damaged")
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -171,11 +152,16 @@ class Cache:
         arrays = {}
         for name, spec in vocabulary_arrays(self.recipe).items():
             path = spec.chunk_path(0)
-            data = self._read_file(self.root / path, self.seal.files[path], max_file_bytes(spec))
+            data = self._read_file(path, self.seal.files[path], max_file_bytes(spec))
             arrays[name] = decode_chunk(spec, data, spec.shape[0])
         ids = arrays["id"]
         if ids[0] < 0 or ids[-1] >= self.recipe.vocab_size or np.any(np.diff(ids) <= 0):
             raise CometError(f"{self.root}: vocabulary/id: expected ascending ids below {self.recipe.vocab_size}")
+        if arrays["count"].min() < 1:
+            raise CometError(f"{self.root}: vocabulary/count: expected at least 1 of each; the cache is damaged")
+        for name in ("embedding", "head_bias"):
+            if not np.isfinite(arrays[name]).all():
+                raise CometError(f"{self.root}: vocabulary/{name}: a value is not finite; the cache is damaged")
         return Vocabulary(**arrays)
 
     @cached_property
@@ -183,10 +169,11 @@ class Cache:
         """The folder of the tokenizer, its files checked against the seal."""
         for name in TOKENIZER_FILES:
             path = f"{TOKENIZER}/{name}"
-            self._read_file(self.root / path, self.seal.files[path], self.seal.files[path].size)
+            self._read_file(path, self.seal.files[path], self.seal.files[path].size)
         return self.root / TOKENIZER
 
-    def _read_file(self, path: Path, record: FileRecord, limit: int) -> bytes:
+    def _read_file(self, relative: str, record: FileRecord, limit: int) -> bytes:
+        path = inside(self.root, relative)
         data = read_bounded(path, limit)
         if path not in self._verified:
             if not record.matches(data):
@@ -219,8 +206,9 @@ def open_cache(path: str | Path) -> Cache:
         raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build it again or copy it again")
     seal = read_seal(root, recipe)
     for relative, record in seal.files.items():
-        if relative.endswith("zarr.json") and not record.matches(read_bounded(root / relative, MAX_ATTRIBUTES_BYTES)):
-            raise CometError(f"{root / relative}: not the sealed file; the cache is damaged")
+        path = inside(root, relative)
+        if relative.endswith("zarr.json") and not record.matches(read_bounded(path, MAX_ATTRIBUTES_BYTES)):
+            raise CometError(f"{path}: not the sealed file; the cache is damaged")
     for name in (*GROUPS, VOCABULARY):
         check_group(root, name)
     arrays = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]

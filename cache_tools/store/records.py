@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from cache_tools.errors import CometError
 
 MAX_RECORD_BYTES = 4 * 2**20
 """Room for the seal of 60,000 shards; what JSON of this size can become in memory is some 100 MB."""
+
+ONLY_FILES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no waiting for a pipe's writer
 
 
 def canonical(value: Any) -> bytes:
@@ -70,15 +73,32 @@ def read_checked(path: Path) -> dict[str, Any]:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The whole file, never more than `limit` bytes of it. Raises CometError when it is larger or unreadable."""
+    """The whole file, never more than `limit` bytes of it.
+
+    Raises CometError when it is larger or unreadable, or a link, a pipe or a device.
+    """
+    if path.is_symlink():
+        raise CometError(f"{path}: a link; a cache holds files only. Copy what it points to in its place")
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise CometError(f"{path}: a pipe or a device; a cache holds files only")
             data = file.read(limit + 1)
     except OSError as error:
         raise CometError(f"{path}: cannot be read ({error.strerror}); the cache is incomplete or damaged") from None
     if len(data) > limit:
         raise CometError(f"{path}: larger than the {limit} bytes it may have; the cache is damaged")
     return data
+
+
+def inside(root: Path, path: str) -> Path:
+    """A file of a cache, by its path in it. Raises CometError when a folder on the way is a link, which leads anywhere."""
+    folder = root
+    for name in path.split("/")[:-1]:
+        folder /= name
+        if folder.is_symlink():
+            raise CometError(f"{folder}: a link; a cache holds files only. Copy what it points to in its place")
+    return root / path
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -34,7 +34,7 @@ from cache_tools.store.ledger import (
 )
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import MAX_RECORD_BYTES, sync_folder, with_checksum, write_durably
+from cache_tools.store.records import MAX_RECORD_BYTES, inside, sync_folder, with_checksum, write_durably
 
 
 def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
@@ -60,7 +60,7 @@ def drop_shard(cache: Cache, group: str, shard: int) -> None:
             sync_folder(record.parent)
             for name, spec in cache.specs[group].items():
                 if name not in tokens:
-                    (cache.root / spec.chunk_path(shard)).unlink(missing_ok=True)
+                    inside(cache.root, spec.chunk_path(shard)).unlink(missing_ok=True)
     except OSError as error:
         raise CometError(f"{cache.root}: shard {group} {shard} cannot be dropped ({error.strerror})") from error
 
@@ -149,7 +149,7 @@ def commit_shard(
                     (staging / name).unlink()
                 return
             for name in teacher_arrays:
-                final = root / specs[name].chunk_path(shard)
+                final = inside(root, specs[name].chunk_path(shard))
                 final.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(staging / name, final)
                 sync_folder(final.parent)

@@ -7,7 +7,7 @@ import running
 from forging import chunk_path
 
 AGAINST = "train"
-REFUSED = "a file"
+REFUSED = "a pipe or a device"
 
 
 def attack(cache: Path) -> None:

@@ -7,7 +7,7 @@ import running
 from forging import TOKENIZER
 
 AGAINST = "tokenizer"
-REFUSED = "a file"
+REFUSED = "a pipe or a device"
 
 
 def attack(cache: Path) -> None:

@@ -6,7 +6,7 @@ import running
 from forging import chunk_path
 
 AGAINST = "train"
-REFUSED = "a file"
+REFUSED = "Is a directory"
 
 
 def attack(cache: Path) -> None:

@@ -6,7 +6,7 @@ import running
 from forging import change_header
 
 AGAINST = "train"
-REFUSED = "train/attention: a chunk"
+REFUSED = "train/attention: a chunk that is not zstd in Blosc as the format has it"
 
 
 def attack(cache: Path) -> None:

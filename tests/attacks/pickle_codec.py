@@ -12,8 +12,8 @@ REFUSED = "codecs: expected"
 
 
 def attack(cache: Path) -> None:
-    change_sealed(cache, ARRAY, lambda array: array.update(codecs=[{"name": "numcodecs.pickle", "configuration": {}}]))
     write_chunk(cache, "entropy", pickle.dumps(Payload(cache.parent)))
+    change_sealed(cache, ARRAY, lambda array: array.update(codecs=[{"name": "numcodecs.pickle", "configuration": {}}]))
 
 
 if __name__ == "__main__":

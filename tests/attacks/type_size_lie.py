@@ -6,7 +6,7 @@ import running
 from forging import change_header
 
 AGAINST = "train"
-REFUSED = "train/sample_id: a chunk"
+REFUSED = "train/sample_id: a chunk that is not zstd in Blosc as the format has it"
 
 
 def attack(cache: Path) -> None:

@@ -72,6 +72,8 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
         shape = (rows, *spec.chunk[1:])
         if spec.dtype.kind == "f":
             arrays[name] = -generator.exponential(3.0, shape).astype(spec.dtype)
+        elif name in ("topk_id", "sample_id"):
+            arrays[name] = generator.random((*shape[:-1], recipe.vocab_size)).argsort(-1)[..., : shape[-1]].astype("i4")
         else:
             arrays[name] = generator.integers(0, recipe.vocab_size, shape).astype(spec.dtype)
     arrays["length"] = generator.integers(9, recipe.seq_len + 1, rows).astype(np.uint16)
@@ -82,11 +84,13 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     arrays["target_position"][unused], arrays["target_id"][unused] = UNUSED_POSITION, UNUSED_ID
     if recipe.attention_layers:
         arrays["attention"][np.arange(rows) % recipe.attention_every > 0] = NO_CODE
-    kept, values, tail = ("topk_id", "topk_logprob", "tail_logmass_seen")
+    kept, values = ("topk_id", "topk_logprob")
     if recipe.keep == "threshold":
-        kept, values, tail = ("sample_id", "sample_logweight", "sample_logweight")
+        kept, values = ("sample_id", "sample_logweight")
+        arrays[kept][0, 0, 0, -1], arrays[values][0, 0, 0, -1] = UNUSED_ID, -np.inf
+    else:
+        arrays["tail_logmass_seen"][0, 0, 0] = -np.inf
     arrays[kept][unused], arrays[values][unused] = UNUSED_ID, np.nan
-    arrays[tail][0, 0, 0] = -np.inf
     return arrays
 
 

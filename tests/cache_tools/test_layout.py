@@ -252,3 +252,15 @@ def test_a_shard_too_large_for_one_chunk_names_the_option() -> None:
     with pytest.raises(CometError, match="use fewer --rows-per-shard") as caught:
         group_arrays(recipe, "train")
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(0, 3), (1, 2), (2, 0b1001_0101), (2, 0b0011_0001), (2, 0b1001_0000), (3, 2), (8, 0), (9, 16)]
+)
+def test_a_blosc_header_that_the_format_never_writes_is_not_decompressed(at: int, value: int) -> None:
+    """Versions, bit shuffle, another compressor, no shuffle, item size, blocks of no or of more than all bytes."""
+    spec = SPECS["topk_id"]  # 4 × 3 × 4 int32 = 192 bytes
+    packed = bytearray(encode_chunk(spec, random_rows(spec, 4))[:-4])
+    packed[at] = value
+    with pytest.raises(CometError, match=r"^train/topk_id: a chunk that is not zstd in Blosc as the format has it; "):
+        decode_chunk(spec, with_crc(bytes(packed)), 4)
