@@ -55,10 +55,10 @@ def quiet_libraries() -> None:
 
 
 def visible(text: str) -> str:
-    """The text with a sign for every control character: what a cache says must not drive the terminal."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    """The text with every control character as its escape (\\x1b): what a cache says must not drive the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def printable(value: object) -> str:
     """One short line: numbers with separators, no control characters."""
-    return visible(f"{value:,}" if isinstance(value, int) else str(value))[:LONGEST]
+    return visible((f"{value:,}" if isinstance(value, int) else str(value))[:LONGEST])

@@ -185,12 +185,16 @@ def check_group(root: Path, name: str) -> None:
 
 
 def check_metadata(file: Path, expected: dict[str, Any]) -> None:
-    """Raises CometError unless the file says what is expected; what Zarr versions may leave out must be empty."""
-    found = parse_json(read_bounded(file, MAX_METADATA_BYTES), str(file))
+    """Raises CometError unless the file says what is expected."""
+    compare_metadata(parse_json(read_bounded(file, MAX_METADATA_BYTES), str(file)), expected, file)
+
+
+def compare_metadata(found: dict[str, Any], expected: dict[str, Any], file: Path) -> None:
+    """Raises CometError unless metadata is what is expected; what Zarr versions may leave out must be empty."""
     for name in expected | found:
         mine, theirs = expected.get(name), found.get(name)
         if (mine or theirs) and canonical(mine) != canonical(theirs):
-            raise CometError(f"{file}: {name}: expected {mine}, found {str(theirs)[:200]}")
+            raise CometError(f"{file}: {name[:80]}: expected {str(mine)[:400]}, found {str(theirs)[:200]}")
 
 
 def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:

@@ -16,6 +16,7 @@ from cache_tools.store.layout import (
     VOCABULARY,
     check_array,
     check_group,
+    compare_metadata,
     decode_chunk,
     group_arrays,
     max_file_bytes,
@@ -38,6 +39,7 @@ from cache_tools.store.ledger import (
     read_shard_record,
     token_digest,
 )
+from cache_tools.store.provenance import check_provenance
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import inside, parse_json, read_bounded
 
@@ -195,13 +197,18 @@ def open_cache(path: str | Path) -> Cache:
         raise CometError(f"{root}: no such cache; expected a folder that `comet-cache build` made", exit_code=2)
     if not (root / "zarr.json").is_file():
         raise CometError(f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made")
-    attributes = parse_json(read_bounded(root / "zarr.json", MAX_ATTRIBUTES_BYTES), str(root / "zarr.json"))
-    comet = attributes.get("attributes", {}).get("comet") if isinstance(attributes.get("attributes"), dict) else None
-    if not isinstance(comet, dict) or not all(
-        isinstance(comet.get(name), dict) for name in ("recipe", "provenance", "settings")
-    ):
+    file = root / "zarr.json"
+    found = parse_json(read_bounded(file, MAX_ATTRIBUTES_BYTES), str(file))
+    attributes = found.get("attributes")
+    comet = attributes.get("comet") if isinstance(attributes, dict) else None
+    if not isinstance(comet, dict) or not isinstance(comet.get("recipe"), dict):
         raise CometError(f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe")
     recipe = parse_recipe(comet["recipe"], str(root))
+    if comet.get("recipe_id") != recipe.recipe_id:
+        raise CometError(f"{file}: recipe_id: expected {recipe.recipe_id}, found {str(comet.get('recipe_id'))[:80]!r}")
+    check_provenance(comet.get("provenance"), comet.get("settings"), str(file))
+    expected = {name: comet.get(name) for name in ("recipe", "recipe_id", "provenance", "settings")}
+    compare_metadata(found, {"zarr_format": 3, "node_type": "group", "attributes": {"comet": expected}}, file)
     if not (root / SEAL).is_file() or not (root / EXTENT).is_file():
         raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build it again or copy it again")
     seal = read_seal(root, recipe)

@@ -122,7 +122,9 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
         demand(type(found) is int and low <= found <= high, name, f"a whole number from {low} to {high}")
     for name in ("teacher_sha256", "tokenizer_sha256", "tokens_sha256", "seen_sha256"):
         demand(is_digest(value[name]), name, "64 hexadecimal digits")
-    demand(isinstance(value["teacher_architecture"], str), "teacher_architecture", "a name")
+    architecture = value["teacher_architecture"]
+    named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
+    demand(named, "teacher_architecture", "the name of a class")
     demand(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
     demand(value["keep"] in KEEP_RULES, "keep", " or ".join(KEEP_RULES))
     demand(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")

@@ -12,7 +12,7 @@ REFUSED = "target_position: a target lies in the padding"
 
 def attack(cache: Path) -> None:
     def change(array: NDArray) -> None:
-        array[0, 1] = 15
+        array[0, 1] = 16
 
     change_array(cache, "target_position", change)
 

@@ -70,7 +70,7 @@ def test_the_dry_run_estimates_and_leaves_nothing(
 
 
 def test_what_a_cache_says_cannot_drive_the_terminal() -> None:
-    assert printable("red\x1b[31m\nline\x00\u202e") == "red�[31m�line��"
+    assert printable("red\x1b[31m\nline\x00\u202e") == r"red\x1b[31m\nline\x00\u202e"
 
 
 def test_language_codes_and_their_synonyms() -> None:

@@ -70,7 +70,7 @@ def test_whole_numbers_are_bounded(name: str) -> None:
     ("name", "wrong", "expected"),
     [
         *[(name, value, "64 hexadecimal digits") for name in DIGESTS for value in ("a" * 63, "A" * 64, "g" * 64, 7)],
-        ("teacher_architecture", 7, "a name"),
+        ("teacher_architecture", 7, "the name of a class"),
         ("pooling", "max", "'head-mean, query-mean, key-sum over valid tokens'"),
         ("keep", "all", "topk or threshold"),
         ("keep", ["topk"], "topk or threshold"),

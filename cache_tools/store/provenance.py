@@ -1,0 +1,47 @@
+"""What a cache says of where it comes from, beside its recipe. It proves nothing, but programs count with it."""
+
+from typing import Any
+
+from cache_tools.errors import CometError
+
+TEXTS = ("language", "language_name", "teacher", "teacher_revision", "teacher_licence")
+COUNTS = ("text_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
+SOURCES = ("text", "excluded")
+SOURCE_TEXTS = ("name", "revision", "licence")
+OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")
+DTYPES = ("float32", "bfloat16", "float16")
+LARGEST_BATCH = 2**20
+
+
+def check_provenance(provenance: Any, settings: Any, where: str) -> None:
+    """Raises CometError naming `where` and the field, for a value of another type than a build writes. All may be absent
+    or null, but for the counts that go with what was excluded."""
+
+    def demand(ok: bool, name: str, expected: str, found: Any) -> None:
+        if not ok:
+            raise CometError(f"{where}: provenance: {name}: expected {expected}, found {str(found)[:80]!r}")
+
+    for name, value in (("provenance", provenance), ("settings", settings)):
+        demand(isinstance(value, dict), name, "an object", value)
+    for name in TEXTS:
+        demand(is_text(provenance.get(name)), name, "a text", provenance.get(name))
+    for name in COUNTS:
+        demand(provenance.get(name) is None or is_count(provenance[name]), name, "a count", provenance.get(name))
+    for name in SOURCES:
+        sources = provenance.get(name, [])
+        ok = isinstance(sources, list) and all(isinstance(source, dict) for source in sources)
+        ok = ok and all(is_text(source.get(field)) for source in sources for field in SOURCE_TEXTS)
+        demand(ok, name, "a list of named sources", sources)
+    for name in OF_EXCLUSION if provenance.get("excluded") else ():
+        demand(is_count(provenance.get(name)), name, "a count", provenance.get(name))
+    demand(settings.get("dtype") in (None, *DTYPES), "dtype", " or ".join(DTYPES), settings.get("dtype"))
+    batch = settings.get("batch_size")
+    demand(batch is None or (is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
+
+
+def is_text(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
