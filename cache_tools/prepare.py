@@ -30,9 +30,10 @@ from cache_tools.rows import (
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.claim import claimed_folder
 from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, widest_embedding
-from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import sync_folder
+from cache_tools.store.records import read_bounded, sync_folder
+from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_device, choose_dtype
 from cache_tools.teacher.identity import identity
@@ -53,17 +54,18 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
     evaluation = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
+        root = work / "cache"
+        root.mkdir()
+        save_tokenizer(tokenizer, root / TOKENIZER)
+        check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(settings, sources, evaluation, tokenizer, work)
         made_from = provenance(settings, sources, evaluation, spool)
         if evaluation:
             tqdm.write(f"left out {left_out(made_from)}")
-        root = work / "cache"
-        root.mkdir()
         rows = pack_groups(settings, spool, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
         recipe = make_recipe(settings, teacher, tokenizer, rows, masking)
         digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
-        save_tokenizer(tokenizer, root / TOKENIZER)
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
@@ -201,6 +203,16 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in TOKENIZER_FILES:
             path.unlink()
+
+
+def check_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Raises CometError for a tokenizer that readers of the cache would refuse."""
+    pieces, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
+    try:
+        parse_tokenizer(pieces, vocab_size, TOKENIZER_FILES[0])
+        parse_tokenizer_config(config, TOKENIZER_FILES[1])
+    except CometError as error:
+        raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
 
 
 def provenance(

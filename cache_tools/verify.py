@@ -22,6 +22,7 @@ from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, shard_record
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
+from cache_tools.store.tokenizer import parse_tokenizer
 from cache_tools.values import Arrays, shard_errors, unmasked, vocabulary_errors
 
 if TYPE_CHECKING:  # it needs torch, which reading does not
@@ -200,7 +201,9 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
 
     path = f"{TOKENIZER}/tokenizer.json"
     try:
-        found = backend_sha256(read_backend(read_bounded(inside(cache.root, path), cache.seal.files[path].size), path))
+        data = read_bounded(inside(cache.root, path), cache.seal.files[path].size)
+        parse_tokenizer(data, cache.recipe.vocab_size, path)
+        found = backend_sha256(read_backend(data, path))
     except CometError as error:
         yield f"{cache.root}: {error}"
         return

@@ -11,22 +11,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from cache_tools.errors import CometError
-from cache_tools.store.ledger import TOKENIZER_FILES
+from cache_tools.store.ledger import max_tokenizer_bytes
 from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import Recipe
+from cache_tools.store.recipe import INTEGER_BOUNDS, Recipe
+from cache_tools.store.records import read_bounded
+from cache_tools.store.tokenizer import ROLES, parse_tokenizer, parse_tokenizer_config
 from comet.data import Shard, collate
 from comet.losses import condition_on_seen
 
+CONFIG = "tokenizer_config.json"
+MAX_CONFIG_BYTES = 2**20
+MOST_PIECES = INTEGER_BOUNDS["vocab_size"][1]
 CONTINUATION = "##"  # how WordPiece marks a piece inside a word
 
 
@@ -93,8 +98,14 @@ def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
 
 
 def read_tokenizer(cache: Cache) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((cache.tokenizer_folder / "tokenizer.json").read_text(encoding="utf-8"))
-    return state
+    return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
+
+
+def read_tokenizer_file(folder: Path, vocab_size: int) -> tuple[bytes, dict[str, Any]]:
+    """A tokenizer.json as bytes and as what they say. Raises CometError as `parse_tokenizer` does."""
+    file = folder / "tokenizer.json"
+    data = read_bounded(file, max_tokenizer_bytes(vocab_size))
+    return data, parse_tokenizer(data, vocab_size, str(file))
 
 
 def model_pieces(state: dict[str, Any]) -> list[str]:
@@ -119,30 +130,57 @@ def least_likely(cache: Cache) -> list[int]:
 
 def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
     """An ordinary fast tokenizer for these ids. Raises CometError when a special token would not get its id."""
+    folder, recipe = cache.tokenizer_folder, cache.recipe
+    whole = load_tokenizer(folder, recipe.vocab_size)
+    expected = {"pad_token": recipe.pad_id, "mask_token": recipe.mask_id, "cls_token": recipe.bos_id}
+    for role, expected_id in (expected | {"sep_token": recipe.eos_id}).items():
+        if (found := whole.convert_tokens_to_ids(getattr(whole, role) or "")) != expected_id:
+            raise CometError(f"{folder}: {role}: expected id {expected_id}, found {found}; the cache is damaged")
     if not vocabulary.trimmed:
-        return load_tokenizer(cache.tokenizer_folder)
-    with TemporaryDirectory(prefix="comet-tokenizer-") as folder:
-        state, config = (
-            json.loads((cache.tokenizer_folder / name).read_text(encoding="utf-8")) for name in TOKENIZER_FILES
-        )
-        config.pop("added_tokens_decoder", None)  # ids of the teacher's
-        files = (trimmed_state(state, vocabulary.student_id.tolist()), config)
-        for name, content in zip(TOKENIZER_FILES, files, strict=True):
-            Path(folder, name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-        tokenizer = load_tokenizer(Path(folder))
-    whole = load_tokenizer(cache.tokenizer_folder)
+        return whole
+    settings = parse_tokenizer_config(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
+    state = trimmed_state(read_tokenizer(cache), vocabulary.student_id.tolist())
+    tokenizer = build_tokenizer(json.dumps(state, ensure_ascii=False).encode(), settings, len(vocabulary), str(folder))
     for token in whole.all_special_tokens:
-        expected = int(vocabulary.student_id[whole.convert_tokens_to_ids(token)])
-        if (found := tokenizer.convert_tokens_to_ids(token)) != expected:
+        student_id = int(vocabulary.student_id[whole.convert_tokens_to_ids(token)])
+        if (found := tokenizer.convert_tokens_to_ids(token)) != student_id:
             raise CometError(
-                f"--vocabulary trimmed: {token} would get id {found} instead of {expected}; this tokenizer cannot be "
+                f"--vocabulary trimmed: {token} would get id {found} instead of {student_id}; this tokenizer cannot be "
                 "trimmed, use --vocabulary full"
             )
     return tokenizer
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+def load_tokenizer(folder: Path, vocab_size: int = MOST_PIECES) -> PreTrainedTokenizerBase:
+    """A fast tokenizer of at most `vocab_size` pieces from the two files in a folder, and from nothing else there.
+
+    Raises CometError as `parse_tokenizer`, `parse_tokenizer_config` and `build_tokenizer` do.
+    """
+    settings = parse_tokenizer_config(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
+    data, _ = read_tokenizer_file(folder, vocab_size)
+    return build_tokenizer(data, settings, vocab_size, str(folder))
+
+
+def build_tokenizer(data: bytes, settings: dict[str, Any], vocab_size: int, where: str) -> PreTrainedTokenizerBase:
+    """A fast tokenizer from a checked tokenizer.json and `parse_tokenizer_config`'s settings. No class is looked up.
+
+    Raises CometError when the library cannot read it, a special token is no piece, or an id is `vocab_size` or more.
+    """
+    try:
+        backend = Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library's panics are no Exception
+        raise CometError(f"{where}: tokenizer.json: not a tokenizer ({error}); the cache is damaged") from None
+    for role in ROLES:
+        if role in settings and backend.token_to_id(settings[role]) is None:
+            raise CometError(f"{where}: {role}: expected a piece, found {settings[role][:80]!r}; the cache is damaged")
+    backend.no_truncation()
+    backend.no_padding()
+    tokenizer = TokenizersBackend(tokenizer_object=backend, **settings)
+    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= vocab_size:
+        raise CometError(f"{where}: a piece has id {largest}, expected ids below {vocab_size}; the cache is damaged")
+    return tokenizer
 
 
 def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
@@ -154,10 +192,11 @@ def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any
     model = dict(state["model"])
     if model["type"] == "Unigram":
         model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if student_id[i] >= 0]
-        model["unk_id"] = student_id[model["unk_id"]]
+        model["unk_id"] = None if model.get("unk_id") is None else student_id[model["unk_id"]]
     else:
         model["vocab"] = {piece: student_id[i] for piece, i in model["vocab"].items() if student_id[i] >= 0}
-    added = [t | {"id": student_id[t["id"]]} for t in state["added_tokens"] if student_id[t["id"]] >= 0]
+    kept = [token for token in state.get("added_tokens", []) if student_id[token["id"]] >= 0]
+    added = [token | {"id": student_id[token["id"]]} for token in kept]
     processor = state.get("post_processor")
     if processor and "special_tokens" in processor:
         tokens = {name: t | {"ids": moved(t["ids"])} for name, t in processor["special_tokens"].items()}

@@ -1,6 +1,6 @@
 """What must hold before anyone computes with the values of a shard. Pure functions on arrays; values.py has the rest.
 
-`check_ranges` keeps every index inside what it indexes; `check_signals` keeps every number finite and every token single.
+`check_ranges` keeps every index inside what it indexes, `check_signals` every number finite and every token single.
 """
 
 import numpy as np

@@ -126,8 +126,12 @@ def sealed_limits(recipe: Recipe) -> dict[str, int]:
         | {f"{name}/zarr.json": MAX_METADATA_BYTES for name in (*GROUPS, VOCABULARY)}
         | {f"{spec.path}/zarr.json": MAX_METADATA_BYTES for spec in specs + vocabulary}
         | {spec.chunk_path(0): max_file_bytes(spec) for spec in vocabulary}
-        | {f"{TOKENIZER}/{name}": 2**20 + 256 * recipe.vocab_size for name in TOKENIZER_FILES}
+        | {f"{TOKENIZER}/{name}": max_tokenizer_bytes(recipe.vocab_size) for name in TOKENIZER_FILES}
     )
+
+
+def max_tokenizer_bytes(vocab_size: int) -> int:
+    return 2**20 + 256 * vocab_size
 
 
 def shard_record_path(group: str, shard: int) -> str:

@@ -14,8 +14,8 @@ LARGEST_BATCH = 2**20
 
 
 def check_provenance(provenance: Any, settings: Any, where: str) -> None:
-    """Raises CometError naming `where` and the field, for a value of another type than a build writes. All may be absent
-    or null, but for the counts that go with what was excluded."""
+    """Raises CometError, naming the field, for a value of another type than a build writes. All may be absent or null,
+    but for the counts that go with what was excluded."""
 
     def demand(ok: bool, name: str, expected: str, found: Any) -> None:
         if not ok:

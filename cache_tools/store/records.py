@@ -92,7 +92,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def inside(root: Path, path: str) -> Path:
-    """A file of a cache, by its path in it. Raises CometError when a folder on the way is a link, which leads anywhere."""
+    """A file of a cache, by its path in it. Raises CometError when a folder on the way is a link: it leads anywhere."""
     folder = root
     for name in path.split("/")[:-1]:
         folder /= name

@@ -249,4 +249,6 @@ class FakeCache:
         self.tokenizer_folder = folder
         self.vocabulary = SimpleNamespace(id=seen)
         special = tuple(tokenizer.all_special_ids)  # type: ignore[attr-defined]
-        self.recipe = SimpleNamespace(special_ids=special, vocab_size=250_002)
+        self.recipe = SimpleNamespace(
+            special_ids=special, vocab_size=250_002, bos_id=0, pad_id=1, eos_id=2, mask_id=250_001
+        )

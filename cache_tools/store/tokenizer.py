@@ -1,0 +1,152 @@
+"""What a cache's tokenizer may hold: data that a fast tokenizer is built from, whatever its origin.
+
+Checked on the JSON, before a library sees it: what compiles a regular expression or makes room for an id does so while
+it loads. A text may be made longer by a bounded factor only, and no code is named.
+"""
+
+import base64
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from cache_tools.errors import CometError
+from cache_tools.store.records import parse_json
+
+ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAMING_CODE = ("auto_map", "custom_pipelines", "chat_template")
+MAX_DEPTH = 16
+MAX_STEPS = 64  # entries of a list of normalisers, of a template, …
+MAX_GROWTH = 1024  # how much longer replacements may make a text, one after the other
+MAX_BYTE_LEVELS = 3  # one each to cut, to finish and to decode; each may double a text
+
+SIMPLE_REGEX = re.compile(
+    r"""(?: (?: \\[pP]\{\w{1,20}\} | \\. | \[(?:\\.|[^\[\]\\])+\] | [^\\()\[\]{}*+?|] )  # one character of some kind
+        (?: [*+?] | \{\d{1,2}(?:,\d{0,2})?\} )?  # how often
+      | \| )*""",
+    re.VERBOSE | re.DOTALL,
+)
+"""No groups, so that nothing repeated is repeated: matching takes no more steps than a power of the text's length."""
+UNBOUNDED = re.compile(r"(?<!\\)[*+]|,\}")
+MAX_UNBOUNDED = 3  # this power
+LONGEST_REGEX = 200
+
+Json = dict[str, Any]
+
+
+def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
+    """A tokenizer.json, whose ids are all below `vocab_size`. Raises CometError naming `where` and what is wrong."""
+    state = parse_json(data, where)
+    model, added = state.get("model"), state.get("added_tokens", [])
+    if not isinstance(model, dict) or not isinstance(model.get("type"), str):
+        raise CometError(f"{where}: expected a model with a type, found {str(model)[:80]!r}")
+    if not isinstance(added, list) or not all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added):
+        raise CometError(f"{where}: added_tokens: expected a list of tokens, found {str(added)[:80]!r}")
+    pieces = list(model_ids(model, where))
+    for name, ids in (("model", pieces), ("added_tokens", [token.get("id") for token in added])):
+        if not all(type(i) is int and 0 <= i < vocab_size for i in ids) or len(set(ids)) != len(ids):
+            raise CometError(f"{where}: {name}: expected different ids below {vocab_size}, found others")
+    unknown = model.get("unk_id")
+    if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(pieces)):
+        raise CometError(f"{where}: unk_id: expected an id below {len(pieces)}, found {str(unknown)[:80]!r}")
+    parts = [part for name in state if name not in ("model", "added_tokens") for part in parts_of(state[name], where)]
+    check_parts(parts, where)
+    for part in parts:
+        template = part.get("ids", [])
+        named = [part[name][-1:] for name in ("sep", "cls") if isinstance(part.get(name), list)]
+        for ids in (template, *named):
+            if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab_size for i in ids):
+                raise CometError(f"{where}: post_processor: expected ids below {vocab_size}, found {str(ids)[:80]!r}")
+    return state
+
+
+def model_ids(model: Json, where: str) -> Iterator[Any]:
+    """The ids of a model's pieces."""
+    pieces = model.get("vocab")
+    if model["type"] == "Unigram":
+        if not isinstance(pieces, list) or not all(
+            isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) and type(p[1]) in (int, float) for p in pieces
+        ):
+            raise CometError(f"{where}: model: expected pieces with scores, found {str(pieces)[:80]!r}")
+        yield from range(len(pieces))
+    elif isinstance(pieces, dict):
+        yield from pieces.values()
+    else:
+        raise CometError(f"{where}: model: expected pieces with ids, found {str(pieces)[:80]!r}")
+
+
+def parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
+    """Every object in a value. Raises CometError for lists that are too long, and for what lies too deep."""
+    if depth > MAX_DEPTH:
+        raise CometError(f"{where}: nested deeper than {MAX_DEPTH}")
+    if isinstance(value, list) and len(value) > MAX_STEPS:
+        raise CometError(f"{where}: a list of {len(value)} entries beside the vocabulary, expected at most {MAX_STEPS}")
+    if isinstance(value, dict):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for part in inner:
+        yield from parts_of(part, where, depth + 1)
+
+
+def check_parts(parts: list[Json], where: str) -> None:
+    """Raises CometError for regular expressions that may take for ever, and for a text that grows beyond bounds."""
+    for part in parts:
+        if "Regex" in part and not is_simple(part["Regex"]):
+            raise CometError(
+                f"{where}: a regular expression that may take for ever, {str(part['Regex'])[:80]!r}; expected one "
+                f"without groups, and at most {MAX_UNBOUNDED} unbounded repetitions"
+            )
+        if part.get("precompiled_charsmap") is not None and not is_charsmap(part["precompiled_charsmap"]):
+            raise CometError(f"{where}: precompiled_charsmap: expected a table of characters, found other bytes")
+    inserted = [part[name] for part in parts for name in ("content", "prepend") if isinstance(part.get(name), str)]
+    growth = math.prod(max(1, len(text)) for text in inserted)
+    byte_levels = sum(part.get("type") == "ByteLevel" for part in parts)
+    if growth > MAX_GROWTH or byte_levels > MAX_BYTE_LEVELS:
+        raise CometError(f"{where}: replacements that may make a text more than {MAX_GROWTH} times longer")
+
+
+def is_simple(regex: Any) -> bool:
+    if not isinstance(regex, str) or len(regex) > LONGEST_REGEX:
+        return False
+    return SIMPLE_REGEX.fullmatch(regex) is not None and len(UNBOUNDED.findall(regex)) <= MAX_UNBOUNDED
+
+
+def is_charsmap(value: Any) -> bool:
+    """Whether this is a table of SentencePiece in base64: 4 bytes say how long its trie is, in units of 4 bytes."""
+    try:
+        table = base64.b64decode(value, validate=True)
+    except (TypeError, ValueError):
+        return False
+    size = int.from_bytes(table[:4], "little")
+    return len(table) >= 4 and size % 4 == 0 and size <= len(table) - 4
+
+
+def parse_tokenizer_config(data: bytes, where: str) -> Json:
+    """Of a tokenizer_config.json the special tokens as texts, by role, and the longest text, `model_max_length`.
+
+    Everything else says how a class would be set up, and no class is looked up by a name in a file.
+    Raises CometError where code is named, and for special tokens that are no texts.
+    """
+    config = parse_json(data, where)
+    for name in NAMING_CODE:
+        if config.get(name):
+            raise CometError(
+                f"{where}: {name}: a tokenizer of a cache may name no code; the cache is not to be trusted"
+            )
+    named = config.get("tokenizer_class")
+    if named is not None and not (isinstance(named, str) and named.isidentifier()):
+        raise CometError(f"{where}: tokenizer_class: expected the name of a class of transformers, found {named!r:.80}")
+    found: Json = {}
+    for role in ROLES:
+        token = config.get(role)
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
+            raise CometError(f"{where}: {role}: expected a text, found {str(token)[:80]!r}")
+        if text is not None:
+            found[role] = text
+    longest = config.get("model_max_length")
+    if longest is not None:
+        if type(longest) not in (int, float) or not longest > 0:
+            raise CometError(f"{where}: model_max_length: expected a number of tokens, found {str(longest)[:80]!r}")
+        found["model_max_length"] = longest
+    return found
