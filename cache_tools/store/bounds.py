@@ -71,7 +71,7 @@ def check_signals(arrays: Arrays, where: str) -> None:
         wrong["topk_logprob"] = ~is_logprob(arrays["topk_logprob"]).all(-1)
     for name in ("tail_logmass", "tail_logmass_seen"):
         if name in arrays:
-            wrong[name] = ~(arrays[name] < np.inf)  # −∞ where nothing is left
+            wrong[name] = np.isnan(arrays[name]) | (arrays[name] == np.inf)  # −∞ where nothing is left
     if "sample_id" in arrays:
         wrong["sample_id"] = repeated(arrays["sample_id"])
     if "sample_logweight" in arrays:
