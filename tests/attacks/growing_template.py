@@ -1,4 +1,4 @@
-"""A template that puts a million special tokens around every text."""
+"""A template that puts twenty thousand special tokens around every text."""
 
 from pathlib import Path
 from typing import Any

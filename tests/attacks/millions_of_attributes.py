@@ -3,14 +3,15 @@
 from pathlib import Path
 
 import running
-from forging import ARRAY, change_sealed
+from forging import ARRAY, write_sealed
 
 AGAINST = "info"
 REFUSED = "a size up to 65536"
 
 
 def attack(cache: Path) -> None:
-    change_sealed(cache, ARRAY, lambda array: array.update(attributes={str(n): n for n in range(2_000_000)}))
+    attributes = b",".join(b'"%d":0' % number for number in range(2_000_000))
+    write_sealed(cache, ARRAY, b'{"attributes":{' + attributes + b"}}")
 
 
 if __name__ == "__main__":

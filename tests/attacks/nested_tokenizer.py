@@ -1,4 +1,4 @@
-"""Normalisers within normalisers, a hundred thousand deep."""
+"""Normalisers within normalisers, twenty thousand deep."""
 
 from pathlib import Path
 
