@@ -3,6 +3,8 @@
 `check_ranges` keeps every index inside what it indexes, `check_signals` every number finite and every token single.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,7 @@ from cache_tools.store.layout import rows_with_map
 from cache_tools.store.recipe import Recipe
 
 ABOVE_ONE = 2e-3  # what the logarithm of a probability may exceed 0 by, since it was rounded
+MINUS_INFINITY = 0xFC00  # float16's bits
 
 Arrays = dict[str, NDArray]
 
@@ -58,50 +61,61 @@ def check_signals(arrays: Arrays, where: str) -> None:
     """Raises CometError where a target stands twice or lacks its token, where a token counts twice, and for numbers
     that no loss may be made of: NaN, infinities, probabilities above 1. `arrays` hold target_position, and of the
     others those that are to be looked at."""
+    used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
+    for name, wrong in wrong_values(arrays, used):
+        # counted, since in a sound shard all there is lies in the few slots without a target
+        if np.count_nonzero(wrong) != np.count_nonzero(wrong[~used]):
+            at_target = wrong & used.reshape(used.shape + (1,) * (wrong.ndim - 2))
+            row, slot = (int(index) for index in np.argwhere(at_target)[0][:2])
+            raise CometError(f"{where}: {name}: {EXPECTED[name]} at row {row}, target {slot}; the cache is damaged")
+
+
+def wrong_values(arrays: Arrays, used: NDArray[np.bool_]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Of each array [R, M, …] where it is wrong, if there is a target."""
     position = arrays["target_position"]
-    used = position != UNUSED_POSITION  # [R, M]
-    wrong: dict[str, NDArray[np.bool_]] = {}  # of each array: [R, M] or [R, M, n_T]
-    rising = (position[:, 1:] > position[:, :-1]) | ~used[:, 1:]
-    wrong["target_position"] = np.pad(~rising, ((0, 0), (1, 0)))
+    yield "target_position", np.pad((position[:, 1:] <= position[:, :-1]) & used[:, 1:], ((0, 0), (1, 0)))
     if "target_id" in arrays:
-        wrong["target_id"] = arrays["target_id"] == UNUSED_ID
+        yield "target_id", arrays["target_id"] == UNUSED_ID
     if "topk_id" in arrays:
-        wrong["topk_id"] = (arrays["topk_id"] == UNUSED_ID).any(-1) | repeated(arrays["topk_id"])
+        yield "topk_id", arrays["topk_id"] == UNUSED_ID
+        yield "topk_id", repetitions(arrays["topk_id"])
     if "topk_logprob" in arrays:
-        wrong["topk_logprob"] = ~is_logprob(arrays["topk_logprob"]).all(-1)
+        yield "topk_logprob", ~is_logprob(arrays["topk_logprob"])
     for name in ("tail_logmass", "tail_logmass_seen"):
         if name in arrays:
-            wrong[name] = np.isnan(arrays[name]) | (arrays[name] == np.inf)  # −∞ where nothing is left
+            yield name, np.isnan(arrays[name]) | (arrays[name] == np.inf)  # −∞ where nothing is left
     if "sample_id" in arrays:
-        wrong["sample_id"] = repeated(arrays["sample_id"])
+        yield "sample_id", repetitions(arrays["sample_id"])
     if "sample_logweight" in arrays:
-        nothing = arrays["sample_logweight"] == -np.inf
-        wrong["sample_logweight"] = ~(is_logprob(arrays["sample_logweight"]) | nothing).all(-1)
+        nothing = arrays["sample_logweight"].view(np.uint16) == MINUS_INFINITY
+        yield "sample_logweight", ~(is_logprob(arrays["sample_logweight"]) | nothing)
         if "sample_id" in arrays:
-            wrong["sample_id"] |= ((arrays["sample_id"] == UNUSED_ID) != nothing).any(-1)
+            yield "sample_id", (arrays["sample_id"] == UNUSED_ID) != nothing
     for name in ("entropy", "entropy_seen"):
         if name in arrays:
-            wrong[name] = ~np.isfinite(arrays[name])
-    for name, found in wrong.items():
-        bad = found & used.reshape(used.shape + (1,) * (found.ndim - 2))
-        if bad.any():
-            row, slot = (int(index) for index in np.argwhere(bad)[0][:2])
-            raise CometError(f"{where}: {name}: {EXPECTED[name]} at row {row}, target {slot}; the cache is damaged")
+            yield name, ~np.isfinite(arrays[name])
 
 
 def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """[…] whether a token occurs twice among […, k], apart from −1."""
+    found: NDArray[np.bool_] = repetitions(ids).any(-1)
+    return found
+
+
+def repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """[…, k − 1] where among sorted ids one is that before it, apart from −1."""
     ranked = np.sort(ids, axis=-1)
-    found: NDArray[np.bool_] = ((ranked[..., 1:] == ranked[..., :-1]) & (ranked[..., 1:] >= 0)).any(-1)
+    found: NDArray[np.bool_] = ranked[..., 1:] == ranked[..., :-1]
+    found &= ranked[..., 1:] >= 0
     return found
 
 
 def is_logprob(values: NDArray[np.float16]) -> NDArray[np.bool_]:
     """Which values are finite and at most 0, but for rounding. On their bits, as numpy's own float16 is slow.
 
-    The sign is the highest bit; the others order numbers of one sign, −∞ being 0xFC00 and NaN above it.
+    The sign is the highest bit; the others order numbers of one sign, from 0 to ∞, and then NaN.
     """
     bits = values.view(np.uint16)
     most = np.float16(ABOVE_ONE).view(np.uint16)
-    found: NDArray[np.bool_] = (bits <= most) | ((bits >= 0x8000) & (bits < 0xFC00))
+    found: NDArray[np.bool_] = (bits <= most) | ((bits >= 0x8000) & (bits < MINUS_INFINITY))
     return found
