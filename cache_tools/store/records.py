@@ -13,6 +13,8 @@ from cache_tools.errors import CometError
 MAX_RECORD_BYTES = 4 * 2**20
 """Room for the seal of 60,000 shards; what JSON of this size can become in memory is some 100 MB."""
 
+MAX_DEPTH = 32  # far from what a parser can take, since what is parsed is also written and shown
+
 ONLY_FILES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no waiting for a pipe's writer
 
 
@@ -56,6 +58,12 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
         raise CometError(f"{what}: not a valid JSON record ({error}); the cache is damaged") from None
     if not isinstance(value, dict):
         raise CometError(f"{what}: expected a JSON object, found {type(value).__name__}; the cache is damaged")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        insides = (outer.values() if isinstance(outer, dict) else outer for outer in level)
+        level = [inner for inside in insides for inner in inside if isinstance(inner, dict | list)]
+    if level:
+        raise CometError(f"{what}: not a valid JSON record (nested deeper than {MAX_DEPTH}); the cache is damaged")
     return value
 
 

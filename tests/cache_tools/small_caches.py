@@ -141,10 +141,12 @@ def commit(
     assert not list(staging.iterdir())
 
 
-def make_cache(root: Path, recipe: Recipe | None = None, seed: int = 0) -> Shards:
+def make_cache(
+    root: Path, recipe: Recipe | None = None, seed: int = 0, attributes: dict[str, object] | None = None
+) -> Shards:
     """A complete cache at `root`. Returns what its shards hold."""
     recipe = recipe or small_recipe()
-    shards = prepare_cache(root, recipe, seed)
+    shards = prepare_cache(root, recipe, seed, attributes)
     for place, arrays in shards.items():
         commit(root, recipe, place, arrays)
     return shards
