@@ -24,9 +24,12 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/cache_tools"))
+sys.path += [str(Path(__file__).parents[1] / "tests" / part) for part in ("cache_tools", "attacks")]
 
 from builds import Ended, Running, build_arguments, digests
+from forging import sound_cache
+from hostile_json import changed, hostile_files, read_what_it_says
+from running import attacks, faults, hostile_cache, warm_process
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
@@ -211,12 +214,53 @@ def state_machine(folder: Path, runs: int) -> Result:
     return {"runs": runs, "differences": 0, "ok": True}
 
 
+def fuzz(folder: Path, inputs: int) -> Result:
+    """Random changes to what a cache says of itself; whatever is raised must be our own error."""
+    cache, drawn, refused, slowest, others = sound_cache(folder, "threshold"), random.Random(0), 0, 0.0, Counter[str]()
+    for _ in tqdm(range(inputs), "fuzz", disable=None):
+        kind, files = hostile_files(cache, drawn)
+        started = time.process_time()
+        with changed(cache, files):
+            try:
+                refused += read_what_it_says(cache) == "refused"
+            except Exception as error:
+                others[f"{kind}: {type(error).__name__}: {str(error)[:80]}"] += 1
+        slowest = max(slowest, time.process_time() - started)
+    return {
+        "inputs": inputs, "refused": refused, "understood": inputs - refused - others.total(), "others": dict(others),
+        "most seconds": round(slowest, 2), "ok": not others,
+    }  # fmt: skip
+
+
+def hostile(folder: Path) -> Result:
+    """Every attack of tests/attacks, against what it is meant for."""
+    every, succeeded, seconds, memory = attacks(), {}, dict[str, float](), dict[str, int]()
+    with warm_process(folder / "sound") as warm:
+        commands = {attack.AGAINST for attack in every.values()}
+        ordinary = {command: warm.run(command, warm.sound) for command in commands}
+        for name, attack in tqdm(every.items(), "hostile", disable=None):
+            outcome = warm.run(attack.AGAINST, hostile_cache(attack, folder / name))
+            if found := faults(attack, outcome, ordinary[attack.AGAINST]):
+                succeeded[name] = found
+            seconds[name] = outcome.seconds
+            memory[name] = max(outcome.peak_bytes - ordinary[attack.AGAINST].peak_bytes, 0)
+            shutil.rmtree(folder / name)
+    slowest, largest = max(seconds, key=lambda n: seconds[n]), max(memory, key=lambda n: memory[n])
+    return {
+        "attacks": len(every), "refused or harmless": len(every) - len(succeeded), "succeeded": succeeded,
+        "most seconds": [slowest, round(seconds[slowest], 2)],
+        "most MB above a sound cache": [largest, round(memory[largest] / 1e6)], "ok": not succeeded,
+    }  # fmt: skip
+
+
 PARTS: dict[str, Callable[[Path], Result]] = {
     "kills": partial(kills, trials=100),
     "bit flips": partial(damage, trials=1000, change=flip_bit),
     "files": partial(damage, trials=200, change=change_file),
     "full disk": partial(full_disk, points=20),
     "state machine": partial(state_machine, runs=500),
+    "fuzz": partial(fuzz, inputs=20_000),
+    "hostile": hostile,
 }
 
 

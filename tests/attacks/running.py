@@ -4,6 +4,7 @@ The warm process has everything imported, so time and memory are those of the wo
 in its cache and in the folder for temporary files, start no program, load no pickle and open no connection.
 """
 
+import importlib
 import json
 import os
 import resource
@@ -32,6 +33,7 @@ from comet.data import CacheRows, collate, require_compatible, shards_of
 from comet.distillation import choose_vocabulary
 from comet.vocabulary import student_tokenizer
 
+HELPERS = {"forging", "running", "payload", "test_attacks"}
 PATIENCE = 20.0  # seconds after which a process is taken for stuck
 MORE_MEMORY = 300 * 10**6  # bytes above those of a sound cache, and
 MOST_SECONDS = 2.0  # that an attack may cost
@@ -207,6 +209,13 @@ def faults(attack: ModuleType, outcome: Outcome, ordinary: Outcome) -> list[str]
         f"took {outcome.seconds:.1f} s": outcome.seconds > MOST_SECONDS,
     }
     return [fault for fault, so in found.items() if so]
+
+
+def attacks() -> dict[str, ModuleType]:
+    """Every attack by its name."""
+    here = Path(__file__).parent
+    names = sorted(path.stem for path in here.glob("*.py") if path.stem not in HELPERS)
+    return {name: importlib.import_module(name) for name in names}
 
 
 def hostile_cache(attack: ModuleType, folder: Path) -> Path:

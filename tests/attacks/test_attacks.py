@@ -1,29 +1,17 @@
 """Every hostile cache is refused in one line, at little cost, and does nothing. One file beside this for each."""
 
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from running import Outcome, Warm, faults, hostile_cache, warm_process
+from running import Outcome, Warm, attacks, faults, hostile_cache, warm_process
 
-HERE = Path(__file__).parent
-HELPERS = {"forging", "running", "payload", "test_attacks"}
-ATTACKS = sorted(path.stem for path in HERE.glob("*.py") if path.stem not in HELPERS)
+ATTACKS = attacks()
 
 
 def files_of(folder: Path) -> dict[Path, tuple[int, int, int]]:
     """Kind, size and time of the last change of everything under a folder, no link followed."""
     return {path: (s.st_mode, s.st_size, s.st_mtime_ns) for path in folder.rglob("*") for s in [path.lstat()]}
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +23,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
 @pytest.fixture(scope="module")
 def ordinary(warm: Warm) -> dict[str, Outcome]:
     """What each command does with a sound cache."""
-    commands = sorted({load(name).AGAINST for name in ATTACKS})
+    commands = sorted({attack.AGAINST for attack in ATTACKS.values()})
     return {command: warm.run(command, warm.sound) for command in commands}
 
 
@@ -47,7 +35,7 @@ def test_a_sound_cache_is_taken(ordinary: dict[str, Outcome]) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_fails(name: str, warm: Warm, ordinary: dict[str, Outcome], tmp_path: Path) -> None:
-    attack = load(name)
+    attack = ATTACKS[name]
     cache = hostile_cache(attack, tmp_path)
     around = files_of(tmp_path)
     outcome = warm.run(attack.AGAINST, cache)
@@ -57,6 +45,6 @@ def test_an_attack_fails(name: str, warm: Warm, ordinary: dict[str, Outcome], tm
 
 def test_every_attack_names_its_threat() -> None:
     assert len(ATTACKS) >= 42
-    threats = [(load(name).__doc__ or "") for name in ATTACKS]
+    threats = [attack.__doc__ or "" for attack in ATTACKS.values()]
     assert all(threat.count("\n") == 0 and len(threat) > 10 for threat in threats)
     assert len(set(threats)) == len(threats)
