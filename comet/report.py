@@ -1,5 +1,6 @@
 """What a person is told of a finished training."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
@@ -125,12 +126,19 @@ def licensed(name: object, licence: object) -> str:
     return f"{name} ({licence})" if licence else str(name)
 
 
+def as_markdown(text: object) -> str:
+    """One short line in which nothing is markup: what a cache says must not put links or programs into a card."""
+    return re.sub(r"([\\`\[\]<>*|!#&])", r"\\\1", printable(text))
+
+
 def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled) -> str:
     """The README.md of a student folder."""
     languages = [str(cache.provenance.get("language")) for cache in caches]
-    texts = sorted({licensed(s.get("name"), s.get("licence")) for c in caches for s in c.provenance.get("text", [])})
+    sources = [source for cache in caches for source in cache.provenance.get("text", [])]
+    texts = sorted({as_markdown(licensed(source.get("name"), source.get("licence"))) for source in sources})
     made_from = caches[0].provenance
-    teacher = licensed(f"`{made_from.get('teacher')}`", made_from.get("teacher_licence"))
+    name = printable(made_from.get("teacher")).replace("`", "'")
+    teacher = licensed(f"`{name}`", as_markdown(made_from.get("teacher_licence") or ""))
     after = result.after
     identities = "\n".join(f"  - `{cache.cache_id}` ({cache.root.name})" for cache in caches)
     return f"""---

@@ -4,7 +4,7 @@ from typing import Any
 
 from cache_tools.errors import CometError
 
-TEXTS = ("language", "language_name", "teacher", "teacher_revision", "teacher_licence")
+TEXTS = ("language_name", "teacher", "teacher_revision", "teacher_licence")
 COUNTS = ("text_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
 SOURCES = ("text", "excluded")
 SOURCE_TEXTS = ("name", "revision", "licence")
@@ -25,6 +25,9 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
         demand(isinstance(value, dict), name, "an object", value)
     for name in TEXTS:
         demand(is_text(provenance.get(name)), name, "a text", provenance.get(name))
+    code = provenance.get("language", "und")
+    is_code = isinstance(code, str) and 2 <= len(code) <= 3 and code.isascii() and code.isalpha()
+    demand(is_code, "language", "a code of two or three letters", code)
     for name in COUNTS:
         demand(provenance.get(name) is None or is_count(provenance[name]), name, "a count", provenance.get(name))
     for name in SOURCES:
