@@ -105,8 +105,7 @@ def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
 def repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """[…, k − 1] where among sorted ids one is that before it, apart from −1."""
     ranked = np.sort(ids, axis=-1)
-    found: NDArray[np.bool_] = ranked[..., 1:] == ranked[..., :-1]
-    found &= ranked[..., 1:] >= 0
+    found: NDArray[np.bool_] = (ranked[..., 1:] == ranked[..., :-1]) & (ranked[..., 1:] >= 0)
     return found
 
 

@@ -1,5 +1,6 @@
 """Every hostile cache is refused in one line, at little cost, and does nothing. One file beside this for each."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from running import Outcome, Warm, attacks, faults, hostile_cache, warm_process
 
 ATTACKS = attacks()
+ROOT = Path(__file__).parents[2]
 
 
 def files_of(folder: Path) -> dict[Path, tuple[int, int, int]]:
@@ -48,3 +50,11 @@ def test_every_attack_names_its_threat() -> None:
     threats = [attack.__doc__ or "" for attack in ATTACKS.values()]
     assert all(threat.count("\n") == 0 and len(threat) > 10 for threat in threats)
     assert len(set(threats)) == len(threats)
+
+
+def test_every_promise_names_tests_that_exist() -> None:
+    """SECURITY.md."""
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8"))
+    assert len(named) >= 15
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"

@@ -102,10 +102,10 @@ def hostile_files(cache: Path, drawn: random.Random) -> tuple[str, dict[str, byt
     if name == ROOT and drawn.random() < 0.8:
         comet = value["attributes"]["comet"]
         value = comet if drawn.random() < 0.2 else comet[drawn.choice(("recipe", "recipe", "provenance"))]
-    for _ in range(drawn.choice((1, 1, 1, 2, 5))):
-        if value:
-            change_structure(value, drawn)
     try:
+        for _ in range(drawn.choice((1, 1, 1, 2, 5))):
+            if value:
+                change_structure(value, drawn)
         if drawn.random() < 0.7:
             return f"structure of {name}, signed", signed(cache, name, whole)
         return f"structure of {name}", {name: json.dumps(whole).encode()}

@@ -217,6 +217,24 @@ def test_word_pieces_are_trimmed_and_bpe_is_refused() -> None:
     assert trimmed.token_to_id("##ed") is None
 
 
+def test_other_files_beside_a_tokenizer_are_not_read(narrow: Cache, tmp_path: Path) -> None:
+    """transformers would: they are in no ledger."""
+    root = Path(shutil.copytree(narrow.root, tmp_path / "kin.zarr"))
+    others = {
+        "added_tokens.json": {"evil": 3},
+        "special_tokens_map.json": {"mask_token": "evil"},
+        "config.json": {"model_type": "bert", "auto_map": {"AutoTokenizer": "evil.Evil"}},
+    }
+    for name, content in others.items():
+        (root / "tokenizer" / name).write_text(json.dumps(content))
+    (root / "tokenizer/chat_template.jinja").write_text("evil")
+    (root / "tokenizer/evil.py").write_text("raise SystemExit")
+    cache = open_cache(root)
+    tokenizer = student_tokenizer(cache, full_vocabulary(cache.recipe))
+    assert tokenizer.get_vocab() == load_tokenizer(narrow.tokenizer_folder).get_vocab()
+    assert (tokenizer.mask_token, tokenizer.chat_template, len(tokenizer)) == ("<mask>", None, 8000)
+
+
 def test_bpe_is_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comet.vocabulary.read_tokenizer", lambda _: {"model": {"type": "BPE", "vocab": {}}})
     with pytest.raises(CometError, match=r"--vocabulary trimmed: a BPE tokenizer builds its pieces from one another"):
