@@ -98,8 +98,7 @@ def wrong_values(arrays: Arrays, used: NDArray[np.bool_]) -> Iterator[tuple[str,
 
 def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """[…] whether a token occurs twice among […, k], apart from −1."""
-    found: NDArray[np.bool_] = repetitions(ids).any(-1)
-    return found
+    return np.asarray(repetitions(ids).any(-1))
 
 
 def repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
