@@ -99,6 +99,14 @@ def test_the_reference_is_that_of_the_docstrings() -> None:
     assert (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run python docs/api.py"
 
 
+@pytest.mark.parametrize("page", ["SECURITY.md", "cache_tools/store/FORMAT.md"])
+def test_every_test_that_a_promise_names_exists(page: str) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (REPOSITORY / page).read_text(encoding="utf-8"))
+    assert named
+    for path, name in named:
+        assert f"def {name}(" in (REPOSITORY / path).read_text(encoding="utf-8"), (path, name)
+
+
 OPTION = re.compile(r"(?<![\w-])--[a-z0-9][a-z0-9-]+")
 OTHERS = {"--nproc-per-node", "--dist", "--check", "--help"}
 """Of torchrun, pytest, ruff, and of every command."""
