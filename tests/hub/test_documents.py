@@ -12,6 +12,8 @@ from hub_clients import REPOSITORY, Clients
 from hub_data import card
 from hub_server import Hub
 
+from comet.student import PRESETS, count_parameters
+
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OURS = {
     "comet-cache": ("cache_tools", []),
@@ -105,6 +107,13 @@ def test_every_test_that_a_promise_names_exists(page: str) -> None:
     assert named
     for path, name in named:
         assert f"def {name}(" in (REPOSITORY / path).read_text(encoding="utf-8"), (path, name)
+
+
+def test_the_table_of_students_is_right() -> None:
+    for shape in PRESETS:
+        counts = [count_parameters(shape, vocab_size) for vocab_size in (250_002, 16_000)]
+        row = f"| `{shape.name}` | {shape.layers} × {shape.hidden} | {counts[0]:,} | {counts[1]:,} |"
+        assert row in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
 
 
 OPTION = re.compile(r"(?<![\w-])--[a-z0-9][a-z0-9-]+")
