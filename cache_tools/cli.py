@@ -9,6 +9,7 @@ import click
 
 from cache_tools.config import as_toml, config_option
 from cache_tools.errors import CometError
+from cache_tools.helptext import GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
 from cache_tools.terminal import one_line_errors, printable, quiet_libraries
@@ -42,7 +43,21 @@ def main() -> None:
     """
 
 
-@main.command()
+SECTIONS = {
+    "What": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
+    "Rows": ("seq_len", "views", "mask_prob", "seed"),
+    "What is kept": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
+    "How it runs": ("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "dry_run"),
+}
+EXAMPLES = (
+    "comet-cache build --lang kin --sample                      a first run, offline",
+    "comet-cache build --lang kin --text corpus.txt.xz --dry-run",
+    "comet-cache build --lang kin --text corpus.txt.xz --exclude afrisenti",
+    "comet-cache build --lang kin --max-hours 7.5               Wikipedia and web text, one night",
+)
+
+
+@main.command(cls=GroupedHelp, sections=SECTIONS, examples=EXAMPLES)
 @click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
 @click.option(
     "--teacher",

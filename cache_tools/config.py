@@ -20,7 +20,7 @@ config_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=lambda context, parameter, path: read_defaults(context, path),
-    help="TOML file of these options, such as top-k = 32; what the command line says wins.",
+    help="TOML file of these options, such as batch-size = 8; what the command line says wins.",
 )
 
 

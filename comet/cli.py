@@ -7,6 +7,7 @@ import click
 
 from cache_tools.config import TextOrTable, config_option
 from cache_tools.errors import CometError
+from cache_tools.helptext import GroupedHelp
 from cache_tools.terminal import one_line_errors, quiet_libraries
 
 
@@ -23,7 +24,25 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+SECTIONS = {
+    "What": ("paths", "output", "student", "vocabulary", "init"),
+    "What it learns": ("recipe", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
+    "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "settings"),
+}
+EXAMPLES = (
+    "comet-train --cache kin.zarr                               → kin-student, kin-student.html",
+    "comet-train --cache kin.zarr --vocabulary trimmed --output kin-small",
+    "comet-train --cache kin.zarr --cache swa.zarr --language-alpha 0.5",
+    "comet-train --cache kin.zarr --resume                      after a stop",
+)
+
+
+@click.command(
+    cls=GroupedHelp,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option("--cache", "paths", type=click.Path(path_type=Path), multiple=True, required=True,
               help="A cache that `comet-cache build` made. Repeatable: caches of one teacher.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")

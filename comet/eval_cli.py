@@ -5,12 +5,30 @@ from typing import Any
 
 import click
 
+from cache_tools.config import config_option
+from cache_tools.helptext import GroupedHelp
 from cache_tools.terminal import one_line_errors, quiet_libraries
 
 TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+SECTIONS = {
+    "What": ("models", "task", "language", "data"),
+    "Fine-tuning": ("seeds", "epochs", "batch_size", "learning_rate", "max_length", "device"),
+    "What is left": ("results", "output"),
+}
+EXAMPLES = (
+    "comet-eval --model Davlan/afro-xlmr-large --model kin-student --task afrisenti --lang kin",
+    "comet-eval --model kin-student --task masakhaner --lang kin --data masakhane-ner/data --output kin-names",
+)
+
+
+@click.command(
+    cls=GroupedHelp,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.option("--model", "models", multiple=True, required=True,
               help="Folder or hub name of a masked LM. Repeatable: the first is the reference.")  # fmt: skip
 @click.option("--task", required=True, help=f"{TASK_NAMES}.")
@@ -28,6 +46,7 @@ TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
               help="File of all runs; what it holds is not repeated.  [default: ./eval-TASK-LANG.json]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
               help="Keep the best fine-tuned model here: of several models the best after the first.")  # fmt: skip
+@config_option
 @one_line_errors
 def evaluate_models(**options: Any) -> None:
     """Fine-tune masked LMs on a task, score them, and compare their scores, sizes and speed.

@@ -312,7 +312,8 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
     """As a person runs it: tagging without a test split, defaults for the files; then again by mistake."""
     data = write_entities(tmp_path / "ner")
     call = ["--model", str(sample_teacher), "--model", str(student), "--task", "masakhaner", "--lang", "kin"]
-    call += ["--data", str(data), "--seeds", "1", "--epochs", "2", "--output", "deployed"]
+    (tmp_path / "quick.toml").write_text("seeds = 1\nepochs = 2\n")
+    call += ["--data", str(data), "--config", str(tmp_path / "quick.toml"), "--output", "deployed"]
     done = subprocess.run(
         [sys.executable, "-m", "comet", "eval", *call],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},

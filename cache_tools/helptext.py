@@ -1,0 +1,31 @@
+"""Help that a person finds things in: options under headings, and examples."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+
+class GroupedHelp(click.Command):
+    """A command whose help lists its options under headings. `sections`: heading → names of parameters, in the order
+    of the help; options that are in none stand under "Other". `examples` are lines of a shell."""
+
+    def __init__(
+        self, *args: Any, sections: Mapping[str, Sequence[str]], examples: Sequence[str] = (), **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections, self.examples = sections, examples
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}
+        groups = {heading: [left.pop(name) for name in names] for heading, names in self.sections.items()}
+        for heading, parameters in (groups | {"Other": list(left.values())}).items():
+            if records := [record for one in parameters if (record := one.get_help_record(ctx))]:
+                with formatter.section(heading):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.examples:
+            with formatter.section("Examples"):
+                for line in self.examples:
+                    formatter.write(f"{'':>{formatter.current_indent}}{line}\n")

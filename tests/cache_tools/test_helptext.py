@@ -1,0 +1,41 @@
+"""Help: every option once, under a heading; examples that are calls."""
+
+import re
+import shlex
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cache_tools.cli import build
+from cache_tools.helptext import GroupedHelp
+from comet.cli import train
+from comet.eval_cli import evaluate_models
+
+COMMANDS = {"comet-cache build": build, "comet-train": train, "comet-eval": evaluate_models}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_stands_once_under_a_heading(name: str) -> None:
+    command = COMMANDS[name]
+    said = CliRunner().invoke(command, ["--help"], terminal_width=200).output
+    for parameter in command.params:
+        assert len(re.findall(rf"^  (?:-h, )?{parameter.opts[-1]}\b(?!-)", said, re.MULTILINE)) == 1, parameter.name
+    headings = re.findall(r"^(\S[^:\n]*):$", said, re.MULTILINE)
+    assert headings == [*command.sections, "Other", "Examples"]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_examples_are_calls_that_can_be(name: str) -> None:
+    command = COMMANDS[name]
+    for line in command.examples:
+        call = re.split(r"\s{2,}", line)[0]
+        assert call.startswith(name + " ")
+        context = command.make_context(name, shlex.split(call.removeprefix(name)))
+        assert context.params
+
+
+def test_a_section_of_an_option_that_there_is_not() -> None:
+    command = GroupedHelp("x", params=[click.Option(["--a"])], sections={"What": ["b"]})
+    with pytest.raises(KeyError, match="b"):
+        command.get_help(click.Context(command))
