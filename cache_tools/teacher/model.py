@@ -109,6 +109,8 @@ def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
         return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
     if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
         return model.cls.predictions.transform
+    if hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
+        return model.head
     return None
 
 

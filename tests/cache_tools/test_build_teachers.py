@@ -1,8 +1,9 @@
-"""Teachers in the forms that people have them: pickled weights, several files, only sentencepiece, BERT."""
+"""Teachers in the forms that people have them: pickled weights, several files, only sentencepiece; other families."""
 
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,9 @@ import torch
 import zarr
 from builds import Ended, assert_one_error_line, build, digests
 from safetensors.torch import load_file, save_file
+from tiny_teachers import TINY, bert, modernbert, roberta
 from tokenizers import BertWordPieceTokenizer
-from transformers import (
-    AutoModelForMaskedLM,
-    BertConfig,
-    BertForMaskedLM,
-    BertTokenizer,
-    XLMRobertaConfig,
-    XLMRobertaForMaskedLM,
-)
+from transformers import AutoModelForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 500,
@@ -31,13 +26,6 @@ OPTIONS: dict[str, Any] = {
     "attention_size": 40,
     "attention_every": 1,
     "attention_layers": "all",
-}
-TINY: dict[str, int] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 64,
 }
 BOS, PAD, EOS, UNKNOWN, MASK = 0, 1, 2, 3, 401  # where XLM-R has them around 400 pieces of sentencepiece
 
@@ -172,12 +160,8 @@ def test_a_text_cannot_write_special_tokens(
 def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
     teacher = tmp_path / "teacher"
     teacher.mkdir()
-    pieces = BertWordPieceTokenizer(lowercase=False)
-    pieces.train([str(sample_text)], vocab_size=500, show_progress=False)
-    pieces.save_model(str(teacher))
-    BertTokenizer(str(teacher / "vocab.txt"), do_lower_case=False).save_pretrained(teacher)
-    torch.manual_seed(0)
-    BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), **TINY)).save_pretrained(teacher)
+    bert(teacher, sample_text)
+    pieces = BertWordPieceTokenizer(str(teacher / "vocab.txt"), lowercase=False)
 
     out = tmp_path / "kin.zarr"
     built(build(out, teacher, sample_text, tmp_path / "log", **OPTIONS))
@@ -190,3 +174,12 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
     too_long = build(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 65})
     assert_one_error_line(too_long, 2, "--seq-len 65", "at most 64")
     built(build(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 64}))
+
+
+@pytest.mark.parametrize("family", [roberta, modernbert])
+def test_other_families(tmp_path: Path, sample_text: Path, family: Callable[[Path, Path], None]) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    family(teacher, sample_text)
+    built(build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS))
+    assert_is_what_the_teacher_says(tmp_path / "kin.zarr", teacher)
