@@ -12,6 +12,7 @@ from cache_tools.errors import CometError
 from cache_tools.helptext import GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
+from cache_tools.sharing_cli import merge_caches, subset
 from cache_tools.terminal import one_line_errors, printable, quiet_libraries
 from cache_tools.verify_cli import repair, verify_cache
 
@@ -206,6 +207,8 @@ def languages(as_json: bool) -> None:
 
 main.add_command(verify_cache)
 main.add_command(repair)
+main.add_command(subset)
+main.add_command(merge_caches)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from cache_tools.hub_text import parse_hub_text
-from cache_tools.store.ledger import cache_id
+from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 
@@ -22,9 +22,11 @@ def describe(cache: Cache) -> dict[str, object]:
     every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
     size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
     text_tokens = made_from.get("text_tokens")
+    is_whole = cache.extent == whole_extent(recipe)
     excluded = listed(made_from.get("excluded", []), "name")
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
+        **({} if is_whole else {"part": part_of_whole(cache)}),
         "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
         "text": listed(made_from.get("text", []), "name"),
         **from_hub("text", made_from.get("text", [])),
@@ -43,12 +45,20 @@ def describe(cache: Cache) -> dict[str, object]:
         else "none",
         "bytes": size,
     }
-    if text_tokens and not missing:
+    if text_tokens and not missing and is_whole:
         facts["bytes_per_token"] = round(size / (text_tokens * recipe.views), 1)
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
+
+
+def part_of_whole(cache: Cache) -> str:
+    """How many of the shards, and which arrays not, a smaller copy holds."""
+    held = {group: len(cache.extent.indices(group)) for group in GROUPS}
+    shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
+    without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
+    return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
 
 
 def listed(records: list[dict[str, Any]], field: str) -> str:

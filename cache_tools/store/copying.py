@@ -1,7 +1,7 @@
 """Copies of caches in other folders: each is a sound cache itself at every moment, and nothing in it is overwritten."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,9 @@ from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
 
 MOST_NAMED = 20  # differences in one message
+Place = tuple[str, int]
+Track = Callable[[Sequence[Place]], Iterable[Place]]
+"""Gives back shards one after the other, and may show how far that is."""
 
 
 def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
@@ -111,7 +114,7 @@ def publish(
     sync_folder(final.parent)
 
 
-def cut(cache: Cache, folder: Path, extent: Extent) -> Cache:
+def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cache:
     """A part of a cache in a folder of its own: the same recipe and commit records, and a smaller extent.
 
     Called again after a stop it goes on. Raises CometError when a shard of the part is missing or damaged, and as
@@ -123,13 +126,12 @@ def cut(cache: Cache, folder: Path, extent: Extent) -> Cache:
         if lacking or not set(extent.arrays) <= set(cache.extent.arrays):
             raise CometError(f"{cache.root}: does not hold shards {group} {lacking[:5]} or all of {extent.arrays}")
     copy_sealed(cache, folder, extent)
-    for group in GROUPS:
-        for shard in extent.indices(group):
-            copy_shard(cache, folder, group, shard, extent.arrays)
+    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
+        copy_shard(cache, folder, *place, extent.arrays)
     return open_cache(folder)
 
 
-def merge(caches: Sequence[Cache], folder: Path) -> Cache:
+def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
     """One cache of what these hold, all of one recipe; of several versions of a shard the first one's is taken, and so
     is what was sealed. It is as complete as they are together; called again after a stop it goes on.
 
@@ -150,10 +152,11 @@ def merge(caches: Sequence[Cache], folder: Path) -> Cache:
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
     copy_sealed(first, folder, extent)
-    for cache in caches:
-        for group in GROUPS:
-            for shard in cache.extent.indices(group):
-                copy_shard(cache, folder, group, shard, extent.arrays)
+    held = [{(group, shard) for group in GROUPS for shard in cache.extent.indices(group)} for cache in caches]
+    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
+        for cache, places in zip(caches, held, strict=True):
+            if place in places:
+                copy_shard(cache, folder, *place, extent.arrays)
     return open_cache(folder)
 
 
