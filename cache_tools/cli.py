@@ -1,4 +1,4 @@
-"""comet-cache: build and inspect caches."""
+"""comet-cache: build, inspect and share caches."""
 
 import json
 from importlib.resources import files
@@ -12,7 +12,7 @@ from cache_tools.errors import CometError
 from cache_tools.helptext import GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
-from cache_tools.sharing_cli import merge_caches, subset
+from cache_tools.sharing_cli import merge_caches, pull, push, subset
 from cache_tools.terminal import one_line_errors, printable, quiet_libraries
 from cache_tools.verify_cli import repair, verify_cache
 
@@ -37,7 +37,7 @@ def comma_numbers(context: click.Context, parameter: click.Parameter, value: str
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 def main() -> None:
-    """Build and inspect caches of what a teacher model says about a text.
+    """Build, inspect and share caches of what a teacher model says about a text.
 
     A cache holds a sample of the teacher's logits and some of its attention maps, together with the tokens, masks and
     tokenizer they belong to. `comet-train` trains students from it without the teacher.
@@ -207,6 +207,8 @@ def languages(as_json: bool) -> None:
 
 main.add_command(verify_cache)
 main.add_command(repair)
+main.add_command(push)
+main.add_command(pull)
 main.add_command(subset)
 main.add_command(merge_caches)
 

@@ -1,29 +1,15 @@
 """Parts of a cache: which shards and arrays a smaller copy of it holds. The validation shards always come along."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from cache_tools.errors import CometError
+from cache_tools.settings import Part
 from cache_tools.store.copying import ranges
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, Seal, ShardRecord
 from cache_tools.store.recipe import GROUPS, Recipe
 
 ATTENTION = "attention"
-SIGNALS = ("all", "logits", "attention")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What is asked for: a share of the bytes, 0 to 1; the most tokens, padding counted; of which signals."""
-
-    fraction: float | None = None
-    max_tokens: int | None = None
-    signals: str = "all"
-
-    @property
-    def is_whole(self) -> bool:
-        return self == Part()
 
 
 def part_extent(

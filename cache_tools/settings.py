@@ -1,4 +1,4 @@
-"""What a person asks of `comet-cache build`, and of `verify --teacher`."""
+"""What a person asks of `comet-cache build`, of `verify --teacher`, and of the commands that copy a part of a cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +120,19 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
     if not all(-layers <= n < layers for n in numbers):
         raise problem
     return tuple(sorted({n % layers for n in numbers}))
+
+
+SIGNALS = ("all", "logits", "attention")  # what a smaller copy of a cache holds beside the tokens
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `SIGNALS`."""
+
+    fraction: float | None = None
+    max_tokens: int | None = None
+    signals: str = "all"
+
+    @property
+    def is_whole(self) -> bool:
+        return self == Part()

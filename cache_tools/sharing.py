@@ -34,5 +34,7 @@ def local_folder(url: str) -> Path:
     if not separator:
         return Path(url)
     if scheme != "file":
-        raise CometError(f"--push-to {url}: expected a folder, or file://…; copy to other places yourself", exit_code=2)
+        raise CometError(
+            f"--push-to {url}: expected a folder, or file://…; `comet-cache push` goes elsewhere", exit_code=2
+        )
     return Path(rest)

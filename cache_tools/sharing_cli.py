@@ -1,21 +1,25 @@
-"""comet-cache subset and merge."""
+"""comet-cache push, pull, subset and merge."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import click
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.parts import SIGNALS, Part
+from cache_tools.settings import SIGNALS, Part
 from cache_tools.terminal import one_line_errors, printable
 
 if TYPE_CHECKING:
+    from cache_tools.remote import Patience
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
+    from cache_tools.transfer_plan import Place, Plan
 
 MOST_SHOWN = 5  # shards of one kind in one line
 
@@ -40,6 +44,125 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@part_options
+@click.option("--id", "pin", metavar="CACHE_ID", help="The cache at SRC, or this part of it, must be this one.")
+@one_line_errors
+def pull(source: str, destination: str, pin: str | None, **options: Any) -> None:
+    """Copy the cache at SRC, whole or in part, into the folder DST.
+
+    SRC is a folder or a URL: ssh://HOST/DIR, https://…, s3://BUCKET/DIR, hf://datasets/NAME, whatever else fsspec
+    knows. Every file is compared with the ledger before it gets its name. Run again it moves only what is missing:
+    after a stop, when more has been built, or for a larger part.
+    """
+    from cache_tools.folder import Folder
+    from cache_tools.remote import Patience
+    from cache_tools.store.reader import open_cache
+    from cache_tools.transfer_plan import look, plan
+
+    patience = Patience()
+    to = place_at(destination, patience)
+    if not isinstance(to, Folder):
+        raise CometError(f"{to.name}: pull copies into a folder; to another place, push from there", exit_code=2)
+    planned = plan(look(place_at(source, patience), patience), to, Part(**options), patience, pin)
+    with to.staging():
+        carry_out(planned, "pull", patience)
+    demand_all(planned)
+    show_result(open_cache(to.root))
+
+
+@click.command()
+@click.argument("source", metavar="SRC")
+@click.argument("destination", metavar="DST")
+@click.option("--i-may-share-this", is_flag=True, help="Go on where a text's licence is unknown or restricts its use.")
+@one_line_errors
+def push(source: str, destination: str, i_may_share_this: bool) -> None:
+    """Copy the cache in the folder SRC to DST, a folder or a URL that fsspec can write to.
+
+    A cache holds its text word for word: share it only where you may share the text. Beside it goes a README.md that
+    says what it is. Run again it moves only what is missing: after a stop, or when more has been built.
+    """
+    from cache_tools.card import in_doubt, text_licences
+    from cache_tools.folder import Folder
+    from cache_tools.remote import Patience
+    from cache_tools.transfer_plan import look, plan
+
+    patience = Patience()
+    here, to = place_at(source, patience), place_at(destination, patience)
+    if not isinstance(here, Folder):
+        raise CometError(f"{here.name}: push copies from a folder; from another place, pull", exit_code=2)
+    found = look(here, patience)
+    licences = text_licences(found.cache)
+    click.echo("a cache holds its text word for word; this one that of " + listed(licences))
+    if (doubts := in_doubt(licences)) and not i_may_share_this:
+        raise CometError(
+            f"{source}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the text, "
+            "say so with --i-may-share-this",
+            exit_code=2,
+        )
+    planned = plan(found, to, Part(), patience)
+    with to.staging() if isinstance(to, Folder) else nullcontext():
+        carry_out(planned, "push", patience)
+        leave_card(planned)
+    demand_all(planned)
+    click.echo(f"{to.name}: complete")
+    click.echo(shown("cache_id", planned.cache_id))
+
+
+def place_at(url: str, patience: "Patience") -> "Place":
+    """A folder, or what fsspec makes of a URL."""
+    from cache_tools.folder import Folder
+    from cache_tools.remote import Remote
+
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return Folder(Path(url))
+    return Folder(Path(rest)) if scheme == "file" else Remote(url, patience)
+
+
+def carry_out(planned: "Plan", name: str, patience: "Patience") -> None:
+    """Moves what is to move, under a bar in bytes."""
+    from cache_tools.transfer import Transfer
+
+    size = tqdm.format_sizeof(planned.size, "B")
+    click.echo(f"{size} to move" if planned.size else "nothing to move")
+    lock = Lock()
+    with tqdm(desc=name, total=planned.size, unit="B", unit_scale=True, disable=None) as bar:
+
+        def moved(size: int) -> None:
+            with lock:
+                bar.update(size)
+
+        Transfer(planned, patience, moved).run()
+
+
+def leave_card(planned: "Plan") -> None:
+    """Writes the card, unless somebody else has written one."""
+    from cache_tools.card import CARD, MARK, MAX_CARD_BYTES, card
+
+    cache, to = planned.source.cache, planned.destination
+    there = to.read(CARD, MAX_CARD_BYTES)
+    if there is not None and MARK.encode() not in there:
+        click.echo(f"{to.name}/{CARD} is not comet-cache's and stays as it is")
+        return
+    to.write(CARD, [card(cache, planned.extent, planned.whole_size, planned.cache_id).encode()])
+
+
+def demand_all(planned: "Plan") -> None:
+    """Raises CometError when shards are missing at the source, too."""
+    if planned.missing:
+        raise CometError(
+            f"{planned.source.place.name}: {len(planned.missing)} shards are not built yet; what there is has arrived. "
+            "Run the same command again when there is more"
+        )
+
+
+def listed(licences: dict[str, str]) -> str:
+    return ", ".join(f"{name} ({licence})" for name, licence in licences.items())
 
 
 @click.command()

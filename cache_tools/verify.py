@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from cache_tools.card import CARD
 from cache_tools.errors import CometError
 from cache_tools.rows import content_keys
 from cache_tools.settings import RecheckSettings
@@ -227,7 +228,7 @@ def check_teacher(cache: Cache, rerun: "Rerun", report: Report) -> None:
 
 def check_names(cache: Cache, report: Report) -> None:
     """Everything in the folder belongs to the cache, and nothing is a link or anything but a file."""
-    known, uncommitted = {*cache.seal.files, SEAL, EXTENT, LOCK}, set[str]()
+    known, uncommitted = {*cache.seal.files, SEAL, EXTENT, LOCK, CARD}, set[str]()
     for group in GROUPS:
         for shard in cache.extent.indices(group):
             committed = (cache.root / shard_record_path(group, shard)).exists()

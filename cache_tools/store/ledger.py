@@ -5,7 +5,7 @@ A shard exists when its record does. Records name arrays, never paths, so no rec
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,15 @@ from cache_tools.store.layout import (
     vocabulary_arrays,
 )
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
-from cache_tools.store.records import canonical, inside, read_checked, sha256
+from cache_tools.store.records import (
+    MAX_RECORD_BYTES,
+    canonical,
+    checked,
+    inside,
+    read_bounded,
+    read_checked,
+    sha256,
+)
 
 LEDGER = "ledger"
 SEAL = f"{LEDGER}/seal.json"
@@ -138,7 +146,7 @@ def shard_record_path(group: str, shard: int) -> str:
     return f"{LEDGER}/{group}-{shard:05d}.json"
 
 
-def read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path) -> dict[str, FileRecord]:
+def read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path | str) -> dict[str, FileRecord]:
     """File records for exactly these names, none larger than its limit. Raises CometError otherwise."""
     if not isinstance(value, dict) or set(value) != names:
         found = sorted(value) if isinstance(value, dict) else value
@@ -160,7 +168,17 @@ def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit:
     path = inside(root, shard_record_path(group, shard))
     if not os.path.lexists(path):
         return None
-    record = read_record(path, ("recipe_id", "group", "shard", "files", "numerics"))
+    return parse_shard_record(read_bounded(path, MAX_RECORD_BYTES), path, recipe, group, shard, limit)
+
+
+def parse_shard_record(
+    data: bytes, path: Path | str, recipe: Recipe, group: str, shard: int, limit: dict[str, int]
+) -> ShardRecord:
+    """The commit record of one shard from its bytes; `path` is where they came from.
+
+    Raises CometError for a damaged record or one of another cache.
+    """
+    record = with_fields(checked(data, path), path, ("recipe_id", "group", "shard", "files", "numerics"))
     expected = {"recipe_id": recipe.recipe_id, "group": group, "shard": shard}
     for name, value in expected.items():
         if record[name] != value or type(record[name]) is not type(value):
@@ -169,15 +187,15 @@ def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit:
                 "the record belongs to another cache or shard"
             )
     numerics = record["numerics"]
-    if not isinstance(numerics, dict) or len(numerics) > MAX_NUMERICS or not all(map(is_short, numerics.values())):
+    texts = [*numerics, *numerics.values()] if isinstance(numerics, dict) else [None]
+    if len(texts) > 2 * MAX_NUMERICS or not all(map(is_short, texts)):
         raise CometError(f"{path}: expected numerics as short texts, found {str(numerics)[:200]!r}")
     files = read_file_records(record.get("files"), set(limit), limit, path)
     return ShardRecord(recipe.recipe_id, group, shard, files, numerics)
 
 
-def read_record(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
-    """A record of exactly these fields. Raises CometError otherwise."""
-    record = read_checked(path)
+def with_fields(record: dict[str, Any], path: Path | str, names: tuple[str, ...]) -> dict[str, Any]:
+    """The record, if it has exactly these fields. Raises CometError otherwise."""
     if set(record) != set(names):
         raise CometError(f"{path}: expected the fields {', '.join(names)}, found {', '.join(sorted(record))[:200]}")
     return record
@@ -190,7 +208,7 @@ def is_short(value: Any) -> bool:
 def read_seal(root: Path, recipe: Recipe) -> Seal:
     """The seal of a cache, which must list exactly the files that its recipe demands. Raises CometError otherwise."""
     path = inside(root, SEAL)
-    record = read_record(path, ("recipe_id", "files", "token_digests"))
+    record = with_fields(read_checked(path), path, ("recipe_id", "files", "token_digests"))
     demand_recipe(record, recipe, path)
     limit = sealed_limits(recipe)
     files = read_file_records(record["files"], set(limit), limit, path)
@@ -204,7 +222,7 @@ def read_seal(root: Path, recipe: Recipe) -> Seal:
     return Seal(recipe.recipe_id, files, digests)
 
 
-def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path) -> None:
+def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) -> None:
     if record["recipe_id"] != recipe.recipe_id:
         raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record['recipe_id'])[:80]!r}")
 
@@ -212,7 +230,12 @@ def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path) -> None
 def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
     path = inside(root, EXTENT)
-    record = read_record(path, ("recipe_id", "arrays", "shards"))
+    return parse_extent(read_bounded(path, MAX_RECORD_BYTES), path, recipe, arrays)
+
+
+def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
+    """The extent from its bytes; `path` is where they came from. Raises CometError likewise."""
+    record = with_fields(checked(data, path), path, ("recipe_id", "arrays", "shards"))
     demand_recipe(record, recipe, path)
     names, shards = record["arrays"], record["shards"]
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
@@ -235,12 +258,12 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
 
 
 def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
-    """SHA-256 over the recipe id, the seal, the extent and every commit record in the extent.
+    """The `identity` of what is on disk. Raises CometError when a shard of the extent is not committed."""
+    places = [shard_record_path(group, shard) for group in GROUPS for shard in extent.indices(group)]
+    return identity(recipe, read_checked(root / SEAL), extent, (read_checked(root / path) for path in places))
 
-    Raises CometError when a shard of the extent is not committed.
-    """
-    parts: list[Any] = [recipe.recipe_id, sha256(canonical(read_checked(root / SEAL))), extent.to_json()]
-    for group in GROUPS:
-        for shard in extent.indices(group):
-            parts.append(sha256(canonical(read_checked(root / shard_record_path(group, shard)))))
-    return sha256(canonical(parts))
+
+def identity(recipe: Recipe, seal: dict[str, Any], extent: Extent, records: Iterable[dict[str, Any]]) -> str:
+    """Cache id: SHA-256 over the recipe id, the seal, the extent and every commit record in the extent, as JSON."""
+    parts: list[Any] = [recipe.recipe_id, sha256(canonical(seal)), extent.to_json()]
+    return sha256(canonical(parts + [sha256(canonical(record)) for record in records]))

@@ -195,22 +195,11 @@ def open_cache(path: str | Path) -> Cache:
     root = Path(path)
     if not root.is_dir():
         raise CometError(f"{root}: no such cache; expected a folder that `comet-cache build` made", exit_code=2)
-    if not (root / "zarr.json").is_file():
-        raise CometError(f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made")
-    file = root / "zarr.json"
-    found = parse_json(read_bounded(file, MAX_ATTRIBUTES_BYTES), str(file))
-    attributes = found.get("attributes")
-    comet = attributes.get("comet") if isinstance(attributes, dict) else None
-    if not isinstance(comet, dict) or not isinstance(comet.get("recipe"), dict):
-        raise CometError(f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe")
-    recipe = parse_recipe(comet["recipe"], str(root))
-    if comet.get("recipe_id") != recipe.recipe_id:
-        raise CometError(f"{file}: recipe_id: expected {recipe.recipe_id}, found {str(comet.get('recipe_id'))[:80]!r}")
-    check_provenance(comet.get("provenance"), comet.get("settings"), str(file))
-    expected = {name: comet.get(name) for name in ("recipe", "recipe_id", "provenance", "settings")}
-    compare_metadata(found, {"zarr_format": 3, "node_type": "group", "attributes": {"comet": expected}}, file)
+    recipe, comet = read_attributes(root)
     if not (root / SEAL).is_file() or not (root / EXTENT).is_file():
-        raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build it again or copy it again")
+        raise CometError(
+            f"{root}: the cache was never sealed or its ledger is gone; build it again, or copy or pull it again"
+        )
     seal = read_seal(root, recipe)
     for relative, record in seal.files.items():
         path = inside(root, relative)
@@ -223,3 +212,25 @@ def open_cache(path: str | Path) -> Cache:
         check_array(root, spec)
     extent = read_extent(root, recipe, tuple(group_arrays(recipe, "train")))
     return Cache(root, recipe, comet, seal, extent)
+
+
+def read_attributes(root: Path) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe of a cache, and all that its root group says, which holds dicts `provenance` and `settings`.
+
+    Raises CometError when that is not of a cache, or of another format version.
+    """
+    file = root / "zarr.json"
+    if not file.is_file():
+        raise CometError(f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made")
+    found = parse_json(read_bounded(file, MAX_ATTRIBUTES_BYTES), str(file))
+    attributes = found.get("attributes")
+    comet = attributes.get("comet") if isinstance(attributes, dict) else None
+    if not isinstance(comet, dict) or not isinstance(comet.get("recipe"), dict):
+        raise CometError(f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe")
+    recipe = parse_recipe(comet["recipe"], str(root))
+    if comet.get("recipe_id") != recipe.recipe_id:
+        raise CometError(f"{file}: recipe_id: expected {recipe.recipe_id}, found {str(comet.get('recipe_id'))[:80]!r}")
+    check_provenance(comet.get("provenance"), comet.get("settings"), str(file))
+    expected = {name: comet.get(name) for name in ("recipe", "recipe_id", "provenance", "settings")}
+    compare_metadata(found, {"zarr_format": 3, "node_type": "group", "attributes": {"comet": expected}}, file)
+    return recipe, comet

@@ -72,7 +72,11 @@ def read_checked(path: Path) -> dict[str, Any]:
 
     Raises CometError when the file is not, byte for byte, what `with_checksum` writes.
     """
-    data = read_bounded(path, MAX_RECORD_BYTES)
+    return checked(read_bounded(path, MAX_RECORD_BYTES), path)
+
+
+def checked(data: bytes, path: Path | str) -> dict[str, Any]:
+    """The record in these bytes, without its checksum; `path` is where they came from. Raises CometError likewise."""
     record = parse_json(data, str(path))
     record.pop("checksum", None)
     if data != with_checksum(record):

@@ -1,0 +1,106 @@
+"""The card of a shared cache: a README.md that says what it is, whose text is in it and how it is used."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from cache_tools.hub import UNKNOWN_LICENCE
+from cache_tools.parts import ATTENTION
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.ledger import Extent
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.terminal import printable
+
+CARD = "README.md"
+MARK = "<!-- written by comet-cache push -->"
+MAX_CARD_BYTES = 2**20
+CODE = re.compile(r"[a-z]{2,3}")
+NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary)\b")
+
+
+def text_licences(cache: Cache) -> dict[str, str]:
+    """Every text that a cache holds word for word, with its licence as far as it is known."""
+    return {
+        printable(source.get("name", "a text without a name")): printable(source.get("licence") or UNKNOWN_LICENCE)
+        for source in cache.provenance.get("text", [])
+    } or {"a text without a name": UNKNOWN_LICENCE}
+
+
+def in_doubt(licences: dict[str, str]) -> list[str]:
+    """The texts whose licence is unknown, or does not allow every use."""
+    return [
+        f"{name} ({licence})"
+        for name, licence in licences.items()
+        if licence == UNKNOWN_LICENCE or NOT_FREE.search(licence.lower())
+    ]
+
+
+def card(cache: Cache, extent: Extent, size: int, cache_id: str | None) -> str:
+    """The card of a copy of this extent, `size` bytes in all. It names no place, machine or person."""
+    recipe, made_from = cache.recipe, cache.provenance
+    code = str(made_from.get("language"))
+    code = code if CODE.fullmatch(code) else "und"  # it stands in YAML, and in commands that people paste
+    language = printable(made_from.get("language_name") or "an unnamed language")
+    licences = text_licences(cache)
+    teacher = printable(made_from.get("teacher"))
+    tokens = made_from.get("text_tokens")
+    shards = ", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS)
+    best = "best tokens" if recipe.keep == "topk" else "tokens at most, by threshold sampling"
+    signals = []
+    if any(name not in (*TOKEN_ARRAYS, ATTENTION) for name in extent.arrays):
+        signals.append(f"logits ({recipe.top_k} {best}; T = " + ", ".join(f"{t:g}" for t in recipe.temperatures) + ")")
+    if ATTENTION in extent.arrays:
+        signals.append(
+            f"attention maps of layers {', '.join(map(str, recipe.attention_layers))}, {recipe.attention_size} blocks "
+            f"a side, of one row in {recipe.attention_every}"
+        )
+    rows = {
+        "language": f"{language} ({code})",
+        "teacher": f"{teacher}: {recipe.teacher_architecture}, {recipe.teacher_parameters:,} parameters"
+        f" ({printable(made_from.get('teacher_licence') or UNKNOWN_LICENCE)})",
+        "tokens": f"{tokens:,}, {recipe.views} masked view{'s' * (recipe.views > 1)}"
+        if isinstance(tokens, int)
+        else "",
+        "rows": f"{recipe.train_rows:,} train, {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens",
+        "signals": "; ".join(signals),
+        "shards": shards,
+        "size": f"{size / 1e6:,.1f} MB",
+        "recipe id": f"`{recipe.recipe_id}`",
+        "cache id": f"`{cache_id}`" if cache_id else "none yet: it is not complete",
+    }
+    return "\n".join((
+        "---",
+        f"language: {code}",
+        "license: other",
+        "tags: [comet-cache, knowledge-distillation]",
+        "---",
+        MARK,
+        "",
+        f"# A teacher's cache for {language}",
+        "",
+        "What a large masked language model says about a text, so that small students can be trained without it.",
+        "",
+        *table(("", ""), rows.items()),
+        "",
+        "## Whose text this is",
+        "",
+        "The cache holds its text word for word. It may be used and passed on as far as the text may.",
+        "",
+        *table(("text", "licence"), licences.items()),
+        "",
+        "## Use",
+        "",
+        "```sh",
+        f"comet-cache pull URL-OF-THIS-FOLDER {code}.zarr" + (f" --id {cache_id}" if cache_id else ""),
+        f"comet-cache verify {code}.zarr --deep",
+        f"comet-train --cache {code}.zarr",
+        "```",
+        "",
+    ))  # fmt: skip
+
+
+def table(heads: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> list[str]:
+    """A Markdown table of the rows that say something."""
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows if row[1]]
+    return [f"| {heads[0]} | {heads[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)]

@@ -1,0 +1,299 @@
+"""What a source says of its cache, what a destination has of it already, and so what there is to move.
+
+Every name follows from the recipe: nothing from outside is ever a path, and no place needs to be listed.
+"""
+
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Protocol
+
+from cache_tools.errors import CometError
+from cache_tools.flight import in_flight, tried
+from cache_tools.parts import part_extent
+from cache_tools.remote import Patience
+from cache_tools.settings import Part
+from cache_tools.store.copying import ranges, shortened
+from cache_tools.store.layout import MAX_METADATA_BYTES, max_file_bytes
+from cache_tools.store.ledger import (
+    EXTENT,
+    MAX_ATTRIBUTES_BYTES,
+    SEAL,
+    Extent,
+    ShardRecord,
+    identity,
+    parse_extent,
+    parse_shard_record,
+    sealed_limits,
+    shard_record_path,
+)
+from cache_tools.store.reader import Cache, open_cache, read_attributes
+from cache_tools.store.recipe import GROUPS
+from cache_tools.store.records import MAX_RECORD_BYTES
+from cache_tools.web import Blocks
+
+ROOT = "zarr.json"
+Shard = tuple[str, int]
+
+
+class Place(Protocol):
+    """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
+
+    name: str
+
+    def read(self, path: str, limit: int) -> bytes | None: ...
+    def blocks(self, path: str, size: int) -> Blocks: ...
+    def size_of(self, path: str) -> int | None: ...
+    def has_exactly(self, path: str, size: int, sha256: str) -> bool: ...
+    def is_empty(self) -> bool: ...
+    def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a place says of the cache in it. `records` are the commit records of the extent, as far as they exist;
+    of `cache` no array can be read."""
+
+    place: Place
+    cache: Cache
+    metadata: dict[str, bytes]  # zarr.json, seal and extent as they are
+    records: dict[Shard, ShardRecord]
+
+    @property
+    def missing(self) -> list[Shard]:
+        """The shards of its extent that it does not hold."""
+        return [shard for shard in shards_of(self.cache.extent) if shard not in self.records]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to move. `extent` is what the destination is to hold in the end, `kept` its commit records within that,
+    `lacking` the arrays that it lacks of each shard."""
+
+    source: Source
+    destination: Place
+    extent: Extent
+    kept: dict[Shard, ShardRecord]
+    lacking: dict[Shard, list[str]]
+    is_sealed: bool
+    has_extent: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes to move."""
+        sealed = 0 if self.is_sealed else sum(file.size for file in self.source.cache.seal.files.values())
+        records = self.source.records
+        return sealed + sum(records[shard].files[name].size for shard, names in self.lacking.items() for name in names)
+
+    @cached_property
+    def records(self) -> dict[Shard, ShardRecord]:
+        """Of both places; where both have one, the destination's stays."""
+        return self.source.records | self.kept
+
+    @property
+    def whole_size(self) -> int:
+        """Bytes of all files that the destination holds in the end, records left out."""
+        held = [self.records[shard] for shard in shards_of(self.extent) if shard in self.records]
+        sealed = sum(file.size for file in self.source.cache.seal.files.values())
+        return sealed + sum(record.files[name].size for record in held for name in self.extent.arrays)
+
+    @property
+    def missing(self) -> list[Shard]:
+        """The shards of the extent that neither place has."""
+        return [shard for shard in shards_of(self.extent) if shard not in self.records]
+
+    @property
+    def cache_id(self) -> str | None:
+        """Of what the destination holds in the end, None while shards are missing."""
+        return None if self.missing else id_of(self.source.cache, self.extent, self.records)
+
+
+def shards_of(extent: Extent) -> list[Shard]:
+    return [(group, shard) for group in GROUPS for shard in extent.indices(group)]
+
+
+def id_of(cache: Cache, extent: Extent, records: Mapping[Shard, ShardRecord]) -> str:
+    held = (records[shard].to_json() for shard in shards_of(extent))
+    return identity(cache.recipe, cache.seal.to_json(), extent, held)
+
+
+def look(place: Place, patience: Patience) -> Source:
+    """Reads what a place says of its cache, and checks all of it.
+
+    Raises CometError when there is no sound cache, and Unreachable when nobody answers.
+    """
+    stop = threading.Event()
+
+    def get(path: str, limit: int) -> bytes:
+        data = tried(lambda: place.read(path, limit), patience, stop)
+        if data is None:
+            raise CometError(f"{place.name}: no cache there, or not all of one: it has no {path}", exit_code=2)
+        return data
+
+    with TemporaryDirectory() as folder:
+        root = Path(folder)
+        try:
+            metadata = {ROOT: get(ROOT, MAX_ATTRIBUTES_BYTES)}
+            write_all(root, metadata)
+            recipe, _ = read_attributes(root)
+            metadata |= {path: get(path, MAX_RECORD_BYTES) for path in (SEAL, EXTENT)}
+            names = [path for path in sealed_limits(recipe) if path.endswith(f"/{ROOT}")]
+            found = in_flight(lambda path: get(path, MAX_METADATA_BYTES), names, stop)
+            write_all(root, metadata | dict(zip(names, found, strict=True)))
+            cache = open_cache(root)
+        except CometError as error:
+            error.args = (str(error).replace(folder, place.name),)
+            raise
+    return Source(place, cache, metadata, read_records(place, cache, cache.extent, patience))
+
+
+def write_all(root: Path, files: Mapping[str, bytes]) -> None:
+    for path, data in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+
+
+def read_records(place: Place, cache: Cache, extent: Extent, patience: Patience) -> dict[Shard, ShardRecord]:
+    """The commit records that a place has within the extent. Raises CometError when one is damaged."""
+    stop = threading.Event()
+
+    def read(shard: Shard) -> ShardRecord | None:
+        path = shard_record_path(*shard)
+        data = tried(lambda: place.read(path, MAX_RECORD_BYTES), patience, stop)
+        limit = {name: max_file_bytes(spec) for name, spec in cache.specs[shard[0]].items()}
+        where = f"{place.name}/{path}"
+        return None if data is None else parse_shard_record(data, where, cache.recipe, *shard, limit)
+
+    shards = shards_of(extent)
+    found = zip(shards, in_flight(read, shards, stop), strict=True)
+    return {shard: record for shard, record in found if record is not None}
+
+
+def plan(source: Source, destination: Place, part: Part, patience: Patience, pin: str | None = None) -> Plan:
+    """What has to move so that the destination holds this part of the source beside what it holds already.
+
+    With `pin`, a cache id, the source, or the part of it, must have it. Raises CometError when it has not, when the
+    destination holds anything but this cache, and when what it would hold in the end is not to be had.
+    """
+    cache = source.cache
+    extent = cache.extent
+    if not part.is_whole:
+        records = source.records.values()
+        extent = part_extent(cache.recipe, cache.seal, cache.extent, records, part, source.place.name)
+    if pin is not None:
+        demand_id(source, extent, pin)
+    is_sealed = is_same(source, destination, patience)
+    there = extent_of(destination, cache, patience) if is_sealed else None
+    if there is not None:
+        extent = joined(there, extent, cache)
+    kept = read_records(destination, cache, extent, patience) if is_sealed else {}
+    lacking = find_lacking(source, destination, extent, there, kept, patience)
+    for shard, names in lacking.items():
+        demand_available(source, destination, shard, names, kept.get(shard))
+    return Plan(source, destination, extent, kept, lacking, is_sealed, there == extent)
+
+
+def demand_id(source: Source, extent: Extent, pin: str) -> None:
+    """Raises CometError unless the whole source, or this part of it, has this cache id."""
+    name = source.place.name
+    if source.missing:
+        raise CometError(f"{name}: --id: {len(source.missing)} shards are not there, so it has no cache id yet")
+    whole = id_of(source.cache, source.cache.extent, source.records)
+    if pin not in (whole, id_of(source.cache, extent, source.records)):
+        raise CometError(f"{name}: expected the cache id {pin[:64]}, found {whole}; nothing was moved")
+
+
+def is_same(source: Source, destination: Place, patience: Patience) -> bool:
+    """Whether the destination has the seal of the source; without one it must be empty, or hold what comes first.
+
+    Raises CometError when it holds anything else.
+    """
+    stop = threading.Event()
+    root, seal = (tried(partial(destination.read, path, MAX_RECORD_BYTES), patience, stop) for path in (ROOT, SEAL))
+    if root is None:
+        if not tried(destination.is_empty, patience, stop):
+            raise CometError(f"{destination.name}: holds files, but no cache; choose an empty place", exit_code=2)
+        return False
+    if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
+        unlike = unlike_there(source, root, destination.name)
+        raise CometError(f"{destination.name}: holds another cache; choose another place ({unlike})", exit_code=2)
+    return seal is not None
+
+
+def unlike_there(source: Source, attributes: bytes, name: str) -> str:
+    """In what the cache of these attributes is not the source's."""
+    with TemporaryDirectory() as folder:
+        write_all(Path(folder), {ROOT: attributes})
+        try:
+            recipe, _ = read_attributes(Path(folder))
+        except CometError as error:
+            return str(error).replace(folder, name)
+    return shortened(recipe.differences(source.cache.recipe) or ["other sealed files, of the same recipe"])
+
+
+def extent_of(place: Place, cache: Cache, patience: Patience) -> Extent | None:
+    """What a place is meant to hold of this cache, None before it is written. Raises CometError when it is damaged."""
+    data = tried(lambda: place.read(EXTENT, MAX_RECORD_BYTES), patience, threading.Event())
+    return (
+        None
+        if data is None
+        else parse_extent(data, f"{place.name}/{EXTENT}", cache.recipe, tuple(cache.specs["train"]))
+    )
+
+
+def joined(one: Extent, other: Extent, cache: Cache) -> Extent:
+    """All arrays and all shards of both parts of a cache."""
+    arrays = tuple(name for name in cache.specs["train"] if name in (*one.arrays, *other.arrays))
+    shards = {group: ranges({*one.indices(group), *other.indices(group)}) for group in GROUPS}
+    return Extent(one.recipe_id, arrays, shards)
+
+
+def find_lacking(
+    source: Source,
+    destination: Place,
+    extent: Extent,
+    there: Extent | None,
+    kept: Mapping[Shard, ShardRecord],
+    patience: Patience,
+) -> dict[Shard, list[str]]:
+    """The arrays of each shard of the extent that are still to move, or whose record is; not of those nobody has.
+
+    What the destination is meant to hold already, and has a record of, is there. Where a record came before its
+    extent, the sizes of the files say what is: a file has its name only when it is whole.
+    """
+    finished = set(shards_of(there)) if there is not None else set()
+    held = () if there is None else there.arrays
+    stop = threading.Event()
+
+    def lacking(shard: Shard) -> list[str] | None:
+        if shard not in kept:
+            return list(extent.arrays) if shard in source.records else None
+        unsure = [name for name in extent.arrays if not (shard in finished and name in held)]
+        return [name for name in unsure if size(shard, name) != kept[shard].files[name].size] or None
+
+    def size(shard: Shard, name: str) -> int | None:
+        path = source.cache.specs[shard[0]][name].chunk_path(shard[1])
+        return tried(lambda: destination.size_of(path), patience, stop)
+
+    shards = shards_of(extent)
+    found = zip(shards, in_flight(lacking, shards, stop), strict=True)
+    return {shard: names for shard, names in found if names is not None}
+
+
+def demand_available(
+    source: Source, destination: Place, shard: Shard, names: list[str], kept: ShardRecord | None
+) -> None:
+    """Raises CometError when these arrays of a shard cannot come from the source."""
+    record = source.records.get(shard)
+    where = f"{destination.name}: shard {shard[0]} {shard[1]}"
+    if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
+        raise CometError(f"{where}: would lack {', '.join(unheld)}, which {source.place.name} does not hold either")
+    if kept is not None and kept != record:
+        raise CometError(
+            f"{where}: is another version than that of {source.place.name}, which cannot complete it; "
+            "choose another place",
+            exit_code=2,
+        )
