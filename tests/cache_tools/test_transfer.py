@@ -72,17 +72,20 @@ def test_a_pull_that_dies_anywhere_leaves_only_whole_files_and_goes_on(whole: Ca
     sent = arrived(whole.root)
     with crashing(tmp_path / "count", None) as watch:
         pull(whole.root, tmp_path / "count")
-    generator = random.Random(0)
+    generator, deaths = random.Random(0), 0
     for at in sorted(generator.sample(range(watch.operations), 16)):
         there = tmp_path / str(at)
         with crashing(there, at) as died:
-            assert isinstance(run("pull", whole.root, there).exception, Crash)
-        assert died.crashed
+            result = run("pull", whole.root, there)
+        # threads that make one folder at the same time count it twice, so a run can have fewer operations than the first
+        assert isinstance(result.exception, Crash) == died.crashed
+        deaths += died.crashed
         left = arrived(there)
         assert left.items() <= sent.items()
         assert in_order(set(left), set(sent), whole)
         assert pull(whole.root, there).cache_id == whole.cache_id
         assert arrived(there) == sent
+    assert deaths >= 14
 
 
 def in_order(left: set[str], sent: set[str], cache: Cache) -> bool:
