@@ -60,7 +60,7 @@ def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
     named = {"name": "a|b\n## Free\x1b[31m", "licence": "cc0-1.0"}
     cache = made_from(tmp_path / "kin", named)
     lines = card(cache, cache.extent, 1, None).splitlines()
-    assert "| a\\|b�## Free�[31m | cc0-1.0 |" in lines
+    assert r"| a\|b\n## Free\x1b[31m | cc0-1.0 |" in lines
     assert not any(line.startswith("## Free") for line in lines)
 
 
