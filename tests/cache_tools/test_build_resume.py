@@ -201,6 +201,23 @@ def test_a_second_signal_stops_at_once_and_loses_at_most_the_shard_in_work(
     assert_same_as_whole(out.parent, whole)
 
 
+def test_files_that_vanish_during_a_build(tmp_path: Path, whole: Build, start: Callable[..., Running]) -> None:
+    """Someone clears away the folder that a shard is being written in: an error in one line, or none, and no hang."""
+    out, running = tmp_path / "work" / "kin.zarr", start()
+    vanished = 0
+    while running.process.is_alive() and vanished < 3:
+        for folder in {path.parent for path in out.glob(".staging-*/*")}:
+            shutil.rmtree(folder, ignore_errors=True)
+            vanished += 1
+    ended = running.wait()
+    if ended.code:
+        assert_one_error_line(ended, 1, "kin.zarr", "No such file or directory")
+    assert vanished
+    ended = start().wait()
+    assert (ended.code, ended.stderr) == (0, "")
+    assert_same_as_whole(tmp_path / "work", whole)
+
+
 def test_two_builds_at_once_make_one_cache(tmp_path: Path, whole: Build, start: Callable[..., Running]) -> None:
     both = [start("log 1"), start("log 2")]
     first_seen: dict[Path, tuple[int, int]] = {}
