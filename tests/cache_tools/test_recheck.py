@@ -201,16 +201,16 @@ def test_without_a_teacher_nothing_is_said_of_it(built: dict[str, Path]) -> None
 
 
 def test_what_is_no_number_is_damage(copy: Callable[[str], Path], again: RecheckSettings) -> None:
-    """A shallow look does not see it."""
+    """The reader refuses it before anything is compared."""
     root = copy("threshold float32")
     entropy = np.array(open_cache(root).read_shard("train", 0)["entropy"])
     entropy[0, 0, 0] = np.nan
     rewrite(root, "entropy", entropy)
     (damage,) = verify(root, again=again).damage
     assert damage.shard == ("train", 0)
-    assert "entropy: off by inf on average and inf at most" in damage.message
+    assert "entropy: expected a finite number, found another at row 0, target 0" in damage.message
     said = CliRunner().invoke(main, ["verify", str(root), "--teacher", again.teacher, "--json"])
-    assert json.loads(said.stdout)["teacher"][0]["worst_shard"]["entropy"]["largest"] is None
+    assert said.exit_code == 1 and "entropy: expected a finite number" in str(json.loads(said.stdout)["damage"])
 
 
 def test_a_damaged_shard_is_not_run_again(copy: Callable[[str], Path], again: RecheckSettings) -> None:
