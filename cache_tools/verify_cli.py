@@ -13,7 +13,7 @@ from click.core import ParameterSource
 
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
-from cache_tools.terminal import one_line_errors, visible
+from cache_tools.terminal import one_line_errors, quiet_libraries, visible
 
 if TYPE_CHECKING:
     from cache_tools.verify import Report
@@ -38,6 +38,8 @@ def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
         settings = {name: others.pop(name) for name in ("rows", "seed", "dtype", "device", "batch_size")}
         if teacher is None and (unused := given(settings)):
             raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
+        if teacher is not None:
+            quiet_libraries()
         command(*args, again=RecheckSettings(teacher, **settings) if teacher is not None else None, **others)
 
     decorated: Callable[..., None] = with_settings

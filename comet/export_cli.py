@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cache_tools.terminal import one_line_errors
+from cache_tools.terminal import one_line_errors, quiet_libraries
 
 EXAMPLES = """\b
 Examples:
@@ -33,6 +33,7 @@ def export_model(model: Path, int8: bool, output: Path | None) -> None:
     """
     from comet.export import ExportSettings, export
 
+    quiet_libraries()
     export(ExportSettings(model, int8=int8, output=output), say=click.echo)
 
 

@@ -89,6 +89,7 @@ def said_by(folder: Path) -> list[str]:
 def test_the_command_says_what_it_made(exported: tuple[Path, Result]) -> None:
     output, result = exported
     assert result.exit_code == 0, result.output
+    assert result.stderr == ""
     assert re.search(r"exporting a XLMRobertaForMaskedLM of [\d,]+ parameters", result.output)
     assert re.search(
         r"exported: [\d.]+ MiB; largest difference of a logit to torch \S+ \(allowed 0.0001\)", result.output
