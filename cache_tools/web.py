@@ -51,21 +51,8 @@ class Plain(http.client.HTTPConnection):
         self.close()
 
 
-class Secure(http.client.HTTPSConnection):
+class Secure(Plain, http.client.HTTPSConnection):
     """The same, encrypted."""
-
-    used = False
-    wire: socket.socket | None = None
-
-    def connect(self) -> None:
-        super().connect()
-        self.wire = self.sock
-
-    def __del__(self) -> None:
-        self.close()
-
-
-Connection = Plain | Secure
 
 
 class Web:
@@ -73,8 +60,8 @@ class Web:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
-        self._idle: dict[tuple[str, str], list[Connection]] = defaultdict(list)
-        self._ends: dict[Connection, float] = {}
+        self._idle: dict[tuple[str, str], list[Plain]] = defaultdict(list)
+        self._ends: dict[Plain, float] = {}
         self._lock = Lock()
         Thread(target=watch, args=(weakref.ref(self),), daemon=True).start()
 
@@ -121,7 +108,7 @@ class Web:
                     connection.close()
         raise CometError(f"{shown(url)}: redirects more than {MOST_REDIRECTS} times; not a server to pull from")
 
-    def _take(self, parts: SplitResult) -> Connection:
+    def _take(self, parts: SplitResult) -> Plain:
         """A connection that nobody else uses, through the proxy of the environment where there is one."""
         with self._lock:
             if idle := self._idle[parts.scheme, parts.netloc]:
@@ -137,15 +124,15 @@ class Web:
             secure.set_tunnel(host, port, login(via))
         return secure
 
-    def _give_back(self, parts: SplitResult, connection: Connection) -> None:
+    def _give_back(self, parts: SplitResult, connection: Plain) -> None:
         connection.used = True
         with self._lock:
             self._idle[parts.scheme, parts.netloc].append(connection)
 
-    def _ask(self, connection: Connection, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
+    def _ask(self, connection: Plain, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         """The answer to a GET. A server may have closed a connection that was idle: then a new one is made, once."""
         target = urlunsplit(("", "", quote(parts.path or "/", safe="/%:@!$&'()*+,;=~"), parts.query, ""))
-        if connection.host != parts.hostname and isinstance(connection, Plain):  # a proxy
+        if parts.scheme == "http" and connection.host != parts.hostname:  # a proxy
             target = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], target, "", ""))
         try:
             connection.request("GET", target, headers={"User-Agent": "comet-cache"} | headers)

@@ -9,15 +9,16 @@ from small_caches import random_shard, small_recipe
 
 from cache_tools.errors import CometError
 from cache_tools.store.bounds import check_ranges, check_signals, is_logprob, repeated
+from cache_tools.store.recipe import Recipe
 
 TOPK, SAMPLED = small_recipe(), small_recipe(keep="threshold")
 Arrays = dict[str, NDArray]
 
 
 @pytest.mark.parametrize("recipe", [TOPK, SAMPLED], ids=["topk", "threshold"])
-def test_sound_shards_pass(recipe: object) -> None:
-    arrays = random_shard(recipe, "train", 0)  # type: ignore[arg-type]
-    check_ranges(arrays, recipe, "here")  # type: ignore[arg-type]
+def test_sound_shards_pass(recipe: Recipe) -> None:
+    arrays = random_shard(recipe, "train", 0)
+    check_ranges(arrays, recipe, "here")
     check_signals(arrays, "here")
     check_signals({name: arrays[name] for name in ("target_position", "target_id")}, "here")
 
