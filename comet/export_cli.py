@@ -4,17 +4,23 @@ from pathlib import Path
 
 import click
 
+from cache_tools.helptext import GroupedHelp
 from cache_tools.terminal import one_line_errors, quiet_libraries
 
-EXAMPLES = """\b
-Examples:
-  comet-export kin-student                   a student of comet-train → kin-student-onnx
-  comet-export kin-sentiment --int8          a model of comet-eval --output → kin-sentiment-onnx-int8
-  comet-export kin-sentiment --output phone  → phone
-"""
+SECTIONS = {"What": ("model", "format", "int8", "output")}
+EXAMPLES = (
+    "comet-export kin-student                   a student of comet-train → kin-student-onnx",
+    "comet-export kin-sentiment --int8          a model of comet-eval --output → kin-sentiment-onnx-int8",
+    "comet-export kin-sentiment --output phone",
+)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=EXAMPLES)
+@click.command(
+    cls=GroupedHelp,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("--format", type=click.Choice(["onnx"]), default="onnx", expose_value=False, help="What to write.")
 @click.option(
