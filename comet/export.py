@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
-from comet.finetuning import longest_input, without_load_report
+from comet.finetuning import loading, longest_input
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 HEADS: dict[str, Any] = {
@@ -103,7 +103,8 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     Raises CometError when it is something else, cannot be loaded, or lacks weights.
     """
-    try:
+    expected = "config.json, model.safetensors and tokenizer.json, as comet-train or comet-eval --output leave them"
+    with loading(str(folder), expected):
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         (architecture,) = config.architectures or ("none",)
         head = HEADS.get(architecture.partition("For")[2])
@@ -113,26 +114,16 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
                 "tokens",
                 exit_code=2,
             )
-        with without_load_report():
-            model, loading = head.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+        model, loaded = head.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except CometError:
-        raise
-    except Exception as error:  # a damaged or foreign folder makes transformers raise almost anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(
-            f"{folder}: cannot be loaded; expected config.json, model.safetensors and tokenizer.json, as comet-train "
-            f"or comet-eval --output leave them. transformers says: {reason}",
-            exit_code=2,
-        ) from error
-    if missing := sorted(loading["missing_keys"]):
+    if missing := sorted(loaded["missing_keys"]):
         raise CometError(
             f"{folder}: its weights lack {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, which would be "
             "random numbers; get the model again"

@@ -75,26 +75,18 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
     folder = model_files(name)
     head: Any = AutoModelForTokenClassification if task.tagging else AutoModelForSequenceClassification
     torch.manual_seed(seed)
-    try:
+    with loading(f"--model {name}", "a masked LM with config.json, model.safetensors and tokenizer.json"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        with without_load_report():
-            model, loading = head.from_pretrained(
-                folder,
-                num_labels=len(task.labels),
-                id2label=dict(enumerate(task.labels)),
-                label2id={label: i for i, label in enumerate(task.labels)},
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except Exception as error:  # a damaged or foreign folder makes transformers raise almost anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(
-            f"--model {name}: cannot be loaded; expected a masked LM with config.json, model.safetensors and "
-            f"tokenizer.json. transformers says: {reason}",
-            exit_code=2,
-        ) from error
-    body, new = f"{model.base_model_prefix}.", sorted(loading["missing_keys"])
+        model, loaded = head.from_pretrained(
+            folder,
+            num_labels=len(task.labels),
+            id2label=dict(enumerate(task.labels)),
+            label2id={label: i for i, label in enumerate(task.labels)},
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    body, new = f"{model.base_model_prefix}.", sorted(loaded["missing_keys"])
     if missing := [key for key in new if key.startswith(body) and not key.startswith(f"{body}pooler.")]:
         raise CometError(
             f"--model {name}: its weights lack {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, which "
@@ -109,12 +101,20 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
 
 
 @contextmanager
-def without_load_report() -> Iterator[None]:
-    """transformers warns at length that a head is missing, which is the plan here; what else is missing we check."""
+def loading(where: str, expected: str) -> Iterator[None]:
+    """While a model is loaded: transformers does not report what is missing, which we check, and what it raises for a
+    damaged or foreign folder, almost anything, becomes a CometError."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
         yield
+    except CometError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CometError(
+            f"{where}: cannot be loaded; expected {expected}. transformers says: {reason}", exit_code=2
+        ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
