@@ -1,5 +1,6 @@
 """Two runs of a teacher compared, in figures worked out by hand; and what is beyond tolerance."""
 
+import json
 import math
 
 import numpy as np
@@ -196,3 +197,11 @@ def test_a_run_keeps_the_worst_of_its_shards() -> None:
     assert run.add(1, {"kl": np.array([0.0])}) == []
     assert (run.rows, run.shards, set(run.worst)) == (6, 3, {"kl"})
     assert run.worst["kl"] == Summary(count=6, mean=0.5, median=1.0, p99=1.0, largest=1.0)
+
+
+def test_what_is_infinite_is_no_number_of_json() -> None:
+    run = Run("float32", "cpu", "float32", "cpu")
+    (message,) = run.add(1, {"entropy": np.array([0.0, math.inf])})
+    assert message.startswith("entropy: off by inf on average and inf at most")
+    found = json.loads(json.dumps(run.facts(), allow_nan=False))
+    assert found["worst_shard"]["entropy"]["largest"] is None
