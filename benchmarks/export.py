@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import XLMRobertaForSequenceClassification
 
-from comet.onnx_model import open_session, run, write_int8, write_onnx
+from comet.export.onnx_model import open_session, run, write_int8, write_onnx
 from comet.student import PRESETS, StudentShape, student_config
 
 XLM_R, TRIMMED = 250_002, 16_000

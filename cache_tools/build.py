@@ -17,7 +17,7 @@ from cache_tools.pinning import pinned
 from cache_tools.prepare import prepare, preparing_prefix
 from cache_tools.restore import lost_tokens, restore_tokens
 from cache_tools.settings import BuildSettings, parse_layers
-from cache_tools.sharing import Push
+from cache_tools.sharing.push import Push
 from cache_tools.store.claim import remove_abandoned
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.teacher.device import choose_device

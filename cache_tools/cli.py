@@ -12,7 +12,7 @@ from cache_tools.errors import CometError
 from cache_tools.helptext import GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
-from cache_tools.sharing_cli import merge_caches, pull, push, subset
+from cache_tools.sharing.cli import merge_caches, pull, push, subset
 from cache_tools.terminal import one_line_errors, printable, quiet_libraries
 from cache_tools.verify_cli import repair, verify_cache
 

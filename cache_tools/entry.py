@@ -56,6 +56,6 @@ def comet_eval() -> None:
 
 def comet_export() -> None:
     demand_own_comet()
-    from comet.export_cli import export_model
+    from comet.export.cli import export_model
 
     export_model()

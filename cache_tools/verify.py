@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache_tools.card import CARD
 from cache_tools.errors import CometError
 from cache_tools.rows import content_keys
 from cache_tools.settings import RecheckSettings
+from cache_tools.sharing.card import CARD
 from cache_tools.store.bounds import check_ranges
 from cache_tools.store.claim import STAGING
 from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes

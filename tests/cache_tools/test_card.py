@@ -7,8 +7,8 @@ from click.testing import CliRunner, Result
 from small_caches import commit, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.card import CARD, card, in_doubt, text_licences
 from cache_tools.cli import main
+from cache_tools.sharing.card import CARD, card, in_doubt, text_licences
 from cache_tools.verify import verify
 
 RECIPE = small_recipe()

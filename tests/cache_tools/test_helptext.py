@@ -11,7 +11,7 @@ from cache_tools.cli import build
 from cache_tools.helptext import GroupedHelp
 from comet.cli import train
 from comet.eval_cli import evaluate_models
-from comet.export_cli import export_model
+from comet.export.cli import export_model
 
 COMMANDS = {
     "comet-cache build": build,

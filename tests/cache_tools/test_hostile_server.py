@@ -14,7 +14,7 @@ from small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache, remote
 from cache_tools.cli import main
-from cache_tools.remote import Patience
+from cache_tools.sharing.remote import Patience
 
 CHUNK = "train/attention/c/1/0/0/0"
 RECORD = "ledger/train-00001.json"

@@ -10,10 +10,11 @@ from builds import digests
 from click.testing import CliRunner, Result
 from sharing_servers import SERVERS, Server
 
-from cache_tools import Cache, build_cache, open_cache, remote
+from cache_tools import Cache, build_cache, open_cache
 from cache_tools.cli import main
-from cache_tools.remote import Patience
 from cache_tools.settings import BuildSettings
+from cache_tools.sharing import remote
+from cache_tools.sharing.remote import Patience
 from cache_tools.verify import verify
 
 

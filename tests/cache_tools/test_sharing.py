@@ -11,7 +11,7 @@ from builds import digests
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from cache_tools.sharing import Push
+from cache_tools.sharing.push import Push
 from cache_tools.store.records import write_durably
 
 

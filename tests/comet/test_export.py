@@ -17,14 +17,15 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-import comet.export
-import comet.onnx_model
+import comet
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.export import ExportSettings, export
-from comet.export_check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
-from comet.export_cli import export_model
-from comet.onnx_model import open_session, run
+from comet.export import export as exporting
+from comet.export import onnx_model
+from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
+from comet.export.cli import export_model
+from comet.export.export import ExportSettings, export
+from comet.export.onnx_model import open_session, run
 from comet.student import PRESETS, new_student
 from comet.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 
@@ -102,7 +103,7 @@ def test_the_command_says_what_it_made(exported: tuple[Path, Result]) -> None:
 
 
 def test_a_masked_lm_fills_in_what_torch_fills_in(student: Path, exported: tuple[Path, Result]) -> None:
-    _, tokenizer = comet.export.load(student)
+    _, tokenizer = exporting.load(student)
     model = AutoModelForMaskedLM.from_pretrained(student).eval()
     text = "Umwana yagiye ku <mask>."
     ids = tokenizer(text, return_tensors="pt")
@@ -118,7 +119,7 @@ def test_a_classifier_of_texts_says_its_labels(classifiers: dict[str, Path], tmp
     lines = said_by(folder)
     assert len(lines) == 2 and all(line.split()[-1] in LABELS.values() for line in lines)
     if not int8:
-        model, tokenizer = comet.export.load(classifiers["texts"])
+        model, tokenizer = exporting.load(classifiers["texts"])
         text = "Umwana yagiye ku ishuri."
         with torch.no_grad():
             best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
@@ -162,7 +163,7 @@ def test_int8_is_smaller_and_says_how_near_it_is(student: Path, exported: tuple[
 
 
 def test_no_file_names_a_folder_of_the_machine(student: Path, exported: tuple[Path, Result]) -> None:
-    inside = str(Path(comet.export.__file__).parent).encode(), str(student.parent).encode()
+    inside = str(Path(comet.__file__).parent).encode(), str(student.parent).encode()
     for path in exported[0].iterdir():
         assert not any(name in path.read_bytes() for name in inside), path.name
 
@@ -195,7 +196,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     def find(name: str, package: str | None = None) -> Any:
         return None if name == "onnxruntime" else real(name, package)
 
-    monkeypatch.setattr(comet.export.importlib.util, "find_spec", find)
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", find)
     result = command(str(student), "--output", str(tmp_path / "exported"))
     assert result.exit_code == 1
     assert "comet-export needs onnxruntime: pip install 'comet-distill[onnx]'" in result.output
@@ -230,7 +231,7 @@ def test_a_model_that_says_something_else_is_not_exported(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The exporter is made to write one layer's weights slightly wrong."""
-    real = comet.onnx_model.write_onnx
+    real = onnx_model.write_onnx
 
     def wrong(model: Any, path: Path) -> None:
         real(model, path)
@@ -239,7 +240,7 @@ def test_a_model_that_says_something_else_is_not_exported(
         weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 1.05, weights.name))
         onnx.save(proto, path)
 
-    monkeypatch.setattr(comet.onnx_model, "write_onnx", wrong)
+    monkeypatch.setattr(onnx_model, "write_onnx", wrong)
     with pytest.raises(CometError, match=r"the exported logits differ from torch's by .*, expected at most 0.0001"):
         export(ExportSettings(student, output=tmp_path / "exported"), say=lambda _: None)
     assert list(tmp_path.iterdir()) == []

@@ -128,7 +128,7 @@ def test_every_option_that_a_page_names_exists(page: Path) -> None:
     from cache_tools.cli import main as comet_cache
     from comet.cli import train
     from comet.eval_cli import evaluate_models
-    from comet.export_cli import export_model
+    from comet.export.cli import export_model
 
     every = [*comet_cache.commands.values(), train, evaluate_models, export_model]
     known = {name for command in every for option in command.params for name in option.opts}

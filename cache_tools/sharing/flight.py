@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
-from cache_tools.remote import Patience, Unreachable
+from cache_tools.sharing.remote import Patience, Unreachable
 
 THREADS = 8
 Item = TypeVar("Item")

@@ -61,9 +61,9 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     say what torch says.
     """
     demand_packages()
-    from comet.export_card import card, last_lines
-    from comet.export_check import check_export
-    from comet.onnx_model import write_int8, write_onnx
+    from comet.export.card import card, last_lines
+    from comet.export.check import check_export
+    from comet.export.onnx_model import write_int8, write_onnx
 
     output, (model, tokenizer) = settings.folder, load(settings.model)
     output.parent.mkdir(parents=True, exist_ok=True)

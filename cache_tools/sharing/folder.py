@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
+from cache_tools.sharing.web import Blocks
 from cache_tools.store.claim import STAGING
 from cache_tools.store.copying import staging_in
 from cache_tools.store.records import read_bounded, sync_folder
-from cache_tools.web import Blocks
 
 BLOCK = 2**20
 

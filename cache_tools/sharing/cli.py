@@ -16,10 +16,10 @@ from cache_tools.settings import SIGNALS, Part
 from cache_tools.terminal import one_line_errors, printable
 
 if TYPE_CHECKING:
-    from cache_tools.remote import Patience
+    from cache_tools.sharing.plan import Place, Plan
+    from cache_tools.sharing.remote import Patience
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
-    from cache_tools.transfer_plan import Place, Plan
 
 MOST_SHOWN = 5  # shards of one kind in one line
 
@@ -59,10 +59,10 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     knows. Every file is compared with the ledger before it gets its name. Run again it moves only what is missing:
     after a stop, when more has been built, or for a larger part.
     """
-    from cache_tools.folder import Folder
-    from cache_tools.remote import Patience
+    from cache_tools.sharing.folder import Folder
+    from cache_tools.sharing.plan import look, plan
+    from cache_tools.sharing.remote import Patience
     from cache_tools.store.reader import open_cache
-    from cache_tools.transfer_plan import look, plan
 
     patience = Patience()
     to = place_at(destination, patience)
@@ -86,10 +86,10 @@ def push(source: str, destination: str, i_may_share_this: bool) -> None:
     A cache holds its text word for word: share it only where you may share the text. Beside it goes a README.md that
     says what it is. Run again it moves only what is missing: after a stop, or when more has been built.
     """
-    from cache_tools.card import in_doubt, text_licences
-    from cache_tools.folder import Folder
-    from cache_tools.remote import Patience
-    from cache_tools.transfer_plan import look, plan
+    from cache_tools.sharing.card import in_doubt, text_licences
+    from cache_tools.sharing.folder import Folder
+    from cache_tools.sharing.plan import look, plan
+    from cache_tools.sharing.remote import Patience
 
     patience = Patience()
     here, to = place_at(source, patience), place_at(destination, patience)
@@ -115,8 +115,8 @@ def push(source: str, destination: str, i_may_share_this: bool) -> None:
 
 def place_at(url: str, patience: "Patience") -> "Place":
     """A folder, or what fsspec makes of a URL."""
-    from cache_tools.folder import Folder
-    from cache_tools.remote import Remote
+    from cache_tools.sharing.folder import Folder
+    from cache_tools.sharing.remote import Remote
 
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -126,7 +126,7 @@ def place_at(url: str, patience: "Patience") -> "Place":
 
 def carry_out(planned: "Plan", name: str, patience: "Patience") -> None:
     """Moves what is to move, under a bar in bytes."""
-    from cache_tools.transfer import Transfer
+    from cache_tools.sharing.transfer import Transfer
 
     size = tqdm.format_sizeof(planned.size, "B")
     click.echo(f"{size} to move" if planned.size else "nothing to move")
@@ -142,7 +142,7 @@ def carry_out(planned: "Plan", name: str, patience: "Patience") -> None:
 
 def leave_card(planned: "Plan") -> None:
     """Writes the card, unless somebody else has written one."""
-    from cache_tools.card import CARD, MARK, MAX_CARD_BYTES, card
+    from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
 
     cache, to = planned.source.cache, planned.destination
     there = to.read(CARD, MAX_CARD_BYTES)
@@ -176,7 +176,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
     All validation shards come along, so that students of the part are measured like those of the whole. Nothing is
     overwritten; run again after a stop, it goes on.
     """
-    from cache_tools.parts import part_extent
+    from cache_tools.sharing.parts import part_extent
     from cache_tools.store.copying import cut
     from cache_tools.store.reader import open_cache
 

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import fsspec
 
 from cache_tools.errors import CometError
-from cache_tools.web import Blocks, Web, shown
+from cache_tools.sharing.web import Blocks, Web, shown
 
 BLOCK = 2**20
 HTTP = ("http", "https")

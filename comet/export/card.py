@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from comet.export_check import LARGEST_DIFFERENCE, LARGEST_VARIATION, LEAST_AGREEMENT, Comparison
+from comet.export.check import LARGEST_DIFFERENCE, LARGEST_VARIATION, LEAST_AGREEMENT, Comparison
 
 PIPELINES = {
     "MaskedLM": "fill-mask",

@@ -11,11 +11,11 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from cache_tools.errors import CometError
-from cache_tools.flight import in_flight, tried
-from cache_tools.remote import Patience, Unreachable
+from cache_tools.sharing.flight import in_flight, tried
+from cache_tools.sharing.plan import ROOT, Plan, Shard
+from cache_tools.sharing.remote import Patience, Unreachable
 from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, shard_record_path
 from cache_tools.store.records import with_checksum
-from cache_tools.transfer_plan import ROOT, Plan, Shard
 
 Moved = Callable[[int], object]
 """Told of bytes as they come; of negative ones when they have to come again."""

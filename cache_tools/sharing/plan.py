@@ -12,10 +12,11 @@ from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from cache_tools.errors import CometError
-from cache_tools.flight import in_flight, tried
-from cache_tools.parts import part_extent
-from cache_tools.remote import Patience
 from cache_tools.settings import Part
+from cache_tools.sharing.flight import in_flight, tried
+from cache_tools.sharing.parts import part_extent
+from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.web import Blocks
 from cache_tools.store.copying import ranges, shortened
 from cache_tools.store.layout import MAX_METADATA_BYTES, max_file_bytes
 from cache_tools.store.ledger import (
@@ -33,7 +34,6 @@ from cache_tools.store.ledger import (
 from cache_tools.store.reader import Cache, open_cache, read_attributes
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES
-from cache_tools.web import Blocks
 
 ROOT = "zarr.json"
 Shard = tuple[str, int]

@@ -37,7 +37,7 @@ def export_model(model: Path, int8: bool, output: Path | None) -> None:
     The exported model is run on real text and compared with torch before it gets its name. README.md in it says how
     to use it.
     """
-    from comet.export import ExportSettings, export
+    from comet.export.export import ExportSettings, export
 
     quiet_libraries()
     export(ExportSettings(model, int8=int8, output=output), say=click.echo)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from cache_tools.hub import UNKNOWN_LICENCE
-from cache_tools.parts import ATTENTION
+from cache_tools.sharing.parts import ATTENTION
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent
 from cache_tools.store.reader import Cache
