@@ -1,10 +1,10 @@
 """Reading a cache. Nothing that does not match its record is ever returned."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,23 +58,54 @@ class Vocabulary:
     head_bias: NDArray[np.float32]
 
 
-class Cache:
-    """An opened cache: its recipe, and its shards as numpy arrays, each file checked when it is first touched."""
+class ShardFiles(Protocol):
+    """Where the files of committed shards lie, if not in the folder of the cache."""
 
-    def __init__(self, root: Path, recipe: Recipe, attributes: dict[str, Any], seal: Seal, extent: Extent) -> None:
+    def read(self, files: Mapping[str, FileRecord]) -> Mapping[str, bytes]:
+        """The content of each, by its path in the cache. Raises CometError when one is not to be had."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is waited for any more: `read` raises CometError from now on, also in other threads."""
+        ...
+
+
+class Cache:
+    """An opened cache: its recipe, and its shards as numpy arrays, each file checked when it is first touched.
+
+    `name` is how it is shown: its folder, or where it lies when that only holds what is not of shards.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        recipe: Recipe,
+        attributes: dict[str, Any],
+        seal: Seal,
+        extent: Extent,
+        name: str | None = None,
+        shard_files: ShardFiles | None = None,
+    ) -> None:
         self.root = root
+        self.name = name or str(root)
         self.recipe = recipe
         self.provenance: dict[str, Any] = attributes["provenance"]
         self.settings: dict[str, Any] = attributes["settings"]
         self.seal = seal
         self.extent = extent
         self.specs = {group: group_arrays(recipe, group) for group in GROUPS}
+        self._shard_files = shard_files
         self._records: dict[tuple[str, int], ShardRecord] = {}
-        self._verified: set[Path] = set()
+        self._verified: set[str] = set()
         self._checked: dict[tuple[str, int], set[str]] = {}  # arrays of which every value was looked at
 
     def __repr__(self) -> str:
-        return f"Cache({str(self.root)!r}, recipe_id={self.recipe.recipe_id[:12]!r})"
+        return f"Cache({self.name!r}, recipe_id={self.recipe.recipe_id[:12]!r})"
+
+    def close(self) -> None:
+        """Waits no longer for what comes from afar; whoever reads it gets a CometError."""
+        if self._shard_files is not None:
+            self._shard_files.close()
 
     @property
     def cache_id(self) -> str:
@@ -103,7 +134,7 @@ class Cache:
         if any(missing.values()):
             total = sum(len(self.extent.indices(group)) for group in GROUPS)
             raise CometError(
-                f"{self.root}: the cache is half built: {sum(missing.values())} of {total} shards are missing. "
+                f"{self.name}: the cache is half built: {sum(missing.values())} of {total} shards are missing. "
                 "Run the same `comet-cache build` again to finish it"
             )
 
@@ -133,14 +164,13 @@ class Cache:
         """
         record = self.record(group, shard)
         if record is None:
-            raise CometError(f"{self.root}: shard {group} {shard} is not committed; run `comet-cache build` again")
-        rows = self.recipe.shard_rows(group, shard)
-        arrays = {}
-        for name in self.extent.arrays if names is None else names:
-            spec = self.specs[group][name]
-            data = self._read_file(spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
-            arrays[name] = decode_chunk(spec, data, rows)
-        where = f"{self.root}: shard {group} {shard}"
+            raise CometError(f"{self.name}: shard {group} {shard} is not committed; run `comet-cache build` again")
+        rows, specs = self.recipe.shard_rows(group, shard), self.specs[group]
+        paths = {name: specs[name].chunk_path(shard) for name in (self.extent.arrays if names is None else names)}
+        limits = {path: max_file_bytes(specs[name]) for name, path in paths.items()}
+        files = self._read_files({path: record.files[name] for name, path in paths.items()}, limits)
+        arrays = {name: decode_chunk(specs[name], files[path], rows) for name, path in paths.items()}
+        where = f"{self.name}: shard {group} {shard}"
         check_ranges(arrays, self.recipe, where)
         checked = self._checked.setdefault((group, shard), set())
         if "target_position" in arrays and not checked >= arrays.keys():
@@ -174,22 +204,35 @@ class Cache:
             self._read_file(path, self.seal.files[path], self.seal.files[path].size)
         return self.root / TOKENIZER
 
-    def _read_file(self, relative: str, record: FileRecord, limit: int) -> bytes:
-        path = inside(self.root, relative)
-        data = read_bounded(path, limit)
-        if path not in self._verified:
-            if not record.matches(data):
-                raise CometError(
-                    f"{path}: {len(data)} bytes that do not match the ledger (expected {record.size} bytes, sha256 "
-                    f"{record.sha256[:12]}…); the file is damaged or belongs to another shard"
-                )
-            self._verified.add(path)
+    def _read_files(self, files: Mapping[str, FileRecord], limits: Mapping[str, int]) -> Mapping[str, bytes]:
+        """Files of a shard by their paths, each compared with its record when it is first touched."""
+        if self._shard_files is None:
+            return {path: self._read_file(path, record, limits[path]) for path, record in files.items()}
+        found = self._shard_files.read(files)
+        for path, data in found.items():
+            self._compare(path, data, files[path])
+        return found
+
+    def _read_file(self, path: str, record: FileRecord, limit: int) -> bytes:
+        data = read_bounded(inside(self.root, path), limit)
+        self._compare(path, data, record)
         return data
 
+    def _compare(self, path: str, data: bytes, record: FileRecord) -> None:
+        if path in self._verified:
+            return
+        if not record.matches(data):
+            raise CometError(
+                f"{self.name}/{path}: {len(data)} bytes that do not match the ledger (expected {record.size} bytes, "
+                f"sha256 {record.sha256[:12]}…); the file is damaged or belongs to another shard"
+            )
+        self._verified.add(path)
 
-def open_cache(path: str | Path) -> Cache:
+
+def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFiles | None = None) -> Cache:
     """Opens a cache, built to the end or not, and checks its metadata against its recipe and its seal.
 
+    With `name` and `shard_files` the folder holds everything but the files of shards, which come from elsewhere.
     Raises CometError when there is no cache, or it is of another format version, unsealed or damaged.
     """
     root = Path(path)
@@ -205,13 +248,13 @@ def open_cache(path: str | Path) -> Cache:
         path = inside(root, relative)
         if relative.endswith("zarr.json") and not record.matches(read_bounded(path, MAX_ATTRIBUTES_BYTES)):
             raise CometError(f"{path}: not the sealed file; the cache is damaged")
-    for name in (*GROUPS, VOCABULARY):
-        check_group(root, name)
+    for group in (*GROUPS, VOCABULARY):
+        check_group(root, group)
     arrays = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
     for spec in (*arrays, *vocabulary_arrays(recipe).values()):
         check_array(root, spec)
     extent = read_extent(root, recipe, tuple(group_arrays(recipe, "train")))
-    return Cache(root, recipe, comet, seal, extent)
+    return Cache(root, recipe, comet, seal, extent, name, shard_files)
 
 
 def read_attributes(root: Path) -> tuple[Recipe, dict[str, Any]]:
