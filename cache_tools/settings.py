@@ -1,5 +1,6 @@
 """What a person asks of `comet-cache build`, of `verify --teacher`, and of the commands that copy a part of a cache."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,6 +121,22 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
     if not all(-layers <= n < layers for n in numbers):
         raise problem
     return tuple(sorted({n % layers for n in numbers}))
+
+
+@dataclass(frozen=True)
+class LocalCache:
+    """Where files of caches at URLs are kept, and the most bytes of shards there."""
+
+    folder: Path
+    size: int
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
+    if not found or not (size := int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))):
+        raise CometError(f"{text[:40]}: expected a size such as 20GB or 500MB", exit_code=2)
+    return size
 
 
 SIGNALS = ("all", "logits", "attention")  # what a smaller copy of a cache holds beside the tokens

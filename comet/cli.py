@@ -1,5 +1,6 @@
 """comet-train: a student from caches, without the teacher."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import click
 from cache_tools.config import TextOrTable, config_option
 from cache_tools.errors import CometError
 from cache_tools.helptext import GroupedHelp
+from cache_tools.settings import LocalCache, parse_bytes
 from cache_tools.terminal import one_line_errors, quiet_libraries
 
 
@@ -24,16 +26,21 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
+def user_cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comet"
+
+
 SECTIONS = {
-    "What": ("paths", "output", "student", "vocabulary", "init"),
+    "What": ("places", "output", "student", "vocabulary", "init"),
     "What it learns": ("recipe", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
-    "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "settings"),
+    "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "local_cache", "local_size", "settings"),
 }
 EXAMPLES = (
     "comet-train --cache kin.zarr                               → kin-student, kin-student.html",
     "comet-train --cache kin.zarr --vocabulary trimmed --output kin-small",
     "comet-train --cache kin.zarr --cache swa.zarr --language-alpha 0.5",
     "comet-train --cache kin.zarr --resume                      after a stop",
+    "comet-train --cache https://lab.example.org/kin.zarr       reads shards as it needs them",
 )
 
 
@@ -43,8 +50,8 @@ EXAMPLES = (
     examples=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.option("--cache", "paths", type=click.Path(path_type=Path), multiple=True, required=True,
-              help="A cache that `comet-cache build` made. Repeatable: caches of one teacher.")  # fmt: skip
+@click.option("--cache", "places", multiple=True, required=True,
+              help="A cache that `comet-cache build` made, or its URL. Repeatable: caches of one teacher.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
 @click.option("--student", default="auto", help="auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")
 @click.option("--vocabulary", type=click.Choice(["full", "trimmed"]), default="full",
@@ -66,11 +73,22 @@ EXAMPLES = (
               help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip
 @click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
+@click.option("--local-cache", type=click.Path(path_type=Path),
+              help="Where shards of caches at URLs are kept.  [default: ~/.cache/comet]")  # fmt: skip
+@click.option("--local-size", default="20GB", help="The most that may be kept there; what was used longest ago goes.")
 @click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
 @config_option
 @one_line_errors
-def train(paths: tuple[Path, ...], output: Path | None, recipe: Any, settings: tuple[str, ...], **options: Any) -> None:
-    """Train a student from a cache. Needs neither the teacher nor the network."""
+def train(
+    places: tuple[str, ...],
+    output: Path | None,
+    recipe: Any,
+    local_cache: Path | None,
+    local_size: str,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
     from comet.distillation import distill, open_for_training
     from comet.processes import end_processes
     from comet.recipes import choose_recipe
@@ -78,14 +96,15 @@ def train(paths: tuple[Path, ...], output: Path | None, recipe: Any, settings: t
     from comet.settings import StudentConfig
 
     quiet_libraries()
-    output = output or Path("-".join(path.name.removesuffix(".zarr") for path in paths) + "-student")
+    names = [Path(place.partition("?")[0]).name.removesuffix(".zarr") for place in places]
+    output = output or Path("-".join(names) + "-student")
     config = StudentConfig(
         output=output,
         recipe=choose_recipe(recipe),
         arguments=tuple(parse_setting(text) for text in settings),
         **options,
     )
-    caches = open_for_training(paths)
+    caches = open_for_training(places, LocalCache(local_cache or user_cache_folder(), parse_bytes(local_size)))
     result = distill(caches, config, say=click.echo)
     if end_processes():
         click.echo(summary(caches, result))

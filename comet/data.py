@@ -228,7 +228,7 @@ def require_compatible(caches: Sequence[Cache]) -> None:
         unlike = [f"its {name.replace('_', ' ')} is {b}, but {a}" for name, (a, b) in pairs.items() if a != b]
         if unlike:
             raise CometError(
-                f"--cache {other.root}: {'; '.join(unlike)} in {first.root}; "
+                f"--cache {other.name}: {'; '.join(unlike)} in {first.name}; "
                 "caches that are trained on together need one teacher, the same signals and rows of one length",
                 exit_code=2,
             )

@@ -17,6 +17,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
+from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
 from comet.closeup import first_row
@@ -41,13 +42,25 @@ from comet.vocabulary import (
 )
 
 
-def open_for_training(paths: Sequence[Path]) -> list[Cache]:
-    """The caches, complete and of one teacher. Raises CometError otherwise."""
-    caches = [open_cache(path) for path in paths]
+def open_for_training(places: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
+    """The caches in these folders or at these URLs, complete and of one teacher; shards from a URL are read as they
+    are needed, and kept in `local`. Raises CometError otherwise."""
+    caches = [open_at(str(place), local) for place in places]
     for cache in caches:
         cache.require_complete()
     require_compatible(caches)
     return caches
+
+
+def open_at(place: str, local: LocalCache | None) -> Cache:
+    if "://" not in place:
+        return open_cache(place)
+    from cache_tools.sharing.afar import open_afar
+    from cache_tools.sharing.remote import Patience
+
+    if local is None:
+        raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)
+    return open_afar(place, local, Patience())
 
 
 def distill(
@@ -65,7 +78,7 @@ def distill(
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
-        raise CometError(f"{caches[0].root}: no validation rows, so nothing could be said of a student; give more text")
+        raise CometError(f"{caches[0].name}: no validation rows, so nothing could be said of a student; give more text")
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     shape, student = begin_student(config, caches, vocabulary)
     distiller = Distiller(student, caches[0].recipe, config.recipe, vocabulary)
@@ -78,6 +91,9 @@ def distill(
     with Checkpoints(config.output, identity, config.resume, processes) as checkpoints:
         outside = teacher_mass_outside(validation, vocabulary) if vocabulary.trimmed else None
         say(announcement(caches[0], distiller, shape, vocabulary, outside))
+        for cache in caches:
+            if cache.shard_files:
+                say(cache.shard_files.described)
         arguments.output_dir = str(checkpoints.folder)
         trainer = DistillationTrainer(
             distiller,
@@ -97,6 +113,10 @@ def distill(
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}" + described_processes(processes))
         try:
             seconds = train(trainer, best, checkpoints, config.save_minutes, say)
+        except BaseException:
+            for cache in caches:
+                cache.close()
+            raise
         finally:
             trainer.rows.expect([])  # ends reading ahead
         student.load_state_dict(best.weights)

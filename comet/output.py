@@ -39,7 +39,7 @@ def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentS
     recipe = config.recipe
     return as_toml(
         {
-            "cache": [str(cache.root) for cache in caches],
+            "cache": [cache.name for cache in caches],
             "output": str(config.output),
             "student": config.student,
             "vocabulary": config.vocabulary,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from cache_tools.store.reader import Cache
@@ -99,7 +100,7 @@ def facts(
         for name, value in options.items()
         if not name.startswith(("recipe ", "cache "))
     ]
-    return rows + [(f"cache {cache.root.name}", cache.cache_id) for cache in caches]
+    return rows + [(f"cache {Path(cache.name).name}", cache.cache_id) for cache in caches]
 
 
 def sample_row(example: Example) -> str:
@@ -140,7 +141,7 @@ def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distille
     name = printable(made_from.get("teacher")).replace("`", "'")
     teacher = licensed(f"`{name}`", as_markdown(made_from.get("teacher_licence") or ""))
     after = result.after
-    identities = "\n".join(f"  - `{cache.cache_id}` ({cache.root.name})" for cache in caches)
+    identities = "\n".join(f"  - `{cache.cache_id}` ({Path(cache.name).name})" for cache in caches)
     return f"""---
 library_name: transformers
 pipeline_tag: fill-mask

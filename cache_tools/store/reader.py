@@ -61,6 +61,9 @@ class Vocabulary:
 class ShardFiles(Protocol):
     """Where the files of committed shards lie, if not in the folder of the cache."""
 
+    described: str
+    """How they are read, for a person."""
+
     def read(self, files: Mapping[str, FileRecord]) -> Mapping[str, bytes]:
         """The content of each, by its path in the cache. Raises CometError when one is not to be had."""
         ...
@@ -94,7 +97,7 @@ class Cache:
         self.seal = seal
         self.extent = extent
         self.specs = {group: group_arrays(recipe, group) for group in GROUPS}
-        self._shard_files = shard_files
+        self.shard_files = shard_files
         self._records: dict[tuple[str, int], ShardRecord] = {}
         self._verified: set[str] = set()
         self._checked: dict[tuple[str, int], set[str]] = {}  # arrays of which every value was looked at
@@ -104,8 +107,8 @@ class Cache:
 
     def close(self) -> None:
         """Waits no longer for what comes from afar; whoever reads it gets a CometError."""
-        if self._shard_files is not None:
-            self._shard_files.close()
+        if self.shard_files is not None:
+            self.shard_files.close()
 
     @property
     def cache_id(self) -> str:
@@ -206,9 +209,9 @@ class Cache:
 
     def _read_files(self, files: Mapping[str, FileRecord], limits: Mapping[str, int]) -> Mapping[str, bytes]:
         """Files of a shard by their paths, each compared with its record when it is first touched."""
-        if self._shard_files is None:
+        if self.shard_files is None:
             return {path: self._read_file(path, record, limits[path]) for path, record in files.items()}
-        found = self._shard_files.read(files)
+        found = self.shard_files.read(files)
         for path, data in found.items():
             self._compare(path, data, files[path])
         return found

@@ -13,12 +13,19 @@ from comet.checkpoints import is_whole
 REPOSITORY = Path(__file__).parents[2]
 
 
-def start_training(cache: Cache, output: Path, *options: str, processes: int = 1) -> subprocess.Popen[str]:
-    """A small student, with a checkpoint after every step."""
+def start_training(cache: Cache | str, output: Path, *options: str, processes: int = 1) -> subprocess.Popen[str]:
+    """A small student of a cache, here or at a URL, with a checkpoint after every step."""
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += ["comet", "train", "--cache", str(cache.root), "--output", str(output)]
+    command += [
+        "comet",
+        "train",
+        "--cache",
+        cache if isinstance(cache, str) else str(cache.root),
+        "--output",
+        str(output),
+    ]
     command += ["--student", "nano", "--dtype", "float32", "--save-minutes", "0", *options]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

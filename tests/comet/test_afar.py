@@ -1,0 +1,118 @@
+"""Training from a URL: the student of the same cache on the disk, whatever befalls the way there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import hostile_server as hostile
+import pytest
+import torch
+from click.testing import CliRunner
+from hostile_server import Server
+from safetensors.torch import load_file
+from trainings import checkpoints_of, start_training, wait_for_checkpoint
+
+from cache_tools import Cache
+from comet.cli import train
+
+STEPS = ("--steps", "12", "--batch-size", "16")
+
+
+@pytest.fixture
+def server(cache: Cache) -> Iterator[Server]:
+    with hostile.serving(cache.root.parent) as running:
+        yield running
+
+
+def trained(source: Cache | str, output: Path, *options: str, processes: int = 1) -> str:
+    """What a training that succeeds says."""
+    running = start_training(source, output, *STEPS, *options, processes=processes)
+    said, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors
+    return said
+
+
+@pytest.fixture(scope="module")
+def here(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The student of the cache on the disk."""
+    output = tmp_path_factory.mktemp("here") / "student"
+    trained(cache, output)
+    return output
+
+
+def chunks(server: Server) -> dict[str, int]:
+    """How often each file of a shard was asked for."""
+    return {path: count for path, count in server.asked.items() if "/train/" in path and "/c/" in path}
+
+
+def same_students(one: Path, other: Path) -> bool:
+    return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
+def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, here: Path, tmp_path: Path) -> None:
+    local = ("--local-cache", str(tmp_path / "local"), "--local-size", "5MB")
+    said = trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local)
+    assert f"of shards, read as they are needed; up to 5.00MB are kept in {tmp_path}/local\n" in said
+    assert same_students(here, tmp_path / "afar")
+    assert set(chunks(server).values()) == {1}, "and every file came once"
+    server.asked.clear()
+    trained(f"{server.url}/kin.zarr", tmp_path / "again", *local)
+    assert same_students(here, tmp_path / "again")
+    assert server.asked and not chunks(server), "the second time only metadata is read"
+
+
+def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp_path: Path) -> None:
+    local = ("--local-cache", str(tmp_path / "local"))
+    trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local, processes=2)
+    one, other = (load_file(output / "model.safetensors") for output in (here, tmp_path / "afar"))
+    assert all(torch.allclose(weight, other[name], atol=1e-3) for name, weight in one.items())
+    assert set(chunks(server).values()) == {1}
+
+
+def test_a_training_whose_server_goes_away_ends_in_one_line_and_goes_on_later(
+    cache: Cache, here: Path, tmp_path: Path
+) -> None:
+    """With a local cache of one shard nothing is at hand of what comes next."""
+    options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
+    output = tmp_path / "afar"
+    with hostile.serving(cache.root.parent) as server:
+        url = f"{server.url}/kin.zarr"
+        running = start_training(url, output, *options)
+        wait_for_checkpoint(running, output, 2)
+        for name in list(server.asked):
+            server.mischief[name] = hostile.answering(404), None
+        _, errors = running.communicate(timeout=120)
+        assert running.returncode == 1
+        assert errors.splitlines()[-1].startswith(f"error: {url}/train/")
+        assert errors.splitlines()[-1].endswith("the ledger names it; the cache there is damaged")
+        assert checkpoints_of(output) and not output.exists()
+        server.mischief.clear()
+        running = start_training(url, output, *options, "--resume")
+        _, errors = running.communicate(timeout=120)
+        assert running.returncode == 0, errors
+    assert same_students(here, output)
+
+
+def test_what_the_url_holds_of_secrets_is_written_nowhere(server: Server, tmp_path: Path) -> None:
+    url = server.url.replace("http://", "http://user:sesame@") + "/kin.zarr?token=sesame"
+    call = ["--cache", url, "--output", str(tmp_path / "student"), "--local-cache", str(tmp_path / "local")]
+    done = CliRunner().invoke(train, [*call, "--student", "nano", "--steps", "2"])
+    assert done.exit_code == 0, done.output
+    assert "sesame" not in done.output
+    for path in tmp_path.rglob("*"):
+        assert path.is_dir() or b"sesame" not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--local-size", "much"], "error: much: expected a size such as 20GB or 500MB\n"),
+        (["--local-size", "1kB"], "error: --local-size: a file has "),
+        (["--cache", "gopher://lab/kin.zarr"], "error: gopher://lab/kin.zarr: fsspec does not know gopher://\n"),
+    ],
+)
+def test_what_cannot_be_is_refused(server: Server, tmp_path: Path, options: list[str], said: str) -> None:
+    call = ["--cache", f"{server.url}/kin.zarr", "--output", str(tmp_path / "student"), "--student", "nano"]
+    done = CliRunner().invoke(train, [*call, "--local-cache", str(tmp_path / "local"), *options])
+    assert done.exit_code == 2
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "student").exists()
