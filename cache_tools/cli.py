@@ -13,7 +13,7 @@ from cache_tools.helptext import GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
 from cache_tools.sharing.cli import merge_caches, pull, push, subset
-from cache_tools.terminal import one_line_errors, printable, quiet_libraries
+from cache_tools.terminal import fact_line, one_line_errors, painted, quiet_libraries
 from cache_tools.verify_cli import repair, verify_cache
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
@@ -22,10 +22,11 @@ SAMPLE_LANGUAGE = "kin"
 
 
 def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
-    click.echo(f"{cache_path}: {facts['state']}")
+    state = painted(facts["state"], fg="green" if facts["state"] == "complete" else "yellow")
+    click.echo(f"{cache_path}: {state}")
     for name, value in facts.items():
         if name != "state":
-            click.echo(f"  {name.replace('_', ' '):<18} {printable(value)}")
+            click.echo(fact_line(name, value))
 
 
 def comma_numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:

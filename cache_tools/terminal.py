@@ -1,6 +1,7 @@
 """What every command does towards a person: errors in one line, libraries quiet, nothing that drives the terminal."""
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -19,7 +20,7 @@ class WrongCall(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"error: {visible(' '.join(self.message.split()))}", err=True)
+        show_error(self.message)
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +35,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             known = isinstance(error, CometError)
             text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-            click.echo(f"error: {visible(' '.join(text.split()))}", err=True)
+            show_error(text)
             sys.exit(error.exit_code if isinstance(error, CometError) else 1)
 
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
@@ -52,6 +53,22 @@ def quiet_libraries() -> None:
         enable_progress_bars()  # of downloads, which transformers disables with its own
     for name in ("huggingface_hub", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def show_error(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"{painted('error:', fg='red')} {visible(' '.join(message.split()))}", err=True)
+
+
+def painted(text: str, **style: Any) -> str:
+    """The text in colour, which `click.echo` takes out again where no terminal is; as it is where NO_COLOR is set."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def fact_line(name: str, value: object) -> str:
+    """A line of a table of facts."""
+    shown = f"{name.replace('_', ' '):<18}"
+    return f"  {painted(shown, dim=True)} {printable(value)}"
 
 
 def visible(text: str) -> str:

@@ -13,12 +13,13 @@ from click.core import ParameterSource
 
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
-from cache_tools.terminal import one_line_errors, quiet_libraries, visible
+from cache_tools.terminal import one_line_errors, painted, quiet_libraries, visible
 
 if TYPE_CHECKING:
     from cache_tools.verify import Report
 
 MOST_SHOWN = 50
+DAMAGED, SOUND = "  DAMAGED", "sound and complete"
 
 
 def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -73,7 +74,8 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
         click.echo(json.dumps(as_facts(report), indent=1))
     else:
         for line in as_lines(report):
-            click.echo(visible(line))
+            color = "red" if line.startswith(DAMAGED) else "green" if line == SOUND else None
+            click.echo(painted(visible(line), fg=color))
     sys.exit(1 if report.damage else 0)
 
 
@@ -128,7 +130,7 @@ def as_lines(report: "Report") -> list[str]:
     lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
     lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]
     lines += [line for run in report.runs or [] for line in run.lines()]
-    lines += [f"  DAMAGED  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
+    lines += [f"{DAMAGED}  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
     if len(report.damage) > MOST_SHOWN:
         lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
     if report.damaged_shards:
@@ -140,7 +142,7 @@ def as_lines(report: "Report") -> list[str]:
         total = report.shards + report.missing
         lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
     else:
-        lines.append("sound and complete")
+        lines.append(SOUND)
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import subprocess
 import sys
 import venv
@@ -45,6 +46,24 @@ def test_info_in_words_and_in_json(sample_cache: Path) -> None:
     assert facts["cache_id"] == cache.cache_id
     assert facts["bytes"] == sum(path.stat().st_size for path in sample_cache.rglob("*") if path.is_file())
     assert facts["cache_id"] in words.stdout
+
+
+def on_a_terminal(*arguments: str, **environment: str) -> str:
+    """What a command writes to a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cache_tools", *arguments]
+    subprocess.run(command, stdout=theirs, stderr=theirs, env=os.environ | environment, check=False)
+    os.close(theirs)
+    with os.fdopen(ours, "rb") as terminal:
+        return terminal.read1(2**16).decode()
+
+
+def test_colours_are_for_terminals_whose_owner_wants_them(sample_cache: Path, tmp_path: Path) -> None:
+    shown = on_a_terminal("info", str(sample_cache))
+    assert f"{sample_cache}: \x1b[32mcomplete\x1b[0m" in shown and "\x1b[2mlanguage" in shown
+    assert "\x1b[31merror:\x1b[0m" in on_a_terminal("info", str(tmp_path / "nothing"))
+    assert "\x1b[32msound and complete" in on_a_terminal("verify", str(sample_cache))
+    assert "\x1b" not in on_a_terminal("info", str(sample_cache), NO_COLOR="1")
 
 
 def test_info_on_something_else_is_one_line(tmp_path: Path) -> None:
