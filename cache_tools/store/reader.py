@@ -39,7 +39,7 @@ from cache_tools.store.ledger import (
     read_shard_record,
     token_digest,
 )
-from cache_tools.store.provenance import check_provenance
+from cache_tools.store.provenance import attach_call, check_provenance
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import inside, parse_json, read_bounded
 
@@ -107,6 +107,14 @@ class Cache:
                 "Run the same `comet-cache build` again to finish it"
             )
 
+    def require_text(self) -> None:
+        """Raises CometError, with the command to call, when this copy is detached from its text."""
+        if not self.extent.has_text:
+            raise CometError(
+                f"{self.root}: holds no text; attach the text first: {attach_call(self.root, self.provenance)}",
+                exit_code=2,
+            )
+
     def read_tokens(self, group: str, shard: int) -> tuple[dict[str, NDArray], dict[str, FileRecord]]:
         """The token arrays of a shard that need not be committed, checked against the seal, and their file records.
 
@@ -134,9 +142,12 @@ class Cache:
         record = self.record(group, shard)
         if record is None:
             raise CometError(f"{self.root}: shard {group} {shard} is not committed; run `comet-cache build` again")
+        names = self.extent.arrays if names is None else tuple(names)
+        if unheld := set(names) - set(self.extent.arrays):
+            raise CometError(f"{self.root}: this copy does not hold {', '.join(sorted(unheld))}")
         rows = self.recipe.shard_rows(group, shard)
         arrays = {}
-        for name in self.extent.arrays if names is None else names:
+        for name in names:
             spec = self.specs[group][name]
             data = self._read_file(spec.chunk_path(shard), record.files[name], max_file_bytes(spec))
             arrays[name] = decode_chunk(spec, data, rows)
