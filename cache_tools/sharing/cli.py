@@ -253,7 +253,7 @@ def show_result(cache: "Cache") -> None:
     from cache_tools.describe import describe
 
     facts = describe(cache)
-    for name in ("state", "part", "bytes", "cache_id"):
+    for name in ("state", "part", "text_detached", "bytes", "cache_id"):
         if name in facts:
             click.echo(f"{cache.root}: {printable(facts[name])}" if name == "state" else shown(name, facts[name]))
 
