@@ -45,6 +45,7 @@ def open_for_training(paths: Sequence[Path]) -> list[Cache]:
     """The caches, complete and of one teacher. Raises CometError otherwise."""
     caches = [open_cache(path) for path in paths]
     for cache in caches:
+        cache.require_text()
         cache.require_complete()
     require_compatible(caches)
     return caches
@@ -63,6 +64,8 @@ def distill(
     for path in (config.output, *beside):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
+    for cache in caches:
+        cache.require_text()
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
         raise CometError(f"{caches[0].root}: no validation rows, so nothing could be said of a student; give more text")

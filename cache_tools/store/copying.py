@@ -149,8 +149,11 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
                 exit_code=2,
             )
         if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
+            attaching = first.extent.has_text != other.extent.has_text
+            way_out = "; give both their text first, with comet-cache attach" * attaching
             raise CometError(
-                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)})", exit_code=2
+                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)}){way_out}",
+                exit_code=2,
             )
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
