@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.helptext import GroupedHelp
 from cache_tools.settings import SIGNALS, Part
 from cache_tools.terminal import one_line_errors, printable
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
 
+PART = ("fraction", "max_tokens", "signals", "detach_text")
 MOST_SHOWN = 5  # shards of one kind in one line
 
 
@@ -54,7 +56,14 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"Which part": PART, "Which cache": ("pin",)},
+    examples=(
+        "comet-cache pull https://lab.example.org/kin.zarr kin.zarr",
+        "comet-cache pull shared/kin.zarr kin.zarr --fraction 0.1 --detach-text     a tenth, for who has the text",
+    ),
+)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @part_options
@@ -83,7 +92,14 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     show_result(open_cache(to.root))
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"The text": ("i_may_share_this", "detach_text")},
+    examples=(
+        "comet-cache push kin.zarr ssh://lab.example.org/data/kin.zarr",
+        "comet-cache push kin.zarr shared/kin.zarr --detach-text     to those who have the text",
+    ),
+)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option("--i-may-share-this", is_flag=True, help="Go on where a text's licence is unknown or restricts its use.")
@@ -182,7 +198,14 @@ def listed(licences: dict[str, str]) -> str:
     return ", ".join(f"{name} ({licence})" for name, licence in licences.items())
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"Which part": PART},
+    examples=(
+        "comet-cache subset kin.zarr part.zarr --fraction 0.1",
+        "comet-cache subset kin.zarr without-text.zarr --detach-text",
+    ),
+)
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @part_options
