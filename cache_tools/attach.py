@@ -27,9 +27,10 @@ from cache_tools.tokenizer_files import load_tokenizer
 
 
 def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -> Cache:
-    """Puts the tokens of all committed shards into a cache that has none, made again from `text` as `build` takes it,
-    without the documents that share words with `exclude`. Everything else is as recipe and provenance say. Returns the
-    cache, whose id is then that of the copy that never lacked its text.
+    """Puts the text into a detached cache: the tokens of all committed shards, made again from `text` as a build takes
+    it, without the documents that share words with `exclude`. Everything else is as recipe and provenance say.
+
+    Returns the cache, whose id is then that of the copy that never lacked its text.
 
     Raises CometError, and changes nothing, for text that cannot be read or does not give the sealed tokens, and for
     files in the way; and at SIGINT or SIGTERM.
