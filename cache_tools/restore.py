@@ -76,8 +76,7 @@ def read_again(
     limit = min(room, made_from.get("max_tokens") or room)  # what is beyond has no place in the rows
     spool = spool_documents(sources, evaluation, tokenizer, work, limit)
     doubts += count_doubts(spool, made_from)
-    # of the cache's own count, so that one word more does not move documents from group to group
-    share = validation_share(recipe.mask_prob * recipe.views * (made_from.get("text_tokens") or spool.total))
+    share = validation_share(recipe.mask_prob * recipe.views * spool.total)
     rows = pack_groups(spool, share, recipe.seq_len, tokenizer, work)
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
     text = TextAgain(cache, rows, masking, tokenizer, tuple(doubts))

@@ -115,9 +115,12 @@ def test_a_cache_that_was_detached_and_attached_is_the_cache(whole: Cache, detac
 
 @pytest.mark.parametrize("kind", TEACHERS)
 def test_tokenizers_of_other_kinds(kind: str, tmp_path: Path, sample_text: Path) -> None:
+    """Their special tokens, spelt in a text, are text."""
     (tmp_path / "teacher").mkdir()
     TEACHERS[kind](tmp_path / "teacher", sample_text)
-    round_trip(tmp_path, tmp_path / "teacher", sample_text)
+    spelt = "Ni <mask> ya </s> n'iya <s>, [MASK] na [SEP] cyangwa [CLS].\n"
+    (tmp_path / "text.txt").write_text(spelt * 3 + sample_text.read_text(encoding="utf-8"), encoding="utf-8")
+    round_trip(tmp_path, tmp_path / "teacher", tmp_path / "text.txt")
 
 
 def test_a_special_token_that_has_no_role(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> None:
