@@ -39,6 +39,8 @@ def build_cache(
     """
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
+    if settings.out.exists():
+        open_cache(settings.out).require_text()
     find_texts(settings.text)
     find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     device = choose_device(settings.device)
@@ -56,7 +58,8 @@ def build_cache(
             exit_code=2,
         )
     if lost := lost_tokens(cache, missing_shards(cache, worker)):
-        restore_tokens(cache, lost, settings, teacher, tokenizer)
+        texts = find_texts(settings.text), find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
+        restore_tokens(cache, lost, *texts, tokenizer)
     push = Push(cache, push_to) if push_to is not None else None
     if push is not None:
         push.everything()

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from cache_tools.attach_cli import attach_text
 from cache_tools.config import as_toml, config_option
 from cache_tools.errors import CometError
 from cache_tools.helptext import GroupedHelp
@@ -207,6 +208,7 @@ def languages(as_json: bool) -> None:
 
 
 main.add_command(verify_cache)
+main.add_command(attach_text)
 main.add_command(repair)
 main.add_command(push)
 main.add_command(pull)

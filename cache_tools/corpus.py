@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import CometError
 from cache_tools.exclusion import Runs, runs_of, share_a_run, words
 from cache_tools.hub_text import HubText
-from cache_tools.rows import content_keys, document_hash, is_validation, pack, validation_share
-from cache_tools.settings import BuildSettings
-from cache_tools.store.recipe import GROUPS
+from cache_tools.rows import Masking, content_keys, document_hash, is_validation, mask_rows, pack
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.teacher.tokenizer import encode_texts
 from cache_tools.text import Source, documents, items
 
@@ -75,13 +75,13 @@ def item_words(source: Source) -> Iterator[list[str]]:
 
 
 def spool_documents(
-    settings: BuildSettings,
     sources: tuple[Source | HubText, ...],
     evaluation: tuple[Source, ...],
     tokenizer: PreTrainedTokenizerFast,
     work: Path,
+    limit: int | None,
 ) -> Spool:
-    """Tokenises the sources in order, up to the document that reaches the limit.
+    """Tokenises the sources in order, up to the document that reaches `limit` tokens, or all.
 
     Documents that share a run of words with an item of `evaluation` are left out, and counted as far as the sources
     were used. Raises CometError when no token is left.
@@ -90,16 +90,16 @@ def spool_documents(
     id_path, table_path = work / "ids.bin", work / "documents.bin"
     runs = excluded_runs(evaluation)
     texts = (text for source in sources for text in documents(source))
-    limit = settings.token_limit or np.inf
-    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=settings.token_limit, disable=None)
+    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = left_out = 0
-        while total < limit and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
+        while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
             shared = share_a_run(chunk, runs)
             kept = np.flatnonzero(~shared)
             encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
-            last = int(np.searchsorted(total + np.cumsum(lengths), limit))  # the document that reaches it is in
+            most = np.inf if limit is None else limit
+            last = int(np.searchsorted(total + np.cumsum(lengths), most))  # the document that reaches it is in
             end = kept[last] if last < len(kept) else len(chunk)
             used = kept[: last + 1]
             ids = np.concatenate([np.zeros(0, dtype=np.int32), *encoded[: last + 1]])
@@ -121,26 +121,40 @@ def spool_documents(
 
 
 def pack_groups(
-    settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast, work: Path
+    spool: Spool, share: float, seq_len: int, tokenizer: PreTrainedTokenizerFast, work: Path
 ) -> dict[str, PackedRows]:
-    """The rows of both groups. Raises CometError when so little text is left that there is nothing to train on."""
-    share = validation_share(settings.mask_prob * settings.views * spool.total)
+    """The rows of both groups, `share` of the documents in validation.
+
+    Raises CometError when so little text is left that there is nothing to train on.
+    """
     rows = {}
     for group in GROUPS:
         wanted = group == "validation"
         chosen = (ids for hash_, ids in spool.documents() if is_validation(hash_, share) == wanted)
         token_path, length_path = work / f"{group}.tokens.bin", work / f"{group}.lengths.bin"
         with token_path.open("wb") as token_file, length_path.open("wb") as length_file:
-            for row in pack(chosen, settings.seq_len, tokenizer.cls_token_id, tokenizer.sep_token_id):
-                padded = np.full(settings.seq_len, tokenizer.pad_token_id, dtype=np.int32)
+            for row in pack(chosen, seq_len, tokenizer.cls_token_id, tokenizer.sep_token_id):
+                padded = np.full(seq_len, tokenizer.pad_token_id, dtype=np.int32)
                 padded[: len(row)] = row
                 token_file.write(padded.tobytes())
                 length_file.write(np.uint16(len(row)).tobytes())
-        tokens = mapped(token_path, np.dtype(np.int32)).reshape(-1, settings.seq_len)
+        tokens = mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
         rows[group] = PackedRows(tokens, mapped(length_path, np.dtype(np.uint16)))
     if not len(rows["train"].length):
         raise CometError(f"--text: only {spool.total} tokens, too few for a training row; give more text", exit_code=2)
     return rows
+
+
+def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str, shard: int) -> dict[str, NDArray]:
+    """The token arrays of a shard, from the unmasked rows of its group, of which there must be any."""
+    tokens, length = rows.tokens, rows.length
+    start = shard * recipe.rows_per_shard
+    view, number = np.divmod(np.arange(start, start + recipe.shard_rows(group, shard)), len(length))
+    parts = []
+    for one in np.unique(view):
+        chosen = number[view == one]
+        parts.append(mask_rows(tokens[chosen], length[chosen], int(one), masking))
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in TOKEN_ARRAYS}
 
 
 def mapped(path: Path, dtype: np.dtype) -> NDArray:

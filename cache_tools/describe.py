@@ -5,6 +5,7 @@ from typing import Any
 
 from cache_tools.hub_text import parse_hub_text
 from cache_tools.store.ledger import cache_id, whole_extent
+from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 
@@ -27,6 +28,7 @@ def describe(cache: Cache) -> dict[str, object]:
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         **({} if is_whole else {"part": part_of_whole(cache)}),
+        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, made_from)}),
         "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
         "text": listed(made_from.get("text", []), "name"),
         **from_hub("text", made_from.get("text", [])),

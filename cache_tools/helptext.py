@@ -19,7 +19,8 @@ class GroupedHelp(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}
         groups = {heading: [left.pop(name) for name in names] for heading, names in self.sections.items()}
-        for heading, parameters in (groups | {"Other": list(left.values())}).items():
+        others: list[click.Parameter] = [one for one in left.values() if isinstance(one, click.Option)]
+        for heading, parameters in (groups | {"Other": others}).items():
             if records := [record for one in parameters if (record := one.get_help_record(ctx))]:
                 with formatter.section(heading):
                     formatter.write_dl(records)

@@ -15,21 +15,17 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.corpus import PackedRows, Spool, pack_groups, rows_sha256, spool_documents
+from cache_tools.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
 from cache_tools.describe import left_out
 from cache_tools.errors import CometError
 from cache_tools.exclusion import RUN_WORDS
 from cache_tools.hub import split_revision
 from cache_tools.hub_text import HubText
 from cache_tools.languages import find_language
-from cache_tools.rows import (
-    Masking,
-    mask_rows,
-    max_targets,
-)
+from cache_tools.rows import Masking, max_targets, validation_share
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.claim import claimed_folder
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, widest_embedding
+from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import read_bounded, sync_folder
@@ -58,11 +54,12 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
         root.mkdir()
         save_tokenizer(tokenizer, root / TOKENIZER)
         check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
-        spool = spool_documents(settings, sources, evaluation, tokenizer, work)
+        spool = spool_documents(sources, evaluation, tokenizer, work, settings.token_limit)
         made_from = provenance(settings, sources, evaluation, spool)
         if evaluation:
             tqdm.write(f"left out {left_out(made_from)}")
-        rows = pack_groups(settings, spool, tokenizer, work)
+        share = validation_share(settings.mask_prob * settings.views * spool.total)
+        rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
         recipe = make_recipe(settings, teacher, tokenizer, rows, masking)
         digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
@@ -151,19 +148,10 @@ def make_recipe(
 def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
     """Masks the rows of all views, view 0 first, and writes their token shards. Returns the digest of each shard."""
     specs = group_arrays(recipe, group)
-    tokens, length = rows.tokens, rows.length
-    digests = []
-    for shard in tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None):
-        start = shard * recipe.rows_per_shard
-        index = np.arange(start, start + recipe.shard_rows(group, shard))
-        views = index // len(length)
-        parts = []
-        for view in np.unique(views):
-            chosen = index[views == view] % len(length)
-            parts.append(mask_rows(tokens[chosen], length[chosen], int(view), masking))
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in TOKEN_ARRAYS}
-        digests.append(write_token_shard(root, specs, shard, arrays))
-    return tuple(digests)
+    shards = tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None)
+    return tuple(
+        write_token_shard(root, specs, shard, masked_shard(rows, masking, recipe, group, shard)) for shard in shards
+    )
 
 
 def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:

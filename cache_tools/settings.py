@@ -144,12 +144,15 @@ SIGNALS = ("all", "logits", "attention")  # what a smaller copy of a cache holds
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `SIGNALS`."""
+    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `SIGNALS`; and
+    whether it is detached from its text."""
 
     fraction: float | None = None
     max_tokens: int | None = None
     signals: str = "all"
+    detach_text: bool = False
 
     @property
     def is_whole(self) -> bool:
-        return self == Part()
+        """Whether it is all shards and signals, with the text or without."""
+        return self == Part(detach_text=self.detach_text)

@@ -18,8 +18,9 @@ from cache_tools.settings import RecheckSettings
 from cache_tools.sharing.card import CARD
 from cache_tools.store.bounds import check_ranges
 from cache_tools.store.claim import STAGING
-from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
-from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, shard_record_path
+from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS, decode_chunk, max_file_bytes
+from cache_tools.store.ledger import EXTENT, LOCK, SEAL, TOKENIZER, FileRecord, shard_record_path
+from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
@@ -55,6 +56,7 @@ class Report:
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # neither content nor damage: what a dead builder left
     runs: "list[Run] | None" = None  # of the teacher, if there was one
+    attaching: str | None = None  # the call that gives a detached cache its text
 
     @property
     def damaged_shards(self) -> list[Place]:
@@ -83,6 +85,8 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
             raise
         report.damage.append(Damage(str(error)))
         return report
+    if not cache.extent.has_text:
+        report.attaching = attach_call(path, cache.provenance)
     rerun = prepare_rerun(cache, again) if again is not None else None
     check_sealed(cache, report)
     stream = TokenStream(cache)
@@ -234,9 +238,10 @@ def check_names(cache: Cache, report: Report) -> None:
             committed = (cache.root / shard_record_path(group, shard)).exists()
             known.add(shard_record_path(group, shard))
             for name, spec in cache.specs[group].items():
-                if committed and name not in cache.extent.arrays:
+                if name not in cache.extent.arrays and (committed or name in TEXT_ARRAYS):
                     continue
                 (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
+    attached = files_attached(cache)
     for relative, path in files_below(cache.root):
         if path.is_symlink() or not path.is_file():
             report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
@@ -244,8 +249,29 @@ def check_names(cache: Cache, report: Report) -> None:
             report.notes.append(f"{relative}: of a shard that was not committed; the next build replaces it")
         elif relative.startswith(STAGING):
             report.notes.append(f"{relative}: of a builder at work, or killed; the next build removes it")
+        elif relative in attached and is_file_of(attached[relative], path):
+            report.notes.append(f"{relative}: of a text that is being attached; nothing reads it before that has ended")
         elif relative not in known:
             report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
+
+
+def files_attached(cache: Cache) -> dict[str, FileRecord]:
+    """The files that a detached cache has while its text is attached, or after that was stopped."""
+    found: dict[str, FileRecord] = {}
+    for group in GROUPS:
+        for shard in cache.extent.indices(group):
+            try:
+                record = cache.record(group, shard)
+            except CometError:  # reported already
+                continue
+            lacking = [name for name in TOKEN_ARRAYS if name not in cache.extent.arrays]
+            if record is not None:
+                found |= {cache.specs[group][name].chunk_path(shard): record.files[name] for name in lacking}
+    return found
+
+
+def is_file_of(record: FileRecord, path: Path) -> bool:
+    return path.stat().st_size == record.size and record.matches(read_bounded(path, record.size))
 
 
 def files_below(root: Path) -> Iterator[tuple[str, Path]]:

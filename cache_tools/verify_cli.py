@@ -105,7 +105,7 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
             "remove what does not belong, or build the cache again"
         )
     if report.damaged_shards:
-        click.echo(f"{len(report.damaged_shards)} shards dropped; the same `comet-cache build` makes them again")
+        click.echo(f"{len(report.damaged_shards)} shards dropped; {made_again(report)}")
     else:
         click.echo("nothing is damaged")
 
@@ -114,6 +114,7 @@ def as_facts(report: "Report") -> dict[str, object]:
     return {
         "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
         "deep": report.deep,
+        "text_detached": report.attaching is not None,
         "shards": report.shards,
         "missing_shards": report.missing,
         "files": report.files,
@@ -135,7 +136,7 @@ def as_lines(report: "Report") -> list[str]:
         lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
     if report.damaged_shards:
         lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
-        lines.append(f"`{repairing(report)}` drops them; the same `comet-cache build` makes them again")
+        lines.append(f"`{repairing(report)}` drops them; {made_again(report)}")
     elif report.damage:
         lines.append("no shard is to blame: copy these files from a sound copy, or build the cache again")
     elif report.missing:
@@ -143,7 +144,15 @@ def as_lines(report: "Report") -> list[str]:
         lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
     else:
         lines.append(SOUND)
+    if report.attaching is not None:
+        lines.append(f"it holds no text; to train from it attach the text first: {report.attaching}")
     return lines
+
+
+def made_again(report: "Report") -> str:
+    if report.attaching is not None:
+        return "the same `comet-cache pull` brings them again"
+    return "the same `comet-cache build` makes them again"
 
 
 def repairing(report: "Report") -> str:

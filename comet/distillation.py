@@ -47,6 +47,7 @@ def open_for_training(places: Sequence[str | Path], local: LocalCache | None = N
     are needed, and kept in `local`. Raises CometError otherwise."""
     caches = [open_at(str(place), local) for place in places]
     for cache in caches:
+        cache.require_text()
         cache.require_complete()
     require_compatible(caches)
     return caches
@@ -76,6 +77,8 @@ def distill(
     for path in (config.output, *beside):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
+    for cache in caches:
+        cache.require_text()
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
         raise CometError(f"{caches[0].name}: no validation rows, so nothing could be said of a student; give more text")

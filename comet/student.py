@@ -14,7 +14,8 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaMode
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache, Vocabulary
-from comet.vocabulary import StudentVocabulary, load_tokenizer, student_tokenizer
+from cache_tools.tokenizer_files import load_tokenizer
+from comet.vocabulary import StudentVocabulary, student_tokenizer
 
 AT_LEAST_SMALLER = 0.85
 EMBEDDING_STD = 0.1

@@ -10,28 +10,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, TokenizersBackend
+from transformers import PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
-from cache_tools.store.ledger import max_tokenizer_bytes
 from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import INTEGER_BOUNDS, Recipe
-from cache_tools.store.records import read_bounded
-from cache_tools.store.tokenizer import ROLES, parse_tokenizer, parse_tokenizer_config
+from cache_tools.store.recipe import Recipe
+from cache_tools.tokenizer_files import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
 from comet.data import Shard, collate
 from comet.losses import condition_on_seen
 
-CONFIG = "tokenizer_config.json"
-MAX_CONFIG_BYTES = 2**20
-MOST_PIECES = INTEGER_BOUNDS["vocab_size"][1]
 CONTINUATION = "##"  # how WordPiece marks a piece inside a word
 
 
@@ -101,13 +94,6 @@ def read_tokenizer(cache: Cache) -> dict[str, Any]:
     return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
 
 
-def read_tokenizer_file(folder: Path, vocab_size: int) -> tuple[bytes, dict[str, Any]]:
-    """A tokenizer.json as bytes and as what they say. Raises CometError as `parse_tokenizer` does."""
-    file = folder / "tokenizer.json"
-    data = read_bounded(file, max_tokenizer_bytes(vocab_size))
-    return data, parse_tokenizer(data, vocab_size, str(file))
-
-
 def model_pieces(state: dict[str, Any]) -> list[str]:
     """The pieces of a tokenizer's model, by id. Raises CometError for models that cannot be trimmed exactly."""
     model = state["model"]
@@ -138,7 +124,7 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
             raise CometError(f"{folder}: {role}: expected id {expected_id}, found {found}; the cache is damaged")
     if not vocabulary.trimmed:
         return whole
-    settings = parse_tokenizer_config(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
+    settings = read_settings(folder)
     state = trimmed_state(read_tokenizer(cache), vocabulary.student_id.tolist())
     tokenizer = build_tokenizer(json.dumps(state, ensure_ascii=False).encode(), settings, len(vocabulary), str(folder))
     for token in whole.all_special_tokens:
@@ -148,38 +134,6 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
                 f"--vocabulary trimmed: {token} would get id {found} instead of {student_id}; this tokenizer cannot be "
                 "trimmed, use --vocabulary full"
             )
-    return tokenizer
-
-
-def load_tokenizer(folder: Path, vocab_size: int = MOST_PIECES) -> PreTrainedTokenizerBase:
-    """A fast tokenizer of at most `vocab_size` pieces from the two files in a folder, and from nothing else there.
-
-    Raises CometError as `parse_tokenizer`, `parse_tokenizer_config` and `build_tokenizer` do.
-    """
-    settings = parse_tokenizer_config(read_bounded(folder / CONFIG, MAX_CONFIG_BYTES), str(folder / CONFIG))
-    data, _ = read_tokenizer_file(folder, vocab_size)
-    return build_tokenizer(data, settings, vocab_size, str(folder))
-
-
-def build_tokenizer(data: bytes, settings: dict[str, Any], vocab_size: int, where: str) -> PreTrainedTokenizerBase:
-    """A fast tokenizer from a checked tokenizer.json and `parse_tokenizer_config`'s settings. No class is looked up.
-
-    Raises CometError when the library cannot read it, a special token is no piece, or an id is `vocab_size` or more.
-    """
-    try:
-        backend = Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # the library's panics are no Exception
-        raise CometError(f"{where}: tokenizer.json: not a tokenizer ({error}); the cache is damaged") from None
-    for role in ROLES:
-        if role in settings and backend.token_to_id(settings[role]) is None:
-            raise CometError(f"{where}: {role}: expected a piece, found {settings[role][:80]!r}; the cache is damaged")
-    backend.no_truncation()
-    backend.no_padding()
-    tokenizer = TokenizersBackend(tokenizer_object=backend, **settings)
-    if (largest := max(tokenizer.get_vocab().values(), default=0)) >= vocab_size:
-        raise CometError(f"{where}: a piece has id {largest}, expected ids below {vocab_size}; the cache is damaged")
     return tokenizer
 
 

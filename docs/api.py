@@ -14,6 +14,7 @@ PUBLIC = {
     "cache_tools": ("build_cache", "open_cache", "Cache"),
     "cache_tools.settings": ("BuildSettings",),
     "cache_tools.verify": ("verify",),
+    "cache_tools.attach": ("attach",),
     "comet": ("distill", "StudentConfig", "Distilled", "DistillationTrainer", "open_for_training"),
     "comet.evaluation": ("evaluate",),
     "comet.scores": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),

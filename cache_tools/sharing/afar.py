@@ -54,7 +54,7 @@ class FilesFromAfar:
 def open_afar(url: str, local: LocalCache, patience: Patience) -> Cache:
     """The cache at a URL, to read shards of. Everything but the shards' files is in `local` afterwards, and stays.
 
-    Raises CometError when there is no sound cache, or shards are missing, and Unreachable when nobody answers.
+    Raises CometError when there is no sound cache, or shards or the text are missing, and Unreachable when nobody answers.
     """
     place = place_at(url, patience)
     if isinstance(place, Folder):
@@ -63,6 +63,10 @@ def open_afar(url: str, local: LocalCache, patience: Patience) -> Cache:
     if source.missing:
         raise CometError(
             f"{place.name}: {len(source.missing)} shards are not built yet; to train on what there is, pull it first"
+        )
+    if not source.cache.extent.has_text:
+        raise CometError(
+            f"{place.name}: holds no text; pull it, and attach the text with `comet-cache attach`", exit_code=2
         )
     kept = KeptFiles(local)
     folder = metadata_folder(source, kept, patience)

@@ -5,9 +5,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from cache_tools.hub import UNKNOWN_LICENCE
+from cache_tools.sharing.detached import NOT_ANONYMOUS
 from cache_tools.sharing.parts import ATTENTION
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent
+from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.terminal import printable
@@ -35,8 +37,11 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
     ]
 
 
-def card(cache: Cache, extent: Extent, size: int, cache_id: str | None) -> str:
-    """The card of a copy of this extent, `size` bytes in all. It names no place, machine or person."""
+def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None) -> str:
+    """The card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
+
+    It names no place, machine or person.
+    """
     recipe, made_from = cache.recipe, cache.provenance
     code = str(made_from.get("language", "und"))  # a few letters, so it may stand in YAML and in commands
     language = printable(made_from.get("language_name") or "an unnamed language")
@@ -66,7 +71,14 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None) -> str:
         "size": f"{size / 1e6:,.1f} MB",
         "recipe id": f"`{recipe.recipe_id}`",
         "cache id": f"`{cache_id}`" if cache_id else "none yet: it is not complete",
+        "cache id with its text": f"`{attached_id}`" if attached_id else "",
     }
+    file = f"{code}.zarr"
+    whose = "The cache holds its text word for word. It may be used and passed on as far as the text may."
+    attaching = []
+    if not extent.has_text:
+        whose = f"The cache was made from this text, and does not hold it: who has it puts it back. {NOT_ANONYMOUS}"
+        attaching = [printable(attach_call(file, made_from))]
     return "\n".join((
         "---",
         f"language: {code}",
@@ -83,16 +95,17 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None) -> str:
         "",
         "## Whose text this is",
         "",
-        "The cache holds its text word for word. It may be used and passed on as far as the text may.",
+        whose,
         "",
         *table(("text", "licence"), licences.items()),
         "",
         "## Use",
         "",
         "```sh",
-        f"comet-cache pull URL-OF-THIS-FOLDER {code}.zarr" + (f" --id {cache_id}" if cache_id else ""),
-        f"comet-cache verify {code}.zarr --deep",
-        f"comet-train --cache {code}.zarr",
+        f"comet-cache pull URL-OF-THIS-FOLDER {file}" + (f" --id {cache_id}" if cache_id else ""),
+        *attaching,
+        f"comet-cache verify {file} --deep",
+        f"comet-train --cache {file}",
         "```",
         "",
     ))  # fmt: skip

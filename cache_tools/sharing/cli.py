@@ -12,6 +12,7 @@ import click
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.helptext import GroupedHelp
 from cache_tools.settings import SIGNALS, Part
 from cache_tools.terminal import one_line_errors, printable
 
@@ -21,7 +22,15 @@ if TYPE_CHECKING:
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
 
+PART = ("fraction", "max_tokens", "signals", "detach_text")
 MOST_SHOWN = 5  # shards of one kind in one line
+
+
+detach_option = click.option(
+    "--detach-text",
+    is_flag=True,
+    help="Leave the text out: who has it as well puts it back with comet-cache attach.",
+)
 
 
 def part_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,13 +49,21 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--signals", type=click.Choice(SIGNALS), default="all", help="What to take of the teacher, beside the text."
         ),
+        detach_option,
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"Which part": PART, "Which cache": ("pin",)},
+    examples=(
+        "comet-cache pull https://lab.example.org/kin.zarr kin.zarr",
+        "comet-cache pull shared/kin.zarr kin.zarr --fraction 0.1 --detach-text     a tenth, for who has the text",
+    ),
+)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @part_options
@@ -76,18 +93,29 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     show_result(open_cache(to.root))
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"The text": ("i_may_share_this", "detach_text")},
+    examples=(
+        "comet-cache push kin.zarr ssh://lab.example.org/data/kin.zarr",
+        "comet-cache push kin.zarr shared/kin.zarr --detach-text     to those who have the text",
+    ),
+)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option("--i-may-share-this", is_flag=True, help="Go on where a text's licence is unknown or restricts its use.")
+@detach_option
 @one_line_errors
-def push(source: str, destination: str, i_may_share_this: bool) -> None:
+def push(source: str, destination: str, i_may_share_this: bool, detach_text: bool) -> None:
     """Copy the cache in the folder SRC to DST, a folder or a URL that fsspec can write to.
 
-    A cache holds its text word for word: share it only where you may share the text. Beside it goes a README.md that
-    says what it is. Run again it moves only what is missing: after a stop, or when more has been built.
+    A cache holds its text word for word: share it only where you may share the text. With --detach-text the text stays
+    here, and only who has it, too, can train; what the teacher says of it is not anonymous all the same. Beside the
+    cache goes a README.md that says what it is. Run again it moves only what is missing: after a stop, or when more has
+    been built.
     """
     from cache_tools.sharing.card import in_doubt, text_licences
+    from cache_tools.sharing.detached import NOT_ANONYMOUS, offered
     from cache_tools.sharing.folder import Folder
     from cache_tools.sharing.place import place_at
     from cache_tools.sharing.plan import look, plan
@@ -99,19 +127,23 @@ def push(source: str, destination: str, i_may_share_this: bool) -> None:
         raise CometError(f"{here.name}: push copies from a folder; from another place, pull", exit_code=2)
     found = look(here, patience)
     licences = text_licences(found.cache)
-    click.echo("a cache holds its text word for word; this one that of " + listed(licences))
-    if (doubts := in_doubt(licences)) and not i_may_share_this:
-        raise CometError(
-            f"{source}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the text, "
-            "say so with --i-may-share-this",
-            exit_code=2,
-        )
-    planned = plan(found, to, Part(), patience)
+    part = Part(detach_text=detach_text)
+    if offered(found.cache.extent, part).has_text:
+        click.echo("a cache holds its text word for word; this one that of " + listed(licences))
+        if (doubts := in_doubt(licences)) and not i_may_share_this:
+            raise CometError(
+                f"{source}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the "
+                "text, say so with --i-may-share-this; if not, leave it out with --detach-text",
+                exit_code=2,
+            )
+    else:
+        click.echo(f"no text is moved, not that of {listed(licences)}. {NOT_ANONYMOUS}")
+    planned = plan(found, to, part, patience)
     with to.staging() if isinstance(to, Folder) else nullcontext():
         carry_out(planned, "push", patience)
         leave_card(planned)
     demand_all(planned)
-    click.echo(f"{to.name}: complete")
+    click.echo(f"{to.name}: complete" + ", without its text" * (not planned.extent.has_text))
     click.echo(shown("cache_id", planned.cache_id))
 
 
@@ -140,7 +172,8 @@ def leave_card(planned: "Plan") -> None:
     if there is not None and MARK.encode() not in there:
         click.echo(f"{to.name}/{CARD} is not comet-cache's and stays as it is")
         return
-    to.write(CARD, [card(cache, planned.extent, planned.whole_size, planned.cache_id).encode()])
+    ids = planned.cache_id, planned.attached_id
+    to.write(CARD, [card(cache, planned.extent, planned.whole_size, *ids).encode()])
 
 
 def demand_all(planned: "Plan") -> None:
@@ -156,26 +189,35 @@ def listed(licences: dict[str, str]) -> str:
     return ", ".join(f"{name} ({licence})" for name, licence in licences.items())
 
 
-@click.command()
+@click.command(
+    cls=GroupedHelp,
+    sections={"Which part": PART},
+    examples=(
+        "comet-cache subset kin.zarr part.zarr --fraction 0.1",
+        "comet-cache subset kin.zarr without-text.zarr --detach-text",
+    ),
+)
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @part_options
 @one_line_errors
 def subset(source: Path, destination: Path, **options: Any) -> None:
-    """Copy a part of the cache SRC into the folder DST: a complete smaller cache.
+    """Copy a part of the cache SRC into the folder DST: a complete smaller cache, or one without its text.
 
     All validation shards come along, so that students of the part are measured like those of the whole. Nothing is
     overwritten; run again after a stop, it goes on.
     """
+    from cache_tools.sharing.detached import offered
     from cache_tools.sharing.parts import part_extent
     from cache_tools.store.copying import cut
     from cache_tools.store.reader import open_cache
 
     part = Part(**options)
-    if part.is_whole:
-        raise CometError("subset: which part? Give --fraction, --max-tokens or --signals", exit_code=2)
+    if part == Part():
+        raise CometError("subset: which part? Give --fraction, --max-tokens, --signals or --detach-text", exit_code=2)
     cache = open_cache(source)
-    extent = part_extent(cache.recipe, cache.seal, cache.extent, records_of(cache), part, source)
+    held = offered(cache.extent, part)
+    extent = part_extent(cache.recipe, cache.seal, held, records_of(cache), part, source)
     show_result(cut(cache, destination, extent, progress("subset")))
 
 
@@ -244,7 +286,7 @@ def show_result(cache: "Cache") -> None:
     from cache_tools.describe import describe
 
     facts = describe(cache)
-    for name in ("state", "part", "bytes", "cache_id"):
+    for name in ("state", "part", "text_detached", "bytes", "cache_id"):
         if name in facts:
             click.echo(f"{cache.root}: {printable(facts[name])}" if name == "state" else shown(name, facts[name]))
 

@@ -13,12 +13,13 @@ from typing import Protocol
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
+from cache_tools.sharing.detached import demand_detached, demand_no_text, offered
 from cache_tools.sharing.flight import in_flight, tried
 from cache_tools.sharing.parts import part_extent
 from cache_tools.sharing.remote import Patience
 from cache_tools.sharing.web import Blocks
 from cache_tools.store.copying import ranges, shortened
-from cache_tools.store.layout import MAX_METADATA_BYTES, max_file_bytes
+from cache_tools.store.layout import MAX_METADATA_BYTES, TEXT_ARRAYS, max_file_bytes
 from cache_tools.store.ledger import (
     EXTENT,
     MAX_ATTRIBUTES_BYTES,
@@ -30,6 +31,7 @@ from cache_tools.store.ledger import (
     parse_shard_record,
     sealed_limits,
     shard_record_path,
+    with_tokens,
 )
 from cache_tools.store.reader import Cache, open_cache, read_attributes
 from cache_tools.store.recipe import GROUPS
@@ -110,6 +112,13 @@ class Plan:
         """Of what the destination holds in the end, None while shards are missing."""
         return None if self.missing else id_of(self.source.cache, self.extent, self.records)
 
+    @property
+    def attached_id(self) -> str | None:
+        """The cache id when its text is attached, None where it holds it or shards are missing."""
+        if self.missing or self.extent.has_text:
+            return None
+        return id_of(self.source.cache, with_tokens(self.extent, self.source.cache.recipe), self.records)
+
 
 def shards_of(extent: Extent) -> list[Shard]:
     return [(group, shard) for group in GROUPS for shard in extent.indices(group)]
@@ -179,14 +188,18 @@ def plan(source: Source, destination: Place, part: Part, patience: Patience, pin
     destination holds anything but this cache, and when what it would hold in the end is not to be had.
     """
     cache = source.cache
-    extent = cache.extent
+    extent = offered(cache.extent, part)
     if not part.is_whole:
         records = source.records.values()
-        extent = part_extent(cache.recipe, cache.seal, cache.extent, records, part, source.place.name)
+        extent = part_extent(cache.recipe, cache.seal, extent, records, part, source.place.name)
     if pin is not None:
         demand_id(source, extent, pin)
     is_sealed = is_same(source, destination, patience)
     there = extent_of(destination, cache, patience) if is_sealed else None
+    if part.detach_text:
+        demand_detached(destination, there)
+    if is_sealed and there is None and not extent.has_text:
+        demand_no_text(cache, destination, shards_of(extent), patience)
     if there is not None:
         extent = joined(there, extent, cache)
     kept = read_records(destination, cache, extent, patience) if is_sealed else {}
@@ -197,12 +210,14 @@ def plan(source: Source, destination: Place, part: Part, patience: Patience, pin
 
 
 def demand_id(source: Source, extent: Extent, pin: str) -> None:
-    """Raises CometError unless the whole source, or this part of it, has this cache id."""
+    """Raises CometError unless the whole source, or this part of it, has this cache id, or will with its text."""
     name = source.place.name
     if source.missing:
         raise CometError(f"{name}: --id: {len(source.missing)} shards are not there, so it has no cache id yet")
-    whole = id_of(source.cache, source.cache.extent, source.records)
-    if pin not in (whole, id_of(source.cache, extent, source.records)):
+    cache = source.cache
+    whole, part = (id_of(cache, one, source.records) for one in (cache.extent, extent))
+    attached = (id_of(cache, with_tokens(one, cache.recipe), source.records) for one in (cache.extent, extent))
+    if pin not in (whole, part, *attached):
         raise CometError(f"{name}: expected the cache id {pin[:64]}, found {whole}; nothing was moved")
 
 
@@ -290,7 +305,10 @@ def demand_available(
     record = source.records.get(shard)
     where = f"{destination.name}: shard {shard[0]} {shard[1]}"
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
-        raise CometError(f"{where}: would lack {', '.join(unheld)}, which {source.place.name} does not hold either")
+        way_out = "; choose another place, attach the text there, and merge the two" * (set(unheld) <= set(TEXT_ARRAYS))
+        raise CometError(
+            f"{where}: would lack {', '.join(unheld)}, which {source.place.name} does not hold either{way_out}"
+        )
     if kept is not None and kept != record:
         raise CometError(
             f"{where}: is another version than that of {source.place.name}, which cannot complete it; "

@@ -1,7 +1,7 @@
 """Copies of caches in other folders: each is a sound cache itself at every moment, and nothing in it is overwritten."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -59,17 +59,15 @@ def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Seque
     return True
 
 
-def copy_tokens(cache: Cache, folder: Path, group: str, shard: int) -> None:
-    """The token arrays of a shard, which need not be committed, into a cache of the same tokens that lacks them.
+def put_tokens(cache: Cache, group: str, shard: int, files: Mapping[str, bytes]) -> None:
+    """The files of a shard's token arrays, made again, into the cache, where the shard is not committed.
 
-    Raises CometError when they are not the sealed ones, and when the folder refuses.
+    Raises CometError when the folder refuses.
     """
-    _, files = cache.read_tokens(group, shard)
-    with staging_in(folder) as staging:
-        for name, file in files.items():
-            spec = cache.specs[group][name]
-            data = sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
-            publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
+    with staging_in(cache.root) as staging:
+        for name, data in files.items():
+            path = cache.specs[group][name].chunk_path(shard)
+            publish(data, file_record(data), staging, cache.root, path, uncommitted=True)
 
 
 def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
@@ -109,8 +107,13 @@ def publish(
         if not uncommitted:
             raise CometError(f"{folder}: {path} is there and differs; choose another folder", exit_code=2)
     write_durably(staging / "file", data)
+    rename_into(staging / "file", final)
+
+
+def rename_into(staged: Path, final: Path) -> None:
+    """Gives a file that is on the disk its name, and waits until that is."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staging / "file", final)
+    os.replace(staged, final)
     sync_folder(final.parent)
 
 
@@ -146,8 +149,11 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
                 exit_code=2,
             )
         if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
+            attaching = first.extent.has_text != other.extent.has_text
+            way_out = "; give both their text first, with comet-cache attach" * attaching
             raise CometError(
-                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)})", exit_code=2
+                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)}){way_out}",
+                exit_code=2,
             )
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key")
 """What `prepare` writes; the other arrays of a group are the teacher's."""
 
+TEXT_ARRAYS = ("input_ids", "target_id")
+"""Those of them that a text can be read from. A copy without them is detached from its text; the others stay, since the
+teacher's arrays are nothing without positions, and keys prove a text that is attached later."""
+
 VOCABULARY = "vocabulary"
 MAX_METADATA_BYTES = 64 * 2**10
 BLOSC_HEADER_BYTES = 16

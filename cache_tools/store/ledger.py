@@ -6,7 +6,7 @@ A shard exists when its record does. Records name arrays, never paths, so no rec
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import CometError
 from cache_tools.store.layout import (
     MAX_METADATA_BYTES,
+    TEXT_ARRAYS,
     TOKEN_ARRAYS,
     VOCABULARY,
     group_arrays,
@@ -108,6 +109,11 @@ class Extent:
     def indices(self, group: str) -> list[int]:
         return [shard for start, stop in self.shards[group] for shard in range(start, stop)]
 
+    @property
+    def has_text(self) -> bool:
+        """Whether it holds all of TEXT_ARRAYS: without them nothing can be trained."""
+        return set(TEXT_ARRAYS) <= set(self.arrays)
+
 
 def whole_extent(recipe: Recipe) -> Extent:
     """All arrays and all shards."""
@@ -115,6 +121,17 @@ def whole_extent(recipe: Recipe) -> Extent:
         g: ((0, recipe.shards(g)),) * (recipe.rows(g) > 0) for g in GROUPS
     }
     return Extent(recipe.recipe_id, tuple(group_arrays(recipe, "train")), shards)
+
+
+def without_text(extent: Extent) -> Extent:
+    """The same part of a cache, detached from its text."""
+    return replace(extent, arrays=tuple(name for name in extent.arrays if name not in TEXT_ARRAYS))
+
+
+def with_tokens(extent: Extent, recipe: Recipe) -> Extent:
+    """The same part of a cache, with all token arrays."""
+    names = tuple(name for name in group_arrays(recipe, "train") if name in (*TOKEN_ARRAYS, *extent.arrays))
+    return replace(extent, arrays=names)
 
 
 def token_digest(arrays: Mapping[str, NDArray]) -> str:

@@ -1,5 +1,7 @@
 """What a cache says of where it comes from, beside its recipe. It proves nothing, but programs count with it."""
 
+import shlex
+from itertools import chain
 from typing import Any
 
 from cache_tools.errors import CometError
@@ -11,6 +13,7 @@ SOURCE_TEXTS = ("name", "revision", "licence")
 OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")
 DTYPES = ("float32", "bfloat16", "float16")
 LARGEST_BATCH = 2**20
+MOST_NAMED = 3  # texts in one command
 
 
 def check_provenance(provenance: Any, settings: Any, where: str) -> None:
@@ -40,6 +43,15 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
     demand(settings.get("dtype") in (None, *DTYPES), "dtype", " or ".join(DTYPES), settings.get("dtype"))
     batch = settings.get("batch_size")
     demand(batch is None or (is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
+
+
+def attach_call(folder: object, provenance: dict[str, Any]) -> str:
+    """The command that gives a detached cache its text again, for a shell; control characters are as they come."""
+    texts, excluded = ([s["name"] for s in provenance.get(name, []) if s.get("name")] for name in SOURCES)
+    texts = texts if 0 < len(texts) <= MOST_NAMED else ["FILE_OR_FOLDER"]
+    excluded = excluded if len(excluded) <= MOST_NAMED else ["FILE_OR_FOLDER"]
+    options = [("--text", text) for text in texts] + [("--exclude", one) for one in excluded]
+    return shlex.join(["comet-cache", "attach", str(folder), *chain.from_iterable(options)])
 
 
 def is_text(value: Any) -> bool:

@@ -39,7 +39,7 @@ from cache_tools.store.ledger import (
     read_shard_record,
     token_digest,
 )
-from cache_tools.store.provenance import check_provenance
+from cache_tools.store.provenance import attach_call, check_provenance
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import inside, parse_json, read_bounded
 
@@ -141,6 +141,14 @@ class Cache:
                 "Run the same `comet-cache build` again to finish it"
             )
 
+    def require_text(self) -> None:
+        """Raises CometError, with the command to call, when this copy is detached from its text."""
+        if not self.extent.has_text:
+            raise CometError(
+                f"{self.root}: holds no text; attach the text first: {attach_call(self.root, self.provenance)}",
+                exit_code=2,
+            )
+
     def read_tokens(self, group: str, shard: int) -> tuple[dict[str, NDArray], dict[str, FileRecord]]:
         """The token arrays of a shard that need not be committed, checked against the seal, and their file records.
 
@@ -168,8 +176,11 @@ class Cache:
         record = self.record(group, shard)
         if record is None:
             raise CometError(f"{self.name}: shard {group} {shard} is not committed; run `comet-cache build` again")
+        names = self.extent.arrays if names is None else tuple(names)
+        if unheld := set(names) - set(self.extent.arrays):
+            raise CometError(f"{self.name}: this copy does not hold {', '.join(sorted(unheld))}")
         rows, specs = self.recipe.shard_rows(group, shard), self.specs[group]
-        paths = {name: specs[name].chunk_path(shard) for name in (self.extent.arrays if names is None else names)}
+        paths = {name: specs[name].chunk_path(shard) for name in names}
         limits = {path: max_file_bytes(specs[name]) for name, path in paths.items()}
         files = self._read_files({path: record.files[name] for name, path in paths.items()}, limits)
         arrays = {name: decode_chunk(specs[name], files[path], rows) for name, path in paths.items()}
@@ -191,12 +202,12 @@ class Cache:
             arrays[name] = decode_chunk(spec, data, spec.shape[0])
         ids = arrays["id"]
         if ids[0] < 0 or ids[-1] >= self.recipe.vocab_size or np.any(np.diff(ids) <= 0):
-            raise CometError(f"{self.root}: vocabulary/id: expected ascending ids below {self.recipe.vocab_size}")
+            raise CometError(f"{self.name}: vocabulary/id: expected ascending ids below {self.recipe.vocab_size}")
         if arrays["count"].min() < 1:
-            raise CometError(f"{self.root}: vocabulary/count: expected at least 1 of each; the cache is damaged")
+            raise CometError(f"{self.name}: vocabulary/count: expected at least 1 of each; the cache is damaged")
         for name in ("embedding", "head_bias"):
             if not np.isfinite(arrays[name]).all():
-                raise CometError(f"{self.root}: vocabulary/{name}: a value is not finite; the cache is damaged")
+                raise CometError(f"{self.name}: vocabulary/{name}: a value is not finite; the cache is damaged")
         return Vocabulary(**arrays)
 
     @cached_property

@@ -50,7 +50,7 @@ def drop_shard(cache: Cache, group: str, shard: int) -> None:
     Raises CometError when the disk refuses.
     """
     try:
-        tokens = set(cache.read_tokens(group, shard)[0])
+        tokens = set(cache.read_tokens(group, shard)[0]) & set(cache.extent.arrays)
     except CometError:  # damaged or gone: then they go too
         tokens = set()
     try:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 
+import numcodecs
 import psutil
 import torch
 import transformers
@@ -81,6 +82,7 @@ def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[
         "batch_size": str(batch_size),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "numcodecs": numcodecs.__version__,
     }
 
 

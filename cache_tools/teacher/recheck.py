@@ -114,6 +114,8 @@ def compared_arrays(cache: Cache) -> tuple[str, ...]:
     tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
     logits = LOGITS[cache.recipe.keep]
     signals = (logits if held >= set(logits) else ()) + (("attention",) if "attention" in held else ())
+    if "input_ids" not in held:
+        cache.require_text()
     if not held >= set(tokens) or not signals:
         raise CometError(
             f"{cache.root}: this copy holds {', '.join(cache.extent.arrays)}; to run the teacher again expected "

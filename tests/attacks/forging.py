@@ -30,7 +30,7 @@ from cache_tools.store.layout import (
     metadata,
     vocabulary_arrays,
 )
-from cache_tools.store.ledger import EXTENT, SEAL, file_record, token_digest
+from cache_tools.store.ledger import EXTENT, SEAL, file_record, token_digest, without_text
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 
 GOLDEN = Path(__file__).parents[1] / "cache_tools" / "golden"
@@ -90,6 +90,12 @@ def change_recipe(cache: Path, **fields: Any) -> None:
         change_record(cache, path, lambda record: record.update(recipe_id=recipe.recipe_id))
     for spec in declared(recipe):
         change_sealed(cache, f"{spec.path}/zarr.json", lambda array, spec=spec: array.update(metadata(spec)))
+
+
+def change_detached(cache: Path) -> None:
+    """The extent of a copy without its text; the files of the text stay."""
+    arrays = without_text(open_cache(cache).extent).arrays
+    change_record(cache, EXTENT, lambda extent: extent.update(arrays=list(arrays)))
 
 
 def declared(recipe: Recipe) -> list[ArraySpec]:

@@ -29,8 +29,8 @@ from crashes import is_writing
 from cache_tools import open_cache
 from cache_tools.cli import main
 from cache_tools.terminal import one_line_errors
-from comet.data import CacheRows, collate, require_compatible, shards_of
-from comet.distillation import choose_vocabulary
+from comet.data import CacheRows, collate, shards_of
+from comet.distillation import choose_vocabulary, open_for_training
 from comet.vocabulary import student_tokenizer
 
 HELPERS = {"forging", "running", "payload", "test_attacks"}
@@ -51,9 +51,7 @@ def reading() -> None:
 @one_line_errors
 def train(cache: Path) -> None:
     """Every array as batches, the vocabularies and the tokenizers of a student."""
-    opened = open_cache(cache)
-    require_compatible([opened])
-    opened.require_complete()
+    (opened,) = open_for_training([cache])
     for group in ("train", "validation"):
         rows = CacheRows(shards_of([opened], group), opened.extent.arrays)
         for row in range(len(rows)):

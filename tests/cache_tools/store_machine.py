@@ -20,8 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from small_caches import commit, prepare_cache, shard_places, small_recipe
 
 from cache_tools.errors import CometError
-from cache_tools.store.copying import copy_tokens, cut, merge, ranges
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.copying import cut, merge, put_tokens, ranges
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
 from cache_tools.store.ledger import Extent, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
@@ -168,7 +168,8 @@ class StoreMachine(RuleBasedStateMachine):
                 (root / spec.chunk_path(place[1])).exists() for n, spec in specs.items() if n not in TOKEN_ARRAYS
             )
         for place in sorted(model.without_tokens):
-            self.attempt(lambda place=place: copy_tokens(open_cache(self.root("prepared")), root, *place), crash_at)  # type: ignore[misc]
+            files = {name: (self.root("prepared") / path).read_bytes() for name, path in token_paths(place).items()}
+            self.attempt(lambda place=place, files=files: put_tokens(open_cache(root), *place, files), crash_at)  # type: ignore[misc]
         model.without_tokens.clear()
 
     @invariant()
@@ -203,6 +204,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
+
+
+def token_paths(place: Place) -> dict[str, str]:
+    specs = group_arrays(RECIPE, place[0])
+    return {name: specs[name].chunk_path(place[1]) for name in TOKEN_ARRAYS}
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:

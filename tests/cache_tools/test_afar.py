@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -17,6 +18,8 @@ from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
 from cache_tools.sharing.afar import open_afar
 from cache_tools.sharing.remote import Patience
+from cache_tools.store.layout import TEXT_ARRAYS
+from cache_tools.store.records import with_checksum
 
 PATIENT = Patience(retries=2, pause=0.02)
 CHUNK = "train/attention/c/1/0/0/0"
@@ -122,6 +125,13 @@ def test_what_lies_there_is_another_cache_than_before(server: Server, whole: Cac
 def test_one_that_is_half_built_is_refused(server: Server, whole: Cache, local: LocalCache) -> None:
     (whole.root / "ledger/train-00001.json").unlink()
     with pytest.raises(CometError, match=r": 1 shards are not built yet; to train on what there is, pull it first$"):
+        open_afar(server.url, local, PATIENT)
+
+
+def test_one_without_its_text_is_refused(server: Server, whole: Cache, local: LocalCache) -> None:
+    without = replace(whole.extent, arrays=tuple(name for name in whole.extent.arrays if name not in TEXT_ARRAYS))
+    (whole.root / "ledger/extent.json").write_bytes(with_checksum(without.to_json()))
+    with pytest.raises(CometError, match=r": holds no text; pull it, and attach the text with `comet-cache attach`$"):
         open_afar(server.url, local, PATIENT)
 
 

@@ -91,7 +91,7 @@ def test_licences_that_need_consent(tmp_path: Path, licence: str | None, is_in_d
     if is_in_doubt:
         assert done.stderr == (
             f"error: {cache.root}: the licence of corpus.txt ({shown}) is unknown or restricts its use; if you may "
-            "share the text, say so with --i-may-share-this\n"
+            "share the text, say so with --i-may-share-this; if not, leave it out with --detach-text\n"
         )
         assert push(cache, tmp_path / "there", "--i-may-share-this").exit_code == 0
 

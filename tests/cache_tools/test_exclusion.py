@@ -212,7 +212,9 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
         out=tmp_path / "kin.zarr", language="kin", teacher="", text=(str(corpus),),
         max_tokens=None if tokens_of is None else sum(sizes[i] for i in kept),
     )  # fmt: skip
-    spool = spool_documents(asked, find_sources(asked.text), find_sources((str(evaluation),)), tokenizer, empty)
+    spool = spool_documents(
+        find_sources(asked.text), find_sources((str(evaluation),)), tokenizer, empty, asked.token_limit
+    )
     assert [len(ids) for _, ids in spool.documents()] == [sizes[i] for i in kept]
     assert spool.left_out == left_out
 
@@ -223,7 +225,7 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
     asked = BuildSettings(out=tmp_path, language="kin", teacher="", text=(str(corpus),), exclude=(str(corpus),))
     sources = find_sources(asked.text)
     with pytest.raises(CometError, match=r"^--text text\.txt: no text in it \(after --exclude\)"):
-        spool_documents(asked, sources, sources, load_tokenizer(str(sample_teacher)), tmp_path)
+        spool_documents(sources, sources, load_tokenizer(str(sample_teacher)), tmp_path, None)
 
 
 def command(folder: Path, *more: str) -> list[str]:

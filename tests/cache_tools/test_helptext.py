@@ -7,14 +7,20 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from cache_tools.attach_cli import attach_text
 from cache_tools.cli import build
 from cache_tools.helptext import GroupedHelp
+from cache_tools.sharing.cli import pull, push, subset
 from comet.cli import train
 from comet.eval_cli import evaluate_models
 from comet.export.cli import export_model
 
 COMMANDS = {
     "comet-cache build": build,
+    "comet-cache attach": attach_text,
+    "comet-cache push": push,
+    "comet-cache pull": pull,
+    "comet-cache subset": subset,
     "comet-train": train,
     "comet-eval": evaluate_models,
     "comet-export": export_model,

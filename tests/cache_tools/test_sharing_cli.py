@@ -116,7 +116,7 @@ def test_nothing_to_take_a_part_of(tmp_path: Path) -> None:
 def test_a_part_must_be_named(whole: Cache, tmp_path: Path) -> None:
     done = run("subset", whole.root, tmp_path / "part")
     assert done.exit_code == 2
-    assert done.stderr == "error: subset: which part? Give --fraction, --max-tokens or --signals\n"
+    assert done.stderr == "error: subset: which part? Give --fraction, --max-tokens, --signals or --detach-text\n"
     assert run("subset", whole.root, tmp_path / "part", "--fraction", 0).exit_code == 2
     assert not (tmp_path / "part").exists()
 

@@ -91,6 +91,25 @@ def test_a_build_goes_on_at_its_commits_when_the_hub_has_moved_on(
     assert files(tmp_path / "old.zarr") == whole
 
 
+def test_a_text_of_the_hub_is_attached_at_its_commit(
+    hub: Hub, clients: Clients, lines: list[str], tmp_path: Path
+) -> None:
+    first = hub.add("datasets/lab/attached", {"a.parquet": parquet(lines[:150])})
+    command = ["build", "--lang", "kin", "--sample", "--text", "hf:lab/attached", "--max-tokens", "900", "--views", "2"]
+    done(clients.run("cache_tools", command, tmp_path))
+    second = hub.add("datasets/lab/attached", {"a.parquet": parquet(lines[150:])})
+    pushed = done(clients.run("cache_tools", ["push", "kin.zarr", "there", "--detach-text"], tmp_path)).stdout
+    assert pushed.startswith("no text is moved, not that of hf:lab/attached (licence not stated). ")
+    call = ["attach", "there", "--text"]
+    refused = clients.run("cache_tools", [*call, f"hf:lab/attached@{second}"], tmp_path)
+    assert refused.code == 1 and "is the first that differs; here it begins" in refused.stderr
+    assert "; hf:lab/attached: revision differs from the one the cache was made from" in refused.stderr
+    done(clients.run("cache_tools", [*call, "hf:lab/attached"], tmp_path))
+    cache = open_cache(tmp_path / "there")
+    assert cache.provenance["text"][0]["revision"] == first
+    assert cache.cache_id == open_cache(tmp_path / "kin.zarr").cache_id
+
+
 def test_reading_stops_with_the_tokens(hub: Hub, clients: Clients, lines: list[str], tmp_path: Path) -> None:
     hub.add("datasets/lab/long", {"a.parquet": parquet(lines * 4), "b.parquet": parquet(["never read"])})
     command = ["build", "--lang", "kin", "--sample", "--text", "hf:lab/long", "--max-tokens", "900", "--views", "1"]
