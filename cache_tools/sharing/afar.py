@@ -54,7 +54,7 @@ class FilesFromAfar:
 def open_afar(url: str, local: LocalCache, patience: Patience) -> Cache:
     """The cache at a URL, to read shards of. Everything but the shards' files is in `local` afterwards, and stays.
 
-    Raises CometError when there is no sound cache, or shards or the text are missing, and Unreachable when nobody answers.
+    Raises CometError when there is no sound cache or not all of one, and Unreachable when nobody answers.
     """
     place = place_at(url, patience)
     if isinstance(place, Folder):
