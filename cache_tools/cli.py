@@ -10,7 +10,7 @@ import click
 from cache_tools.attach_cli import attach_text
 from cache_tools.config import as_toml, config_option
 from cache_tools.errors import CometError
-from cache_tools.helptext import GroupedHelp
+from cache_tools.helptext import GroupedCommands, GroupedHelp
 from cache_tools.languages import LANGUAGES, find_language, language_table
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
 from cache_tools.sharing.cli import merge_caches, pull, push, subset
@@ -37,7 +37,31 @@ def comma_numbers(context: click.Context, parameter: click.Parameter, value: str
         raise click.BadParameter(f"{value!r}: expected numbers separated by commas, such as 1,2") from None
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+COMMANDS = {
+    "Make a cache": {
+        "build": "run a teacher over a text once, and keep what students need",
+        "languages": "languages, their codes, and where their text comes from",
+        "info": "what is in a cache, from what it was made, how far it is",
+    },
+    "Trust it": {
+        "verify": "compare every file, every value, or the teacher itself",
+        "repair": "drop what is damaged, so that build or pull fill it again",
+    },
+    "Share it": {
+        "push": "to a folder or URL",
+        "pull": "from a folder or URL, whole or in part",
+        "subset": "a part as a smaller cache",
+        "merge": "join what was built of one recipe in several places",
+        "attach": "put the text back into a cache that was shared without it",
+    },
+}
+
+
+@click.group(
+    cls=GroupedCommands,
+    sections=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 def main() -> None:
     """Build, inspect and share caches of what a teacher model says about a text.
 

@@ -1,4 +1,4 @@
-"""Help that a person finds things in: options under headings, and examples."""
+"""Help that a person finds things in: options and commands under headings, and examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,3 +30,21 @@ class GroupedHelp(click.Command):
             with formatter.section("Examples"):
                 for line in self.examples:
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
+
+
+class GroupedCommands(click.Group):
+    """A group whose help lists its commands under headings. `sections`: heading → name of a command → what it does, in
+    a few words."""
+
+    def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for section in self.sections.values() for name in section]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, self.list_commands(ctx)))
+        for heading, commands in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), does) for name, does in commands.items()])

@@ -31,7 +31,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except Exception as error:
-            if debug or isinstance(error, click.ClickException):
+            if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click knows what to do with these
                 raise
             known = isinstance(error, CometError)
             text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"

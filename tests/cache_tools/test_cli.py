@@ -66,6 +66,15 @@ def test_colours_are_for_terminals_whose_owner_wants_them(sample_cache: Path, tm
     assert "\x1b" not in on_a_terminal("info", str(sample_cache), NO_COLOR="1")
 
 
+def test_a_reader_that_goes_away_is_no_error(sample_cache: Path) -> None:
+    """As `head` does."""
+    command = [sys.executable, "-m", "cache_tools", "info", str(sample_cache)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None and running.stderr is not None
+        running.stdout.close()
+        assert running.stderr.read() == b""
+
+
 def test_info_on_something_else_is_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["info", str(tmp_path)])
     assert done.exit_code == 1

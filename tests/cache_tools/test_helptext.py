@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from cache_tools.attach_cli import attach_text
-from cache_tools.cli import build
+from cache_tools.cli import build, main
 from cache_tools.helptext import GroupedHelp
 from cache_tools.sharing.cli import pull, push, subset
 from comet.cli import train
@@ -45,6 +45,12 @@ def test_the_examples_are_calls_that_can_be(name: str) -> None:
         assert call.startswith(name + " ")
         context = command.make_context(name, shlex.split(call.removeprefix(name)))
         assert context.params
+
+
+def test_every_command_stands_once_under_a_heading() -> None:
+    said = CliRunner().invoke(main, ["--help"], terminal_width=200).output
+    listed = re.findall(r"^  (\w+) +\w", said.partition("Options:")[2], re.MULTILINE)
+    assert sorted(listed) == sorted(main.commands)
 
 
 def test_a_section_of_an_option_that_there_is_not() -> None:
