@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from threading import Lock
@@ -16,7 +15,7 @@ from cache_tools.settings import SIGNALS, Part
 from cache_tools.terminal import one_line_errors, printable
 
 if TYPE_CHECKING:
-    from cache_tools.sharing.plan import Place, Plan
+    from cache_tools.sharing.plan import Plan
     from cache_tools.sharing.remote import Patience
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
@@ -60,6 +59,7 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     after a stop, when more has been built, or for a larger part.
     """
     from cache_tools.sharing.folder import Folder
+    from cache_tools.sharing.place import place_at
     from cache_tools.sharing.plan import look, plan
     from cache_tools.sharing.remote import Patience
     from cache_tools.store.reader import open_cache
@@ -88,6 +88,7 @@ def push(source: str, destination: str, i_may_share_this: bool) -> None:
     """
     from cache_tools.sharing.card import in_doubt, text_licences
     from cache_tools.sharing.folder import Folder
+    from cache_tools.sharing.place import place_at
     from cache_tools.sharing.plan import look, plan
     from cache_tools.sharing.remote import Patience
 
@@ -105,23 +106,12 @@ def push(source: str, destination: str, i_may_share_this: bool) -> None:
             exit_code=2,
         )
     planned = plan(found, to, Part(), patience)
-    with to.staging() if isinstance(to, Folder) else nullcontext():
+    with to.staging():
         carry_out(planned, "push", patience)
         leave_card(planned)
     demand_all(planned)
     click.echo(f"{to.name}: complete")
     click.echo(shown("cache_id", planned.cache_id))
-
-
-def place_at(url: str, patience: "Patience") -> "Place":
-    """A folder, or what fsspec makes of a URL."""
-    from cache_tools.sharing.folder import Folder
-    from cache_tools.sharing.remote import Remote
-
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return Folder(Path(url))
-    return Folder(Path(rest)) if scheme == "file" else Remote(url, patience)
 
 
 def carry_out(planned: "Plan", name: str, patience: "Patience") -> None:

@@ -4,19 +4,18 @@ Every name follows from the recipe: nothing from outside is ever a path, and no 
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.flight import in_flight, tried
 from cache_tools.sharing.parts import part_extent
+from cache_tools.sharing.place import Place
 from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.web import Blocks
 from cache_tools.store.copying import ranges, shortened
 from cache_tools.store.layout import MAX_METADATA_BYTES, max_file_bytes
 from cache_tools.store.ledger import (
@@ -37,19 +36,6 @@ from cache_tools.store.records import MAX_RECORD_BYTES
 
 ROOT = "zarr.json"
 Shard = tuple[str, int]
-
-
-class Place(Protocol):
-    """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
-
-    name: str
-
-    def read(self, path: str, limit: int) -> bytes | None: ...
-    def blocks(self, path: str, size: int) -> Blocks: ...
-    def size_of(self, path: str) -> int | None: ...
-    def has_exactly(self, path: str, size: int, sha256: str) -> bool: ...
-    def is_empty(self) -> bool: ...
-    def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -209,8 +195,9 @@ def demand_id(source: Source, extent: Extent, pin: str) -> None:
 def is_same(source: Source, destination: Place, patience: Patience) -> bool:
     """Whether the destination has the seal of the source; without one it must be empty, or hold what comes first.
 
-    Raises CometError when it holds anything else.
+    Raises CometError when it holds anything else, and where nobody can write.
     """
+    destination.demand_writable()
     stop = threading.Event()
     root, seal = (tried(partial(destination.read, path, MAX_RECORD_BYTES), patience, stop) for path in (ROOT, SEAL))
     if root is None:

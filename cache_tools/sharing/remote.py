@@ -155,8 +155,8 @@ class Remote:
         """Never proven from afar."""
         return False
 
-    def is_empty(self) -> bool:
-        """Whether nothing lies there. Raises CometError where nobody can write."""
+    def demand_writable(self) -> None:
+        """Raises CometError where nobody can write."""
         if self.scheme in HTTP:
             raise CometError(
                 f"{self.name}: http servers are only read from; push to a folder that one serves", exit_code=2
@@ -167,11 +167,19 @@ class Remote:
                 "NAME FOLDER --repo-type dataset`",
                 exit_code=2,
             )
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies there."""
         with self._errors(""):
             try:
                 return not self.fs.ls(self.root, detail=False)
             except FileNotFoundError:
                 return True
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """Nothing to prepare: a file on its way is nowhere, or beside its name."""
+        yield
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
         """A file that has its name only when all blocks have come. Raises what `blocks` raises, and as all here."""
