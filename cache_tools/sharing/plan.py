@@ -56,8 +56,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to move. `extent` is what the destination is to hold in the end, `kept` its commit records within that,
-    `lacking` the arrays that it lacks of each shard."""
+    """What is to move. `extent` is what the destination is to hold in the end, `there` what it was meant to before,
+    `kept` its commit records, `lacking` the arrays that it lacks of each shard."""
 
     source: Source
     destination: Place
@@ -65,7 +65,7 @@ class Plan:
     kept: dict[Shard, ShardRecord]
     lacking: dict[Shard, list[str]]
     is_sealed: bool
-    has_extent: bool
+    there: Extent | None
 
     @property
     def size(self) -> int:
@@ -144,18 +144,19 @@ def write_all(root: Path, files: Mapping[str, bytes]) -> None:
 
 def read_records(place: Place, cache: Cache, extent: Extent, patience: Patience) -> dict[Shard, ShardRecord]:
     """The commit records that a place has within the extent. Raises CometError when one is damaged."""
-    stop = threading.Event()
+    stop, shards = threading.Event(), shards_of(extent)
+    found = in_flight(lambda shard: read_record(place, cache, shard, patience, stop), shards, stop)
+    return {shard: record for shard, record in zip(shards, found, strict=True) if record is not None}
 
-    def read(shard: Shard) -> ShardRecord | None:
-        path = shard_record_path(*shard)
-        data = tried(lambda: place.read(path, MAX_RECORD_BYTES), patience, stop)
-        limit = {name: max_file_bytes(spec) for name, spec in cache.specs[shard[0]].items()}
-        where = f"{place.name}/{path}"
-        return None if data is None else parse_shard_record(data, where, cache.recipe, *shard, limit)
 
-    shards = shards_of(extent)
-    found = zip(shards, in_flight(read, shards, stop), strict=True)
-    return {shard: record for shard, record in found if record is not None}
+def read_record(
+    place: Place, cache: Cache, shard: Shard, patience: Patience, stop: threading.Event
+) -> ShardRecord | None:
+    """The commit record that a place has of a shard, None if it has none. Raises CometError when it is damaged."""
+    path = shard_record_path(*shard)
+    data = tried(lambda: place.read(path, MAX_RECORD_BYTES), patience, stop)
+    limit = {name: max_file_bytes(spec) for name, spec in cache.specs[shard[0]].items()}
+    return None if data is None else parse_shard_record(data, f"{place.name}/{path}", cache.recipe, *shard, limit)
 
 
 def plan(source: Source, destination: Place, part: Part, patience: Patience, pin: str | None = None) -> Plan:
@@ -179,7 +180,7 @@ def plan(source: Source, destination: Place, part: Part, patience: Patience, pin
     lacking = find_lacking(source, destination, extent, there, kept, patience)
     for shard, names in lacking.items():
         demand_available(source, destination, shard, names, kept.get(shard))
-    return Plan(source, destination, extent, kept, lacking, is_sealed, there == extent)
+    return Plan(source, destination, extent, kept, lacking, is_sealed, there)
 
 
 def demand_id(source: Source, extent: Extent, pin: str) -> None:
@@ -259,15 +260,23 @@ def find_lacking(
         if shard not in kept:
             return list(extent.arrays) if shard in source.records else None
         unsure = [name for name in extent.arrays if not (shard in finished and name in held)]
-        return [name for name in unsure if size(shard, name) != kept[shard].files[name].size] or None
-
-    def size(shard: Shard, name: str) -> int | None:
-        path = source.cache.specs[shard[0]][name].chunk_path(shard[1])
-        return tried(lambda: destination.size_of(path), patience, stop)
+        return not_there(destination, source.cache, kept[shard], unsure, patience, stop) or None
 
     shards = shards_of(extent)
     found = zip(shards, in_flight(lacking, shards, stop), strict=True)
     return {shard: names for shard, names in found if names is not None}
+
+
+def not_there(
+    place: Place, cache: Cache, record: ShardRecord, names: list[str], patience: Patience, stop: threading.Event
+) -> list[str]:
+    """Those of these arrays of a shard of which a place has no file of the size that its record names."""
+
+    def size(name: str) -> int | None:
+        path = cache.specs[record.group][name].chunk_path(record.shard)
+        return tried(lambda: place.size_of(path), patience, stop)
+
+    return [name for name in names if size(name) != record.files[name].size]
 
 
 def demand_available(
@@ -275,12 +284,16 @@ def demand_available(
 ) -> None:
     """Raises CometError when these arrays of a shard cannot come from the source."""
     record = source.records.get(shard)
-    where = f"{destination.name}: shard {shard[0]} {shard[1]}"
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
+        where = f"{destination.name}: shard {shard[0]} {shard[1]}"
         raise CometError(f"{where}: would lack {', '.join(unheld)}, which {source.place.name} does not hold either")
     if kept is not None and kept != record:
-        raise CometError(
-            f"{where}: is another version than that of {source.place.name}, which cannot complete it; "
-            "choose another place",
-            exit_code=2,
-        )
+        raise another_version(source.place, destination, shard)
+
+
+def another_version(source: Place, destination: Place, shard: Shard) -> CometError:
+    return CometError(
+        f"{destination.name}: shard {shard[0]} {shard[1]}: is another version than that of {source.name}, which cannot "
+        "complete it; choose another place",
+        exit_code=2,
+    )
