@@ -202,13 +202,20 @@ def is_same(source: Source, destination: Place, patience: Patience) -> bool:
     stop = threading.Event()
     root, seal = (tried(partial(destination.read, path, MAX_RECORD_BYTES), patience, stop) for path in (ROOT, SEAL))
     if root is None:
-        if not tried(destination.is_empty, patience, stop):
-            raise CometError(f"{destination.name}: holds files, but no cache; choose an empty place", exit_code=2)
+        demand_empty(destination, patience)
         return False
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
         unlike = unlike_there(source, root, destination.name)
         raise CometError(f"{destination.name}: holds another cache; choose another place ({unlike})", exit_code=2)
     return seal is not None
+
+
+def demand_empty(place: Place, patience: Patience) -> None:
+    """Raises CometError when files lie there; not for a cache that is just being begun there."""
+    stop = threading.Event()
+    is_empty = tried(place.is_empty, patience, stop)
+    if not is_empty and tried(lambda: place.size_of(ROOT), patience, stop) is None:
+        raise CometError(f"{place.name}: holds files, but no cache; choose an empty place", exit_code=2)
 
 
 def unlike_there(source: Source, attributes: bytes, name: str) -> str:

@@ -23,6 +23,7 @@ WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """Where a file appears at once or not at all, so that it needs no temporary name."""
 NEEDS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "ssh": ("sshfs", "ssh"), "sftp": ("sshfs", "ssh")}
 """Scheme → the package that speaks it, and the extra of this project that brings it."""
+PART = ".part-"  # between the name of a file and what tells its temporary names apart
 PASSING = (408, 425, 429)  # HTTP 4xx that may go away by themselves
 NEVER = ("PermissionDenied", "HostKeyNotVerifiable", "NoCredentialsError")
 """Errors of libraries that need not be here, which another try does not mend."""
@@ -169,10 +170,11 @@ class Remote:
             )
 
     def is_empty(self) -> bool:
-        """Whether nothing lies there."""
+        """Whether nothing lies there but what a stopped transfer may have left of its first file."""
         with self._errors(""):
             try:
-                return not self.fs.ls(self.root, detail=False)
+                names = [path.rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+                return all(PART in name for name in names)
             except FileNotFoundError:
                 return True
 
@@ -183,13 +185,22 @@ class Remote:
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
         """A file that has its name only when all blocks have come. Raises what `blocks` raises, and as all here."""
+        try:
+            self._write(path, blocks)
+        except FileNotFoundError:
+            raise CometError(
+                f"{self.name}/{path}: cannot be written, there is no such bucket or disk; check the URL"
+            ) from None
+
+    def _write(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Raises FileNotFoundError where there is nothing to write to."""
         final = self.at(path)
         if self.scheme in WHOLE_PUTS:
             data = b"".join(blocks)
             with self._errors(path):
                 self.fs.pipe_file(final, data)
             return
-        aside = f"{final}.part-{uuid.uuid4().hex}"
+        aside = f"{final}{PART}{uuid.uuid4().hex}"
         with self._errors(path):
             self.fs.makedirs(final.rpartition("/")[0], exist_ok=True)
             try:

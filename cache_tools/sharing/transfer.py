@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from threading import Lock
+
+from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.flight import in_flight, tried
@@ -53,13 +56,19 @@ class Transfer:
     def sealed(self) -> None:
         if self.plan.is_sealed:
             return
-        source, destination = self.plan.source, self.plan.destination
+        source = self.plan.source
         files = source.cache.seal.files
+        self.demand_own_root()
         self.file(ROOT, files[ROOT])  # first: what is half there is taken for this cache from then on
         in_flight(lambda path: self.file(path, files[path]), [path for path in files if path != ROOT], self.stop)
-        if self.read(ROOT) != source.metadata[ROOT] or self.read(SEAL) not in (None, source.metadata[SEAL]):
-            raise CometError(f"{destination.name}: another cache has come there meanwhile; choose another place")
+        self.demand_own_root()
         self.write(SEAL, source.metadata[SEAL])
+
+    def demand_own_root(self) -> None:
+        """Raises CometError when another cache was begun at the destination since the plan was made."""
+        source, name = self.plan.source, self.plan.destination.name
+        if any(self.read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
+            raise CometError(f"{name}: another cache has come there meanwhile; choose another place", exit_code=2)
 
     def extent(self) -> None:
         """Raises CometError when the destination was given another extent since the plan was made."""
@@ -162,3 +171,16 @@ def proven(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved
             f"{where}: {size} bytes that are not those of the ledger (sha256 {digest.hexdigest()[:12]}…, expected "
             f"{record.sha256[:12]}…); what is there is damaged: `comet-cache verify` says so where it lies"
         )
+
+
+def carry_out(planned: Plan, name: str, patience: Patience) -> None:
+    """Moves everything, under a bar in bytes. Raises CometError as `Transfer.run` does."""
+    tqdm.write(f"{tqdm.format_sizeof(planned.size, 'B')} to move" if planned.size else "nothing to move")
+    lock = Lock()
+    with tqdm(desc=name, total=planned.size, unit="B", unit_scale=True, disable=None) as bar:
+
+        def moved(size: int) -> None:
+            with lock:
+                bar.update(size)
+
+        Transfer(planned, patience, moved).run()
