@@ -353,3 +353,44 @@ def test_rsync_cp_and_zip_copy_a_cache(whole: Cache, tmp_path: Path) -> None:
         assert open_cache(tmp_path / name).cache_id == whole.cache_id
     (tmp_path / "copied" / "train/topk_id/c/2/0/0").unlink()
     assert [damage.shard for damage in verify(tmp_path / "copied").damage] == [("train", 2)]
+
+
+def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -> None:
+    """The smaller part stays complete, and what came of the larger one is said to be of a pull, if it is sound."""
+    there = pull(whole.root, tmp_path / "there", "--max-tokens", 64, "--signals", "logits").root
+    part = open_cache(there).cache_id
+    found = plan(look(Folder(whole.root), PATIENCE), Folder(there), Part(), PATIENCE)
+    moved: list[int] = []
+
+    def until_most(size: int) -> None:
+        moved.append(size)
+        if sum(moved) > 0.9 * found.size:
+            raise CometError("cut")
+
+    to = found.destination
+    with to.staging(), pytest.raises(CometError, match=r"^cut$"):
+        Transfer(found, PATIENCE, until_most).run()
+    assert open_cache(there).cache_id == part
+    done = run("verify", there)
+    assert done.exit_code == 0, done.output
+    note = (
+        "files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way or was stopped"
+    )
+    assert note in done.stdout and done.stdout.endswith("sound and complete\n")
+    flip_byte(there / "train/attention/c/0/0/0/0")
+    done = run("verify", there)
+    assert done.exit_code == 1
+    assert "train/attention/c/0/0/0/0: not the file that the ledger describes" in done.stdout
+    assert "damaged shards: train 0\n" in done.stdout
+    assert run("repair", there).exit_code == 0
+    assert pull(whole.root, there).cache_id == whole.cache_id
+    assert verify(there).damage == verify(there).notes == []
+
+
+@pytest.mark.parametrize("name", ["train/topk_id/c/9/0/0", "ledger/train-00009.json", "train/topk_id/c/01/0/0"])
+def test_a_shard_that_the_whole_cache_has_not_is_unknown(whole: Cache, name: str) -> None:
+    (whole.root / name).parent.mkdir(parents=True, exist_ok=True)
+    (whole.root / name).write_bytes(b"x")
+    assert [damage.message for damage in verify(whole.root).damage] == [
+        f"{whole.root / name}: unknown file; it belongs to nothing in this cache"
+    ]
