@@ -24,6 +24,7 @@ WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 NEEDS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "ssh": ("sshfs", "ssh"), "sftp": ("sshfs", "ssh")}
 """Scheme → the package that speaks it, and the extra of this project that brings it."""
 PART = ".part-"  # between the name of a file and what tells its temporary names apart
+GONE = (404, 410)
 PASSING = (408, 425, 429)  # HTTP 4xx that may go away by themselves
 NEVER = ("PermissionDenied", "HostKeyNotVerifiable", "NoCredentialsError")
 """Errors of libraries that need not be here, which another try does not mend."""
@@ -221,13 +222,16 @@ class Remote:
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """Every error of a library as one of ours, without what the URL holds of secrets; FileNotFoundError stays."""
+        """Every error of a library as one of ours, without what the URL holds of secrets; that there is no such file as
+        FileNotFoundError."""
         where = f"{self.name}/{path}" if path else self.name
         try:
             yield
         except (CometError, FileNotFoundError, GeneratorExit):
             raise
         except Exception as error:
+            if http_status(error) in GONE:
+                raise FileNotFoundError(where) from None
             reason = self._reason(error)
             if is_final(error):
                 raise CometError(f"{where}: {reason}; check the URL, and what its tool needs to log in") from None
