@@ -205,7 +205,9 @@ def is_same(source: Source, destination: Place, patience: Patience) -> bool:
         demand_empty(destination, patience)
         return False
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
-        unlike = unlike_there(source, root, destination.name)
+        unsealed = "of the same recipe, begun by another machine and never sealed: remove it if nobody is at work on it"
+        same_recipe = "other sealed files, of the same recipe" if seal is not None else unsealed
+        unlike = unlike_there(source, root, same_recipe, destination.name)
         raise CometError(f"{destination.name}: holds another cache; choose another place ({unlike})", exit_code=2)
     return seal is not None
 
@@ -218,15 +220,15 @@ def demand_empty(place: Place, patience: Patience) -> None:
         raise CometError(f"{place.name}: holds files, but no cache; choose an empty place", exit_code=2)
 
 
-def unlike_there(source: Source, attributes: bytes, name: str) -> str:
-    """In what the cache of these attributes is not the source's."""
+def unlike_there(source: Source, attributes: bytes, same_recipe: str, name: str) -> str:
+    """In what the cache of these attributes is not the source's; `same_recipe` where that is not in the recipe."""
     with TemporaryDirectory() as folder:
         write_all(Path(folder), {ROOT: attributes})
         try:
             recipe, _ = read_attributes(Path(folder))
         except CometError as error:
             return str(error).replace(folder, name)
-    return shortened(recipe.differences(source.cache.recipe) or ["other sealed files, of the same recipe"])
+    return shortened(recipe.differences(source.cache.recipe) or [same_recipe])
 
 
 def extent_of(place: Place, cache: Cache, patience: Patience) -> Extent | None:

@@ -19,6 +19,7 @@ from builds import digests
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cache_tools import build, build_cache, fill, open_cache
+from cache_tools.build import stop_on_signal
 from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import BuildSettings
@@ -333,6 +334,9 @@ def test_a_second_signal_waits_for_no_upload(
         build_cache(settings, push_to=memory, i_may_share_this=True)
     assert time.monotonic() - begun < 20
     assert arrived(memory) == 0
+    while uploading := [thread for thread in threading.enumerate() if thread.name.startswith("push ")]:
+        uploading[0].join(5)
+        assert not uploading[0].is_alive()
     assert what_is_at_after(settings, memory) == open_cache(settings.out).cache_id
 
 
@@ -356,6 +360,15 @@ def signal_after(shards: int, out: Path, numbers: list[signal.Signals]) -> Itera
     sender.start()
     yield
     sender.join(5)
+
+
+def test_the_first_signal_after_the_time_is_over_stops_nothing_at_once() -> None:
+    """What stops a build is not always a signal: the second signal is the second one."""
+    with stop_on_signal() as stop:
+        stop.set()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedAtOnce):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_an_error_of_the_build_lets_uploads_end(

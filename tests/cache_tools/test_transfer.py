@@ -275,6 +275,11 @@ def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: s
     assert fsspec.filesystem("memory").find("/lab/kin", detail=True) == before
 
 
+def test_what_a_killed_push_has_left_of_its_first_file_is_not_in_the_way(whole: Cache, memory: str) -> None:
+    fsspec.filesystem("memory").pipe("/lab/kin/zarr.json.part-0123abc", b"half")
+    assert push(whole.root, memory).exit_code == 0
+
+
 def test_a_file_that_cannot_be_written_from_afar_is_one_line(
     whole: Cache, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -143,11 +143,48 @@ def test_another_cache_that_came_meanwhile_is_not_touched(there: Folder, tmp_pat
     assert before == {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
 
 
-def test_what_is_begun_can_be_pulled_as_far_as_it_is(there: Folder, tmp_path: Path) -> None:
+def test_a_cache_that_is_begun_in_the_instant_of_looking_is_not_taken_for_other_files(
+    there: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, is_empty = built(tmp_path / "one"), Folder.is_empty
+    to = Folder(there.root)
+    other = planned(cache, to)
+
+    def late(self: Folder) -> bool:
+        carry_out(other, to)
+        return is_empty(self)
+
+    monkeypatch.setattr(Folder, "is_empty", late)
+    carry_out(planned(cache, there), there)
+    assert open_cache(there.root).cache_id == cache.cache_id
+
+
+def test_a_beginning_of_another_machine_that_was_never_sealed_says_what_to_do(there: Folder, tmp_path: Path) -> None:
+    theirs = built(tmp_path / "theirs")
+    make_cache(tmp_path / "mine", RECIPE, attributes={"settings": {"batch_size": 8}})
+    carry_out(planned(theirs, there), there)
+    (there.root / SEAL).unlink()
+    with pytest.raises(CometError) as caught:
+        planned(open_cache(tmp_path / "mine"), there)
+    assert str(caught.value) == (
+        f"{there.name}: holds another cache; choose another place (of the same recipe, begun by another machine and "
+        "never sealed: remove it if nobody is at work on it)"
+    )
+
+
+def test_what_is_begun_can_be_pulled_as_far_as_it_is(
+    there: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The extent is there before the first shard, but after the arrays that earlier shards lacked."""
     cache = built(tmp_path / "one")
     carry_out(planned(cache, there, Part(max_tokens=64, signals="logits")), there)
-    growing = planned(cache, there)
+    growing, write = planned(cache, there), Transfer.extent
+
+    def extent(self: Transfer) -> None:
+        write(self)
+        assert verify(there.root).damage == []
+
+    monkeypatch.setattr(Transfer, "extent", extent)
     with there.staging():
         transfer(growing).begin()
         copy = open_cache(there.root)
