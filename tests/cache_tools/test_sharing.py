@@ -33,6 +33,7 @@ from cache_tools.store.copying import cut
 from cache_tools.store.ledger import Extent
 from cache_tools.store.records import write_durably
 from cache_tools.verify import verify
+from cache_tools.workers import Worker
 
 HASTY = Patience(seconds=2, retries=1, pause=0.01)
 
@@ -222,11 +223,11 @@ def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The server goes away for good when the second shard comes; what the teacher works on is finished."""
-    settings = replace(settings, rows_per_shard=8)
+    settings = replace(settings, rows_per_shard=4)
     put, tries = MemoryFileSystem.pipe_file, []
 
     def gone(self: Any, path: str, value: bytes, **options: Any) -> None:
-        if "topk_id/c/1/" in path:
+        if "train/topk_id/c/1/" in path:
             tries.append(path)
             raise ConnectionError("no route to lab")
         put(self, path, value, **options)
@@ -242,7 +243,8 @@ def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
     assert len(tries) == 1 + HASTY.retries
     assert f"pushing to {memory} has failed; no further shard is begun\n" in capsys.readouterr().out
     built = committed(settings.out)
-    assert 3 <= built < 9
+    cache = open_cache(settings.out)
+    assert 3 <= built < sum(map(cache.recipe.shards, cache.specs)) - 3
     assert verify(settings.out).damage == []
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", put)
     cache = build_cache(settings, push_to=memory, i_may_share_this=True)
@@ -282,6 +284,18 @@ def held_uploads(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> 
         yield
 
 
+def until_waited_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Whether the build has come to its end and waits for uploads."""
+    wait, is_waiting = Uploads.wait, threading.Event()
+
+    def waits(self: Uploads) -> None:
+        is_waiting.set()
+        wait(self)
+
+    monkeypatch.setattr(Uploads, "wait", waits)
+    return is_waiting.is_set
+
+
 def test_the_teacher_does_not_wait_for_uploads(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,17 +314,10 @@ def test_a_signal_lets_uploads_end_and_says_so(
     capsys: pytest.CaptureFixture[str],
     number: signal.Signals,
 ) -> None:
-    wait, is_waiting = Uploads.wait, threading.Event()
-
-    def waits(self: Uploads) -> None:
-        is_waiting.set()
-        wait(self)
-
-    monkeypatch.setattr(Uploads, "wait", waits)
     with (
         signal_after(1, settings.out, [number]),
         slow_teacher(monkeypatch, 0.2),
-        held_uploads(monkeypatch, is_waiting.is_set),
+        held_uploads(monkeypatch, until_waited_for(monkeypatch)),
         pytest.raises(CometError, match=r"stopped with \d shards to go"),
     ):
         build_cache(settings, push_to=memory, i_may_share_this=True)
@@ -383,9 +390,24 @@ def test_an_error_of_the_build_lets_uploads_end(
         commit(*arguments)
 
     monkeypatch.setattr(fill, "commit_shard", full)
-    with pytest.raises(CometError, match=r"^the disk is full$"):
+    with (
+        held_uploads(monkeypatch, until_waited_for(monkeypatch)),
+        pytest.raises(CometError, match=r"^the disk is full$"),
+    ):
         build_cache(settings, push_to=memory, i_may_share_this=True)
     assert arrived(memory) == committed(settings.out) == 2
+
+
+def test_a_worker_pushes_its_own_shards_and_says_what_others_have_not(
+    settings: BuildSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies beside them on a shared disk is not there before its own worker has brought it."""
+    cache, there = build_cache(settings), tmp_path / "there"
+    for index, left, said in ((0, 2, "2 shards are not there yet"), (1, 0, f"complete, cache id {cache.cache_id}")):
+        build_cache(settings, Worker(index, 2), push_to=str(there))
+        assert committed(there) == 5 - left
+        assert f"{there}: {said}\n" in capsys.readouterr().out
+        assert (f"| cache id | `{cache.cache_id}` |" in (there / CARD).read_text()) == (not left)
 
 
 def test_a_part_without_arrays_is_not_built_on(settings: BuildSettings, tmp_path: Path) -> None:
