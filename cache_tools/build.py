@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -10,15 +12,22 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
-from cache_tools.fill import fill, missing_shards
-from cache_tools.interrupts import signals_handled_by
+from cache_tools.fill import committed_shards, fill, missing_shards
+from cache_tools.interrupts import StoppedAtOnce, signals_handled_by
 from cache_tools.languages import find_language
 from cache_tools.pinning import pinned
-from cache_tools.prepare import prepare, preparing_prefix
+from cache_tools.prepare import prepare, preparing_prefix, publish, text_records
 from cache_tools.restore import lost_tokens, restore_tokens
 from cache_tools.settings import BuildSettings, parse_layers
-from cache_tools.sharing.push import Push
-from cache_tools.store.claim import remove_abandoned
+from cache_tools.sharing.card import demand_consent, say_whose
+from cache_tools.sharing.folder import Folder
+from cache_tools.sharing.place import Place, place_at
+from cache_tools.sharing.plan import Source
+from cache_tools.sharing.push import pushing
+from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.resume import begun_at, demand_same_seal, fetch, take_sealed
+from cache_tools.store.claim import claimed_folder, remove_abandoned
+from cache_tools.store.copying import writing_in
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.teacher.device import choose_device
 from cache_tools.teacher.model import Teacher, load_teacher
@@ -28,14 +37,20 @@ from cache_tools.workers import ALONE, Worker, wait_for_seal
 
 
 def build_cache(
-    settings: BuildSettings, worker: Worker = ALONE, max_hours: float | None = None, push_to: str | None = None
+    settings: BuildSettings,
+    worker: Worker = ALONE,
+    max_hours: float | None = None,
+    push_to: str | None = None,
+    i_may_share_this: bool = False,
 ) -> Cache:
     """Builds `settings.out`, or goes on with it. Returns the cache, complete but for the shards of other workers.
 
-    With `max_hours` no shard is begun when that much time has passed. With `push_to`, a folder, every shard is copied
-    there as soon as it is committed, and those that were committed before.
-    Raises CometError for a call that cannot be, a teacher or text that cannot be read, a folder that holds another
-    cache, a disk that refuses, and when time, SIGINT or SIGTERM ended the build before this worker's last shard.
+    With `max_hours` no shard is begun when that much time has passed. With `push_to`, a folder or a URL, the cache
+    goes there, too, every shard as soon as it is committed; what is there already is fetched and not built again. A
+    URL needs `i_may_share_this` where a text's licence is unknown or restricts its use.
+    Raises CometError for a call that cannot be, a teacher or text that cannot be read, a folder or URL that holds
+    another cache, a disk or server that refuses, and when time, SIGINT or SIGTERM ended the build before this worker's
+    last shard.
     """
     if settings.out.exists() and not (settings.out / "zarr.json").is_file():
         raise CometError(f"{settings.out}: exists and is not a cache; choose another --out", exit_code=2)
@@ -43,35 +58,67 @@ def build_cache(
         open_cache(settings.out).require_text()
     find_texts(settings.text)
     find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
-    device = choose_device(settings.device)
-    settings = pinned(settings)
+    device, patience = choose_device(settings.device), Patience()
+    place = place_at(push_to, patience) if push_to is not None else None
+    found = begun_at(place, patience) if place is not None else None
+    if place is not None and found is None and worker.index:
+        found = wait_for_seal(settings.out, partial(begun_at, place, patience))
+    settings = pinned(settings, found.cache.provenance if found is not None else {})
+    if place is not None:
+        demand_shareable(settings, place, i_may_share_this)
     teacher, tokenizer = load_teacher(settings.teacher), load_tokenizer(settings.teacher)
-    if worker.index == 0:
+    asked = partial(request_differences, settings, teacher=teacher, tokenizer=tokenizer_sha256(tokenizer))
+    if found is not None:
+        demand_asked(asked(found.cache), found.place.name, "--push-to")
+    if found is not None and not settings.out.exists():
+        begin_with(found, settings.out, patience)
+    elif worker.index == 0:
         prepare_unless_sealed(settings, teacher, tokenizer)
     else:
         wait_for_seal(settings.out)
     cache = open_cache(settings.out)
-    if differences := request_differences(settings, cache, teacher, tokenizer_sha256(tokenizer)):
-        raise CometError(
-            f"{settings.out}: exists and is another cache than the one asked for ({'; '.join(differences)}); "
-            "choose another --out, or give the options it was begun with to go on with it",
-            exit_code=2,
-        )
+    demand_asked(asked(cache), str(settings.out), "--out")
+    if found is not None:
+        demand_same_seal(found, cache)
+        fetch(found, cache, missing_shards(cache, worker), patience)
     if lost := lost_tokens(cache, missing_shards(cache, worker)):
         texts = find_texts(settings.text), find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
         restore_tokens(cache, lost, *texts, tokenizer)
-    push = Push(cache, push_to) if push_to is not None else None
-    if push is not None:
-        push.everything()
-    if missing_shards(cache, worker):
-        with stop_on_signal() as stop, stop_after(max_hours, stop):
-            throughput = fill(cache, teacher, device, stop, worker, *([push.shard] if push is not None else []))
-        tqdm.write(f"{worker}: {throughput}")
-        if left := missing_shards(cache, worker):
-            raise CometError(
-                f"{settings.out}: stopped with {len(left)} shards to go; run the same command again to go on"
-            )
+    before = committed_shards(cache, worker)
+    with (
+        stop_on_signal() as stop,
+        stop_after(max_hours, stop),
+        nullcontext(forget) if place is None else pushing(cache, place, before, patience, stop) as committed,
+    ):
+        if missing_shards(cache, worker):
+            tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
+    if left := missing_shards(cache, worker):
+        raise CometError(f"{settings.out}: stopped with {len(left)} shards to go; run the same command again to go on")
     return cache
+
+
+def forget(group: str, shard: int) -> None:
+    """What becomes of a committed shard that goes nowhere else."""
+
+
+def demand_shareable(settings: BuildSettings, place: Place, may_share: bool) -> None:
+    """Says whose text will be at the place. Raises CometError where it leaves the machine and nobody said that it may.
+
+    A folder is not asked about: `--out` could be there as well.
+    """
+    begun = settings.out.exists()
+    made_from = open_cache(settings.out).provenance if begun else {"text": text_records(find_texts(settings.text))}
+    say_whose(made_from)
+    if not isinstance(place, Folder):
+        demand_consent(made_from, f"--push-to {place.name}", may_share)
+
+
+def begin_with(found: Source, out: Path, patience: Patience) -> None:
+    """Makes `out` with what was sealed elsewhere. Raises CometError when it cannot be had, or the disk refuses."""
+    tqdm.write(f"{found.place.name}: the cache is begun there; going on with it in {out}")
+    with writing_in(out.parent), claimed_folder(out.parent, preparing_prefix(out)) as work:
+        take_sealed(found, work / "cache", patience)
+        publish(work / "cache", out)
 
 
 def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -87,6 +134,16 @@ def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: 
                 prepare(settings, teacher, tokenizer)
     except OSError as error:
         raise CometError(f"{settings.out}: cannot be created ({error.strerror or error})") from error
+
+
+def demand_asked(differences: list[str], where: str, option: str) -> None:
+    """Raises CometError when the cache at an option's place is not the one asked for."""
+    if differences:
+        raise CometError(
+            f"{where}: exists and is another cache than the one asked for ({'; '.join(differences)}); "
+            f"choose another {option}, or give the options it was begun with to go on with it",
+            exit_code=2,
+        )
 
 
 def request_differences(settings: BuildSettings, cache: Cache, teacher: Teacher, tokenizer: str) -> list[str]:
@@ -131,12 +188,14 @@ def without_licences(recorded: Any) -> Any:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Sets the event at the first SIGINT or SIGTERM; the second raises CometError there and then."""
-    stop = threading.Event()
+    """Sets the event at the first SIGINT or SIGTERM; the second raises StoppedAtOnce there and then."""
+    stop, asked = threading.Event(), False
 
     def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise CometError("stopped at once; the shard in work is lost, run the same command again to go on")
+        nonlocal asked
+        if asked:
+            raise StoppedAtOnce("stopped at once; the shard in work is lost, run the same command again to go on")
+        asked = True
         stop.set()
         tqdm.write("stopping after the shard in work (once more to stop at once)")
 

@@ -74,13 +74,17 @@ SECTIONS = {
     "What": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
     "Rows": ("seq_len", "views", "mask_prob", "seed"),
     "What is kept": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
-    "How it runs": ("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "dry_run"),
+    "How it runs": (
+        *("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "i_may_share_this"),
+        "dry_run",
+    ),
 }
 EXAMPLES = (
     "comet-cache build --lang kin --sample                      a first run, offline",
     "comet-cache build --lang kin --text corpus.txt.xz --dry-run",
     "comet-cache build --lang kin --text corpus.txt.xz --exclude afrisenti",
     "comet-cache build --lang kin --max-hours 7.5               Wikipedia and web text, one night",
+    "comet-cache build --lang kin --push-to s3://lab/kin.zarr   a borrowed machine: run it again on any other",
 )
 
 
@@ -148,13 +152,24 @@ EXAMPLES = (
 @click.option(
     "--worker", metavar="I/N", help="Build the I-th part of N on a shared folder.  [default: torchrun's rank]"
 )
-@click.option("--push-to", metavar="FOLDER", help="Copy every shard there as soon as it is committed, such as a drive.")
+@click.option(
+    "--push-to",
+    metavar="URL",
+    help="Push every shard to this folder or URL (ssh://HOST/DIR, s3://BUCKET/DIR, …) as soon as it is committed. What "
+    "is there already is fetched, not built again: run the same command on any machine to go on.",
+)
+@click.option(
+    "--i-may-share-this",
+    is_flag=True,
+    help="With --push-to: go on where a text's licence is unknown or restricts its use.",
+)
 @click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
 @config_option
 @one_line_errors
 def build(
     language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
-    dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None, **options: Any,
+    dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None,
+    i_may_share_this: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Run a teacher over a text once, and keep what students need in a cache.
 
@@ -192,7 +207,7 @@ def build(
         return
     if max_hours is not None and not max_hours > 0:
         raise CometError(f"--max-hours {max_hours:g}: expected more than 0", exit_code=2)
-    cache = build_cache(settings, parse_worker(worker), max_hours, push_to)
+    cache = build_cache(settings, parse_worker(worker), max_hours, push_to, i_may_share_this)
     facts = describe(cache)
     show_human(cache.root, facts)
     if facts["state"] == "complete":

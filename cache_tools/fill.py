@@ -98,9 +98,17 @@ class ShardInWork:
 
 def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
     """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
+    return [place for place in worker_shards(cache, worker) if cache.record(*place) is None]
+
+
+def committed_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+    """The others of this worker's (group, shard)."""
+    return [place for place in worker_shards(cache, worker) if cache.record(*place) is not None]
+
+
+def worker_shards(cache: Cache, worker: Worker) -> list[tuple[str, int]]:
     every = [(group, shard) for group in ("validation", "train") for shard in cache.extent.indices(group)]
-    mine = [place for position, place in enumerate(every) if worker.takes(position)]
-    return [(group, shard) for group, shard in mine if cache.record(group, shard) is None]
+    return [place for position, place in enumerate(every) if worker.takes(position)]
 
 
 def fill(

@@ -6,6 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from cache_tools.errors import CometError
+
+
+class StoppedAtOnce(CometError):
+    """Somebody does not want to wait for work in hand."""
+
 
 @contextmanager
 def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:

@@ -1,7 +1,9 @@
 """What a build takes from the hub, pinned to commits before it begins, so that it is the same whenever it goes on."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -14,13 +16,14 @@ from cache_tools.teacher.model import teacher_folder, teacher_licence
 from cache_tools.terminal import visible
 
 
-def pinned(settings: BuildSettings) -> BuildSettings:
+def pinned(settings: BuildSettings, elsewhere: Mapping[str, Any] = MappingProxyType({})) -> BuildSettings:
     """The same settings with a commit behind every name of the hub: that of a cache that is begun, else the newest.
 
+    `elsewhere` is the provenance of the cache where it is begun in another place.
     For a new cache says in a line what text comes from the hub, under which licence and how much of it, and in
     another which teacher. Raises CometError when the hub does not have them or cannot be reached.
     """
-    begun = open_cache(settings.out).provenance if settings.out.exists() else {}
+    begun = open_cache(settings.out).provenance if settings.out.exists() else elsewhere
     texts = {name: pinned_text(parse_hub_text(name), begun) for name in settings.text if is_hub_text(name)}
     if texts and not begun:
         named = ", ".join(f"{text.name} ({str(text.revision)[:7]}; {text.licence()})" for text in texts.values())
@@ -32,14 +35,14 @@ def pinned(settings: BuildSettings) -> BuildSettings:
     return replace(settings, text=tuple(texts[t].pinned if t in texts else t for t in settings.text), teacher=teacher)
 
 
-def pinned_text(text: HubText, begun: dict[str, Any]) -> HubText:
+def pinned_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
     recorded = {entry.get("name"): entry.get("revision") for entry in begun.get("text", [])}
     if text.revision is None and is_commit(revision := recorded.get(text.name)):
         return replace(text, revision=revision)
     return pin(text)
 
 
-def pinned_teacher(name: str, begun: dict[str, Any]) -> str:
+def pinned_teacher(name: str, begun: Mapping[str, Any]) -> str:
     repository, revision = split_revision(name)
     if revision is None and begun.get("teacher") == repository and is_commit(begun.get("teacher_revision")):
         return f"{repository}@{begun['teacher_revision']}"

@@ -6,6 +6,7 @@ that exists has its rows, masks and vocabulary fixed for good; what a killed `pr
 
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -70,15 +71,20 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
             "settings": run_settings(settings, teacher),
         }
         seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
-        for folder in (*root.rglob("*/"), root):
-            sync_folder(folder)
-        try:
-            os.rename(root, out)
-        except OSError as error:
-            if not out.exists():
-                raise CometError(f"{out}: cannot be created ({error.strerror})") from error
-            # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
-        sync_folder(out.parent)
+        publish(root, out)
+
+
+def publish(root: Path, out: Path) -> None:
+    """Gives a sealed cache its name, once all of it is on the disk. Raises CometError when the disk refuses."""
+    for folder in (*root.rglob("*/"), root):
+        sync_folder(folder)
+    try:
+        os.rename(root, out)
+    except OSError as error:
+        if not out.exists():
+            raise CometError(f"{out}: cannot be created ({error.strerror})") from error
+        # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
+    sync_folder(out.parent)
 
 
 def preparing_prefix(out: Path) -> str:
@@ -216,7 +222,7 @@ def provenance(
         "teacher": Path(settings.teacher).resolve().name if local else name,
         "teacher_revision": None if local else revision,
         "teacher_licence": teacher_licence(settings.teacher),
-        "text": [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources],
+        "text": text_records(sources),
         "text_tokens": spool.total,
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
@@ -224,6 +230,11 @@ def provenance(
         "excluded_documents": spool.left_out,
         "excluded_run_words": RUN_WORDS,
     }
+
+
+def text_records(sources: Sequence[Source | HubText]) -> list[dict[str, object]]:
+    """What a cache keeps of its texts; the licence is known only of what comes from the hub."""
+    return [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources]
 
 
 def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:

@@ -3,8 +3,10 @@ whether it gives them again."""
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -242,6 +244,7 @@ def check_names(cache: Cache, report: Report) -> None:
                     continue
                 (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
     attached = files_attached(cache)
+    more = 0
     for relative, path in files_below(cache.root):
         if path.is_symlink() or not path.is_file():
             report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
@@ -251,8 +254,45 @@ def check_names(cache: Cache, report: Report) -> None:
             report.notes.append(f"{relative}: of a builder at work, or killed; the next build removes it")
         elif relative in attached and is_file_of(attached[relative], path):
             report.notes.append(f"{relative}: of a text that is being attached; nothing reads it before that has ended")
-        elif relative not in known:
+        elif relative in known:
+            continue
+        elif (found := beyond_extent(cache, relative)) is not None:
+            more += 1
+            check_beyond(cache, *found, report)
+        else:
             report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
+    if more:
+        report.notes.append(
+            f"{more} files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way or "
+            "was stopped; the same pull goes on with it"
+        )
+
+
+def beyond_extent(cache: Cache, relative: str) -> tuple[Place, str | None] | None:
+    """Of which shard of the whole cache a file is, and of which array, None for its record; None for other names."""
+    for number, group in product({int(n) for n in re.findall("[0-9]{1,9}", relative)}, GROUPS):
+        if number >= cache.recipe.shards(group):
+            continue
+        if relative == shard_record_path(group, number):
+            return (group, number), None
+        for name, spec in cache.specs[group].items():
+            if relative == spec.chunk_path(number):
+                return (group, number), name
+    return None
+
+
+def check_beyond(cache: Cache, place: Place, name: str | None, report: Report) -> None:
+    """A file that came before the extent that names it: a transfer gives it its name only when it is whole."""
+    group, shard = place
+    try:
+        record = cache.record(group, shard)
+        if record is None or name is None:
+            return
+        path = cache.specs[group][name].chunk_path(shard)
+        data = read_bounded(inside(cache.root, path), record.files[name].size)
+        report.sound(cache.root / path, data, record.files[name].matches(data), place)
+    except CometError as error:
+        report.damage.append(Damage(str(error), place))
 
 
 def files_attached(cache: Cache) -> dict[str, FileRecord]:

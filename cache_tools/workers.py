@@ -6,15 +6,17 @@ costs its shard in work; run it again, or any other division of the same build, 
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
 
-SEAL_POLL_SECONDS = 0.5
+SEAL_POLL_SECONDS = 1.0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,12 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     return Worker(int(index) - 1, int(count))
 
 
-def wait_for_seal(out: Path) -> None:
-    """Returns when the first worker has prepared the cache."""
+def wait_for_seal(out: Path, elsewhere: Callable[[], Found | None] = lambda: None) -> Found | None:
+    """Returns when the first worker has prepared the cache: None when it is here, else what `elsewhere` has found."""
     if not out.exists():
         tqdm.write(f"waiting for worker 1 to prepare {out}")
     while not out.exists():
+        if (found := elsewhere()) is not None:
+            return found
         time.sleep(SEAL_POLL_SECONDS)
+    return None

@@ -1,9 +1,12 @@
 """The card of a shared cache: a README.md that says what it is, whose text is in it and how it is used."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
 from cache_tools.hub import UNKNOWN_LICENCE
 from cache_tools.sharing.detached import NOT_ANONYMOUS
 from cache_tools.sharing.parts import ATTENTION
@@ -20,11 +23,11 @@ MAX_CARD_BYTES = 2**20
 NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary)\b")
 
 
-def text_licences(cache: Cache) -> dict[str, str]:
-    """Every text that a cache holds word for word, with its licence as far as it is known."""
+def text_licences(made_from: Mapping[str, Any]) -> dict[str, str]:
+    """Every text that a cache of this provenance holds word for word, with its licence as far as it is known."""
     return {
         printable(source.get("name", "a text without a name")): printable(source.get("licence") or UNKNOWN_LICENCE)
-        for source in cache.provenance.get("text", [])
+        for source in made_from.get("text", [])
     } or {"a text without a name": UNKNOWN_LICENCE}
 
 
@@ -37,6 +40,26 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
     ]
 
 
+def say_whose(made_from: Mapping[str, Any], has_text: bool = True) -> None:
+    """A line that names the texts and their licences, and says whether they are moved."""
+    named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(made_from).items())
+    if has_text:
+        tqdm.write(f"a cache holds its text word for word; this one that of {named}")
+    else:
+        tqdm.write(f"no text is moved, not that of {named}. {NOT_ANONYMOUS}")
+
+
+def demand_consent(made_from: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
+    """Raises CometError where a licence is in doubt and nobody has said that the text may be shared. `way_out` is what
+    else can be done."""
+    if (doubts := in_doubt(text_licences(made_from))) and not may_share:
+        raise CometError(
+            f"{where}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the text, "
+            f"say so with --i-may-share-this{way_out}",
+            exit_code=2,
+        )
+
+
 def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None) -> str:
     """The card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
 
@@ -45,7 +68,7 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
     recipe, made_from = cache.recipe, cache.provenance
     code = str(made_from.get("language", "und"))  # a few letters, so it may stand in YAML and in commands
     language = printable(made_from.get("language_name") or "an unnamed language")
-    licences = text_licences(cache)
+    licences = text_licences(made_from)
     teacher = printable(made_from.get("teacher"))
     tokens = made_from.get("text_tokens")
     shards = ", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS)

@@ -2,10 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,7 +16,6 @@ from cache_tools.terminal import one_line_errors, printable
 
 if TYPE_CHECKING:
     from cache_tools.sharing.plan import Plan
-    from cache_tools.sharing.remote import Patience
     from cache_tools.store.ledger import ShardRecord
     from cache_tools.store.reader import Cache
 
@@ -80,6 +77,7 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     from cache_tools.sharing.place import place_at
     from cache_tools.sharing.plan import look, plan
     from cache_tools.sharing.remote import Patience
+    from cache_tools.sharing.transfer import carry_out
     from cache_tools.store.reader import open_cache
 
     patience = Patience()
@@ -114,66 +112,33 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     cache goes a README.md that says what it is. Run again it moves only what is missing: after a stop, or when more has
     been built.
     """
-    from cache_tools.sharing.card import in_doubt, text_licences
-    from cache_tools.sharing.detached import NOT_ANONYMOUS, offered
+    from cache_tools.sharing.card import demand_consent, say_whose
+    from cache_tools.sharing.detached import offered
     from cache_tools.sharing.folder import Folder
     from cache_tools.sharing.place import place_at
     from cache_tools.sharing.plan import look, plan
+    from cache_tools.sharing.push import leave_card
     from cache_tools.sharing.remote import Patience
+    from cache_tools.sharing.transfer import carry_out
 
     patience = Patience()
     here, to = place_at(source, patience), place_at(destination, patience)
     if not isinstance(here, Folder):
         raise CometError(f"{here.name}: push copies from a folder; from another place, pull", exit_code=2)
     found = look(here, patience)
-    licences = text_licences(found.cache)
     part = Part(detach_text=detach_text)
-    if offered(found.cache.extent, part).has_text:
-        click.echo("a cache holds its text word for word; this one that of " + listed(licences))
-        if (doubts := in_doubt(licences)) and not i_may_share_this:
-            raise CometError(
-                f"{source}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the "
-                "text, say so with --i-may-share-this; if not, leave it out with --detach-text",
-                exit_code=2,
-            )
-    else:
-        click.echo(f"no text is moved, not that of {listed(licences)}. {NOT_ANONYMOUS}")
+    has_text = offered(found.cache.extent, part).has_text
+    say_whose(found.cache.provenance, has_text)
+    if has_text:
+        way_out = "; if not, leave it out with --detach-text"
+        demand_consent(found.cache.provenance, source, i_may_share_this, way_out)
     planned = plan(found, to, part, patience)
-    with to.staging() if isinstance(to, Folder) else nullcontext():
+    with to.staging():
         carry_out(planned, "push", patience)
-        leave_card(planned)
+        leave_card(planned, patience)
     demand_all(planned)
     click.echo(f"{to.name}: complete" + ", without its text" * (not planned.extent.has_text))
     click.echo(shown("cache_id", planned.cache_id))
-
-
-def carry_out(planned: "Plan", name: str, patience: "Patience") -> None:
-    """Moves what is to move, under a bar in bytes."""
-    from cache_tools.sharing.transfer import Transfer
-
-    size = tqdm.format_sizeof(planned.size, "B")
-    click.echo(f"{size} to move" if planned.size else "nothing to move")
-    lock = Lock()
-    with tqdm(desc=name, total=planned.size, unit="B", unit_scale=True, disable=None) as bar:
-
-        def moved(size: int) -> None:
-            with lock:
-                bar.update(size)
-
-        Transfer(planned, patience, moved).run()
-
-
-def leave_card(planned: "Plan") -> None:
-    """Writes the card, unless somebody else has written one."""
-    from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
-
-    cache, to = planned.source.cache, planned.destination
-    there = to.read(CARD, MAX_CARD_BYTES)
-    if there is not None and MARK.encode() not in there:
-        click.echo(f"{to.name}/{CARD} is not comet-cache's and stays as it is")
-        return
-    ids = planned.cache_id, planned.attached_id
-    to.write(CARD, [card(cache, planned.extent, planned.whole_size, *ids).encode()])
 
 
 def demand_all(planned: "Plan") -> None:
@@ -183,10 +148,6 @@ def demand_all(planned: "Plan") -> None:
             f"{planned.source.place.name}: {len(planned.missing)} shards are not built yet; what there is has arrived. "
             "Run the same command again when there is more"
         )
-
-
-def listed(licences: dict[str, str]) -> str:
-    return ", ".join(f"{name} ({licence})" for name, licence in licences.items())
 
 
 @click.command(

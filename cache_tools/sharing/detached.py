@@ -14,7 +14,7 @@ from cache_tools.store.ledger import Extent, without_text
 from cache_tools.store.reader import Cache
 
 if TYPE_CHECKING:
-    from cache_tools.sharing.plan import Place
+    from cache_tools.sharing.place import Place
 
 NOT_ANONYMOUS = (
     "A cache without its text is not anonymous: it says which words are likely at every masked place, and where that "

@@ -4,13 +4,13 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.web import Blocks
-from cache_tools.store.claim import STAGING
-from cache_tools.store.copying import staging_in
+from cache_tools.store.claim import STAGING, claimed_folder
+from cache_tools.store.copying import writing_in
 from cache_tools.store.records import read_bounded, sync_folder
 
 BLOCK = 2**20
@@ -26,8 +26,10 @@ class Folder:
 
     @contextmanager
     def staging(self) -> Iterator[None]:
-        """Makes the folder, and one in it for files on their way. Raises CometError for what the disk refuses."""
-        with staging_in(self.root) as self._staging:
+        """Makes the folder, and one in it for files on their way. Raises CometError when the disk refuses that."""
+        with ExitStack() as stack:
+            with writing_in(self.root):
+                self._staging = stack.enter_context(claimed_folder(self.root, STAGING))
             yield
 
     def read(self, path: str, limit: int) -> bytes | None:
@@ -59,22 +61,29 @@ class Folder:
             digest.update(block)
         return digest.hexdigest() == sha256
 
+    def demand_writable(self) -> None:
+        """The disk itself says so, when it is written to."""
+
     def is_empty(self) -> bool:
         """Whether nothing lies there but what a stopped transfer may have left."""
         return not self.root.exists() or all(path.name.startswith(STAGING) for path in self.root.iterdir())
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
-        """A file that has its name only when all blocks are on the disk. Raises what `blocks` raises."""
+        """A file that has its name only when all blocks are on the disk.
+
+        Raises what `blocks` raises, and CometError for what the disk refuses.
+        """
         assert self._staging is not None
         aside, final = self._staging / uuid.uuid4().hex, self.root / path
-        try:
-            with aside.open("xb") as file:
-                for block in blocks:
-                    file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-            final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(aside, final)
-            sync_folder(final.parent)
-        finally:
-            aside.unlink(missing_ok=True)
+        with writing_in(self.root):
+            try:
+                with aside.open("xb") as file:
+                    for block in blocks:
+                        file.write(block)
+                    file.flush()
+                    os.fsync(file.fileno())
+                final.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(aside, final)
+                sync_folder(final.parent)
+            finally:
+                aside.unlink(missing_ok=True)

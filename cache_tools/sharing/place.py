@@ -1,10 +1,28 @@
-"""What a person calls a place: a folder, or a URL."""
+"""Where caches are moved from and to: a folder of this machine, or a URL."""
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from cache_tools.sharing.folder import Folder
-from cache_tools.sharing.plan import Place
 from cache_tools.sharing.remote import Patience, Remote
+from cache_tools.sharing.web import Blocks
+
+
+class Place(Protocol):
+    """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
+
+    name: str
+
+    def read(self, path: str, limit: int) -> bytes | None: ...
+    def blocks(self, path: str, size: int) -> Blocks: ...
+    def size_of(self, path: str) -> int | None: ...
+    def has_exactly(self, path: str, size: int, sha256: str) -> bool: ...
+    def demand_writable(self) -> None: ...
+    def is_empty(self) -> bool: ...
+    def staging(self) -> AbstractContextManager[None]: ...
+    def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
 
 
 def place_at(url: str, patience: Patience) -> Place:

@@ -4,20 +4,19 @@ Every name follows from the recipe: nothing from outside is ever a path, and no 
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Protocol
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.detached import demand_detached, demand_no_text, offered
 from cache_tools.sharing.flight import in_flight, tried
 from cache_tools.sharing.parts import part_extent
+from cache_tools.sharing.place import Place
 from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.web import Blocks
 from cache_tools.store.copying import ranges, shortened
 from cache_tools.store.layout import MAX_METADATA_BYTES, TEXT_ARRAYS, max_file_bytes
 from cache_tools.store.ledger import (
@@ -41,19 +40,6 @@ ROOT = "zarr.json"
 Shard = tuple[str, int]
 
 
-class Place(Protocol):
-    """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
-
-    name: str
-
-    def read(self, path: str, limit: int) -> bytes | None: ...
-    def blocks(self, path: str, size: int) -> Blocks: ...
-    def size_of(self, path: str) -> int | None: ...
-    def has_exactly(self, path: str, size: int, sha256: str) -> bool: ...
-    def is_empty(self) -> bool: ...
-    def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
-
-
 @dataclass(frozen=True)
 class Source:
     """What a place says of the cache in it. `records` are the commit records of the extent, as far as they exist;
@@ -72,8 +58,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to move. `extent` is what the destination is to hold in the end, `kept` its commit records within that,
-    `lacking` the arrays that it lacks of each shard."""
+    """What is to move. `extent` is what the destination is to hold in the end, `there` what it was meant to before,
+    `kept` its commit records, `lacking` the arrays that it lacks of each shard."""
 
     source: Source
     destination: Place
@@ -81,7 +67,7 @@ class Plan:
     kept: dict[Shard, ShardRecord]
     lacking: dict[Shard, list[str]]
     is_sealed: bool
-    has_extent: bool
+    there: Extent | None
 
     @property
     def size(self) -> int:
@@ -167,18 +153,19 @@ def write_all(root: Path, files: Mapping[str, bytes]) -> None:
 
 def read_records(place: Place, cache: Cache, extent: Extent, patience: Patience) -> dict[Shard, ShardRecord]:
     """The commit records that a place has within the extent. Raises CometError when one is damaged."""
-    stop = threading.Event()
+    stop, shards = threading.Event(), shards_of(extent)
+    found = in_flight(lambda shard: read_record(place, cache, shard, patience, stop), shards, stop)
+    return {shard: record for shard, record in zip(shards, found, strict=True) if record is not None}
 
-    def read(shard: Shard) -> ShardRecord | None:
-        path = shard_record_path(*shard)
-        data = tried(lambda: place.read(path, MAX_RECORD_BYTES), patience, stop)
-        limit = {name: max_file_bytes(spec) for name, spec in cache.specs[shard[0]].items()}
-        where = f"{place.name}/{path}"
-        return None if data is None else parse_shard_record(data, where, cache.recipe, *shard, limit)
 
-    shards = shards_of(extent)
-    found = zip(shards, in_flight(read, shards, stop), strict=True)
-    return {shard: record for shard, record in found if record is not None}
+def read_record(
+    place: Place, cache: Cache, shard: Shard, patience: Patience, stop: threading.Event
+) -> ShardRecord | None:
+    """The commit record that a place has of a shard, None if it has none. Raises CometError when it is damaged."""
+    path = shard_record_path(*shard)
+    data = tried(lambda: place.read(path, MAX_RECORD_BYTES), patience, stop)
+    limit = {name: max_file_bytes(spec) for name, spec in cache.specs[shard[0]].items()}
+    return None if data is None else parse_shard_record(data, f"{place.name}/{path}", cache.recipe, *shard, limit)
 
 
 def plan(source: Source, destination: Place, part: Part, patience: Patience, pin: str | None = None) -> Plan:
@@ -206,7 +193,7 @@ def plan(source: Source, destination: Place, part: Part, patience: Patience, pin
     lacking = find_lacking(source, destination, extent, there, kept, patience)
     for shard, names in lacking.items():
         demand_available(source, destination, shard, names, kept.get(shard))
-    return Plan(source, destination, extent, kept, lacking, is_sealed, there == extent)
+    return Plan(source, destination, extent, kept, lacking, is_sealed, there)
 
 
 def demand_id(source: Source, extent: Extent, pin: str) -> None:
@@ -224,29 +211,39 @@ def demand_id(source: Source, extent: Extent, pin: str) -> None:
 def is_same(source: Source, destination: Place, patience: Patience) -> bool:
     """Whether the destination has the seal of the source; without one it must be empty, or hold what comes first.
 
-    Raises CometError when it holds anything else.
+    Raises CometError when it holds anything else, and where nobody can write.
     """
+    destination.demand_writable()
     stop = threading.Event()
     root, seal = (tried(partial(destination.read, path, MAX_RECORD_BYTES), patience, stop) for path in (ROOT, SEAL))
     if root is None:
-        if not tried(destination.is_empty, patience, stop):
-            raise CometError(f"{destination.name}: holds files, but no cache; choose an empty place", exit_code=2)
+        demand_empty(destination, patience)
         return False
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
-        unlike = unlike_there(source, root, destination.name)
+        unsealed = "of the same recipe, begun by another machine and never sealed: remove it if nobody is at work on it"
+        same_recipe = "other sealed files, of the same recipe" if seal is not None else unsealed
+        unlike = unlike_there(source, root, same_recipe, destination.name)
         raise CometError(f"{destination.name}: holds another cache; choose another place ({unlike})", exit_code=2)
     return seal is not None
 
 
-def unlike_there(source: Source, attributes: bytes, name: str) -> str:
-    """In what the cache of these attributes is not the source's."""
+def demand_empty(place: Place, patience: Patience) -> None:
+    """Raises CometError when files lie there; not for a cache that is just being begun there."""
+    stop = threading.Event()
+    is_empty = tried(place.is_empty, patience, stop)
+    if not is_empty and tried(lambda: place.size_of(ROOT), patience, stop) is None:
+        raise CometError(f"{place.name}: holds files, but no cache; choose an empty place", exit_code=2)
+
+
+def unlike_there(source: Source, attributes: bytes, same_recipe: str, name: str) -> str:
+    """In what the cache of these attributes is not the source's; `same_recipe` where that is not in the recipe."""
     with TemporaryDirectory() as folder:
         write_all(Path(folder), {ROOT: attributes})
         try:
             recipe, _ = read_attributes(Path(folder))
         except CometError as error:
             return str(error).replace(folder, name)
-    return shortened(recipe.differences(source.cache.recipe) or ["other sealed files, of the same recipe"])
+    return shortened(recipe.differences(source.cache.recipe) or [same_recipe])
 
 
 def extent_of(place: Place, cache: Cache, patience: Patience) -> Extent | None:
@@ -287,15 +284,23 @@ def find_lacking(
         if shard not in kept:
             return list(extent.arrays) if shard in source.records else None
         unsure = [name for name in extent.arrays if not (shard in finished and name in held)]
-        return [name for name in unsure if size(shard, name) != kept[shard].files[name].size] or None
-
-    def size(shard: Shard, name: str) -> int | None:
-        path = source.cache.specs[shard[0]][name].chunk_path(shard[1])
-        return tried(lambda: destination.size_of(path), patience, stop)
+        return not_there(destination, source.cache, kept[shard], unsure, patience, stop) or None
 
     shards = shards_of(extent)
     found = zip(shards, in_flight(lacking, shards, stop), strict=True)
     return {shard: names for shard, names in found if names is not None}
+
+
+def not_there(
+    place: Place, cache: Cache, record: ShardRecord, names: list[str], patience: Patience, stop: threading.Event
+) -> list[str]:
+    """Those of these arrays of a shard of which a place has no file of the size that its record names."""
+
+    def size(name: str) -> int | None:
+        path = cache.specs[record.group][name].chunk_path(record.shard)
+        return tried(lambda: place.size_of(path), patience, stop)
+
+    return [name for name in names if size(name) != record.files[name].size]
 
 
 def demand_available(
@@ -303,15 +308,19 @@ def demand_available(
 ) -> None:
     """Raises CometError when these arrays of a shard cannot come from the source."""
     record = source.records.get(shard)
-    where = f"{destination.name}: shard {shard[0]} {shard[1]}"
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
+        where = f"{destination.name}: shard {shard[0]} {shard[1]}"
         way_out = "; choose another place, attach the text there, and merge the two" * (set(unheld) <= set(TEXT_ARRAYS))
         raise CometError(
             f"{where}: would lack {', '.join(unheld)}, which {source.place.name} does not hold either{way_out}"
         )
     if kept is not None and kept != record:
-        raise CometError(
-            f"{where}: is another version than that of {source.place.name}, which cannot complete it; "
-            "choose another place",
-            exit_code=2,
-        )
+        raise another_version(source.place, destination, shard)
+
+
+def another_version(source: Place, destination: Place, shard: Shard) -> CometError:
+    return CometError(
+        f"{destination.name}: shard {shard[0]} {shard[1]}: is another version than that of {source.name}, which cannot "
+        "complete it; choose another place",
+        exit_code=2,
+    )

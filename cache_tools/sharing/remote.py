@@ -23,6 +23,8 @@ WHOLE_PUTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """Where a file appears at once or not at all, so that it needs no temporary name."""
 NEEDS = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "ssh": ("sshfs", "ssh"), "sftp": ("sshfs", "ssh")}
 """Scheme → the package that speaks it, and the extra of this project that brings it."""
+PART = ".part-"  # between the name of a file and what tells its temporary names apart
+GONE = (404, 410)
 PASSING = (408, 425, 429)  # HTTP 4xx that may go away by themselves
 NEVER = ("PermissionDenied", "HostKeyNotVerifiable", "NoCredentialsError")
 """Errors of libraries that need not be here, which another try does not mend."""
@@ -155,8 +157,8 @@ class Remote:
         """Never proven from afar."""
         return False
 
-    def is_empty(self) -> bool:
-        """Whether nothing lies there. Raises CometError where nobody can write."""
+    def demand_writable(self) -> None:
+        """Raises CometError where nobody can write."""
         if self.scheme in HTTP:
             raise CometError(
                 f"{self.name}: http servers are only read from; push to a folder that one serves", exit_code=2
@@ -167,21 +169,39 @@ class Remote:
                 "NAME FOLDER --repo-type dataset`",
                 exit_code=2,
             )
+
+    def is_empty(self) -> bool:
+        """Whether nothing lies there but what a stopped transfer may have left of its first file."""
         with self._errors(""):
             try:
-                return not self.fs.ls(self.root, detail=False)
+                names = [path.rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
+                return all(PART in name for name in names)
             except FileNotFoundError:
                 return True
 
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """Nothing to prepare: a file on its way is nowhere, or beside its name."""
+        yield
+
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
         """A file that has its name only when all blocks have come. Raises what `blocks` raises, and as all here."""
+        try:
+            self._write(path, blocks)
+        except FileNotFoundError:
+            raise CometError(
+                f"{self.name}/{path}: cannot be written, there is no such bucket or disk; check the URL"
+            ) from None
+
+    def _write(self, path: str, blocks: Iterable[bytes]) -> None:
+        """Raises FileNotFoundError where there is nothing to write to."""
         final = self.at(path)
         if self.scheme in WHOLE_PUTS:
             data = b"".join(blocks)
             with self._errors(path):
                 self.fs.pipe_file(final, data)
             return
-        aside = f"{final}.part-{uuid.uuid4().hex}"
+        aside = f"{final}{PART}{uuid.uuid4().hex}"
         with self._errors(path):
             self.fs.makedirs(final.rpartition("/")[0], exist_ok=True)
             try:
@@ -202,13 +222,16 @@ class Remote:
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
-        """Every error of a library as one of ours, without what the URL holds of secrets; FileNotFoundError stays."""
+        """Every error of a library as one of ours, without what the URL holds of secrets; that there is no such file as
+        FileNotFoundError."""
         where = f"{self.name}/{path}" if path else self.name
         try:
             yield
         except (CometError, FileNotFoundError, GeneratorExit):
             raise
         except Exception as error:
+            if http_status(error) in GONE:
+                raise FileNotFoundError(where) from None
             reason = self._reason(error)
             if is_final(error):
                 raise CometError(f"{where}: {reason}; check the URL, and what its tool needs to log in") from None

@@ -191,8 +191,8 @@ def redirected(parts: SplitResult, location: str) -> SplitResult:
 
 
 def shown(url: str) -> str:
-    """The URL without user, password, query and fragment."""
+    """The URL without user, password, query and fragment; what stands before @ on the hub is a name."""
     scheme, separator, rest = url.partition("://")
-    if not separator:
+    if not separator or scheme == "hf":
         return url
     return scheme + separator + re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2].rstrip("/")

@@ -82,9 +82,15 @@ def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> b
 @contextmanager
 def staging_in(folder: Path) -> Iterator[Path]:
     """A folder of its own for files on their way into `folder`. Raises CometError for what the disk refuses inside."""
+    with writing_in(folder), claimed_folder(folder, STAGING) as staging:
+        yield staging
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Raises CometError for what the disk refuses inside."""
     try:
-        with claimed_folder(folder, STAGING) as staging:
-            yield staging
+        yield
     except OSError as error:
         raise CometError(
             f"{folder}: cannot be written ({error.strerror or error}); what is copied from is safe. Mend the folder "

@@ -46,11 +46,11 @@ class Ended:
 class Running:
     """A `comet-cache` process at work, its output in two files beside each other."""
 
-    def __init__(self, arguments: list[str], log: Path) -> None:
+    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
         self.log = log
         shutil.rmtree(log, ignore_errors=True)
         log.mkdir(parents=True)
-        self.process = server().Process(target=run_command, args=(arguments, str(log)))
+        self.process = server().Process(target=run_command, args=(arguments, str(log), environment or {}))
         self.process.start()
 
     def wait(self) -> Ended:
@@ -99,8 +99,9 @@ def server() -> ForkServerContext:
     return context
 
 
-def run_command(arguments: list[str], log: str) -> None:
+def run_command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
     """In the new process: `python -m cache_tools arguments…`, output and peak memory to files in the folder `log`."""
+    os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{log}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     sys.argv = ["comet-cache", *arguments]

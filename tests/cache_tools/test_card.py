@@ -82,7 +82,7 @@ def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
 )
 def test_licences_that_need_consent(tmp_path: Path, licence: str | None, is_in_doubt: bool) -> None:
     cache = made_from(tmp_path / "kin", {"name": "corpus.txt"} | ({"licence": licence} if licence else {}))
-    assert bool(in_doubt(text_licences(cache))) == is_in_doubt
+    assert bool(in_doubt(text_licences(cache.provenance))) == is_in_doubt
     done = push(cache, tmp_path / "there")
     shown = licence or "licence not stated"
     assert done.stdout.startswith(f"a cache holds its text word for word; this one that of corpus.txt ({shown})\n")
@@ -97,7 +97,7 @@ def test_licences_that_need_consent(tmp_path: Path, licence: str | None, is_in_d
 
 
 def test_a_cache_that_names_no_text_is_in_doubt(tmp_path: Path) -> None:
-    assert in_doubt(text_licences(made_from(tmp_path / "kin")))
+    assert in_doubt(text_licences(made_from(tmp_path / "kin").provenance))
 
 
 def test_a_card_of_somebody_else_stays(tmp_path: Path) -> None:

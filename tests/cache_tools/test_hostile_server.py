@@ -213,3 +213,9 @@ def test_a_connection_that_was_closed_while_idle_is_made_again(
     server.mischief = dict.fromkeys(digests(whole), (hostile.hanging_up, None))
     server.mischief |= {f"ledger/{name}": (hostile.hanging_up, None) for name in ("seal.json", "extent.json")}
     complete(pull(server.url, tmp_path), tmp_path, whole)
+
+
+def test_a_web_server_that_holds_the_cache_is_not_pushed_to(server: Server, whole: Path) -> None:
+    done = CliRunner().invoke(main, ["push", str(whole), server.url, "--i-may-share-this"])
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {server.url}: http servers are only read from; push to a folder that one serves\n"

@@ -275,6 +275,11 @@ def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: s
     assert fsspec.filesystem("memory").find("/lab/kin", detail=True) == before
 
 
+def test_what_a_killed_push_has_left_of_its_first_file_is_not_in_the_way(whole: Cache, memory: str) -> None:
+    fsspec.filesystem("memory").pipe("/lab/kin/zarr.json.part-0123abc", b"half")
+    assert push(whole.root, memory).exit_code == 0
+
+
 def test_a_file_that_cannot_be_written_from_afar_is_one_line(
     whole: Cache, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,6 +338,7 @@ def test_what_is_missing_for_a_kind_of_url_is_named(monkeypatch: pytest.MonkeyPa
 def test_urls_are_shown_without_secrets() -> None:
     assert shown("https://ann:pa@ss@host:8080/kin/?token=x#y") == "https://host:8080/kin"
     assert shown("s3://bucket/kin") == "s3://bucket/kin"
+    assert shown("hf://datasets/lab/kin@0123abc") == "hf://datasets/lab/kin@0123abc"
     assert shown("/lab/a?b") == "/lab/a?b"
 
 
@@ -353,3 +359,41 @@ def test_rsync_cp_and_zip_copy_a_cache(whole: Cache, tmp_path: Path) -> None:
         assert open_cache(tmp_path / name).cache_id == whole.cache_id
     (tmp_path / "copied" / "train/topk_id/c/2/0/0").unlink()
     assert [damage.shard for damage in verify(tmp_path / "copied").damage] == [("train", 2)]
+
+
+def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -> None:
+    """The smaller part stays complete, and what came of the larger one is said to be of a pull, if it is sound."""
+    there = pull(whole.root, tmp_path / "there", "--max-tokens", 64, "--signals", "logits").root
+    part = open_cache(there).cache_id
+    to = Folder(there)
+    planned = plan(look(Folder(whole.root), PATIENCE), to, Part(), PATIENCE)
+    cut = Transfer(planned, PATIENCE, lambda size: None)
+    with to.staging():
+        cut.shard(("train", 0))
+        cut.shard(("train", 2))
+        cut.files(planned.source.records["train", 1], planned.lacking["train", 1][:3])
+    assert open_cache(there).cache_id == part
+    done = run("verify", there)
+    assert done.exit_code == 0, done.output
+    note = (
+        "files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way or was stopped"
+    )
+    assert f"note: {1 + len(whole.extent.arrays) + 1 + 3} {note}" in done.stdout
+    assert done.stdout.endswith("sound and complete\n")
+    flip_byte(there / "train/attention/c/0/0/0/0")
+    done = run("verify", there)
+    assert done.exit_code == 1
+    assert "train/attention/c/0/0/0/0: not the file that the ledger describes" in done.stdout
+    assert "damaged shards: train 0\n" in done.stdout
+    assert run("repair", there).exit_code == 0
+    assert pull(whole.root, there).cache_id == whole.cache_id
+    assert verify(there).damage == verify(there).notes == []
+
+
+@pytest.mark.parametrize("name", ["train/topk_id/c/9/0/0", "ledger/train-00009.json", "train/topk_id/c/01/0/0"])
+def test_a_shard_that_the_whole_cache_has_not_is_unknown(whole: Cache, name: str) -> None:
+    (whole.root / name).parent.mkdir(parents=True, exist_ok=True)
+    (whole.root / name).write_bytes(b"x")
+    assert [damage.message for damage in verify(whole.root).damage] == [
+        f"{whole.root / name}: unknown file; it belongs to nothing in this cache"
+    ]
