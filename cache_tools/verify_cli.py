@@ -16,7 +16,7 @@ from cache_tools.settings import RecheckSettings
 from cache_tools.terminal import one_line_errors, painted, quiet_libraries, visible
 
 if TYPE_CHECKING:
-    from cache_tools.verify import Report
+    from cache_tools.findings import Report
 
 MOST_SHOWN = 50
 DAMAGED, SOUND = "  DAMAGED", "sound and complete"

@@ -6,7 +6,7 @@ import running
 from forging import change_detached, chunk_path
 
 AGAINST = "verify"
-REFUSED = "unknown file; it belongs to nothing in this cache"
+REFUSED = "not the file that the ledger describes"
 
 
 def attack(cache: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_death_before_any_file_operation_leaves_a_detached_cache_or_the_whole(
         assert open_cache(cache.root).extent.has_text == (left == expected)
         report = verify(cache.root)
         assert report.damage == []
-        states.add(any("of a text that is being attached" in note for note in report.notes))
+        states.add(any("files of the text, which this copy is not meant to hold" in note for note in report.notes))
         stamps = {path: (cache.root / path).stat().st_ino for path in left if path != "ledger/extent.json"}
         assert attach(open_cache(cache.root), *given(corpus)).cache_id == whole.cache_id
         assert files(cache.root) == expected
