@@ -22,10 +22,10 @@ from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.sharing.card import demand_consent, say_whose
 from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.place import Place, place_at
-from cache_tools.sharing.plan import Source
 from cache_tools.sharing.push import pushing
 from cache_tools.sharing.remote import Patience
 from cache_tools.sharing.resume import begun_at, demand_same_seal, fetch, take_sealed
+from cache_tools.sharing.source import Source
 from cache_tools.store.claim import claimed_folder, remove_abandoned
 from cache_tools.store.copying import writing_in
 from cache_tools.store.reader import Cache, open_cache

@@ -13,8 +13,9 @@ from cache_tools.sharing.flight import in_flight, tried
 from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.kept import KeptFiles
 from cache_tools.sharing.place import place_at
-from cache_tools.sharing.plan import Shard, Source, id_of, look, plan
+from cache_tools.sharing.plan import plan
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import Shard, Source, id_of, look
 from cache_tools.sharing.transfer import Transfer, proven
 from cache_tools.store.ledger import FileRecord
 from cache_tools.store.reader import Cache, open_cache

@@ -75,8 +75,9 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     """
     from cache_tools.sharing.folder import Folder
     from cache_tools.sharing.place import place_at
-    from cache_tools.sharing.plan import look, plan
+    from cache_tools.sharing.plan import plan
     from cache_tools.sharing.remote import Patience
+    from cache_tools.sharing.source import look
     from cache_tools.sharing.transfer import carry_out
     from cache_tools.store.reader import open_cache
 
@@ -116,9 +117,10 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     from cache_tools.sharing.detached import offered
     from cache_tools.sharing.folder import Folder
     from cache_tools.sharing.place import place_at
-    from cache_tools.sharing.plan import look, plan
+    from cache_tools.sharing.plan import plan
     from cache_tools.sharing.push import leave_card
     from cache_tools.sharing.remote import Patience
+    from cache_tools.sharing.source import look
     from cache_tools.sharing.transfer import carry_out
 
     patience = Patience()

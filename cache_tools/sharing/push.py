@@ -15,8 +15,9 @@ from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
 from cache_tools.sharing.flight import tried
 from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.place import Place
-from cache_tools.sharing.plan import Plan, Shard, look, plan
+from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import Shard, look
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.reader import Cache
 

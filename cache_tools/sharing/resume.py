@@ -13,8 +13,9 @@ from cache_tools.settings import Part
 from cache_tools.sharing.flight import tried
 from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.place import Place
-from cache_tools.sharing.plan import ROOT, Shard, Source, demand_empty, look, plan
+from cache_tools.sharing.plan import demand_empty, plan
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import ROOT, Shard, Source, look
 from cache_tools.sharing.transfer import Transfer, carry_out
 from cache_tools.store.copying import differences
 from cache_tools.store.ledger import EXTENT, SEAL, whole_extent

@@ -15,8 +15,8 @@ from sharing_servers import SERVERS, Server
 from cache_tools import Cache, open_cache
 from cache_tools.cli import main
 from cache_tools.sharing.place import place_at
-from cache_tools.sharing.plan import look
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import look
 from cache_tools.store.ledger import EXTENT
 from cache_tools.verify import verify
 

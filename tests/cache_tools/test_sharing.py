@@ -25,9 +25,9 @@ from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import BuildSettings
 from cache_tools.sharing.card import CARD
 from cache_tools.sharing.place import place_at
-from cache_tools.sharing.plan import id_of, look
 from cache_tools.sharing.push import Uploads
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import id_of, look
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.copying import cut
 from cache_tools.store.ledger import Extent

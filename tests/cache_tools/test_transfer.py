@@ -24,8 +24,9 @@ from cache_tools.settings import Part
 from cache_tools.sharing import remote
 from cache_tools.sharing.flight import in_flight, tried
 from cache_tools.sharing.folder import Folder
-from cache_tools.sharing.plan import look, plan
+from cache_tools.sharing.plan import plan
 from cache_tools.sharing.remote import Patience, Remote, Unreachable
+from cache_tools.sharing.source import look
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.sharing.web import shown
 from cache_tools.store.claim import STAGING

@@ -10,8 +10,9 @@ from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.folder import Folder
-from cache_tools.sharing.plan import Plan, look, plan
+from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.source import look
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
 from cache_tools.verify import verify
