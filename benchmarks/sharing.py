@@ -24,7 +24,8 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/cache_tools"))
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path += [str(TESTS), str(TESTS / "cache_tools")]
 
 import hostile_server as hostile
 from builds import digests
