@@ -24,8 +24,7 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path += [str(TESTS), str(TESTS / "cache_tools")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/cache_tools")]
 
 import hostile_server as hostile
 from builds import digests
