@@ -145,18 +145,12 @@ def large_recipe(shards: int) -> Recipe:
 
 
 def throughput(folder: Path, shards: int, rounds: int) -> Result:
-    """Seconds of pull beside those of plain tools, in turn: cp and sha256; curl, which compares nothing, and with sha256."""
+    """Seconds of pull beside those of plain tools, in turn: cp and sha256; curl, which compares nothing, alone and with
+    sha256."""
     files = folder / "files"
     make_cache(files / "kin.zarr", large_recipe(shards))
     names = sorted(arrived(files / "kin.zarr"))
     size = sum((files / "kin.zarr" / name).stat().st_size for name in names)
-    seconds: dict[str, list[float]] = {
-        "cp and sha256": [],
-        "pull of a folder": [],
-        "curl": [],
-        "curl and sha256": [],
-        "pull from nginx": [],
-    }
     with nginx(folder / "nginx", files) as server:
         urls = folder / "urls"
         there = folder / "there"
@@ -170,6 +164,7 @@ def throughput(folder: Path, shards: int, rounds: int) -> Result:
             "curl and sha256": lambda: (subprocess.run(curl, check=True), summed(there)),
             "pull from nginx": lambda: pulled(f"{server.pull}/kin.zarr", there),
         }
+        seconds: dict[str, list[float]] = {name: [] for name in work}
         for _ in tqdm(range(rounds), "throughput", disable=None):
             for name, action in work.items():
                 started = time.monotonic()
