@@ -72,7 +72,7 @@ def build_cache(
         demand_asked(asked(found.cache), found.place.name, "--push-to")
     if found is not None and not settings.out.exists():
         begin_with(found, settings.out, patience)
-    elif worker.index == 0:
+    elif not worker.waits:
         prepare_unless_sealed(settings, teacher, tokenizer)
     else:
         wait_for_seal(settings.out)

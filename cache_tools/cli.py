@@ -150,7 +150,9 @@ EXAMPLES = (
     "--max-hours", type=float, help="Begin no shard after this long; run again to go on.  [default: no limit]"
 )
 @click.option(
-    "--worker", metavar="I/N", help="Build the I-th part of N on a shared folder.  [default: torchrun's rank]"
+    "--worker",
+    metavar="I/N",
+    help="Build the I-th part of N, in one folder with the others or to be merged.  [default: torchrun's rank]",
 )
 @click.option(
     "--push-to",

@@ -1,7 +1,8 @@
-"""Several builders of one cache: who takes which shards, and how the late ones wait for the first.
+"""Several builders of one cache: who takes which shards, and who waits for the first.
 
-They share nothing but the folder: each takes whole shards, and the ledger says which are done. A worker that dies
-costs its shard in work; run it again, or any other division of the same build, to go on.
+They share at most the folder: each takes whole shards, and the ledger says which are done. A worker that dies costs its
+shard in work; run it again, or any other division of the same build, to go on. In folders of their own they build parts
+that `comet-cache merge` joins.
 """
 
 import os
@@ -21,10 +22,12 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `count` builders, `index` from 0. The first one prepares the text."""
+    """One of `count` builders, `index` from 0. One that `waits` leaves the text to the first, as ranks of torchrun do,
+    which have one folder; others prepare it themselves unless that is done."""
 
     index: int = 0
     count: int = 1
+    waits: bool = False
 
     def takes(self, position: int) -> bool:
         """Whether the shard at this position of the whole cache is this worker's."""
@@ -43,7 +46,8 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
     Raises CometError for anything else.
     """
     if text is None:
-        return Worker(int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1)))
+        rank = int(environment.get("RANK", 0))
+        return Worker(rank, int(environment.get("WORLD_SIZE", 1)), waits=rank > 0)
     index, slash, count = text.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise CometError(f"--worker {text}: expected i/n with i from 1 to n, such as 2/4", exit_code=2)

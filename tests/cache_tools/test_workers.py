@@ -1,4 +1,5 @@
-"""Several workers on one folder make the very cache that one makes, in any order, with any number of restarts."""
+"""Several workers make the very cache that one makes: in one folder, in any order, with any number of restarts; or in
+two places, merged."""
 
 import time
 from dataclasses import replace
@@ -10,7 +11,9 @@ from builds import digests
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.fill import missing_shards
-from cache_tools.settings import BuildSettings
+from cache_tools.settings import BuildSettings, RecheckSettings
+from cache_tools.store.copying import merge
+from cache_tools.verify import verify
 from cache_tools.workers import Worker, parse_worker
 
 
@@ -80,12 +83,40 @@ def test_a_build_that_ends_in_time_does_not_wait_for_it(settings: BuildSettings,
     [
         ("1/4", {}, Worker(0, 4)),
         ("4/4", {"RANK": "1", "WORLD_SIZE": "2"}, Worker(3, 4)),
-        (None, {"RANK": "1", "WORLD_SIZE": "2"}, Worker(1, 2)),
+        (None, {"RANK": "1", "WORLD_SIZE": "2"}, Worker(1, 2, waits=True)),
+        (None, {"RANK": "0", "WORLD_SIZE": "2"}, Worker(0, 2)),
         (None, {}, Worker(0, 1)),
     ],
 )
 def test_workers_by_option_or_rank(text: str | None, environment: dict[str, str], expected: Worker) -> None:
     assert parse_worker(text, environment) == expected
+
+
+def test_halves_built_in_two_places_are_merged_into_the_cache_of_one(
+    settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
+) -> None:
+    """The second does not wait for what the first prepares in a folder of its own."""
+    halves = [build_cache(replace(settings, out=tmp_path / str(i)), parse_worker(f"{i}/2")) for i in (2, 1)]
+    merged = merge(halves, tmp_path / "merged")
+    assert merged.cache_id == open_cache(settings.out).cache_id
+    assert {p: d for p, d in of_one.items() if p != "ledger/lock"} == digests(merged.root)
+
+
+def test_halves_of_other_numerics_are_merged_and_the_teacher_says_the_same_again(
+    settings: BuildSettings, tmp_path: Path
+) -> None:
+    halves = [
+        build_cache(replace(settings, out=tmp_path / dtype, dtype=dtype), Worker(index, 2))
+        for index, dtype in enumerate(("float32", "bfloat16"))
+    ]
+    merged = merge(halves, tmp_path / "merged")
+    assert {merged.record("train", shard).numerics["dtype"] for shard in merged.extent.indices("train")} == {
+        "float32",
+        "bfloat16",
+    }
+    report = verify(merged.root, deep=True, again=RecheckSettings(settings.teacher, rows=32))
+    assert report.damage == report.notes == []
+    assert report.runs is not None and len(report.runs) == 2
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "-1/4", "1/0", ""])
