@@ -14,7 +14,7 @@ from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import GROUPS
+from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.terminal import printable
 
 CARD = "README.md"
@@ -116,6 +116,10 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
         "",
         *table(("", ""), rows.items()),
         "",
+        "## How true it is",
+        "",
+        fidelity(recipe, extent),
+        "",
         "## Whose text this is",
         "",
         whose,
@@ -132,6 +136,24 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
         "```",
         "",
     ))  # fmt: skip
+
+
+def fidelity(recipe: Recipe, extent: Extent) -> str:
+    """In what way the cache falls short of the teacher, and how anyone measures it."""
+    said = []
+    if {"sample_id", "topk_id"} & set(extent.arrays):
+        said.append(
+            "Logits: a sample whose expectation is the teacher's whole distribution; its likely tokens are exact."
+            if recipe.keep == "threshold"
+            else "Logits: the best tokens exactly, and the mass of all others as one number, which is a bias."
+        )
+    if ATTENTION in extent.arrays:
+        said.append("Attention: means over heads and blocks of positions, rounded to 8 bits of their square root.")
+    said.append(
+        "Who has the teacher runs it again on some rows, and sees how far values, KL and maps are off: "
+        "`comet-cache verify CACHE --teacher TEACHER --rows 256`."
+    )
+    return " ".join(said)
 
 
 def table(heads: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> list[str]:

@@ -47,6 +47,8 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
         "| tokens | 1,234, 1 masked view |",
         "| shards | 3 of 3 train, 1 of 1 validation |",
         "attention maps of layers 1, 2",
+        "Logits: the best tokens exactly, and the mass of all others as one number",
+        "`comet-cache verify CACHE --teacher TEACHER --rows 256`",
         "| hf:wikimedia/wikipedia:20231101.rw | cc-by-sa-3.0, gfdl |",
         f"comet-cache pull URL-OF-THIS-FOLDER kin.zarr --id {cache.cache_id}\n",
     ):
