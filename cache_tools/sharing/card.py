@@ -148,7 +148,7 @@ def fidelity(recipe: Recipe, extent: Extent) -> str:
             else "Logits: the best tokens exactly, and the mass of all others as one number, which is a bias."
         )
     if ATTENTION in extent.arrays:
-        said.append("Attention: means over heads and blocks of positions, rounded to 8 bits of their square root.")
+        said.append("Attention: averaged over heads, pooled in blocks of positions, its square root rounded to 8 bits.")
     said.append(
         "Who has the teacher runs it again on some rows, and sees how far values, KL and maps are off: "
         "`comet-cache verify CACHE --teacher TEACHER --rows 256`."
