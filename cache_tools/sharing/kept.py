@@ -91,8 +91,9 @@ class KeptFiles:
         for _, old_size, path in used:
             if left + size <= self.local.size:
                 return
-            path.unlink(missing_ok=True)
-            left -= old_size
+            with suppress(PermissionError):  # Windows removes no file that is being read
+                path.unlink(missing_ok=True)
+                left -= old_size
 
     def _used(self) -> list[tuple[int, int, Path]]:
         """When last used, how large, and where: every file, the least recently used first."""

@@ -1,5 +1,6 @@
 """Working folders that say whether their owner is alive, so that what a killed process left can be removed."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -25,8 +26,7 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
+        give_up(folder, lock)
 
 
 def try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
@@ -53,5 +53,12 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             lock.acquire(blocking=False)
         except (filelock.Timeout, OSError):
             continue  # a live owner's, or one that is just going
+        give_up(folder, lock)
+
+
+def give_up(folder: Path, lock: filelock.BaseFileLock) -> None:
+    """Removes a folder and lets go of its lock."""
+    shutil.rmtree(folder, ignore_errors=True)
+    lock.release()
+    if os.name == "nt":  # where no file is removed that is open, as the lock was
         shutil.rmtree(folder, ignore_errors=True)
-        lock.release()
