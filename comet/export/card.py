@@ -43,8 +43,8 @@ def pipeline_of(model: PreTrainedModel) -> str:
     return PIPELINES[type(model).__name__.partition("For")[2]]
 
 
-def snippet(pipeline: str, tokenizer: Any, folder: str = "FOLDER") -> str:
-    """A script that runs the model with onnxruntime, tokenizers and numpy alone."""
+def snippet(pipeline: str, tokenizer: Any, folder: str) -> str:
+    """A script that runs the model in `folder` with onnxruntime, tokenizers and numpy alone."""
     mask = tokenizer.mask_token or ""
     imports = "" if pipeline == "fill-mask" else "import json\n"
     return f"""{imports}from pathlib import Path
@@ -53,7 +53,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-folder = Path("{folder}")
+folder = Path({folder!r})
 tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 tokenizer.enable_padding(pad_id={tokenizer.pad_token_id}, pad_token="{tokenizer.pad_token}")
 tokenizer.enable_truncation({tokenizer.model_max_length})
@@ -81,8 +81,8 @@ def measured(int8: bool, compared: Comparison) -> str:
     )
 
 
-def card(model: PreTrainedModel, tokenizer: Any, int8: bool, size: int, compared: Comparison) -> str:
-    """The README.md of an exported folder. `size` in bytes, of model.onnx."""
+def card(model: PreTrainedModel, tokenizer: Any, name: str, int8: bool, size: int, compared: Comparison) -> str:
+    """The README.md of an exported folder of this name. `size` in bytes, of model.onnx."""
     pipeline, weights = pipeline_of(model), sum(p.nbytes for p in model.parameters())
     own = (
         "\nActivations are quantised by the range of the batch they are in, so an answer may depend a little on what "
@@ -104,10 +104,10 @@ tags: [onnx]
 Compared with torch at {compared.positions:,} positions of Kinyarwanda text, alone and padded:
 {measured(int8, compared)}.
 {own}
-`pip install onnxruntime tokenizers`, then
+`pip install onnxruntime tokenizers`, then, beside this folder,
 
 ```python
-{snippet(pipeline, tokenizer)}```
+{snippet(pipeline, tokenizer, name)}```
 
 The licence is that of the model this was made from: its own README.md names what it comes from.
 """

@@ -80,7 +80,8 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
             write_int8(exact, folder / "model.onnx")
             compared = check_export(folder, model, tokenizer, int8=True)
         size = (folder / "model.onnx").stat().st_size
-        (folder / "README.md").write_text(card(model, tokenizer, settings.int8, size, compared), encoding="utf-8")
+        text = card(model, tokenizer, output.name, settings.int8, size, compared)
+        (folder / "README.md").write_text(text, encoding="utf-8")
         for path in folder.iterdir():
             path.chmod((folder / "README.md").stat().st_mode)  # temporary files are private by default
         try:

@@ -76,13 +76,14 @@ def command(*arguments: str) -> Result:
 
 def snippet_of(folder: Path) -> str:
     (script,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    return str(script).replace('Path("FOLDER")', f"Path({str(folder)!r})")
+    return str(script)
 
 
 def said_by(folder: Path) -> list[str]:
-    """What the script of README.md prints where neither torch nor transformers can be imported."""
+    """What the script of README.md prints, as it stands, where neither torch nor transformers can be imported."""
     forbidden = "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
-    done = subprocess.run([sys.executable, "-c", forbidden + snippet_of(folder)], capture_output=True, text=True)
+    command = [sys.executable, "-c", forbidden + snippet_of(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
