@@ -8,6 +8,7 @@ from typing import TypeVar
 from cache_tools.sharing.remote import Patience, Unreachable
 
 THREADS = 8
+NOTICED_SECONDS = 1.0
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -34,7 +35,10 @@ def tried(action: Callable[[], Result], patience: Patience, stop: threading.Even
     for attempt in range(patience.retries):
         try:
             return action()
-        except Unreachable:
-            if stop.wait(patience.pause * 2**attempt):
+        except Unreachable as error:
+            wait = patience.pause * 2**attempt
+            if wait >= NOTICED_SECONDS:
+                patience.say(f"{error.what}; trying again in {wait:g} s")
+            if stop.wait(wait):
                 raise
     return action()

@@ -2,16 +2,18 @@
 with its credentials."""
 
 import re
+import sys
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import fsspec
+from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.web import Blocks, Web, shown
@@ -31,7 +33,24 @@ NEVER = ("PermissionDenied", "HostKeyNotVerifiable", "NoCredentialsError")
 
 
 class Unreachable(CometError):
-    """A failure that another try may mend."""
+    """A failure that another try may mend: `what` has failed, and where."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what}; run the same command again to go on")
+        self.what = what
+
+
+def saying(every: float = 5.0) -> Callable[[str], None]:
+    """What writes lines to stderr, of those that come faster than `every` so many seconds the first."""
+    last = -every
+
+    def say(line: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= every:
+            last = now
+            tqdm.write(line, file=sys.stderr)
+
+    return say
 
 
 @dataclass(frozen=True)
@@ -39,13 +58,14 @@ class Patience:
     """How long a server may take: `seconds` without a byte, then for a whole file at `slowest` bytes a second.
 
     After a failure that may pass there are `retries` more tries, the first `pause` seconds later, each next one after
-    twice the time.
+    twice the time; of waits that a person notices `say` is told.
     """
 
     seconds: float = 30.0
     slowest: float = 16 * 2**10
     retries: int = 5
     pause: float = 1.0
+    say: Callable[[str], object] = field(default_factory=saying, compare=False)
 
     def whole(self, size: int) -> float:
         """Seconds that a file of this size may take."""
@@ -235,12 +255,13 @@ class Remote:
             reason = self._reason(error)
             if is_final(error):
                 raise CometError(f"{where}: {reason}; check the URL, and what its tool needs to log in") from None
-            raise Unreachable(f"{where}: {reason}; run the same command again to go on") from None
+            raise Unreachable(f"{where}: {reason}") from None
 
     def _reason(self, error: Exception) -> str:
         if status := http_status(error):
             return f"the server answered {status}"
-        text = re.sub(r"\w+://\S+", lambda found: shown(found[0]), f"{type(error).__name__} {error}".strip())
+        said = getattr(error, "strerror", None) or f"{type(error).__name__} {error}".strip()
+        text = re.sub(r"\w+://\S+", lambda found: shown(found[0]), said)
         for secret in secrets(self.url):
             text = text.replace(secret, "…")
         return text[:200]

@@ -166,7 +166,7 @@ def proven(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved
         count(len(block))
         yield block
     if size < record.size:
-        raise Unreachable(f"{where}: ended after {size} of {record.size} bytes; run the same command again to go on")
+        raise Unreachable(f"{where}: ended after {size} of {record.size} bytes")
     if digest.hexdigest() != record.sha256:
         raise CometError(
             f"{where}: {size} bytes that are not those of the ledger (sha256 {digest.hexdigest()[:12]}…, expected "

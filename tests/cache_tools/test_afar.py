@@ -112,6 +112,14 @@ def test_a_server_that_fails_for_a_moment_is_asked_again(server: Server, whole: 
     same(afar, whole)
 
 
+def test_a_person_is_told_that_it_is_tried_again(
+    server: Server, local: LocalCache, capsys: pytest.CaptureFixture
+) -> None:
+    server.mischief["zarr.json"] = hostile.answering(503), 1
+    open_afar(server.url, local, Patience(retries=1))
+    assert capsys.readouterr().err == f"{server.url}/zarr.json: the server answered 503; trying again in 1 s\n"
+
+
 def test_what_lies_there_is_another_cache_than_before(server: Server, whole: Cache, local: LocalCache) -> None:
     """Nothing of the one is taken for the other's."""
     same(open_afar(server.url, local, PATIENT), whole)
