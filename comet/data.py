@@ -80,8 +80,8 @@ class Reading:
         try:
             for number in self._todo:
                 shard, end = self._shards[number], self._ends[number]
-                for name, array in shard.cache.read_shard(shard.group, shard.index, self._arrays).items():
-                    self._arrays[name][end - shard.rows : end] = array
+                part = {name: array[end - shard.rows : end] for name, array in self._arrays.items()}
+                shard.cache.read_shard(shard.group, shard.index, part, out=part)
                 self._done.append(number)
         except BaseException as error:  # of either thread: it is raised where the result is asked for
             self._errors.append(error)

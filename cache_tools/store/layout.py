@@ -214,8 +214,8 @@ def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:
     return packed + google_crc32c.value(packed).to_bytes(CRC_BYTES, "little")
 
 
-def decode_chunk(spec: ArraySpec, data: bytes, rows: int) -> NDArray:
-    """The first `rows` rows of a chunk.
+def decode_chunk(spec: ArraySpec, data: bytes, rows: int, out: NDArray | None = None) -> NDArray:
+    """The first `rows` rows of a chunk; in `out` [rows, …] of the array's dtype, if that is given.
 
     Raises CometError when the checksum or the size that the chunk declares is not the expected one.
     """
@@ -232,12 +232,17 @@ def decode_chunk(spec: ArraySpec, data: bytes, rows: int) -> NDArray:
     as_written = packed[:2] == BLOSC_VERSIONS and packed[2] & ~BLOSC_FREE_FLAGS == BLOSC_FLAGS
     if not as_written or packed[3] != spec.dtype.itemsize or not min(declared, SMALLEST_BLOCK) <= block <= declared:
         raise CometError(f"{spec.path}: a chunk that is not zstd in Blosc as the format has it; the cache is damaged")
+    dtype = spec.dtype.newbyteorder("<")
+    direct = out is not None and rows == spec.chunk[0] and out.dtype == dtype and out.flags.c_contiguous
     try:
-        raw = Blosc().decode(packed)
+        raw = Blosc().decode(packed, out if direct else None)
     except (RuntimeError, ValueError) as error:
         raise CometError(f"{spec.path}: a chunk cannot be decompressed ({error}); the cache is damaged") from None
-    whole = np.frombuffer(raw, dtype=spec.dtype.newbyteorder("<")).reshape(spec.chunk)
-    return whole[:rows]
+    if out is None:
+        return np.frombuffer(raw, dtype).reshape(spec.chunk)[:rows]
+    if not direct:
+        out[:] = np.frombuffer(raw, dtype).reshape(spec.chunk)[:rows]
+    return out
 
 
 def max_file_bytes(spec: ArraySpec) -> int:

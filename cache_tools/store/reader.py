@@ -167,8 +167,15 @@ class Cache:
             )
         return arrays, files
 
-    def read_shard(self, group: str, shard: int, names: Iterable[str] | None = None) -> dict[str, NDArray]:
-        """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard.
+    def read_shard(
+        self,
+        group: str,
+        shard: int,
+        names: Iterable[str] | None = None,
+        out: Mapping[str, NDArray] | None = None,
+    ) -> dict[str, NDArray]:
+        """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard. With
+        `out`, an array for each name, they are read into these.
 
         Raises CometError when the shard is missing, a file does not match its record, or a value is none that may be
         computed with (`bounds`).
@@ -183,7 +190,8 @@ class Cache:
         paths = {name: specs[name].chunk_path(shard) for name in names}
         limits = {path: max_file_bytes(specs[name]) for name, path in paths.items()}
         files = self._read_files({path: record.files[name] for name, path in paths.items()}, limits)
-        arrays = {name: decode_chunk(specs[name], files[path], rows) for name, path in paths.items()}
+        into = dict.fromkeys(names) if out is None else out
+        arrays = {name: decode_chunk(specs[name], files[path], rows, into[name]) for name, path in paths.items()}
         where = f"{self.name}: shard {group} {shard}"
         check_ranges(arrays, self.recipe, where)
         checked = self._checked.setdefault((group, shard), set())

@@ -133,6 +133,20 @@ def test_a_last_shard_is_filled_up_with_fill_values() -> None:
     assert (whole[3] == -1).all()
 
 
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("rows", [3, 4])
+@pytest.mark.parametrize("strided", [False, True])
+def test_a_chunk_is_decoded_into_the_middle_of_a_buffer(name: str, rows: int, strided: bool) -> None:
+    spec = SPECS[name]
+    data = random_rows(spec, rows)
+    buffer = np.zeros((20, *spec.chunk[1:]), spec.dtype)
+    inside = buffer[::2][3 : 3 + rows] if strided else buffer[3 : 3 + rows]
+    assert decode_chunk(spec, encode_chunk(spec, data), rows, inside) is inside
+    np.testing.assert_array_equal(inside, data)
+    inside[:] = 0
+    assert not buffer.any(), "and nowhere else"
+
+
 def test_incompressible_chunks_stay_within_their_bound() -> None:
     spec = ArraySpec("noise", (4096,), (4096,), np.dtype("uint64"), 0, ("row",))
     data = encode_chunk(spec, random_rows(spec, 4096))

@@ -58,10 +58,10 @@ def watch_reads(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> list[t
     """The shard and the thread of every read from now on, each of which takes so long at least."""
     read_shard, reads = Cache.read_shard, []
 
-    def watched(cache: Cache, group: str, shard: int, names: Sequence[str]) -> Arrays:
+    def watched(cache: Cache, group: str, shard: int, names: Sequence[str], out: Arrays) -> Arrays:
         reads.append((shard, threading.current_thread().name))
         time.sleep(seconds)
-        return read_shard(cache, group, shard, names)
+        return read_shard(cache, group, shard, names, out)
 
     monkeypatch.setattr(Cache, "read_shard", watched)
     return reads
@@ -138,8 +138,9 @@ class LargeShards:
         spec = ArraySpec("train/length", (8, 2**17), (8, 2**17), np.dtype(np.uint8), 0, ())
         self.specs = {"train": {"length": spec}}
 
-    def read_shard(self, group: str, shard: int, names: Sequence[str]) -> Arrays:
-        return {"length": np.full((8, 2**17), shard, np.uint8)}
+    def read_shard(self, group: str, shard: int, names: Sequence[str], out: Arrays) -> Arrays:
+        out["length"][:] = np.full((8, 2**17), shard, np.uint8)
+        return out
 
 
 @pytest.mark.parametrize("shards", [20, 60])
@@ -182,10 +183,10 @@ def test_an_iterator_may_be_dropped_by_the_reading_thread(monkeypatch: pytest.Mo
     cache: Any = LargeShards()
     rows = CacheRows([Shard(cache, "train", index, 8) for index in range(12)], ["length"])
 
-    def read_shard(group: str, shard: int, names: Sequence[str]) -> Arrays:
+    def read_shard(group: str, shard: int, names: Sequence[str], out: Arrays) -> Arrays:
         if rows._ahead and threading.current_thread() is rows._ahead[1]._thread:
             rows.expect([])
-        return LargeShards.read_shard(cache, group, shard, names)
+        return LargeShards.read_shard(cache, group, shard, names, out)
 
     monkeypatch.setattr(cache, "read_shard", read_shard)
     sampler = rows.sampler(seed=0)
