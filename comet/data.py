@@ -55,13 +55,15 @@ class Reading:
         self._todo: Iterator[int] = iter(range(len(shards)))  # both threads step it: a step is atomic
         self._done: list[int] = []
         self._errors: list[BaseException] = []
-        self._thread = Thread(target=self._read, name="comet-read-ahead")
+        self._thread = Thread(target=self._read_along, name="comet-read-ahead")
         self._thread.start()
 
     def result(self) -> Arrays:
-        """The arrays, the rows of the shards one after the other. Raises what reading them raised."""
-        self._read()
-        self._thread.join()
+        """The arrays, the rows of the shards one after the other. Raises what reading them raised, here or there."""
+        try:
+            self._read()
+        finally:
+            self.cancel()
         if self._errors:
             raise self._errors.pop()
         if unread := set(range(len(self._shards))) - set(self._done):  # a forked process is left without the thread
@@ -76,6 +78,12 @@ class Reading:
         if self._thread is not current_thread():  # a garbage collection in it may be what drops an iterator
             self._thread.join()
 
+    def _read_along(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:  # it is raised where the result is asked for
+            self._errors.append(error)
+
     def _read(self) -> None:
         try:
             for number in self._todo:
@@ -83,8 +91,7 @@ class Reading:
                 part = {name: array[end - shard.rows : end] for name, array in self._arrays.items()}
                 shard.cache.read_shard(shard.group, shard.index, part, out=part)
                 self._done.append(number)
-        except BaseException as error:  # of either thread: it is raised where the result is asked for
-            self._errors.append(error)
+        finally:  # after an error the other one begins no further shard
             for _ in self._todo:
                 pass
 

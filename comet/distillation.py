@@ -89,6 +89,11 @@ def distill(
     processes = Processes()
     arguments.per_device_train_batch_size = share_of_batch(arguments.per_device_train_batch_size, processes)
     say = say if processes.first else no_one
+
+    def give_up() -> None:
+        for cache in caches:
+            cache.close()
+
     tokenizer = student_tokenizer(caches[0], vocabulary)
     identity = run_identity(config, caches) | {"processes": processes.count}
     with Checkpoints(config.output, identity, config.resume, processes) as checkpoints:
@@ -115,10 +120,9 @@ def distill(
         distiller.bf16 = chosen["bf16"]
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}" + described_processes(processes))
         try:
-            seconds = train(trainer, best, checkpoints, config.save_minutes, say)
+            seconds = train(trainer, best, checkpoints, config.save_minutes, say, give_up)
         except BaseException:
-            for cache in caches:
-                cache.close()
+            give_up()
             raise
         finally:
             trainer.rows.expect([])  # ends reading ahead
@@ -153,8 +157,10 @@ def train(
     checkpoints: Checkpoints,
     save_minutes: float,
     say: Callable[[str], None],
+    give_up: Callable[[], None],
 ) -> float:
-    """Trains from the start or the newest checkpoint to the end. Returns the seconds it took.
+    """Trains from the start or the newest checkpoint to the end. Returns the seconds it took. `give_up` is called when
+    a second signal ends it there and then.
 
     Raises CometError when a signal stopped it or the loss is no number any more.
     """
@@ -169,7 +175,7 @@ def train(
     for callback in (LiveLine(), best, saver):
         trainer.add_callback(callback)
     started = time.monotonic()
-    with stop_on_signal(saver, checkpoints.folder):
+    with stop_on_signal(saver, checkpoints.folder, give_up):
         trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
     if saver.stop and not best.gives_up and trainer.state.global_step < trainer.state.max_steps:
         raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to go on")
@@ -181,12 +187,13 @@ def train(
 
 
 @contextmanager
-def stop_on_signal(saver: SaveCheckpoints, folder: Path) -> Iterator[None]:
+def stop_on_signal(saver: SaveCheckpoints, folder: Path, give_up: Callable[[], None]) -> Iterator[None]:
     """At SIGINT or SIGTERM a checkpoint is written after the step in work, and the training ends; a second one raises
     CometError there and then."""
 
     def request(number: int, frame: FrameType | None) -> None:
         if saver.stop:
+            give_up()
             raise CometError(f"stopped at once; --resume goes on from the last checkpoint in {folder}")
         saver.stop = True
         if saver.processes.first:

@@ -14,7 +14,7 @@ from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.kept import KeptFiles
 from cache_tools.sharing.place import place_at
 from cache_tools.sharing.plan import plan
-from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.remote import Patience, Remote
 from cache_tools.sharing.source import Shard, Source, id_of, look
 from cache_tools.sharing.transfer import Transfer, proven
 from cache_tools.store.ledger import FileRecord
@@ -42,6 +42,8 @@ class FilesFromAfar:
 
     def close(self) -> None:
         self.kept.closed.set()
+        if isinstance(self.place, Remote):
+            self.place.close()
 
     def _fetched(self, path: str, record: FileRecord) -> bytes:
         def fetch() -> bytes:

@@ -107,6 +107,11 @@ class Remote:
             return options | {"use_listings_cache": False, "config_kwargs": waits}
         return options
 
+    def close(self) -> None:
+        """Ends what threads wait for, where that is possible; else they wait as long as `patience` lets them."""
+        if self.scheme in HTTP:
+            self.web.close()
+
     def at(self, path: str) -> str:
         """The file system's name of a file."""
         if self.scheme not in HTTP:

@@ -5,6 +5,7 @@ By the standard library's client: on small files several times as fast as what f
 
 import base64
 import http.client
+import math
 import netrc
 import re
 import socket
@@ -60,15 +61,21 @@ class Web:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.closed = False
         self._idle: dict[tuple[str, str], list[Plain]] = defaultdict(list)
         self._ends: dict[Plain, float] = {}
         self._lock = Lock()
         Thread(target=watch, args=(weakref.ref(self),), daemon=True).start()
 
-    def cut_late(self) -> None:
-        """Ends whatever threads wait for on connections whose time is over."""
+    def close(self) -> None:
+        """Ends whatever threads wait for; they get an error."""
+        self.closed = True
+        self.cut_late(math.inf)
+
+    def cut_late(self, now: float) -> None:
+        """Ends whatever threads wait for on connections whose time is over then."""
         with self._lock:
-            late = [connection for connection, end in self._ends.items() if time.monotonic() > end]
+            late = [connection for connection, end in self._ends.items() if now > end]
         for connection in late:
             if connection.wire is not None:
                 with suppress(OSError):  # it may be closed already
@@ -138,7 +145,7 @@ class Web:
             connection.request("GET", target, headers={"User-Agent": "comet-cache"} | headers)
             return connection.getresponse()
         except (http.client.RemoteDisconnected, ConnectionError):
-            if not connection.used:
+            if self.closed or not connection.used:
                 raise
         connection.close()
         connection.used = False
@@ -149,7 +156,7 @@ class Web:
 def watch(web: "weakref.ref[Web]") -> None:
     """A server that says a byte now and then never times out by itself; this thread ends with its client."""
     while (alive := web()) is not None:
-        alive.cut_late()
+        alive.cut_late(time.monotonic())
         del alive
         time.sleep(WATCH_SECONDS)
 

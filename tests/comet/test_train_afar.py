@@ -1,5 +1,7 @@
 """Training from a URL: the student of the same cache on the disk, whatever befalls the way there."""
 
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +92,27 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_goes_on_later(
         _, errors = running.communicate(timeout=120)
         assert running.returncode == 0, errors
     assert same_students(here, output)
+
+
+def test_a_second_signal_does_not_wait_for_a_server_that_is_silent(cache: Cache, tmp_path: Path) -> None:
+    output = tmp_path / "afar"
+    with hostile.serving(cache.root.parent) as server:
+        options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
+        running = start_training(f"{server.url}/kin.zarr", output, *options)
+        wait_for_checkpoint(running, output, 2)
+        for name in list(server.asked):
+            server.mischief[name] = hostile.silent, None
+        before = server.asked.total()
+        while server.asked.total() == before:
+            time.sleep(0.01)
+        time.sleep(1.0)  # by now the step in work is done, and the trainer waits
+        for _ in range(2):
+            running.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        _, errors = running.communicate(timeout=10)
+    assert running.returncode == 1
+    assert errors.splitlines()[-1].startswith("error: stopped at once; --resume goes on from the last checkpoint in ")
+    assert checkpoints_of(output)
 
 
 def test_what_the_url_holds_of_secrets_is_written_nowhere(server: Server, tmp_path: Path) -> None:
