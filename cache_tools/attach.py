@@ -16,6 +16,7 @@ from cache_tools.hub_text import is_hub_text, parse_hub_text
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.pinning import pinned_text
 from cache_tools.restore import Place, committed_shards, read_again
+from cache_tools.store.claim import STAGING, remove_abandoned
 from cache_tools.store.copying import rename_into, staging_in
 from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
 from cache_tools.store.ledger import EXTENT, read_extent, with_tokens
@@ -36,6 +37,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     files in the way; and at SIGINT or SIGTERM.
     """
     if cache.extent == with_tokens(cache.extent, cache.recipe):
+        remove_abandoned(cache.root, STAGING)  # a call that was killed after its last step may have left its folder
         return cache
     places = committed_shards(cache)
     if not places:

@@ -93,6 +93,14 @@ def test_killed_at_any_moment_and_called_again(whole: Cache, detached: Cache, co
     assert not list(detached.root.glob(".staging-*"))
 
 
+def test_what_a_call_killed_after_its_last_step_has_left_goes_with_the_next(detached: Cache, corpus: Path) -> None:
+    attach(detached, *given(corpus))
+    (detached.root / ".staging-dead").mkdir()
+    (detached.root / ".staging-dead/lock").touch()
+    attach(open_cache(detached.root), *given(corpus))
+    assert not list(detached.root.glob(".staging-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_in_good_order(
     detached: Cache, corpus: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
