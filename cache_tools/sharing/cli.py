@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,11 @@ from cache_tools.terminal import one_line_errors, printable
 
 if TYPE_CHECKING:
     from cache_tools.sharing.plan import Plan
-    from cache_tools.store.ledger import ShardRecord
+    from cache_tools.store.ledger import Extent, ShardRecord
     from cache_tools.store.reader import Cache
 
 PART = ("fraction", "max_tokens", "signals", "detach_text")
+LARGER = 1.1  # a part than what was asked for, from where on it is said
 MOST_SHOWN = 5  # shards of one kind in one line
 
 
@@ -85,7 +87,9 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     to = place_at(destination, patience)
     if not isinstance(to, Folder):
         raise CometError(f"{to.name}: pull copies into a folder; to another place, push from there", exit_code=2)
-    planned = plan(look(place_at(source, patience), patience), to, Part(**options), patience, pin)
+    part = Part(**options)
+    planned = plan(look(place_at(source, patience), patience), to, part, patience, pin)
+    say_share(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
     with to.staging():
         carry_out(planned, "pull", patience)
     demand_all(planned)
@@ -143,6 +147,21 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     click.echo(shown("cache_id", planned.cache_id))
 
 
+def say_share(part: Part, cache: "Cache", extent: "Extent", records: list["ShardRecord"]) -> None:
+    """A line where the smallest part that there is is larger than the fraction asked for."""
+    from cache_tools.sharing.parts import bytes_of
+
+    if part.fraction is None or len(extent.indices("train")) > 1:
+        return
+    whole = replace(cache.extent, arrays=extent.arrays)
+    share = bytes_of(cache.seal, extent, records) / bytes_of(cache.seal, whole, records)
+    if share > part.fraction * LARGER:
+        click.echo(
+            f"{share:.0%} of the bytes instead of {part.fraction:.0%}: vocabulary and validation always come along, "
+            "and one training shard"
+        )
+
+
 def demand_all(planned: "Plan") -> None:
     """Raises CometError when shards are missing at the source, too."""
     if planned.missing:
@@ -181,6 +200,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
     cache = open_cache(source)
     held = offered(cache.extent, part)
     extent = part_extent(cache.recipe, cache.seal, held, records_of(cache), part, source)
+    say_share(part, cache, extent, records_of(cache))
     show_result(cut(cache, destination, extent, progress("subset")))
 
 

@@ -39,6 +39,13 @@ def part_extent(
     return Extent(recipe.recipe_id, arrays, {group: ranges(set(chosen[group])) for group in GROUPS})
 
 
+def bytes_of(seal: Seal, extent: Extent, records: Iterable[ShardRecord]) -> int:
+    """What these arrays and shards of a cache weigh, with what was sealed; commit records are left out."""
+    held = {(group, shard) for group in GROUPS for shard in extent.indices(group)}
+    files = (r.files[name].size for r in records if (r.group, r.shard) in held for name in extent.arrays)
+    return sum(file.size for file in seal.files.values()) + sum(files)
+
+
 def is_of(array: str, signals: str) -> bool:
     return array in TOKEN_ARRAYS or (array == ATTENTION) == (signals == "attention")
 

@@ -1,10 +1,12 @@
 """Where caches are moved from and to: a folder of this machine, or a URL."""
 
+import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from cache_tools.errors import CometError
 from cache_tools.sharing.folder import Folder
 from cache_tools.sharing.remote import Patience, Remote
 from cache_tools.sharing.web import Blocks
@@ -28,6 +30,8 @@ class Place(Protocol):
 def place_at(url: str, patience: Patience) -> Place:
     """A folder, or what fsspec makes of a URL. Raises CometError for a URL that cannot be one."""
     scheme, separator, rest = url.partition("://")
+    if mistyped := re.match(r"[a-z][a-z0-9]+:/(?!/)", url):
+        raise CometError(f"{url}: neither a folder nor a URL; did you mean {mistyped[0]}/…?", exit_code=2)
     if not separator:
         return Folder(Path(url))
     return Folder(Path(rest)) if scheme == "file" else Remote(url, patience)

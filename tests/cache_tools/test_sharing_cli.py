@@ -56,7 +56,10 @@ def test_a_fraction_is_one_of_the_bytes(whole: Cache, tmp_path: Path, fraction: 
 
 def test_one_training_shard_is_always_in_a_part(whole: Cache, tmp_path: Path) -> None:
     for name, option in (("fraction", ("--fraction", 1e-6)), ("tokens", ("--max-tokens", 1))):
-        assert run("subset", whole.root, tmp_path / name, *option).exit_code == 0
+        done = run("subset", whole.root, tmp_path / name, *option)
+        assert done.exit_code == 0
+        said = re.match(r"(\d+)% of the bytes instead of 0%: vocabulary and validation always come along", done.stdout)
+        assert (said is not None) == (name == "fraction")
         assert open_cache(tmp_path / name).extent.shards == {"train": ((0, 1),), "validation": ((0, 1),)}
 
 
@@ -111,6 +114,14 @@ def test_nothing_to_take_a_part_of(tmp_path: Path) -> None:
         1,
         f"error: {tmp_path / 'none'}: no training shard is built yet; there is nothing to take a part of\n",
     )
+
+
+def test_a_url_with_a_slash_too_few_is_no_folder(whole: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("push", whole.root, "s3:/bucket/kin.zarr", "--i-may-share-this")
+    assert done.exit_code == 2
+    assert done.stderr == "error: s3:/bucket/kin.zarr: neither a folder nor a URL; did you mean s3://…?\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_part_must_be_named(whole: Cache, tmp_path: Path) -> None:
