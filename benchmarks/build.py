@@ -30,15 +30,15 @@ from measuring import in_child
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 
 from cache_tools import build_cache, open_cache
-from cache_tools.estimate import estimate
-from cache_tools.fill import Throughput, fill
-from cache_tools.prepare import prepare
+from cache_tools.build.dry_run import estimate
+from cache_tools.build.pipeline import Throughput, fill
+from cache_tools.build.prepare import prepare
+from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
-from cache_tools.teacher.device import choose_device
+from cache_tools.teacher.forward import HostBatch, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.head import SLICE, product
 from cache_tools.teacher.model import Teacher, load_teacher
-from cache_tools.teacher.signals import HostBatch, TeacherPass, collect, host_batch, seen_mask
-from cache_tools.teacher.tokenizer import load_tokenizer
+from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = Path(str(files("cache_tools.sample")))
@@ -84,7 +84,7 @@ def with_rows(settings: BuildSettings, rows: int) -> BuildSettings:
 
 
 def prepared(settings: BuildSettings) -> None:
-    prepare(settings, load_teacher(settings.teacher), load_tokenizer(settings.teacher))
+    prepare(settings, load_teacher(settings.teacher), load_teacher_tokenizer(settings.teacher))
 
 
 def filled(cache: Path, teacher: Teacher, device: torch.device) -> Throughput:

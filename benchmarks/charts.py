@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from comet.svg import HEIGHT, WIDTH, Line, Point, line_chart, number
+from comet.report.charts import HEIGHT, WIDTH, Line, Point, line_chart, number
 
 COLOURS = ("#2469c4", "#c2570c", "#137a3f", "#8a3ffc", "#b8860b", "#c4245f", "#0f8a8a", "#5b6470", "#111111")
 LEGEND = 290

@@ -20,7 +20,7 @@ import torch
 from transformers import XLMRobertaForSequenceClassification
 
 from comet.export.onnx_model import open_session, run, write_int8, write_onnx
-from comet.student import PRESETS, StudentShape, student_config
+from comet.student.model import PRESETS, StudentShape, student_config
 
 XLM_R, TRIMMED = 250_002, 16_000
 LENGTHS = (32, 128)

@@ -44,12 +44,12 @@ from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
+from cache_tools.teacher.forward import seen_mask
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.model import Teacher, load_teacher
-from cache_tools.teacher.signals import seen_mask
-from comet.closeup import calibration, expected_calibration_error
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
+from comet.report.analysis import calibration, expected_calibration_error
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
 
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
 KEPT = (8, 16, 32, 64)

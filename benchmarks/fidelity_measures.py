@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cache_tools import Cache
 from cache_tools.store.layout import ArraySpec, encode_chunk
-from comet.data import CacheRows, collate, shards_of
+from comet.train.dataset import CacheRows, collate, shards_of
 
 ROWS_AT_ONCE = 16
 Batch = dict[str, Tensor]

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
-from cache_tools.pooling import AttentionCapture, from_codes, to_codes
+from cache_tools.attention import AttentionCapture, from_codes, to_codes
 from cache_tools.teacher.model import Teacher
-from comet.distiller import match_layers
-from comet.losses import attention_kl
+from comet.train.distiller import match_layers
+from comet.train.losses import attention_kl
 
 MAP_SIZES = (8, 16, 32, 64, 128)
 ENCODINGS = ("float16", "square root in uint8")

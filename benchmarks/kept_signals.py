@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cache_tools.teacher.forward import rounded
 from cache_tools.teacher.head import BlockedHead
-from cache_tools.teacher.logits import TopLogits, keep_topk
-from cache_tools.teacher.signals import rounded
 from cache_tools.teacher.threshold import keep_threshold_sample
-from comet.losses import bucketed_kl, residual_kl, sampled_kl
+from cache_tools.teacher.topk import TopLogits, keep_topk
+from comet.train.losses import bucketed_kl, residual_kl, sampled_kl
 
 
 @dataclass(frozen=True)

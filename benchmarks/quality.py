@@ -36,9 +36,10 @@ from quality_measures import (
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.model import load_teacher
-from comet.examples import TaskData, load_task
-from comet.tasks import find_task
-from comet.vocabulary import load_tokenizer, student_tokenizer
+from cache_tools.text.tokenizer import load_tokenizer
+from comet.evaluate.datasets import TaskData, load_task
+from comet.evaluate.tasks import find_task
+from comet.student.vocabulary import student_tokenizer
 
 COLUMNS = ("dense_kl", "loss", "accuracy", "calibration_error", "score")
 QUICK = ("plain", "online", "default", "no maps", "best 16", "sample of 32")

@@ -10,18 +10,18 @@ from torch import Tensor
 from transformers import PrinterCallback, XLMRobertaForMaskedLM
 
 from cache_tools import Cache
-from cache_tools.pooling import AttentionCapture
+from cache_tools.attention import AttentionCapture
 from cache_tools.teacher.model import Teacher
-from comet.data import CacheRows, collate, shards_of
 from comet.distillation import arrays_needed, choose_vocabulary, training_arguments
-from comet.distiller import Distiller, match_layers
-from comet.losses import attention_kl
-from comet.recipes import DEFAULT, PAPER, TrainingRecipe
 from comet.settings import StudentConfig
-from comet.student import choose_shape, new_student
-from comet.trainer import DistillationTrainer
-from comet.validation import validation_rows
-from comet.vocabulary import StudentVocabulary, in_vocabulary
+from comet.student.model import choose_shape, new_student
+from comet.student.vocabulary import StudentVocabulary
+from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
+from comet.train.distiller import Distiller, match_layers
+from comet.train.losses import attention_kl
+from comet.train.objective import DEFAULT, PAPER, TrainingRecipe
+from comet.train.trainer import DistillationTrainer
+from comet.train.validation import validation_rows
 
 NO_MAPS = replace(DEFAULT, name="no maps", attention_weight=0.0)
 TRUE_TOKENS = replace(DEFAULT, name="true tokens", kd_weight=0.0, hard_weight=1.0)

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache
-from comet.closeup import calibration, expected_calibration_error
-from comet.examples import TaskData
-from comet.finetuning import (
+from comet.evaluate.datasets import TaskData
+from comet.evaluate.finetuning import (
     FineTuning,
     default_learning_rate,
     encode,
@@ -22,7 +21,8 @@ from comet.finetuning import (
     longest_input,
     predict,
 )
-from comet.vocabulary import StudentVocabulary
+from comet.report.analysis import calibration, expected_calibration_error
+from comet.student.vocabulary import StudentVocabulary
 
 ROW_TOKENS = 126
 MASK_PROB = 0.15

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from cache_tools import build_cache, open_cache
-from cache_tools.cli import SAMPLE_LANGUAGE, SAMPLE_VIEWS
+from cache_tools.cli.build import SAMPLE_LANGUAGE, SAMPLE_VIEWS
 from cache_tools.settings import BuildSettings
-from comet.data import Arrays, CacheRows, collate, shards_of
+from comet.train.dataset import Arrays, CacheRows, collate, shards_of
 
 UNREAD = ("row_key", "entropy_seen")  # what training with the full vocabulary leaves out
 EPOCHS = ("first epoch", "next epoch")

@@ -33,10 +33,10 @@ from running import attacks, faults, hostile_cache, warm_process
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
-from cache_tools.tokenizer_files import load_tokenizer
-from cache_tools.verify import verify
-from comet.data import CacheRows, collate, shards_of
+from cache_tools.text.tokenizer import load_tokenizer
+from cache_tools.verify.verify import verify
 from comet.distillation import choose_vocabulary
+from comet.train.dataset import CacheRows, collate, shards_of
 
 SAMPLE = Path(str(files("cache_tools.sample")))
 OPTIONS: dict[str, Any] = {

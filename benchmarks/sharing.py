@@ -32,8 +32,8 @@ from sharing_servers import free_port, nginx, nginx_process
 from small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache
-from cache_tools.store.claim import STAGING
 from cache_tools.store.recipe import Recipe
+from cache_tools.store.staging import STAGING
 
 REPOSITORY = Path(__file__).parents[1]
 Result = dict[str, Any]
@@ -186,7 +186,7 @@ def pulled(source: str, folder: Path) -> None:
     """In this process, as Python's own start is not what is measured."""
     from click.testing import CliRunner
 
-    from cache_tools.cli import main as comet_cache
+    from cache_tools.cli.main import main as comet_cache
 
     done = CliRunner().invoke(comet_cache, ["pull", source, str(folder)])
     if done.exit_code:

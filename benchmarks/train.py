@@ -27,14 +27,13 @@ from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 from whole_trainings import killed, memory_with_ten_times_the_cache, starts
 
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.pooling import enable_capture
+from cache_tools.attention import enable_capture
 from cache_tools.settings import BuildSettings
-from comet.data import CacheRows, collate, shards_of
 from comet.distillation import choose_vocabulary
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
-from comet.student import COMET, new_student
-from comet.vocabulary import in_vocabulary
+from comet.student.model import COMET, new_student
+from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
 
 REPEATS = 7
 Batch = dict[str, Tensor]

@@ -19,11 +19,11 @@ from transformers import AutoModelForMaskedLM
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
-from comet.checkpoints import newest_checkpoint
-from comet.data import CacheRows, collate, shards_of
 from comet.distillation import choose_vocabulary, distill
-from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
+from comet.train.checkpoints import newest_checkpoint
+from comet.train.dataset import CacheRows, collate, shards_of
+from comet.train.objective import DEFAULT
 
 TOOL = [sys.executable, "-m"]
 SAMPLE_TEACHER = str(files("cache_tools.sample") / "teacher")

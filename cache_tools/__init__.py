@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cache_tools.build import build_cache
+    from cache_tools.build.build import build_cache
     from cache_tools.store.reader import Cache, open_cache
 
 __all__ = ["Cache", "build_cache", "open_cache"]
@@ -12,7 +12,7 @@ __all__ = ["Cache", "build_cache", "open_cache"]
 def __getattr__(name: str) -> Any:
     """On demand: reading a cache must not need torch or transformers, and `comet-cache --help` not even zarr."""
     if name == "build_cache":
-        from cache_tools.build import build_cache
+        from cache_tools.build.build import build_cache
 
         return build_cache
     if name in ("Cache", "open_cache"):

@@ -10,3 +10,16 @@ class CometError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+LONGEST = 400  # characters of one fact
+
+
+def visible(text: str) -> str:
+    """The text with every control character as its escape (\\x1b): what a cache says must not drive the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def printable(value: object) -> str:
+    """One short line: numbers with separators, no control characters."""
+    return visible((f"{value:,}" if isinstance(value, int) else str(value))[:LONGEST])

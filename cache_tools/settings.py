@@ -5,10 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.hub_text import is_hub_text
 
+HUB_PREFIX = "hf:"  # of a data set of the hub, where a file could stand too
 MAP_SIZE = 64
 HUB_TOKENS = 50_000_000  # about 2 GB of cache, and of a large corpus more than most students need
+
+
+def is_hub_text(given: str) -> bool:
+    return given.startswith(HUB_PREFIX)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from comet.distillation import distill, open_for_training
     from comet.settings import Distilled, StudentConfig
-    from comet.trainer import DistillationTrainer
+    from comet.train.trainer import DistillationTrainer
 
 __all__ = ["DistillationTrainer", "Distilled", "StudentConfig", "distill", "open_for_training"]
 
-HOMES = {
-    "DistillationTrainer": "trainer",
+_LAZY = {
+    "DistillationTrainer": "train.trainer",
     "Distilled": "settings",
     "StudentConfig": "settings",
     "distill": "distillation",
@@ -20,8 +20,8 @@ HOMES = {
 
 def __getattr__(name: str) -> Any:
     """On demand: `comet-train --help` must not wait for torch."""
-    if name in HOMES:
+    if name in _LAZY:
         from importlib import import_module
 
-        return getattr(import_module(f"comet.{HOMES[name]}"), name)
+        return getattr(import_module(f"comet.{_LAZY[name]}"), name)
     raise AttributeError(f"module 'comet' has no attribute {name!r}")

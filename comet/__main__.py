@@ -2,9 +2,9 @@
 
 import click
 
-from comet.cli import train
-from comet.eval_cli import evaluate_models
-from comet.export.cli import export_model
+from comet.cli.evaluate import evaluate_models
+from comet.cli.export import export_model
+from comet.cli.train import train
 
 main = click.Group("comet", commands={"train": train, "eval": evaluate_models, "export": export_model})
 main(prog_name="python -m comet")

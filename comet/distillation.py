@@ -19,27 +19,19 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
-from comet.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
-from comet.closeup import first_row
-from comet.data import CacheRows, collate, require_compatible, shards_of
-from comet.distiller import Distiller
 from comet.output import make_report, options_file, options_path, report_path, runs_path, save_student
-from comet.precision import choose_bf16
-from comet.processes import Processes
-from comet.progress import KeepBest, LiveLine
-from comet.report import announcement, sample_row
+from comet.report.analysis import first_row
+from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig, run_identity
-from comet.student import StudentShape, choose_shape, earlier_student, new_student, shape_of
-from comet.trainer import DistillationTrainer
-from comet.validation import validation_rows
-from comet.vocabulary import (
-    StudentVocabulary,
-    full_vocabulary,
-    in_vocabulary,
-    student_tokenizer,
-    teacher_mass_outside,
-    trimmed_vocabulary,
-)
+from comet.student.model import StudentShape, choose_shape, earlier_student, new_student, shape_of
+from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.train.callbacks import KeepBest, LiveLine
+from comet.train.checkpoints import KEPT, Checkpoints, SaveCheckpoints, restore_best
+from comet.train.dataset import CacheRows, collate, in_vocabulary, require_compatible, shards_of, teacher_mass_outside
+from comet.train.distiller import Distiller
+from comet.train.distributed import Processes
+from comet.train.trainer import DistillationTrainer, choose_bf16
+from comet.train.validation import validation_rows
 
 
 def open_for_training(places: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
@@ -56,8 +48,8 @@ def open_for_training(places: Sequence[str | Path], local: LocalCache | None = N
 def open_at(place: str, local: LocalCache | None) -> Cache:
     if "://" not in place:
         return open_cache(place)
-    from cache_tools.sharing.afar import open_afar
-    from cache_tools.sharing.remote import Patience
+    from cache_tools.sharing.locations.remote import Patience
+    from cache_tools.sharing.remote_shards import open_afar
 
     if local is None:
         raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)

@@ -7,18 +7,18 @@ from typing import Any
 
 from transformers import XLMRobertaForMaskedLM
 
-from cache_tools.config import as_toml
+from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.closeup import close_up
-from comet.page import History, page
-from comet.progress import KeepBest
-from comet.recipes import as_option
-from comet.report import facts, kl_name, model_card
+from comet.report.analysis import close_up
+from comet.report.page import History, page
+from comet.report.summary import facts, kl_name, model_card
 from comet.settings import Distilled, StudentConfig, run_identity
-from comet.student import StudentShape, token_counts
-from comet.trainer import DistillationTrainer
-from comet.vocabulary import student_tokenizer
+from comet.student.model import StudentShape, token_counts
+from comet.student.vocabulary import student_tokenizer
+from comet.train.callbacks import KeepBest
+from comet.train.objective import as_option
+from comet.train.trainer import DistillationTrainer
 
 
 def report_path(output: Path) -> Path:

@@ -8,10 +8,10 @@ from typing import Any
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.recipes import DEFAULT, TrainingRecipe
-from comet.student import StudentShape
-from comet.validation import Validation
-from comet.vocabulary import StudentVocabulary
+from comet.student.model import StudentShape
+from comet.student.vocabulary import StudentVocabulary
+from comet.train.objective import DEFAULT, TrainingRecipe
+from comet.train.validation import Validation
 
 
 @dataclass(frozen=True)

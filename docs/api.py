@@ -13,12 +13,12 @@ from typing import Any
 PUBLIC = {
     "cache_tools": ("build_cache", "open_cache", "Cache"),
     "cache_tools.settings": ("BuildSettings",),
-    "cache_tools.verify": ("verify",),
-    "cache_tools.attach": ("attach",),
+    "cache_tools.verify.verify": ("verify",),
+    "cache_tools.build.attach": ("attach",),
     "comet": ("distill", "StudentConfig", "Distilled", "DistillationTrainer", "open_for_training"),
-    "comet.evaluation": ("evaluate",),
-    "comet.scores": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),
-    "comet.losses": (
+    "comet.evaluate.evaluation": ("evaluate",),
+    "comet.evaluate.metrics": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),
+    "comet.train.losses": (
         *("sampled_kl", "bucketed_kl", "residual_kl", "hard_cross_entropy"),
         *("attention_kl", "attention_mse", "attention_projection"),
     ),

@@ -13,12 +13,12 @@ import torch
 from transformers import AutoModelForMaskedLM
 
 from cache_tools import Cache, open_cache
-from cache_tools.tokenizer_files import load_tokenizer
-from comet.closeup import MapPair, look_at_rows
-from comet.data import collate, shards_of
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
-from comet.svg import heat_map
+from cache_tools.text.tokenizer import load_tokenizer
+from comet.report.analysis import MapPair, look_at_rows
+from comet.report.charts import heat_map
+from comet.train.dataset import collate, shards_of
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
 
 HERE = Path(__file__).parent
 SIDE, GAP = 170, 14

@@ -6,8 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
-from cache_tools.hub import UNKNOWN_LICENCE
+from cache_tools.errors import CometError, printable
 from cache_tools.sharing.detached import NOT_ANONYMOUS
 from cache_tools.sharing.parts import ATTENTION
 from cache_tools.store.layout import TOKEN_ARRAYS
@@ -15,7 +14,7 @@ from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.terminal import printable
+from cache_tools.text.hub import UNKNOWN_LICENCE
 
 CARD = "README.md"
 MARK = "<!-- written by comet-cache push -->"

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.flight import in_flight, tried
-from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.concurrent import in_flight, tried
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.ledger import Extent, without_text
 from cache_tools.store.reader import Cache
 
 if TYPE_CHECKING:
-    from cache_tools.sharing.place import Place
+    from cache_tools.sharing.locations.location import Place
 
 NOT_ANONYMOUS = (
     "A cache without its text is not anonymous: it says which words are likely at every masked place, and where that "

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.store.copying import ranges
+from cache_tools.store.copy import ranges
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, Seal, ShardRecord
 from cache_tools.store.recipe import GROUPS, Recipe

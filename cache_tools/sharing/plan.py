@@ -9,20 +9,15 @@ from tempfile import TemporaryDirectory
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
+from cache_tools.sharing.concurrent import in_flight, tried
 from cache_tools.sharing.detached import demand_detached, demand_no_text, offered
-from cache_tools.sharing.flight import in_flight, tried
+from cache_tools.sharing.listing import ROOT, Shard, Source, extent_of, id_of, read_records, shards_of, write_all
+from cache_tools.sharing.locations.location import Place
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.sharing.parts import part_extent
-from cache_tools.sharing.place import Place
-from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.source import ROOT, Shard, Source, extent_of, id_of, read_records, shards_of, write_all
-from cache_tools.store.copying import ranges, shortened
+from cache_tools.store.copy import ranges, shortened
 from cache_tools.store.layout import TEXT_ARRAYS
-from cache_tools.store.ledger import (
-    SEAL,
-    Extent,
-    ShardRecord,
-    with_tokens,
-)
+from cache_tools.store.ledger import SEAL, Extent, ShardRecord, with_tokens
 from cache_tools.store.reader import Cache, read_attributes
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES

@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.flight import tried
-from cache_tools.sharing.folder import Folder
-from cache_tools.sharing.place import Place
+from cache_tools.sharing.concurrent import tried
+from cache_tools.sharing.listing import ROOT, Shard, Source, look
+from cache_tools.sharing.locations.folder import Folder
+from cache_tools.sharing.locations.location import Place
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.sharing.plan import demand_empty, plan
-from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.source import ROOT, Shard, Source, look
 from cache_tools.sharing.transfer import Transfer, carry_out
-from cache_tools.store.copying import differences
+from cache_tools.store.copy import differences
 from cache_tools.store.ledger import EXTENT, SEAL, whole_extent
 from cache_tools.store.reader import Cache
 from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded

@@ -14,10 +14,10 @@ from threading import Lock
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.sharing.flight import in_flight, tried
+from cache_tools.sharing.concurrent import in_flight, tried
+from cache_tools.sharing.listing import ROOT, Shard, extent_of, read_record
+from cache_tools.sharing.locations.remote import Patience, Unreachable
 from cache_tools.sharing.plan import Plan, another_version, not_there
-from cache_tools.sharing.remote import Patience, Unreachable
-from cache_tools.sharing.source import ROOT, Shard, extent_of, read_record
 from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardRecord, shard_record_path
 from cache_tools.store.records import MAX_RECORD_BYTES, with_checksum
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
-from cache_tools.rows import UNUSED_ID, UNUSED_POSITION
+from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.recipe import Recipe
 

@@ -24,15 +24,7 @@ from cache_tools.store.layout import (
     vocabulary_arrays,
 )
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
-from cache_tools.store.records import (
-    MAX_RECORD_BYTES,
-    canonical,
-    checked,
-    inside,
-    read_bounded,
-    read_checked,
-    sha256,
-)
+from cache_tools.store.records import MAX_RECORD_BYTES, canonical, checked, inside, read_bounded, read_checked, sha256
 
 LEDGER = "ledger"
 SEAL = f"{LEDGER}/seal.json"

@@ -60,3 +60,12 @@ def is_text(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
+
+
+def left_out(made_from: dict[str, Any]) -> str:
+    """How many documents of the text are not in the cache because of `--exclude`, out of how many, and why."""
+    count, files = made_from["excluded_documents"], len(made_from["excluded"])
+    return (
+        f"{count:,} of {count + made_from['documents']:,} documents that share {made_from['excluded_run_words']} words "
+        f"in a row with {files} evaluation file{'s' if files > 1 else ''}"
+    )

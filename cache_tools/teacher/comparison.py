@@ -8,10 +8,10 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.rows import UNUSED_POSITION
+from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.recipe import Recipe
-from cache_tools.values import HALF, Arrays
+from cache_tools.verify.values import HALF, Arrays
 
 Errors = dict[str, NDArray[np.float64]]
 RATES = ("topk_id", "certain_id", "drawn_id")

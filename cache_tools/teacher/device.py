@@ -1,8 +1,5 @@
 """Where and how the teacher computes: device, dtype, rows at a time, and the record of it."""
 
-import os
-from collections.abc import Mapping
-
 import numcodecs
 import psutil
 import torch
@@ -15,25 +12,6 @@ from cache_tools.teacher.model import Teacher
 
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 16384}  # more does not make a forward pass faster
 MEMORY_SHARE = 0.8
-
-
-def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
-
-    Raises CometError when a device is asked for that is not there.
-    """
-    if requested == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(environment.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    try:
-        device = torch.device(requested)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise CometError(
-            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
-        ) from None
-    return device
 
 
 def choose_dtype(requested: str, device: torch.device) -> torch.dtype:

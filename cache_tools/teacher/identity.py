@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.store.recipe import Recipe, is_digest
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.tokenizer import tokenizer_sha256
+from cache_tools.text.tokenizer import tokenizer_sha256
 
 SHOWN_DIGITS = 12
 

@@ -1,15 +1,11 @@
 """Loading a teacher and saying which one it is."""
 
-import hashlib
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -18,10 +14,11 @@ from transformers import (
     PreTrainedModel,
 )
 
+from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
-from cache_tools.hub import licence_of, model_folder
-from cache_tools.pooling import AttentionCapture, enable_capture
+from cache_tools.models import loading_errors, weights_sha256
 from cache_tools.teacher.head import Head
+from cache_tools.text.hub import licence_of, model_folder
 
 
 @dataclass(frozen=True)
@@ -114,15 +111,6 @@ def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
     return None
 
 
-def weights_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def teacher_folder(name: str) -> Path:
     """Where the teacher's files lie. Raises CometError as `model_folder` does."""
     return model_folder(name, f"teacher {name}", "give --teacher FOLDER")
@@ -130,21 +118,3 @@ def teacher_folder(name: str) -> Path:
 
 def teacher_licence(name: str) -> str:
     return licence_of(teacher_folder(name) / "README.md")
-
-
-@contextmanager
-def loading_errors(name: str, what: str) -> Any:
-    """Turns what transformers raises for missing or broken files into one clear line."""
-    try:
-        yield
-    except UnpicklingError as error:
-        raise CometError(
-            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
-            "tensors, which is never run; get the file again, or a model.safetensors"
-        ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CometError(
-            f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
-            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
-        ) from error

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 import cache_tools.sample
 from cache_tools.errors import CometError
+from comet.evaluate.finetuning import pad_id
 from comet.export.onnx_model import open_session, run
-from comet.finetuning import pad_id
 
 LARGEST_DIFFERENCE = 1e-4  # of float32 logits
 LEAST_AGREEMENT = 0.9  # of int8: share of the positions with torch's best class or token

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
-from comet.finetuning import loading, longest_input
+from comet.evaluate.finetuning import loading, longest_input
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 HEADS: dict[str, Any] = {

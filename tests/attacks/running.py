@@ -27,11 +27,11 @@ from builds import server
 from crashes import is_writing
 
 from cache_tools import open_cache
-from cache_tools.cli import main
-from cache_tools.terminal import one_line_errors
-from comet.data import CacheRows, collate, shards_of
+from cache_tools.cli.main import main
+from cache_tools.cli.terminal import one_line_errors
 from comet.distillation import choose_vocabulary, open_for_training
-from comet.vocabulary import student_tokenizer
+from comet.student.vocabulary import student_tokenizer
+from comet.train.dataset import CacheRows, collate, shards_of
 
 HELPERS = {"forging", "running", "payload", "test_attacks"}
 PATIENCE = 20.0  # seconds after which a process is taken for stuck

@@ -6,7 +6,7 @@ from builds import digests
 from click.testing import CliRunner, Result
 
 from cache_tools import Cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 from cache_tools.settings import BuildSettings
 
 

@@ -91,7 +91,7 @@ class Running:
 def server() -> ForkServerContext:
     """The fork server, started at the first call. What it forks has one thread for computing and no network."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cache_tools.build", "cache_tools.cli", *MODELS, "builds"])
+    context.set_forkserver_preload(["cache_tools.build.build", "cache_tools.cli.main", *MODELS, "builds"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

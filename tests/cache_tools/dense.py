@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cache_tools.teacher.head import BlockedHead, Head
-from cache_tools.teacher.logits import TopLogits, keep_topk
+from cache_tools.teacher.topk import TopLogits, keep_topk
 
 TEMPERATURES = (0.5, 1.0, 2.0, 4.0)
 TOLERANCE = 2e-5  # of a log-probability or a log-mass, in float32

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools import open_cache
-from cache_tools.describe import describe, options_of_build
+from cache_tools.cli.info import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import EXTENT, SEAL, file_record
 from cache_tools.store.records import canonical, sha256, with_checksum

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cache_tools.teacher.signals import HostBatch, Launched, TeacherPass
+from cache_tools.teacher.forward import HostBatch, Launched, TeacherPass
 
 
 def out_of_memory_above(rows: int, monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import open_cache
-from cache_tools.rows import UNUSED_ID, UNUSED_POSITION
+from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
 from cache_tools.store.recipe import GROUPS, Recipe

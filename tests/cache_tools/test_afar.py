@@ -16,8 +16,8 @@ from small_caches import make_cache, small_recipe
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.afar import open_afar
-from cache_tools.sharing.remote import Patience
+from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.remote_shards import open_afar
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.records import with_checksum
 

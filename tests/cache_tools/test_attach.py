@@ -15,13 +15,13 @@ from small_caches import change_json, prepare_cache, small_recipe
 from tiny_teachers import TEACHERS
 
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.attach import attach
+from cache_tools.build.attach import attach
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from cache_tools.store.copying import cut
+from cache_tools.store.copy import cut
 from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent, without_text
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -15,16 +15,16 @@ from builds import Running
 from crashes import crashing
 from small_caches import change_json, flip_byte
 
-import cache_tools.attach
+import cache_tools.build.attach
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.attach import attach
+from cache_tools.build.attach import attach
+from cache_tools.build.restore import read_again
 from cache_tools.errors import CometError
-from cache_tools.restore import read_again
 from cache_tools.settings import BuildSettings
-from cache_tools.store.copying import cut
+from cache_tools.store.copy import cut
 from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS, encode_chunk
 from cache_tools.store.ledger import SEAL, file_record, token_digest, without_text
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_signal_ends_it_in_good_order(
         os.kill(os.getpid(), number)
         return read_again(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_tools.attach, "read_again", read)
+    monkeypatch.setattr(cache_tools.build.attach, "read_again", read)
     with pytest.raises(CometError, match=r"kin\.zarr: stopped; it is detached as before, run the same command again$"):
         attach(detached, *given(corpus))
     assert files(detached.root) == before
@@ -145,7 +145,7 @@ def test_what_a_cache_holds_may_not_change_meanwhile(
         )
         return read_again(cache, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_tools.attach, "read_again", read)
+    monkeypatch.setattr(cache_tools.build.attach, "read_again", read)
     with pytest.raises(CometError, match=r"what it holds has changed meanwhile; run the same command again$"):
         attach(detached, *given(corpus))
     assert not open_cache(detached.root).extent.has_text

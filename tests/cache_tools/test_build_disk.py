@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from builds import digests
 
-import cache_tools.build
+import cache_tools.build.build
 import cache_tools.store.writer
 from cache_tools import build_cache
+from cache_tools.build.prepare import save_tokenizer
 from cache_tools.errors import CometError
-from cache_tools.prepare import save_tokenizer
 from cache_tools.settings import BuildSettings
-from cache_tools.teacher.signals import TeacherPass
-from cache_tools.teacher.tokenizer import load_tokenizer
+from cache_tools.teacher.forward import TeacherPass
+from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 FILES_IN_A_SHARD = 6  # of the teacher: five arrays and the record
 SHARDS_IN_FLIGHT = 3  # in work, waiting behind the writer, and in the writer's hands
@@ -147,7 +147,7 @@ def test_a_full_disk_while_preparing_leaves_nothing(
 def test_a_full_disk_while_the_tokenizer_is_written_is_named(tmp_path: Path, sample_teacher: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        save_tokenizer(load_tokenizer(str(sample_teacher)), tmp_path)
+        save_tokenizer(load_teacher_tokenizer(str(sample_teacher)), tmp_path)
 
 
 def flip_a_bit(folder: Path) -> None:
@@ -176,7 +176,7 @@ def test_tokens_that_were_damaged_after_preparing_end_the_build(
         prepare(*args)
         damage(settings.out / "train" / "input_ids" / "c")
 
-    monkeypatch.setattr(cache_tools.build, "prepare", prepare_and_damage)
+    monkeypatch.setattr(cache_tools.build.build, "prepare", prepare_and_damage)
     with pytest.raises(CometError, match=r"damaged|not the ones that were sealed"):
         build_cache(settings)
     assert len(list((settings.out / "ledger").glob("train-*.json"))) == 2

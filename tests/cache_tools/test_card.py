@@ -7,9 +7,9 @@ from click.testing import CliRunner, Result
 from small_caches import commit, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 from cache_tools.sharing.card import CARD, card, in_doubt, text_licences
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 FREE = {"name": "hf:wikimedia/wikipedia:20231101.rw", "revision": "b" * 40, "licence": "cc-by-sa-3.0, gfdl"}

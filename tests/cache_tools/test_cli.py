@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from cache_tools import entry, open_cache
-from cache_tools.cli import main
-from cache_tools.errors import CometError
-from cache_tools.languages import LANGUAGES, find_language
-from cache_tools.terminal import printable
+from cache_tools import open_cache
+from cache_tools.cli import entry
+from cache_tools.cli.main import main
+from cache_tools.errors import CometError, printable
+from cache_tools.text.languages import LANGUAGES, find_language
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from small_caches import small_recipe
 
-from cache_tools.rows import UNUSED_POSITION
+from cache_tools.signals import UNUSED_POSITION
 from cache_tools.teacher.comparison import RATES, certain_slots, drawn_bias, errors_of, looked_up
-from cache_tools.teacher.tolerance import DTYPES, TOLERANCES, Run, Summary, Tolerance, beyond, summary
+from cache_tools.verify.tolerance import DTYPES, TOLERANCES, Run, Summary, Tolerance, beyond, summary
 
 Arrays = dict[str, NDArray]
 TOPK = small_recipe(top_k=3, temperatures=(1.0, 2.0))

@@ -8,10 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from cache_tools import open_cache
-from cache_tools.cli import build, main
-from cache_tools.config import NOT_IN_FILES, as_toml, options_of
+from cache_tools.cli.build import build
+from cache_tools.cli.config import NOT_IN_FILES, as_toml, options_of
+from cache_tools.cli.main import main
 from cache_tools.errors import CometError
-from comet.cli import train
+from comet.cli.train import train
 
 
 def written(folder: Path, text: str) -> Path:

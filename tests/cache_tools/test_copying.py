@@ -10,7 +10,7 @@ from small_caches import NUMERICS, Shards, commit, flip_byte, make_cache, prepar
 
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
-from cache_tools.store.copying import cut, merge, ranges
+from cache_tools.store.copy import cut, merge, ranges
 from cache_tools.store.ledger import Extent, whole_extent
 
 RECIPE = small_recipe()

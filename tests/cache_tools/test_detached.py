@@ -13,14 +13,14 @@ from crashes import crashing
 from small_caches import commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
+from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
 from cache_tools.sharing.detached import NOT_ANONYMOUS
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.ledger import whole_extent, with_tokens, without_text
-from cache_tools.verify import verify
-from cache_tools.verify_cli import as_lines
+from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 ATTACH = "comet-cache attach {} --text corpus.txt --exclude 'my test.tsv'"

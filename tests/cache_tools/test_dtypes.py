@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cache_tools import Cache, build_cache
-from cache_tools.pooling import from_codes
+from cache_tools.attention import from_codes
 from cache_tools.settings import BuildSettings
 
 

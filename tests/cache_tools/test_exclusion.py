@@ -15,16 +15,16 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache_tools.corpus
-import cache_tools.exclusion
+import cache_tools.text.corpus
+import cache_tools.text.exclusion
 from cache_tools import open_cache
-from cache_tools.cli import main
-from cache_tools.corpus import excluded_runs, spool_documents
+from cache_tools.cli.main import main
 from cache_tools.errors import CometError
-from cache_tools.exclusion import runs_of, share_a_run, words
 from cache_tools.settings import BuildSettings
-from cache_tools.teacher.tokenizer import load_tokenizer
-from cache_tools.text import ITEM_FORMATS, find_sources, items
+from cache_tools.text.corpus import excluded_runs, spool_documents
+from cache_tools.text.exclusion import runs_of, share_a_run, words
+from cache_tools.text.sources import ITEM_FORMATS, find_sources, items
+from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -76,7 +76,7 @@ def test_the_rule_word_by_word(documents: list[list[str]], evaluation: list[list
 
 
 def test_the_filter_does_not_decide(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_tools.exclusion, "FILTER_BITS", 1)
+    monkeypatch.setattr(cache_tools.text.exclusion, "FILTER_BITS", 1)
     documents = [f"{n} {n + 1} c d e f g h" for n in range(200)]
     assert dropped(documents, *(documents[n] for n in range(0, 200, 40))) == [n % 40 == 0 for n in range(200)]
 
@@ -198,12 +198,12 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """`max_tokens` ends the text after so many documents, the fourth to leave out is the 21st."""
-    monkeypatch.setattr(cache_tools.corpus, "DOCUMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr(cache_tools.text.corpus, "DOCUMENTS_AT_ONCE", at_once)
     evaluation, corpus, empty = tmp_path / "test.txt", tmp_path / "text.txt", tmp_path / "empty"
     evaluation.write_text("\n".join(lines[i] for i in (0, 5, 6, 20)))
     corpus.write_text("\n".join(lines[:30]))
     empty.mkdir()
-    tokenizer = load_tokenizer(str(sample_teacher))
+    tokenizer = load_teacher_tokenizer(str(sample_teacher))
     sizes = [len(tokenizer.encode(line, add_special_tokens=False)) for line in lines]
     kept = [i for i in range(30) if i not in (0, 5, 6, 20)]
     if tokens_of is not None:
@@ -225,7 +225,7 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
     asked = BuildSettings(out=tmp_path, language="kin", teacher="", text=(str(corpus),), exclude=(str(corpus),))
     sources = find_sources(asked.text)
     with pytest.raises(CometError, match=r"^--text text\.txt: no text in it \(after --exclude\)"):
-        spool_documents(sources, sources, load_tokenizer(str(sample_teacher)), tmp_path, None)
+        spool_documents(sources, sources, load_teacher_tokenizer(str(sample_teacher)), tmp_path, None)
 
 
 def command(folder: Path, *more: str) -> list[str]:

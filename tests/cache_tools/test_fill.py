@@ -16,12 +16,13 @@ from builds import ENVIRONMENT, build_arguments, digests
 from scarce_memory import out_of_memory_above
 
 from cache_tools import build_cache, open_cache
+from cache_tools.build.pipeline import ShardInWork, Throughput, fill
 from cache_tools.errors import CometError
-from cache_tools.fill import ShardInWork, Throughput, fill
+from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
-from cache_tools.teacher.device import choose_batch_size, choose_device
+from cache_tools.teacher.device import choose_batch_size
+from cache_tools.teacher.forward import HostBatch, Launched, Moment
 from cache_tools.teacher.model import load_teacher
-from cache_tools.teacher.signals import HostBatch, Launched, Moment
 
 CPU = torch.device("cpu")
 

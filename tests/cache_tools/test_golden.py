@@ -12,7 +12,7 @@ import zarr
 from numpy.typing import NDArray
 
 from cache_tools import Cache, open_cache
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 GROUPS = ("train", "validation", "vocabulary")
 GOLDEN = Path(__file__).parent / "golden"

@@ -7,13 +7,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cache_tools.attach_cli import attach_text
-from cache_tools.cli import build, main
-from cache_tools.helptext import GroupedHelp
-from cache_tools.sharing.cli import pull, push, subset
-from comet.cli import train
-from comet.eval_cli import evaluate_models
-from comet.export.cli import export_model
+from cache_tools.cli.attach import attach_text
+from cache_tools.cli.build import build
+from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.main import main
+from cache_tools.cli.share import pull, push, subset
+from comet.cli.evaluate import evaluate_models
+from comet.cli.export import export_model
+from comet.cli.train import train
 
 COMMANDS = {
     "comet-cache build": build,

@@ -13,9 +13,9 @@ from hostile_server import Mischief, Server
 from small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache
-from cache_tools.cli import main
-from cache_tools.sharing import remote
-from cache_tools.sharing.remote import Patience
+from cache_tools.cli.main import main
+from cache_tools.sharing.locations import remote
+from cache_tools.sharing.locations.remote import Patience
 
 CHUNK = "train/attention/c/1/0/0/0"
 RECORD = "ledger/train-00001.json"

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 
 NAMES = ("localhost", "cache.invalid")
 

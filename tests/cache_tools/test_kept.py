@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache, parse_bytes
-from cache_tools.sharing import kept as kept_module
-from cache_tools.sharing.kept import KeptFiles
+from cache_tools.sharing import disk_cache as kept_module
+from cache_tools.sharing.disk_cache import KeptFiles
 from cache_tools.store.ledger import file_record
 
 REPOSITORY = Path(__file__).parents[2]

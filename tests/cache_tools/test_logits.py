@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cache_tools.teacher import head as head_module
 from cache_tools.teacher.head import BlockedHead, Head
-from cache_tools.teacher.logits import keep_topk
+from cache_tools.teacher.topk import keep_topk
 
 
 def in_slices_of(tokens: int, monkeypatch: pytest.MonkeyPatch, block: int = 8) -> None:

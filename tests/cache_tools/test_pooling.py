@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from cache_tools.errors import CometError
-from cache_tools.pooling import (
+from cache_tools.attention import (
     AttentionCapture,
     attend_and_pool,
     block_members,
@@ -21,6 +20,7 @@ from cache_tools.pooling import (
     query_means,
     to_codes,
 )
+from cache_tools.errors import CometError
 from cache_tools.store.layout import NO_CODE
 from cache_tools.teacher.model import Teacher, load_teacher
 

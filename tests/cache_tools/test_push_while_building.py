@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli import main
-from cache_tools.sharing.place import place_at
-from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.source import look
+from cache_tools.cli.main import main
+from cache_tools.sharing.listing import look
+from cache_tools.sharing.locations.location import place_at
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.store.ledger import EXTENT
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 1600,

@@ -17,15 +17,15 @@ from scarce_memory import out_of_memory_above
 from small_caches import change_json, rewrite, small_recipe
 
 from cache_tools import build_cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings, RecheckSettings
-from cache_tools.store.copying import cut, merge
+from cache_tools.store.copy import cut, merge
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.ledger import Extent
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.recheck import dtype_to_run_in, sample_rows
-from cache_tools.verify import verify
+from cache_tools.verify.rerun import dtype_to_run_in, sample_rows
+from cache_tools.verify.verify import verify
 
 ALL_ROWS = 10_000
 

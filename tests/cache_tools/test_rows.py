@@ -8,23 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache_tools.rows import (
-    UNUSED_ID,
-    UNUSED_POSITION,
+from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
+from cache_tools.text.masking import (
     MaskedRows,
     Masking,
     content_keys,
-    document_hash,
-    is_validation,
     mask_rows,
     max_targets,
     mix,
-    pack,
     row_keys,
     targets_of,
     threshold_offsets,
-    validation_share,
 )
+from cache_tools.text.packing import document_hash, is_validation, pack, validation_share
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 FIRST_ID = 5

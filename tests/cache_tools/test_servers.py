@@ -11,11 +11,11 @@ from click.testing import CliRunner, Result
 from sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 from cache_tools.settings import BuildSettings
-from cache_tools.sharing import remote
-from cache_tools.sharing.remote import Patience
-from cache_tools.verify import verify
+from cache_tools.sharing.locations import remote
+from cache_tools.sharing.locations.remote import Patience
+from cache_tools.verify.verify import verify
 
 
 @pytest.fixture(scope="module")

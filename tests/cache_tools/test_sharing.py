@@ -18,22 +18,24 @@ import pytest
 from builds import digests
 from fsspec.implementations.memory import MemoryFileSystem
 
-from cache_tools import build, build_cache, fill, open_cache
-from cache_tools.build import stop_on_signal
+from cache_tools import build_cache, open_cache
+from cache_tools.build import build
+from cache_tools.build import pipeline as fill
+from cache_tools.build.build import stop_on_signal
+from cache_tools.build.workers import Worker
 from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import BuildSettings
 from cache_tools.sharing.card import CARD
-from cache_tools.sharing.place import place_at
-from cache_tools.sharing.push import Uploads
-from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.source import id_of, look
+from cache_tools.sharing.listing import id_of, look
+from cache_tools.sharing.locations.location import place_at
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.sharing.transfer import Transfer
-from cache_tools.store.copying import cut
+from cache_tools.sharing.upload import Uploads
+from cache_tools.store.copy import cut
 from cache_tools.store.ledger import Extent
 from cache_tools.store.records import write_durably
-from cache_tools.verify import verify
-from cache_tools.workers import Worker
+from cache_tools.verify.verify import verify
 
 HASTY = Patience(seconds=2, retries=1, pause=0.01)
 

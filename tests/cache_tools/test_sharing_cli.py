@@ -9,9 +9,9 @@ from click.testing import CliRunner, Result
 from small_caches import commit, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
+from cache_tools.cli.share import records_of
 from cache_tools.settings import Part
-from cache_tools.sharing.cli import records_of
 from cache_tools.sharing.parts import part_extent
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent

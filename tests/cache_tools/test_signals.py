@@ -11,13 +11,14 @@ from dense import entropies, threshold_sample
 from numpy.typing import NDArray
 from small_caches import small_recipe
 
+from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError
-from cache_tools.pooling import AttentionCapture
-from cache_tools.rows import UNUSED_ID, UNUSED_POSITION, Masking, mask_rows, threshold_offsets
+from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, group_arrays, rows_with_map
 from cache_tools.store.recipe import Recipe
+from cache_tools.teacher.forward import TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.model import Teacher, load_teacher
-from cache_tools.teacher.signals import TeacherPass, collect, host_batch, seen_mask
+from cache_tools.text.masking import Masking, mask_rows, threshold_offsets
 
 LENGTHS = [32, 9, 20, 3]
 SEEN = np.arange(4, 3000, dtype=np.int32)

@@ -14,7 +14,7 @@ from small_caches import Shards, commit, make_cache, prepare_cache, shard_places
 from store_machine import StoreMachine
 
 from cache_tools.errors import CometError
-from cache_tools.store.copying import cut
+from cache_tools.store.copy import cut
 from cache_tools.store.ledger import Extent, whole_extent
 from cache_tools.store.reader import open_cache
 from cache_tools.store.writer import drop_shard

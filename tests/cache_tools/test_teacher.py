@@ -20,16 +20,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from cache_tools.attention import AttentionCapture
+from cache_tools.build.prepare import principal_components
 from cache_tools.errors import CometError
-from cache_tools.pooling import AttentionCapture
-from cache_tools.prepare import principal_components
-from cache_tools.teacher.model import (
-    Teacher,
-    load_teacher,
-    split_head,
-    weights_sha256,
-)
-from cache_tools.teacher.tokenizer import encode_texts, load_tokenizer, tokenizer_sha256
+from cache_tools.models import weights_sha256
+from cache_tools.teacher.model import Teacher, load_teacher, split_head
+from cache_tools.text.tokenizer import encode_texts, load_teacher_tokenizer, tokenizer_sha256
 
 LETTERS = "abcdefghij"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS), "umunsi", "mwiza"]
@@ -167,7 +163,7 @@ def test_the_identity_of_weights_is_fixed() -> None:
 def test_a_folder_without_files(tmp_path: Path) -> None:
     expected = "expected a folder or a name on the hub with config.json, a tokenizer and model.safetensors or "
     assert f"its model cannot be loaded; {expected}" in error_of(load_teacher, tmp_path)
-    assert f"its tokenizer cannot be loaded; {expected}" in error_of(load_tokenizer, tmp_path)
+    assert f"its tokenizer cannot be loaded; {expected}" in error_of(load_teacher_tokenizer, tmp_path)
 
 
 def test_a_name_that_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
@@ -217,13 +213,13 @@ def test_a_head_that_does_something_more_is_noticed(folder: Path) -> None:
 
 def test_a_tokenizer_without_a_mask(tmp_path: Path) -> None:
     wordpiece(mask=False).save_pretrained(tmp_path)
-    message = error_of(load_tokenizer, tmp_path)
+    message = error_of(load_teacher_tokenizer, tmp_path)
     assert "its tokenizer has no mask token, so it cannot teach masked words; choose a masked LM such as" in message
 
 
 @pytest.mark.parametrize("text", ["<mask>", "a <mask> b", "<s></s>", "<pad><unk>", "</s>"])
 def test_special_tokens_in_a_text_are_text(sample_teacher: Path, text: str) -> None:
-    tokenizer = load_tokenizer(str(sample_teacher))
+    tokenizer = load_teacher_tokenizer(str(sample_teacher))
     (ids,) = encode_texts(tokenizer, [text])
     marks = {tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
     assert len(ids)
@@ -235,7 +231,7 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder: Path) -> None:
     state.enable_truncation(4)
     state.enable_padding(length=9)
     state.save(str(folder / "tokenizer.json"))
-    encode = load_tokenizer(str(folder)).backend_tokenizer.encode_batch_fast
+    encode = load_teacher_tokenizer(str(folder)).backend_tokenizer.encode_batch_fast
     short, long = encode(["a", "umunsi mwiza " * 50], add_special_tokens=False)
     assert len(short.ids) < 4
     assert len(long.ids) >= 100
@@ -243,20 +239,20 @@ def test_a_tokenizer_neither_cuts_nor_pads(folder: Path) -> None:
 
 def test_the_identity_of_a_tokenizer(folder: Path, sample_teacher: Path) -> None:
     """It changes with a piece, a score or the normaliser, not with padding, truncation or the text of a file."""
-    whole = tokenizer_sha256(load_tokenizer(str(sample_teacher)))
+    whole = tokenizer_sha256(load_teacher_tokenizer(str(sample_teacher)))
     file = folder / "tokenizer.json"
     state = json.loads(file.read_text())
     file.write_text(json.dumps(state | {"padding": None, "truncation": None}, indent=4))
-    assert tokenizer_sha256(load_tokenizer(str(folder))) == whole
+    assert tokenizer_sha256(load_teacher_tokenizer(str(folder))) == whole
     vocabulary = list(state["model"]["vocab"])
     vocabulary[100] = [vocabulary[100][0], vocabulary[100][1] - 1]
     for changed in ({"normalizer": {"type": "Lowercase"}}, {"model": state["model"] | {"vocab": vocabulary}}):
         file.write_text(json.dumps(state | changed))
-        assert tokenizer_sha256(load_tokenizer(str(folder))) != whole
+        assert tokenizer_sha256(load_teacher_tokenizer(str(folder))) != whole
 
 
 def test_a_wordpiece_tokenizer_is_ready_for_packing(bert_folder: Path) -> None:
-    tokenizer = load_tokenizer(str(bert_folder))
+    tokenizer = load_teacher_tokenizer(str(bert_folder))
     roles = (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id)
     assert roles == (0, 2, 3, 4)
     encoding = tokenizer.backend_tokenizer.encode("umunsi abc", add_special_tokens=False)

@@ -18,19 +18,19 @@ from crashes import crashing
 from small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing import remote
-from cache_tools.sharing.flight import in_flight, tried
-from cache_tools.sharing.folder import Folder
+from cache_tools.sharing.concurrent import in_flight, tried
+from cache_tools.sharing.listing import look
+from cache_tools.sharing.locations import remote
+from cache_tools.sharing.locations.folder import Folder
+from cache_tools.sharing.locations.http import shown
+from cache_tools.sharing.locations.remote import Patience, Remote, Unreachable
 from cache_tools.sharing.plan import plan
-from cache_tools.sharing.remote import Patience, Remote, Unreachable
-from cache_tools.sharing.source import look
 from cache_tools.sharing.transfer import Transfer
-from cache_tools.sharing.web import shown
-from cache_tools.store.claim import STAGING
-from cache_tools.verify import verify
+from cache_tools.store.staging import STAGING
+from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 PATIENCE = Patience(retries=2, pause=0.01)

@@ -9,13 +9,13 @@ from small_caches import NUMERICS, commit, make_cache, prepare_cache, random_sha
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.folder import Folder
+from cache_tools.sharing.listing import look
+from cache_tools.sharing.locations.folder import Folder
+from cache_tools.sharing.locations.remote import Patience
 from cache_tools.sharing.plan import Plan, plan
-from cache_tools.sharing.remote import Patience
-from cache_tools.sharing.source import look
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 PATIENCE = Patience(retries=0)

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 from small_caches import change_json, exchange, flip_byte, rewrite
 
 from cache_tools import build_cache, open_cache
-from cache_tools.cli import main
+from cache_tools.cli.main import main
+from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from cache_tools.store.copying import cut
+from cache_tools.store.copy import cut
 from cache_tools.store.ledger import Extent
-from cache_tools.verify import verify
-from cache_tools.verify_cli import as_lines
+from cache_tools.verify.verify import verify
 
 KINDS = {
     "threshold": {"temperatures": (1.0, 2.0), "attention_every": 2},

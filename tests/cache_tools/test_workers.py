@@ -9,12 +9,12 @@ import pytest
 from builds import digests
 
 from cache_tools import build_cache, open_cache
+from cache_tools.build.pipeline import missing_shards
+from cache_tools.build.workers import Worker, parse_worker
 from cache_tools.errors import CometError
-from cache_tools.fill import missing_shards
 from cache_tools.settings import BuildSettings, RecheckSettings
-from cache_tools.store.copying import merge
-from cache_tools.verify import verify
-from cache_tools.workers import Worker, parse_worker
+from cache_tools.store.copy import merge
+from cache_tools.verify.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cache_tools import Cache
-from cache_tools.pooling import block_members, pool_weights
-from comet import closeup
-from comet.closeup import (
+from cache_tools.attention import block_members, pool_weights
+from comet.report import analysis as closeup
+from comet.report.analysis import (
     CalibrationBin,
     CloseUp,
     Example,
@@ -27,13 +27,13 @@ from comet.closeup import (
     expected_calibration_error,
     first_row,
 )
-from comet.data import CacheRows, collate, shards_of
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
-from comet.report import sample_row
-from comet.student import PRESETS, new_student
-from comet.validation import validate, validation_rows
-from comet.vocabulary import full_vocabulary, in_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.report.summary import sample_row
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
+from comet.train.validation import validate, validation_rows
 
 CPU = torch.device("cpu")
 

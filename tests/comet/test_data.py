@@ -22,8 +22,8 @@ from transformers import Trainer, TrainingArguments
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.store.layout import ArraySpec
-from comet.data import Arrays, CacheRows, Reading, Shard, collate, require_compatible, shards_of
-from comet.sampler import BUFFER_SHARDS
+from comet.train.dataset import Arrays, CacheRows, Reading, Shard, collate, require_compatible, shards_of
+from comet.train.sampler import BUFFER_SHARDS
 
 NAMES = ("input_ids", "length", "target_position", "target_id", "topk_id", "topk_logprob", "tail_logmass", "attention")
 COPIES = 4  # of a small cache, for a data set of many shards

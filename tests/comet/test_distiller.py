@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from cache_tools import Cache
+from cache_tools.attention import block_members, pool_weights
 from cache_tools.errors import CometError
-from cache_tools.pooling import block_members, pool_weights
-from comet.data import CacheRows, collate, shards_of
-from comet.distiller import Distiller, match_layers
-from comet.losses import residual_kl
-from comet.recipes import DEFAULT, TrainingRecipe
-from comet.schedules import Schedule, Steps
-from comet.student import PRESETS, new_student
-from comet.validation import validate, validation_rows
-from comet.vocabulary import full_vocabulary
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import full_vocabulary
+from comet.train.dataset import CacheRows, collate, shards_of
+from comet.train.distiller import Distiller, match_layers
+from comet.train.losses import residual_kl
+from comet.train.objective import DEFAULT, Schedule, Steps, TrainingRecipe
+from comet.train.validation import validate, validation_rows
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

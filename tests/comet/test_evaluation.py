@@ -17,18 +17,18 @@ from test_page import Tree
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from cache_tools import Cache
-from cache_tools.entry import comet_eval
+from cache_tools.cli.entry import comet_eval
 from cache_tools.errors import CometError
 from comet import distill
-from comet.eval_cli import evaluate_models
-from comet.evaluation import Evaluation, EvaluationSettings, evaluate, latency_ms
-from comet.examples import load_task
-from comet.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
-from comet.results import ModelResult, Run
-from comet.scoreboard import best_candidate, score_page, score_table
-from comet.scores import retained, retained_interval
+from comet.cli.evaluate import evaluate_models
+from comet.evaluate.datasets import load_task
+from comet.evaluate.evaluation import Evaluation, EvaluationSettings, evaluate, latency_ms
+from comet.evaluate.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
+from comet.evaluate.metrics import retained, retained_interval
+from comet.evaluate.results import ModelResult, Run
+from comet.evaluate.scoreboard import best_candidate, score_page, score_table
+from comet.evaluate.tasks import find_task
 from comet.settings import StudentConfig
-from comet.tasks import find_task
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -20,14 +20,14 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 import comet
 from cache_tools import Cache
 from cache_tools.errors import CometError
+from comet.cli.export import export_model
 from comet.export import export as exporting
 from comet.export import onnx_model
 from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
-from comet.export.cli import export_model
 from comet.export.export import ExportSettings, export
 from comet.export.onnx_model import open_session, run
-from comet.student import PRESETS, new_student
-from comet.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 
 KINDS = {"texts": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
 LABELS = {0: "negative", 1: "neutral", 2: "positive"}

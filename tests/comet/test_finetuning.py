@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from small_tasks import write_entities, write_topics
 
 from cache_tools.errors import CometError
-from comet.examples import Example, TaskData, load_task
-from comet.finetuning import (
+from comet.evaluate.datasets import Example, TaskData, load_task
+from comet.evaluate.finetuning import (
     IGNORED,
     UNSEEN,
     FineTuning,
@@ -24,7 +24,7 @@ from comet.finetuning import (
     predict,
     targets_of,
 )
-from comet.tasks import find_task
+from comet.evaluate.tasks import find_task
 
 CPU = torch.device("cpu")
 HOW = FineTuning(epochs=3, batch_size=4, learning_rate=5e-4)

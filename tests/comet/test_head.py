@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import comet.head
-from comet.head import lookup, sparse_head
+import comet.student.head
+from comet.student.head import lookup, sparse_head
 
 TARGETS, WIDTH = 7, 12
 
@@ -40,7 +40,7 @@ def dense_head(
 def test_values_and_gradients_equal_the_dense_head(
     vocab_size: int, k: int, slice_size: int, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(comet.head, "VOCABULARY_SLICE", slice_size)
+    monkeypatch.setattr(comet.student.head, "VOCABULARY_SLICE", slice_size)
     temperatures = (1.0, 2.0)
     features, weight, bias, kept_id, truth_id = inputs(vocab_size, k, seed)
     mixing = torch.Generator().manual_seed(seed + 100)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_tools.teacher.head import BlockedHead, Head
 from cache_tools.teacher.threshold import keep_threshold_sample
-from comet.losses import (
+from comet.train.losses import (
     attention_kl,
     attention_mse,
     attention_projection,

@@ -8,11 +8,10 @@ import pytest
 from click.testing import CliRunner
 
 from cache_tools import Cache
-from comet.cli import train
+from comet.cli.train import train
 from comet.distillation import distill
-from comet.recipes import DEFAULT
-from comet.schedules import Schedule, Steps
 from comet.settings import StudentConfig
+from comet.train.objective import DEFAULT, Schedule, Steps
 
 
 @pytest.mark.parametrize("own", [False, True])

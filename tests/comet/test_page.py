@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comet.closeup import CloseUp, Example, Guess, MapPair, Place
-from comet.page import MOST_POINTS, History, escape_text, page, thin
-from comet.validation import Validation
+from comet.report.analysis import CloseUp, Example, Guess, MapPair, Place
+from comet.report.page import MOST_POINTS, History, escape_text, page, thin
+from comet.train.validation import Validation
 
 VOID = {"meta", "img", "br"}
 HOSTILE = """</title></style><script>alert(1)</script><img src=http://x/y onerror=alert(2)>"'&]]>--><svg onload=x>"""

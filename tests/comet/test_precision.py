@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from cache_tools import Cache
-from comet.data import collate
-from comet.distiller import Distiller
-from comet.precision import choose_bf16
-from comet.recipes import DEFAULT, PAPER, TrainingRecipe
-from comet.student import PRESETS, new_student
-from comet.vocabulary import full_vocabulary
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import full_vocabulary
+from comet.train.dataset import collate
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT, PAPER, TrainingRecipe
+from comet.train.trainer import choose_bf16
 
 CPU = torch.device("cpu")
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
-from comet.sampler import ShardShuffleSampler, SharedBatches
+from comet.train.sampler import ShardShuffleSampler, SharedBatches
 
 REPOSITORY = Path(__file__).parents[2]
 

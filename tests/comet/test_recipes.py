@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cache_tools.config import as_toml
+from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from comet.recipes import DEFAULT, PAPER, as_option, choose_recipe
-from comet.schedules import Schedule, Steps
+from comet.train.objective import DEFAULT, PAPER, Schedule, Steps, as_option, choose_recipe
 
 FILE = """
 base = "paper"

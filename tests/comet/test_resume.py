@@ -17,9 +17,9 @@ from trainings import checkpoints_of, losses, start_training, wait_for_checkpoin
 from cache_tools import Cache
 from cache_tools.errors import CometError
 from cache_tools.store.records import with_checksum
-from comet.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
 from comet.distillation import distill
 from comet.settings import StudentConfig
+from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
 
 STEPS = 40
 

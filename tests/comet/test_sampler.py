@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from cache_tools.errors import CometError
-from comet.sampler import CYCLE, Buffer, ShardShuffleSampler, language_rows
+from comet.train.sampler import CYCLE, Buffer, ShardShuffleSampler, language_rows
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 SEEDS = st.integers(0, 2**31)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from comet.schedules import Schedule, Steps, at, described, is_used, temperatures_of
+from comet.train.objective import Schedule, Steps, at, described, is_used, temperatures_of
 
 
 def test_a_number_stays_what_it_is() -> None:

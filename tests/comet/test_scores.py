@@ -7,7 +7,7 @@ import pytest
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score
 
-from comet.scores import accuracy, entity_f1, retained, retained_interval, weighted_f1
+from comet.evaluate.metrics import accuracy, entity_f1, retained, retained_interval, weighted_f1
 
 # scikit-learn's example of f1_score, seqeval's of its README
 SKLEARN_GOLD, SKLEARN_PREDICTED = [[c] for c in "012012"], [[c] for c in "021001"]

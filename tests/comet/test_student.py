@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from cache_tools import Cache
+from cache_tools.attention import AttentionCapture, block_members, pool_weights
 from cache_tools.errors import CometError
-from cache_tools.pooling import AttentionCapture, block_members, pool_weights
-from comet.data import CacheRows, collate, shards_of
-from comet.distiller import Distiller, match_layers
-from comet.recipes import DEFAULT, PAPER
-from comet.student import COMET, PRESETS, choose_shape, count_parameters, new_student
-from comet.validation import validate, validation_rows
-from comet.vocabulary import full_vocabulary, load_tokenizer
+from cache_tools.text.tokenizer import load_tokenizer
+from comet.student.model import COMET, PRESETS, choose_shape, count_parameters, new_student
+from comet.student.vocabulary import full_vocabulary
+from comet.train.dataset import CacheRows, collate, shards_of
+from comet.train.distiller import Distiller, match_layers
+from comet.train.objective import DEFAULT, PAPER
+from comet.train.validation import validate, validation_rows
 
 XLM_R_VOCABULARY = 250_002
 AFRO_XLMR_LARGE, AFRO_XLMR_BASE, AFRO_XLMR_MINI = 559_890_432, 278_043_648, 117_653_760

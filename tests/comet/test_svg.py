@@ -11,7 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comet.svg import HEIGHT, WIDTH, Line, Series, bar_chart, heat_map, line_chart, number, percent, ticks, whole, widen
+from comet.report.charts import (
+    HEIGHT,
+    WIDTH,
+    Line,
+    Series,
+    bar_chart,
+    heat_map,
+    line_chart,
+    number,
+    percent,
+    ticks,
+    whole,
+    widen,
+)
 
 finite = st.floats(-1e6, 1e6).filter(lambda v: v == 0 or abs(v) > 1e-6)
 

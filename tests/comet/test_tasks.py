@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cache_tools.errors import CometError
-from comet.eval_cli import TASK_NAMES
-from comet.examples import SPLITS, Example, hub_split, load_task, read_file, read_table
-from comet.tasks import TASKS, Task, find_task
+from comet.cli.evaluate import TASK_NAMES
+from comet.evaluate.datasets import SPLITS, Example, hub_split, load_task, read_file, read_table
+from comet.evaluate.tasks import TASKS, Task, find_task
 
 TWEETS = 'tweet\tlabel\n""Ni byiza"" cyane 😊\tpositive\nOya\tnegative\n'
 NEWS = 'category\theadline\ttext\turl\nsports\tUmukino\t"Amavubi ""yatsinze"" umukino\n\nku cyumweru."\thttp\n'

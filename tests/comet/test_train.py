@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import comet.cli
+import comet.cli.train
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
 

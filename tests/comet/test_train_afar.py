@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from trainings import checkpoints_of, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
-from comet.cli import train
+from comet.cli.train import train
 
 STEPS = ("--steps", "12", "--batch-size", "16")
 

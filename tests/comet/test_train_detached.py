@@ -7,13 +7,13 @@ import pytest
 from click.testing import CliRunner
 
 from cache_tools import Cache, open_cache
-from cache_tools.attach import attach
+from cache_tools.build.attach import attach
 from cache_tools.errors import CometError
-from cache_tools.store.copying import cut
+from cache_tools.store.copy import cut
 from cache_tools.store.ledger import without_text
 from comet import StudentConfig, distill, open_for_training
-from comet.cli import train
-from comet.data import CacheRows, shards_of
+from comet.cli.train import train
+from comet.train.dataset import CacheRows, shards_of
 
 
 @pytest.fixture

@@ -9,15 +9,16 @@ from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.data import CacheRows, ShardShuffleSampler, shards_of
 from comet.distillation import distill, training_arguments
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
-from comet.student import PRESETS, new_student
-from comet.trainer import DistillationTrainer
-from comet.validation import validate, validation_rows
-from comet.vocabulary import full_vocabulary
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import full_vocabulary
+from comet.train.dataset import CacheRows, shards_of
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
+from comet.train.sampler import ShardShuffleSampler
+from comet.train.trainer import DistillationTrainer
+from comet.train.validation import validate, validation_rows
 
 
 @pytest.fixture

@@ -16,21 +16,19 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from comet.data import collate, shards_of
+from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill
-from comet.distiller import Distiller
-from comet.recipes import DEFAULT
 from comet.settings import StudentConfig
-from comet.student import PRESETS, earlier_student, new_student
-from comet.vocabulary import (
+from comet.student.model import PRESETS, earlier_student, new_student
+from comet.student.vocabulary import (
     full_vocabulary,
-    in_vocabulary,
-    load_tokenizer,
     student_tokenizer,
-    teacher_mass_outside,
     trimmed_state,
     trimmed_vocabulary,
 )
+from comet.train.dataset import collate, in_vocabulary, shards_of, teacher_mass_outside
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
 
 TWEETS = ["Ndagukunda cyane 😂😂🔥 #Rwanda", "The weather is nice today, thank you!", "ibyo byose ni ukuri 100%", ""]
 
@@ -236,7 +234,7 @@ def test_other_files_beside_a_tokenizer_are_not_read(narrow: Cache, tmp_path: Pa
 
 
 def test_bpe_is_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comet.vocabulary.read_tokenizer", lambda _: {"model": {"type": "BPE", "vocab": {}}})
+    monkeypatch.setattr("comet.student.vocabulary.read_tokenizer", lambda _: {"model": {"type": "BPE", "vocab": {}}})
     with pytest.raises(CometError, match=r"--vocabulary trimmed: a BPE tokenizer builds its pieces from one another"):
         trimmed_vocabulary([open_cache(narrow.root)])
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from cache_tools import Cache
-from comet.checkpoints import is_whole
+from comet.train.checkpoints import is_whole
 
 REPOSITORY = Path(__file__).parents[2]
 

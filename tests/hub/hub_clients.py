@@ -19,7 +19,7 @@ REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 90  # seconds until a process that should have ended is taken for stuck
 LONGEST_PAUSE = 0.02
 PRELOADED = (
-    *("cache_tools.build", "cache_tools.cli", "comet.evaluation", "datasets"),
+    *("cache_tools.build.build", "cache_tools.cli.main", "comet.evaluate.evaluation", "datasets"),
     "transformers.models.xlm_roberta.modeling_xlm_roberta",
 )
 

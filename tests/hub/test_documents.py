@@ -12,7 +12,7 @@ from hub_clients import REPOSITORY, Clients
 from hub_data import card
 from hub_server import Hub
 
-from comet.student import PRESETS, count_parameters
+from comet.student.model import PRESETS, count_parameters
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OURS = {
@@ -125,10 +125,10 @@ OTHERS = {"--nproc-per-node", "--dist", "--check", "--help", "--repo-type"}
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_option_that_a_page_names_exists(page: Path) -> None:
-    from cache_tools.cli import main as comet_cache
-    from comet.cli import train
-    from comet.eval_cli import evaluate_models
-    from comet.export.cli import export_model
+    from cache_tools.cli.main import main as comet_cache
+    from comet.cli.evaluate import evaluate_models
+    from comet.cli.export import export_model
+    from comet.cli.train import train
 
     every = [*comet_cache.commands.values(), train, evaluate_models, export_model]
     known = {name for command in every for option in command.params for name in option.opts}

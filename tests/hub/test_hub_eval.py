@@ -29,7 +29,7 @@ def topics(hub: Hub, lines: list[str]) -> dict[str, bytes]:
 
 
 def evaluate(clients: Clients, folder: Path, model: str, *options: str) -> Ended:
-    return clients.run("comet.eval_cli", ["--model", model, "--task", "sib200", *QUICK, *options], folder)
+    return clients.run("comet.cli.evaluate", ["--model", model, "--task", "sib200", *QUICK, *options], folder)
 
 
 def test_model_and_data_from_the_hub_give_what_files_give(
@@ -61,7 +61,7 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, clients: Clients, topics: dict
     assert ended.stderr.startswith("error: --model lab/unheard: not found on the hub; is the name right? A private one")
     assert (ended.code, ended.stderr.count("\n")) == (1, 1)
     with hub.away():
-        ended = clients.run("comet.eval_cli", ["--model", "m", "--task", "masakhanews", *QUICK], tmp_path)
+        ended = clients.run("comet.cli.evaluate", ["--model", "m", "--task", "masakhanews", *QUICK], tmp_path)
     reason = f"the hub cannot be reached at {hub.endpoint} (ConnectError); try again when the network is up, or"
     assert ended.stderr == (
         f"error: --task masakhanews: masakhane/masakhanews: {reason} "

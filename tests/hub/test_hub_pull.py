@@ -9,7 +9,7 @@ from hub_server import Hub
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 
 URL = "hf://datasets/lab/kin"
 

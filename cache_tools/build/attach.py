@@ -1,0 +1,127 @@
+"""A detached cache gets its text again, from the receiver's own copy of it, and the seal says whether it is the text.
+
+All shards are made aside and compared before the first file gets its name, and the extent comes last. So a cache holds
+its text whole or is detached; what a killed call leaves is compared and used by the next.
+"""
+
+import os
+from pathlib import Path
+from types import FrameType
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.build.resolve import pinned_text
+from cache_tools.build.restore import Place, committed_shards, read_again
+from cache_tools.errors import CometError
+from cache_tools.interrupts import signals_handled_by
+from cache_tools.settings import is_hub_text
+from cache_tools.store.copy import rename_into, staging_in
+from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.ledger import EXTENT, read_extent, with_tokens
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.records import inside, read_bounded, with_checksum, write_durably
+from cache_tools.store.staging import STAGING, remove_abandoned
+from cache_tools.text.hub_text import parse_hub_text
+from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
+from cache_tools.text.tokenizer import backend_sha256, load_tokenizer
+
+
+def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -> Cache:
+    """Puts the text into a detached cache: the tokens of all committed shards, made again from `text` as a build takes
+    it, without the documents that share words with `exclude`. Everything else is as recipe and provenance say.
+
+    Returns the cache, whose id is then that of the copy that never lacked its text.
+
+    Raises CometError, and changes nothing, for text that cannot be read or does not give the sealed tokens, and for
+    files in the way; and at SIGINT or SIGTERM.
+    """
+    if cache.extent == with_tokens(cache.extent, cache.recipe):
+        remove_abandoned(cache.root, STAGING)  # a call that was killed after its last step may have left its folder
+        return cache
+    places = committed_shards(cache)
+    if not places:
+        raise CometError(f"{cache.root}: no shard is there to attach a text to; pull or merge some first")
+    there = files_there(cache, places)
+    tokenizer = cached_tokenizer(cache)
+    sources = find_texts(tuple(at_recorded_commit(one, cache) for one in text))
+    evaluation = find_sources(exclude, "--exclude", ITEM_FORMATS)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise CometError(f"{cache.root}: stopped; it is detached as before, run the same command again")
+
+    with signals_handled_by(stop), staging_in(cache.root) as work:
+        again = read_again(cache, sources, evaluation, tokenizer, work)
+        staged = []
+        for group, shard in tqdm(places, "attach", unit="shard", disable=None):
+            files = again.files(group, shard)
+            for name, path in lacking_files(cache, group, shard).items():
+                if path not in there:
+                    write_durably(work / path, files[name])
+                    staged.append(path)
+        for path in staged:
+            rename_into(work / path, inside(cache.root, path))
+        widen_extent(cache, work)
+    return open_cache(cache.root)
+
+
+def lacking_files(cache: Cache, group: str, shard: int) -> dict[str, str]:
+    """The token arrays that this copy is without, and where their files of a shard belong."""
+    specs = cache.specs[group]
+    return {name: specs[name].chunk_path(shard) for name in TOKEN_ARRAYS if name not in cache.extent.arrays}
+
+
+def files_there(cache: Cache, places: list[Place]) -> set[str]:
+    """Which of the lacking files an attach that was killed has left.
+
+    Raises CometError for files in their place that are not those of the ledger: nothing is ever overwritten.
+    """
+    found = set()
+    for group, shard in places:
+        record = cache.record(group, shard)
+        for name, path in lacking_files(cache, group, shard).items():
+            file = inside(cache.root, path)
+            if record is None or not os.path.lexists(file):
+                continue
+            if not record.files[name].matches(read_bounded(file, record.files[name].size)):
+                raise CometError(
+                    f"{file}: in the way: not the file that the ledger describes, and nothing is overwritten; remove "
+                    "it and run the same command again"
+                )
+            found.add(path)
+    return found
+
+
+def cached_tokenizer(cache: Cache) -> PreTrainedTokenizerFast:
+    """The tokenizer that a cache holds, set up as `teacher.tokenizer` does it.
+
+    Raises CometError when it is damaged, or not the one of the recipe.
+    """
+    recipe = cache.recipe
+    tokenizer = load_tokenizer(cache.tokenizer_folder, recipe.vocab_size)
+    if others := sorted(set(recipe.special_ids) - set(tokenizer.all_special_ids)):  # with no role of their own
+        tokenizer.add_special_tokens({"extra_special_tokens": tokenizer.convert_ids_to_tokens(others)})
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
+    found = (backend_sha256(tokenizer.backend_tokenizer), *ids, *sorted(tokenizer.all_special_ids))
+    expected = (recipe.tokenizer_sha256, recipe.bos_id, recipe.eos_id, recipe.pad_id, *sorted(recipe.special_ids))
+    if found != expected:
+        raise CometError(
+            f"{cache.root}: its tokenizer is not that of its recipe: expected sha256 and special ids {expected}, found "
+            f"{found}; the cache is damaged"
+        )
+    return tokenizer
+
+
+def at_recorded_commit(text: str, cache: Cache) -> str:
+    """A data set of the hub at the commit that the cache was made from, if it names it; files as they are."""
+    return pinned_text(parse_hub_text(text), cache.provenance).pinned if is_hub_text(text) else text
+
+
+def widen_extent(cache: Cache, work: Path) -> None:
+    """Says that the tokens are part of this copy. Raises CometError when somebody else has changed what it holds."""
+    wanted = with_tokens(cache.extent, cache.recipe)
+    if read_extent(cache.root, cache.recipe, tuple(group_arrays(cache.recipe, "train"))) not in (cache.extent, wanted):
+        raise CometError(f"{cache.root}: what it holds has changed meanwhile; run the same command again")
+    write_durably(work / EXTENT, with_checksum(wanted.to_json()))
+    rename_into(work / EXTENT, inside(cache.root, EXTENT))

@@ -1,0 +1,87 @@
+"""`--dry-run`: what a build would take. Rows are counted exactly, time and bytes measured on the first few."""
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cache_tools.build.pipeline import ShardInWork
+from cache_tools.build.prepare import prepare
+from cache_tools.build.resolve import pinned
+from cache_tools.models import choose_device
+from cache_tools.settings import BuildSettings
+from cache_tools.store.layout import encode_chunk
+from cache_tools.store.reader import open_cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
+from cache_tools.teacher.model import load_teacher
+from cache_tools.text.tokenizer import load_teacher_tokenizer
+
+PROBE_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Rows are exact; bytes and seconds (of the teacher alone, and of preparing the text) are measured on a part."""
+
+    rows: int
+    text_tokens: int
+    bytes: int
+    teacher_seconds: float
+    prepare_seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"dry run, nothing kept: {self.rows:,} rows from {self.text_tokens:,} tokens; "
+            f"about {self.bytes / 1e6:,.1f} MB; about {duration(self.prepare_seconds)} to prepare the text "
+            f"and {duration(self.teacher_seconds)} for the teacher on this machine"
+        )
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def estimate(settings: BuildSettings) -> Estimate:
+    """Prepares the text in a temporary folder and runs the teacher on its first rows for some seconds.
+
+    Raises what `build_cache` would raise for the same settings.
+    """
+    settings = pinned(settings)
+    teacher, tokenizer = load_teacher(settings.teacher), load_teacher_tokenizer(settings.teacher)
+    with tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder:
+        started = time.monotonic()
+        prepare(replace(settings, out=Path(folder) / "cache"), teacher, tokenizer)
+        prepare_seconds = time.monotonic() - started
+        cache = open_cache(Path(folder) / "cache")
+        recipe = cache.recipe
+        prepared_bytes = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+
+        device = choose_device(settings.device)
+        teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
+        teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
+        shard = ShardInWork(cache, ("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
+        collect(teacher_pass.launch(shard.batches[0]))  # the first pass of a process is slower
+        parts = []
+        started = time.monotonic()
+        for batch in shard.batches:
+            parts.append(collect(teacher_pass.launch(batch)))
+            if time.monotonic() - started > PROBE_SECONDS:
+                break
+        seconds = time.monotonic() - started
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    probed = len(arrays[next(iter(arrays))])
+    encoded = sum(len(encode_chunk(cache.specs["train"][name], rows)) for name, rows in arrays.items())
+    rows = sum(recipe.rows(group) for group in GROUPS)
+    return Estimate(
+        rows=rows,
+        text_tokens=cache.provenance["text_tokens"],
+        bytes=prepared_bytes + encoded * rows // probed,
+        teacher_seconds=seconds * rows / probed,
+        prepare_seconds=prepare_seconds,
+    )

@@ -1,0 +1,194 @@
+"""Stage 1b: the pipeline rows → teacher → store.
+
+One thread reads shards ahead and cuts them into batches, this one queues batches on the device and collects what
+comes back, one encodes and writes whole shards. The next batch is queued before the results of the last are fetched,
+so a GPU has work while the host looks at them.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache_tools.build.workers import ALONE, Worker
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.reader import Cache
+from cache_tools.store.staging import STAGING, claimed_folder
+from cache_tools.store.writer import commit_shard
+from cache_tools.teacher.device import numerics, smaller_batch
+from cache_tools.teacher.forward import HostBatch, Launched, Moment, TeacherPass, collect, host_batch, seen_mask
+from cache_tools.teacher.model import Teacher
+
+ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
+LAUNCHED_AT_ONCE = 2  # batches on the device: the one it works on, and the next
+
+
+class Throughput:
+    """How much the teacher has done, how long it took, and how much of that time the device was at work."""
+
+    def __init__(self) -> None:
+        self.tokens = self.rows = 0
+        self.seconds = self.busy_seconds = 0.0
+        self.first: Moment | None = None
+
+    def add(self, done: Launched) -> None:
+        self.first = self.first or done.began
+        self.tokens += done.batch.tokens
+        self.rows += len(done.batch.length)
+        self.seconds = self.first.until(done.finished)
+        self.busy_seconds += done.began.until(done.finished)
+
+    @property
+    def idle(self) -> float:
+        """The share of the time from the first batch to the last in which the device had nothing to do."""
+        return 1 - self.busy_seconds / self.seconds if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        speed = self.tokens / self.seconds if self.seconds else 0.0
+        return f"{self.tokens:,} tokens in {self.seconds:,.1f} s ({speed:,.0f} a second), device idle {self.idle:.1%}"
+
+
+class ShardInWork:
+    """The token rows of a shard on their way through the teacher, and its arrays as far as they have come back."""
+
+    def __init__(self, cache: Cache, place: tuple[str, int], batch_size: int, pinned: bool) -> None:
+        self.place, self.recipe, self.pinned = place, cache.recipe, pinned
+        self.tokens, self.token_files = cache.read_tokens(*place)
+        self.rows = len(self.tokens["length"])
+        specs = cache.specs[place[0]]
+        self.arrays: dict[str, NDArray] = {
+            name: np.empty((self.rows, *spec.shape[1:]), spec.dtype)
+            for name, spec in specs.items()
+            if name not in TOKEN_ARRAYS
+        }
+        self.cut(batch_size)
+
+    def cut(self, batch_size: int) -> None:
+        """Begins (again) with batches of so many rows."""
+        self.batch_size, self.collected_rows, self.launched = batch_size, 0, False
+        self.batches: list[HostBatch] = [
+            host_batch(
+                self.recipe,
+                {name: array[start : start + batch_size] for name, array in self.tokens.items()},
+                np.arange(start, min(start + batch_size, self.rows)),
+                self.pinned,
+            )
+            for start in range(0, self.rows, batch_size)
+        ]
+
+    def put(self, part: dict[str, NDArray]) -> bool:
+        """Takes the arrays of the next batch. Returns whether the shard is whole.
+
+        Raises ValueError unless they are all the arrays of a shard, in their dtypes: what is not put is not there.
+        """
+        found = {name: array.dtype for name, array in part.items()}
+        if found != (expected := {name: array.dtype for name, array in self.arrays.items()}):
+            raise ValueError(f"shard {self.place}: expected arrays {expected}, found {found}")
+        rows = slice(self.collected_rows, self.collected_rows + len(part[next(iter(part))]))
+        for name, array in part.items():
+            self.arrays[name][rows] = array
+        self.collected_rows = rows.stop
+        return self.collected_rows == self.rows
+
+
+def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+    """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
+    return [place for place in worker_shards(cache, worker) if cache.record(*place) is None]
+
+
+def committed_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+    """The others of this worker's (group, shard)."""
+    return [place for place in worker_shards(cache, worker) if cache.record(*place) is not None]
+
+
+def worker_shards(cache: Cache, worker: Worker) -> list[tuple[str, int]]:
+    every = [(group, shard) for group in ("validation", "train") for shard in cache.extent.indices(group)]
+    return [place for position, place in enumerate(every) if worker.takes(position)]
+
+
+def fill(
+    cache: Cache,
+    teacher: Teacher,
+    device: torch.device,
+    stop: threading.Event,
+    worker: Worker = ALONE,
+    committed: Callable[[str, int], None] = lambda group, shard: None,
+) -> Throughput:
+    """Runs the teacher over the worker's missing shards; `committed` is called after each, in the thread that writes.
+
+    Returns early, after the shard in work, when `stop` is set. Where memory does not suffice, a shard is begun again
+    in batches of half the size, and so are those after it; its commit record says which size it was.
+    An error in any thread ends the build with that error; no thread outlives the call.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dtype, batch_size = getattr(torch, cache.settings["dtype"]), cache.settings["batch_size"]
+    teacher_pass = TeacherPass(
+        teacher.to(device, dtype), cache.recipe, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size)
+    )
+    pending = missing_shards(cache, worker)
+    launched: deque[tuple[ShardInWork, Launched]] = deque()
+    writing: deque[Future[None]] = deque()
+    done = Throughput()
+    with (
+        claimed_folder(cache.root, STAGING) as staging,
+        ThreadPoolExecutor(1, "read") as reader,
+        ThreadPoolExecutor(1, "write") as writer,
+        progress_bar(cache, pending, worker) as progress,
+    ):
+
+        def read_ahead(index: int) -> list[Future[ShardInWork]]:
+            pinned = device.type == "cuda"
+            return [reader.submit(ShardInWork, cache, p, batch_size, pinned) for p in pending[index : index + 1]]
+
+        def write(shard: ShardInWork) -> None:
+            record = numerics(device, dtype, shard.batch_size)
+            commit_shard(cache.root, staging, cache.recipe, *shard.place, shard.arrays, shard.token_files, record)
+            committed(*shard.place)
+
+        def collect_until(left: int) -> None:
+            while len(launched) > left:
+                shard, oldest = launched.popleft()
+                if shard.put(collect(oldest)):
+                    writing.append(writer.submit(write, shard))
+                done.add(oldest)
+                progress.update(oldest.batch.tokens)
+            while len(writing) > ENCODING_AT_ONCE:
+                writing.popleft().result()
+
+        ahead = read_ahead(0)
+        for index in range(len(pending)):
+            shard = ahead.pop().result()
+            ahead = read_ahead(index + 1)
+            if shard.batch_size > batch_size:  # cut before memory ran out
+                shard.cut(batch_size)
+            while not shard.launched:
+                try:
+                    for batch in shard.batches:
+                        launched.append((shard, teacher_pass.launch(batch)))
+                        collect_until(LAUNCHED_AT_ONCE - 1)
+                    shard.launched = True
+                except RuntimeError as error:
+                    batch_size = smaller_batch(error, shard.batch_size)
+                    progress.update(-int(shard.tokens["length"][: shard.collected_rows].sum()))
+                    launched = deque((s, batch) for s, batch in launched if s is not shard)
+                    shard.cut(batch_size)
+            if stop.is_set():
+                break
+        collect_until(0)
+        while writing:
+            writing.popleft().result()
+    return done
+
+
+def progress_bar(cache: Cache, pending: list[tuple[str, int]], worker: Worker) -> tqdm:
+    """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
+    recipe = cache.recipe
+    todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len
+    total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len if worker == ALONE else todo
+    return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)

@@ -1,0 +1,249 @@
+"""Stage 1a: text → token rows, vocabulary and a sealed recipe. One process, on the CPU, in bounded memory.
+
+Everything is made in a hidden folder beside the cache and gets the cache's name only when it is sealed. So a cache
+that exists has its rows, masks and vocabulary fixed for good; what a killed `prepare` leaves, the next build removes.
+"""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.errors import CometError
+from cache_tools.models import choose_device
+from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.store.layout import group_arrays, widest_embedding
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
+from cache_tools.store.provenance import left_out
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.records import read_bounded, sync_folder
+from cache_tools.store.staging import claimed_folder
+from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
+from cache_tools.store.writer import seal, write_token_shard
+from cache_tools.teacher.device import choose_batch_size, choose_dtype
+from cache_tools.teacher.identity import identity
+from cache_tools.teacher.model import Teacher, teacher_licence
+from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
+from cache_tools.text.exclusion import RUN_WORDS
+from cache_tools.text.hub import split_revision
+from cache_tools.text.hub_text import HubText
+from cache_tools.text.languages import find_language
+from cache_tools.text.masking import Masking, max_targets
+from cache_tools.text.packing import validation_share
+from cache_tools.text.sources import ITEM_FORMATS, Source, find_sources, find_texts
+
+EMBEDDING_WIDTH = 256
+
+
+def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes the sealed cache `settings.out`, with tokens and without any of the teacher's signals.
+
+    Raises CometError for text that cannot be read or holds no token, and for settings that the teacher cannot do.
+    """
+    out = settings.out
+    check_against_teacher(settings, teacher, tokenizer)
+    sources = find_texts(settings.text)
+    evaluation = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with claimed_folder(out.parent, preparing_prefix(out)) as work:
+        root = work / "cache"
+        root.mkdir()
+        save_tokenizer(tokenizer, root / TOKENIZER)
+        check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
+        spool = spool_documents(sources, evaluation, tokenizer, work, settings.token_limit)
+        made_from = provenance(settings, sources, evaluation, spool)
+        if evaluation:
+            tqdm.write(f"left out {left_out(made_from)}")
+        share = validation_share(settings.mask_prob * settings.views * spool.total)
+        rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
+        masking = masking_of(settings, spool, tokenizer)
+        recipe = make_recipe(settings, teacher, tokenizer, rows, masking)
+        digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
+        attributes: dict[str, object] = {
+            "recipe": asdict(recipe),
+            "recipe_id": recipe.recipe_id,
+            "provenance": made_from,
+            "settings": run_settings(settings, teacher),
+        }
+        seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
+        publish(root, out)
+
+
+def publish(root: Path, out: Path) -> None:
+    """Gives a sealed cache its name, once all of it is on the disk. Raises CometError when the disk refuses."""
+    for folder in (*root.rglob("*/"), root):
+        sync_folder(folder)
+    try:
+        os.rename(root, out)
+    except OSError as error:
+        if not out.exists():
+            raise CometError(f"{out}: cannot be created ({error.strerror})") from error
+        # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
+    sync_folder(out.parent)
+
+
+def preparing_prefix(out: Path) -> str:
+    """How the folders begin that a cache is prepared in."""
+    return f".{out.name}.preparing-"
+
+
+def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises CometError when this teacher cannot do what the settings ask."""
+    config = teacher.model.config
+    vocab_size = len(teacher.head.weight)
+    if len(tokenizer) > vocab_size:
+        raise CometError(
+            f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} pieces but its head only {vocab_size}; "
+            "tokenizer and model do not belong together"
+        )
+    # RoBERTa's positions start after the padding id, so two of max_position_embeddings are never used
+    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    if settings.seq_len > positions:
+        raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
+    if settings.top_k > vocab_size:
+        raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
+    parse_layers(settings.attention_layers, config.num_hidden_layers)
+
+
+def masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
+    """Raises CometError when the text holds nothing but unknown tokens."""
+    special = tuple(sorted(tokenizer.all_special_ids))
+    seen = np.flatnonzero(spool.counts).astype(np.int32)
+    seen = seen[~np.isin(seen, special)]
+    if not len(seen):
+        raise CometError("--text: the teacher's tokenizer knows no piece of this text; is it the right teacher?")
+    return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
+
+
+def make_recipe(
+    settings: BuildSettings,
+    teacher: Teacher,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: dict[str, PackedRows],
+    masking: Masking,
+) -> Recipe:
+    config = teacher.model.config
+    return Recipe(
+        **identity(teacher, tokenizer),
+        tokens_sha256=rows_sha256(rows),
+        seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
+        seen_size=len(masking.seen),
+        embedding_width=min(EMBEDDING_WIDTH, config.hidden_size, widest_embedding(len(masking.seen))),
+        train_rows=len(rows["train"].length) * settings.views,
+        validation_rows=len(rows["validation"].length) * settings.views,
+        seq_len=settings.seq_len,
+        max_targets=max_targets(settings.seq_len, settings.mask_prob),
+        views=settings.views,
+        mask_prob=settings.mask_prob,
+        seed=settings.seed,
+        keep=settings.keep,
+        top_k=settings.top_k,
+        temperatures=settings.temperatures,
+        attention_layers=parse_layers(settings.attention_layers, config.num_hidden_layers),
+        attention_size=settings.map_size,
+        attention_every=settings.attention_every,
+        rows_per_shard=settings.rows_per_shard,
+    )
+
+
+def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
+    """Masks the rows of all views, view 0 first, and writes their token shards. Returns the digest of each shard."""
+    specs = group_arrays(recipe, group)
+    shards = tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None)
+    return tuple(
+        write_token_shard(root, specs, shard, masked_shard(rows, masking, recipe, group, shard)) for shard in shards
+    )
+
+
+def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
+    """The vocabulary arrays; see `store.reader.Vocabulary`."""
+    seen = torch.from_numpy(masking.seen.astype(np.int64))
+    count = spool.counts[masking.seen]
+    embedding = teacher.input_embedding.detach()[seen]
+    return {
+        "id": masking.seen,
+        "count": count,
+        "embedding": principal_components(embedding, torch.from_numpy(count), recipe.embedding_width).numpy(),
+        "head_bias": teacher.head.bias.detach().float()[seen].numpy(),
+    }
+
+
+def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: int) -> torch.Tensor:
+    """[V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
+
+    Mean and covariance weigh each row by its count; each direction's largest entry is made positive, so that the
+    result does not depend on the eigensolver's choice of sign.
+    """
+    rows = embedding.double()
+    weight = count.double() / count.sum()
+    centred = rows - weight @ rows
+    covariance = centred.T @ (weight[:, None] * centred)  # [H, H]
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [H, width], leading first
+    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
+    return (centred @ (directions * largest.sign())).half()
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """The two files that a cache holds of a tokenizer. Raises OSError when they cannot be written."""
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the library raises nothing more special when the disk refuses
+        raise OSError(str(error)) from error
+    for path in folder.iterdir():
+        if path.name not in TOKENIZER_FILES:
+            path.unlink()
+
+
+def check_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Raises CometError for a tokenizer that readers of the cache would refuse."""
+    pieces, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
+    try:
+        parse_tokenizer(pieces, vocab_size, TOKENIZER_FILES[0])
+        parse_tokenizer_config(config, TOKENIZER_FILES[1])
+    except CometError as error:
+        raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
+
+
+def provenance(
+    settings: BuildSettings, sources: tuple[Source | HubText, ...], evaluation: tuple[Source, ...], spool: Spool
+) -> dict[str, object]:
+    """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
+    language = find_language(settings.language)
+    local = Path(settings.teacher).is_dir()
+    name, revision = split_revision(settings.teacher)
+    return {
+        "language": language.code,
+        "language_name": language.name,
+        "teacher": Path(settings.teacher).resolve().name if local else name,
+        "teacher_revision": None if local else revision,
+        "teacher_licence": teacher_licence(settings.teacher),
+        "text": text_records(sources),
+        "text_tokens": spool.total,
+        "documents": spool.document_count,
+        "max_tokens": settings.token_limit,
+        "excluded": [source.record() for source in evaluation],
+        "excluded_documents": spool.left_out,
+        "excluded_run_words": RUN_WORDS,
+    }
+
+
+def text_records(sources: Sequence[Source | HubText]) -> list[dict[str, object]]:
+    """What a cache keeps of its texts; the licence is known only of what comes from the hub."""
+    return [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources]
+
+
+def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:
+    """The automatic choices, made once, so that every worker and every resumed run computes alike."""
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, device)
+    return {
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": settings.batch_size or choose_batch_size(teacher, settings.seq_len, device, dtype),
+    }

@@ -1,0 +1,1 @@
+"""The commands of comet-cache, one module each."""

@@ -1,0 +1,116 @@
+"""`--config FILE`: the options of a command from a TOML file, by their long names; and such files written."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_tools.cli.terminal import WrongCall
+from cache_tools.errors import CometError
+
+NOT_IN_FILES = ("config", "help")
+
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=lambda context, parameter, path: read_defaults(context, path),
+    help="TOML file of these options, such as batch-size = 8; what the command line says wins.",
+)
+
+
+class TextOrTable(click.ParamType):
+    """A text, or in a file a table."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if isinstance(value, dict) else str(value)
+
+
+def read_defaults(context: click.Context, path: Path | None) -> None:
+    """Makes what the file says the defaults of the command. Raises WrongCall when it cannot be."""
+    if path is not None:
+        try:
+            context.default_map = options_of(path, context.command.params)
+        except CometError as error:
+            raise WrongCall(str(error)) from error
+
+
+def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
+    """The values in a file by the names of click's parameters.
+
+    Dashes and underscores mean the same. Raises CometError, with the nearest name, for an option that there is not,
+    one that stands there twice, and a value of another kind.
+    """
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CometError(f"--config {path}: cannot be read ({error.strerror})", exit_code=2) from error
+    except ValueError as error:  # tomllib's and Unicode's errors
+        raise CometError(f"--config {path}: not TOML: {error}", exit_code=2) from error
+    known = {option.removeprefix("--"): p for p in parameters for option in p.opts if option.startswith("--")}
+    known = {name: parameter for name, parameter in known.items() if name not in NOT_IN_FILES}
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name = key.replace("_", "-")
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
+            raise CometError(f"--config {path}: there is no option {key!r}; {advice}", exit_code=2)
+        parameter = known[name]
+        if parameter.name in values:
+            raise CometError(f"--config {path}: {name} stands there twice, with a dash and an underscore", exit_code=2)
+        values[str(parameter.name)] = value_of(parameter, value, f"--config {path}: {key}")
+    return values
+
+
+def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
+    """A value of TOML as click takes it. A list stands for a repeated option, or for one that takes commas."""
+    expected = None
+    if getattr(parameter, "is_flag", False):
+        expected = None if isinstance(value, bool) else "true or false"
+    elif isinstance(value, dict):
+        if parameter.multiple:
+            return [f"{name}={setting!r}" for name, setting in value.items()]
+        expected = None if isinstance(parameter.type, TextOrTable) else "a value, not a table"
+    elif isinstance(value, list):
+        if any(isinstance(part, list | dict | bool) for part in value):
+            expected = "a list of texts or numbers"
+        else:
+            value = [str(part) for part in value]
+            value = value if parameter.multiple else ",".join(value)
+    elif not isinstance(value, str | int | float) or isinstance(value, bool):
+        expected = "a text or a number"
+    elif parameter.multiple:
+        value = [value]
+    if expected is not None:
+        raise CometError(f"{where} = {json.dumps(value, default=str)}: expected {expected}", exit_code=2)
+    return value
+
+
+def as_toml(options: Mapping[str, Any]) -> str:
+    """A file for `--config`; None leaves an option out, tables come last."""
+    lines = [f"{name} = {toml_value(x)}" for name, x in options.items() if x is not None and not isinstance(x, dict)]
+    for name, table in options.items():
+        if isinstance(table, dict) and table:
+            lines += ["", f"[{name}]", *(f"{key} = {toml_value(x)}" for key, x in table.items() if x is not None)]
+    return "\n".join([*lines, ""])
+
+
+def toml_value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml_value(part) for part in value)}]"
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{name} = {toml_value(part)}' for name, part in value.items())} }}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    quoted = json.dumps(str(value), ensure_ascii=False)
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)

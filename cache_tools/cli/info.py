@@ -1,0 +1,156 @@
+"""comet-cache info and languages: what a cache is, in a few facts for a person or a machine."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_tools.cli.config import as_toml
+from cache_tools.cli.terminal import fact_line, one_line_errors, painted
+from cache_tools.store.ledger import cache_id, whole_extent
+from cache_tools.store.provenance import attach_call, left_out
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.text.hub_text import parse_hub_text
+from cache_tools.text.languages import LANGUAGES, language_table
+
+
+def describe(cache: Cache) -> dict[str, object]:
+    """Facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
+    recipe, made_from = cache.recipe, cache.provenance
+    missing = sum(len(cache.missing(group)) for group in GROUPS)
+    shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
+    size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
+    best = recipe.keep == "topk"
+    kept = f"the {recipe.top_k} best tokens" if best else f"up to {recipe.top_k} tokens by threshold sampling"
+    layers = ", ".join(str(layer) for layer in recipe.attention_layers)
+    every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
+    size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
+    text_tokens = made_from.get("text_tokens")
+    is_whole = cache.extent == whole_extent(recipe)
+    excluded = listed(made_from.get("excluded", []), "name")
+    facts: dict[str, object] = {
+        "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
+        **({} if is_whole else {"part": part_of_whole(cache)}),
+        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, made_from)}),
+        "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
+        "text": listed(made_from.get("text", []), "name"),
+        **from_hub("text", made_from.get("text", [])),
+        "text_tokens": text_tokens,
+        **({"excluded": excluded, "left_out": left_out(made_from)} if excluded else {}),
+        "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
+        f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
+        **from_hub("teacher", [{name: made_from.get(f"teacher_{name}") for name in ("revision", "licence")}]),
+        "teacher_sha256": recipe.teacher_sha256,
+        "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
+        "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
+        f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
+        "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
+        "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {size_of_map}, of {every}"
+        if recipe.attention_layers
+        else "none",
+        "bytes": size,
+    }
+    if text_tokens and not missing and is_whole:
+        facts["bytes_per_token"] = round(size / (text_tokens * recipe.views), 1)
+    facts["recipe_id"] = recipe.recipe_id
+    if not missing:
+        facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
+    return facts
+
+
+def part_of_whole(cache: Cache) -> str:
+    """How many of the shards, and which arrays not, a smaller copy holds."""
+    held = {group: len(cache.extent.indices(group)) for group in GROUPS}
+    shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
+    without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
+    return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
+
+
+def listed(records: list[dict[str, Any]], field: str) -> str:
+    return ", ".join(str(record[field]) for record in records if record.get(field))
+
+
+def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
+    """Commits of the hub and licences, as far as they are known."""
+    facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
+    return {field: value for field, value in facts.items() if value}
+
+
+def options_of_build(cache: Cache) -> dict[str, object]:
+    """The options of `comet-cache build` that give this cache again, every automatic choice made.
+
+    What came from the hub is named with its commit, files and folders without where they lay.
+    """
+    recipe, made_from = cache.recipe, cache.provenance
+    return {
+        "lang": made_from.get("language"),
+        "teacher": at_revision(str(made_from.get("teacher")), made_from.get("teacher_revision")),
+        "text": [text_option(source) for source in made_from.get("text", [])],
+        "max-tokens": made_from.get("max_tokens"),
+        "exclude": [str(source.get("name")) for source in made_from.get("excluded", [])] or None,
+        "seq-len": recipe.seq_len,
+        "views": recipe.views,
+        "mask-prob": recipe.mask_prob,
+        "seed": recipe.seed,
+        "keep": recipe.keep,
+        "top-k": recipe.top_k,
+        "temperatures": recipe.temperatures,
+        "attention-layers": recipe.attention_layers or "none",
+        "attention-size": recipe.attention_size,
+        "attention-every": recipe.attention_every,
+        "rows-per-shard": recipe.rows_per_shard,
+        "dtype": cache.settings.get("dtype"),
+        "batch-size": cache.settings.get("batch_size"),
+    }
+
+
+def text_option(source: dict[str, Any]) -> str:
+    name, revision = str(source.get("name")), source.get("revision")
+    return replace(parse_hub_text(name), revision=revision).pinned if revision else name
+
+
+def at_revision(name: str, revision: object) -> str:
+    return f"{name}@{revision}" if revision else name
+
+
+def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
+    state = painted(facts["state"], fg="green" if facts["state"] == "complete" else "yellow")
+    click.echo(f"{cache_path}: {state}")
+    for name, value in facts.items():
+        if name != "state":
+            click.echo(fact_line(name, value))
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--toml", is_flag=True, help="The options it was built with, for comet-cache build --config.")
+@one_line_errors
+def info(cache: Path, as_json: bool, toml: bool) -> None:
+    """What is in a cache, from what it was made, how far it is, and how big."""
+    from cache_tools.store.reader import open_cache
+
+    if toml:
+        click.echo(as_toml(options_of_build(open_cache(cache))), nl=False)
+        return
+    facts = describe(open_cache(cache))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        show_human(cache, facts)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+def languages(as_json: bool) -> None:
+    """The languages that AfroXLMR knows best, their codes and default corpora."""
+    if as_json:
+        facts = [{name: getattr(x, name) for name in ("code", "name", "synonyms", "corpora")} for x in LANGUAGES]
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        click.echo(language_table())

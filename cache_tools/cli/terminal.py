@@ -1,0 +1,69 @@
+"""What every command does towards a person: errors in one line, libraries quiet, nothing that drives the terminal."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from cache_tools.errors import CometError, printable, visible
+
+
+class WrongCall(click.ClickException):
+    """A CometError that is found while the command line is still being read."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        show_error(self.message)
+
+
+def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turns a CometError into one line on stderr and its exit code, any other error too unless `--debug`."""
+
+    @wraps(command)
+    def run(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Exception as error:
+            if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click knows what to do with these
+                raise
+            known = isinstance(error, CometError)
+            text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
+            show_error(text)
+            sys.exit(error.exit_code if isinstance(error, CometError) else 1)
+
+    return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
+
+
+def quiet_libraries() -> None:
+    """Leaves the terminal to our own lines and the bars of downloads: the bars and advice of libraries stay out."""
+    import transformers.utils.logging as transformers_logging
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import enable_progress_bars
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if sys.stderr.isatty() and not constants.HF_HUB_DISABLE_PROGRESS_BARS:
+        enable_progress_bars()  # of downloads, which transformers disables with its own
+    for name in ("huggingface_hub", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def show_error(message: str) -> None:
+    """One line on stderr."""
+    click.echo(f"{painted('error:', fg='red')} {visible(' '.join(message.split()))}", err=True)
+
+
+def painted(text: str, **style: Any) -> str:
+    """The text in colour, which `click.echo` takes out again where no terminal is; as it is where NO_COLOR is set."""
+    return text if os.environ.get("NO_COLOR") else click.style(text, **style)
+
+
+def fact_line(name: str, value: object) -> str:
+    """A line of a table of facts."""
+    shown = f"{name.replace('_', ' '):<18}"
+    return f"  {painted(shown, dim=True)} {printable(value)}"

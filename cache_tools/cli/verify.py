@@ -1,0 +1,165 @@
+"""comet-cache verify and repair."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from cache_tools.cli.terminal import one_line_errors, painted, quiet_libraries
+from cache_tools.errors import CometError, visible
+from cache_tools.settings import RecheckSettings
+
+if TYPE_CHECKING:
+    from cache_tools.verify.report import Report
+
+MOST_SHOWN = 50
+DAMAGED, SOUND = "  DAMAGED", "sound and complete"
+
+
+def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--teacher and what goes with it, as the argument `again`: None, or how the teacher is to be run again."""
+    dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
+    options = [
+        click.option("--teacher", help="Folder or hub name of the cache's teacher: run it on some rows, and compare."),
+        click.option("--rows", default=RecheckSettings.rows, help="Rows that the teacher is run on."),
+        click.option("--seed", default=RecheckSettings.seed, help="Another seed looks at other rows."),
+        click.option("--dtype", type=dtypes, default="auto", help="auto: that of a shard, if the device has it."),
+        click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …"),
+        click.option("--batch-size", type=int, help="Rows at once.  [default: what device and memory allow]"),
+    ]
+
+    @wraps(command)
+    def with_settings(*args: Any, teacher: str | None, **others: Any) -> None:
+        settings = {name: others.pop(name) for name in ("rows", "seed", "dtype", "device", "batch_size")}
+        if teacher is None and (unused := given(settings)):
+            raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
+        if teacher is not None:
+            quiet_libraries()
+        command(*args, again=RecheckSettings(teacher, **settings) if teacher is not None else None, **others)
+
+    decorated: Callable[..., None] = with_settings
+    for option in reversed(options):
+        decorated = option(decorated)
+    return decorated
+
+
+def given(options: Iterable[str]) -> list[str]:
+    """Those of these options that stand in the call."""
+    source = click.get_current_context().get_parameter_source
+    return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
+
+
+@click.command("verify")
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
+@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@one_line_errors
+@teacher_options
+def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings | None) -> None:
+    """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
+
+    A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
+    --batch-size) the teacher's values must also come out again, within what its dtype can hold.
+    """
+    from cache_tools.verify.verify import verify
+
+    report = verify(cache, deep, again)
+    if as_json:
+        click.echo(json.dumps(as_facts(report), indent=1))
+    else:
+        for line in as_lines(report):
+            color = "red" if line.startswith(DAMAGED) else "green" if line == SOUND else None
+            click.echo(painted(visible(line), fg=color))
+    sys.exit(1 if report.damage else 0)
+
+
+@click.command()
+@click.argument("cache", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Drop shards whose values cannot be right, too.")
+@one_line_errors
+@teacher_options
+def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
+    """Drop the damaged shards of a cache, so that `comet-cache build` makes them again.
+
+    Damaged is what `comet-cache verify` finds with the same options. Nothing sound is touched, and no file is removed
+    that does not belong to a damaged shard. What was sealed once (metadata, vocabulary, tokenizer) cannot be dropped:
+    copy it from another copy.
+    """
+    from cache_tools.store.reader import open_cache
+    from cache_tools.store.writer import drop_shard
+    from cache_tools.verify.verify import verify
+
+    report = verify(cache, deep, again)
+    for group, shard in report.damaged_shards:
+        drop_shard(open_cache(cache), group, shard)
+        click.echo(f"dropped shard {group} {shard}")
+    if left := [damage.message for damage in report.damage if damage.shard is None]:
+        raise CometError(
+            f"{cache}: what no shard can be dropped for ({len(left)}): {left[0]}. Copy such files from a sound copy, "
+            "remove what does not belong, or build the cache again"
+        )
+    if report.damaged_shards:
+        click.echo(f"{len(report.damaged_shards)} shards dropped; {made_again(report)}")
+    else:
+        click.echo("nothing is damaged")
+
+
+def as_facts(report: "Report") -> dict[str, object]:
+    return {
+        "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
+        "deep": report.deep,
+        "text_detached": report.attaching is not None,
+        "shards": report.shards,
+        "missing_shards": report.missing,
+        "files": report.files,
+        "bytes": report.size,
+        "damaged_shards": [list(place) for place in report.damaged_shards],
+        "damage": [damage.message for damage in report.damage],
+        "notes": report.notes,
+        **({"teacher": [run.facts() for run in report.runs]} if report.runs is not None else {}),
+    }
+
+
+def as_lines(report: "Report") -> list[str]:
+    looked = "every value of" if report.deep else "every byte of"
+    lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
+    lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]
+    lines += [line for run in report.runs or [] for line in run.lines()]
+    lines += [f"{DAMAGED}  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
+    if len(report.damage) > MOST_SHOWN:
+        lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
+    if report.damaged_shards:
+        lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
+        lines.append(f"`{repairing(report)}` drops them; {made_again(report)}")
+    elif report.damage:
+        lines.append("no shard is to blame: copy these files from a sound copy, or build the cache again")
+    elif report.missing:
+        total = report.shards + report.missing
+        lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
+    else:
+        lines.append(SOUND)
+    if report.attaching is not None:
+        lines.append(f"it holds no text; to train from it attach the text first: {report.attaching}")
+    return lines
+
+
+def made_again(report: "Report") -> str:
+    if report.attaching is not None:
+        return "the same `comet-cache pull` brings them again"
+    return "the same `comet-cache build` makes them again"
+
+
+def repairing(report: "Report") -> str:
+    """The call that finds the same damage again, and drops it."""
+    again = {} if report.again is None else asdict(report.again)
+    chosen = [
+        (f.name, again[f.name]) for f in fields(RecheckSettings) if f.name in again and again[f.name] != f.default
+    ]
+    parts = [f"--{name.replace('_', '-')} {value}" for name, value in chosen]
+    return " ".join(["comet-cache repair", str(report.root), *["--deep"] * report.deep, *parts])

@@ -1,0 +1,60 @@
+"""What teachers and students have in common as models of transformers: where they compute, and their identity."""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from cache_tools.errors import CometError
+
+
+def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
+    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
+
+    Raises CometError when a device is asked for that is not there.
+    """
+    if requested == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(environment.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    try:
+        device = torch.device(requested)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise CometError(
+            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
+        ) from None
+    return device
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def loading_errors(name: str, what: str) -> Any:
+    """Turns what transformers raises for missing or broken files into one clear line."""
+    try:
+        yield
+    except UnpicklingError as error:
+        raise CometError(
+            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
+            "tensors, which is never run; get the file again, or a model.safetensors"
+        ) from error
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CometError(
+            f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
+            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
+        ) from error

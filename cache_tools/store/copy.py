@@ -1,0 +1,215 @@
+"""Copies of caches in other folders: each is a sound cache itself at every moment, and nothing in it is overwritten."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import max_file_bytes
+from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, file_record, shard_record_path
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
+from cache_tools.store.staging import STAGING, claimed_folder
+
+MOST_NAMED = 20  # differences in one message
+Place = tuple[str, int]
+Track = Callable[[Sequence[Place]], Iterable[Place]]
+"""Gives back shards one after the other, and may show how far that is."""
+
+
+def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
+    """What was sealed once, and the extent of the copy, as far as they are not there yet; the seal last.
+
+    Raises CometError when the folder holds another cache, another part of this one, or other files, or refuses.
+    """
+    seal = read_bounded(cache.root / SEAL, MAX_RECORD_BYTES)
+    wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
+    for path, (data, other) in wanted.items():
+        if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
+            there = open_cache(folder)
+            unlike = differences(there, cache) if path == SEAL else extent_differences(there.extent, extent)
+            raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
+    with staging_in(folder) as staging:
+        for path, record in cache.seal.files.items():
+            publish(sound_file(cache, path, record, record.size), record, staging, folder, path)
+        for path in (EXTENT, SEAL):
+            data, _ = wanted[path]
+            publish(data, file_record(data), staging, folder, path)
+
+
+def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequence[str]) -> bool:
+    """The files of these arrays of a committed shard, then its record. Returns whether it was still to do: where the
+    folder has the shard already, perhaps of another builder, it stays as it is.
+
+    Raises CometError when a file is damaged, or the folder refuses.
+    """
+    record = cache.record(group, shard)
+    path = shard_record_path(group, shard)
+    if record is None or (folder / path).exists():
+        return False
+    with staging_in(folder) as staging:
+        for name in arrays:
+            spec, file = cache.specs[group][name], record.files[name]
+            data = sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
+            publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
+        data = with_checksum(record.to_json())
+        publish(data, file_record(data), staging, folder, path)
+    return True
+
+
+def put_tokens(cache: Cache, group: str, shard: int, files: Mapping[str, bytes]) -> None:
+    """The files of a shard's token arrays, made again, into the cache, where the shard is not committed.
+
+    Raises CometError when the folder refuses.
+    """
+    with staging_in(cache.root) as staging:
+        for name, data in files.items():
+            path = cache.specs[group][name].chunk_path(shard)
+            publish(data, file_record(data), staging, cache.root, path, uncommitted=True)
+
+
+def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
+    """The content of a file. Raises CometError unless it is what the ledger describes."""
+    path = inside(cache.root, relative)
+    data = read_bounded(path, limit)
+    if not record.matches(data):
+        raise CometError(f"{path}: not the file that the ledger describes; the cache is damaged")
+    return data
+
+
+@contextmanager
+def staging_in(folder: Path) -> Iterator[Path]:
+    """A folder of its own for files on their way into `folder`. Raises CometError for what the disk refuses inside."""
+    with writing_in(folder), claimed_folder(folder, STAGING) as staging:
+        yield staging
+
+
+@contextmanager
+def writing_in(folder: Path) -> Iterator[None]:
+    """Raises CometError for what the disk refuses inside."""
+    try:
+        yield
+    except OSError as error:
+        raise CometError(
+            f"{folder}: cannot be written ({error.strerror or error}); what is copied from is safe. Mend the folder "
+            "and run the same command again to go on"
+        ) from error
+
+
+def publish(
+    data: bytes, record: FileRecord, staging: Path, folder: Path, path: str, *, uncommitted: bool = False
+) -> None:
+    """Gives a file its name when it is on the disk. What lies there under the name stays if it is the same.
+
+    `uncommitted`: what lies there belongs to a shard without a record, and may be replaced.
+    Raises CometError when something else lies there.
+    """
+    final = folder / path
+    if final.exists():
+        if final.stat().st_size == record.size and record.matches(final.read_bytes()):
+            return
+        if not uncommitted:
+            raise CometError(f"{folder}: {path} is there and differs; choose another folder", exit_code=2)
+    write_durably(staging / "file", data)
+    rename_into(staging / "file", final)
+
+
+def rename_into(staged: Path, final: Path) -> None:
+    """Gives a file that is on the disk its name, and waits until that is."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staged, final)
+    sync_folder(final.parent)
+
+
+def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cache:
+    """A part of a cache in a folder of its own: the same recipe and commit records, and a smaller extent.
+
+    Called again after a stop it goes on. Raises CometError when a shard of the part is missing or damaged, and as
+    `copy_sealed` and `copy_shard` do.
+    """
+    for group in GROUPS:
+        outside = set(extent.indices(group)) - set(cache.extent.indices(group))
+        lacking = sorted(outside | {shard for shard in extent.indices(group) if cache.record(group, shard) is None})
+        if lacking or not set(extent.arrays) <= set(cache.extent.arrays):
+            raise CometError(f"{cache.root}: does not hold shards {group} {lacking[:5]} or all of {extent.arrays}")
+    copy_sealed(cache, folder, extent)
+    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
+        copy_shard(cache, folder, *place, extent.arrays)
+    return open_cache(folder)
+
+
+def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
+    """One cache of what these hold, all of one recipe; of several versions of a shard the first one's is taken, and so
+    is what was sealed. It is as complete as they are together; called again after a stop it goes on.
+
+    Raises CometError for caches of other recipes or arrays, and as `copy_sealed` and `copy_shard` do.
+    """
+    first = caches[0]
+    for other in caches[1:]:
+        if unlike := first.recipe.differences(other.recipe):
+            raise CometError(
+                f"{other.root}: not of the recipe of {first.root} ({'; '.join(unlike)}); caches of other text or "
+                "teachers are not merged: give them to `comet-train` together",
+                exit_code=2,
+            )
+        if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
+            attaching = first.extent.has_text != other.extent.has_text
+            way_out = "; give both their text first, with comet-cache attach" * attaching
+            raise CometError(
+                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)}){way_out}",
+                exit_code=2,
+            )
+    shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
+    extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
+    copy_sealed(first, folder, extent)
+    held = [{(group, shard) for group in GROUPS for shard in cache.extent.indices(group)} for cache in caches]
+    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
+        for cache, places in zip(caches, held, strict=True):
+            if place in places:
+                copy_shard(cache, folder, *place, extent.arrays)
+    return open_cache(folder)
+
+
+def ranges(shards: set[int]) -> tuple[tuple[int, int], ...]:
+    """Ascending half-open ranges of these numbers, with gaps between them."""
+    ends = sorted(s for s in shards if s + 1 not in shards)
+    starts = sorted(s for s in shards if s - 1 not in shards)
+    return tuple((start, end + 1) for start, end in zip(starts, ends, strict=True))
+
+
+def differences(one: Cache, other: Cache) -> str:
+    """What the one and the other cache have, field by field: of the recipe, else of what was sealed."""
+    found = one.recipe.differences(other.recipe) or token_differences(one, other)
+    if not found:
+        files = ((path, record.sha256, other.seal.files[path].sha256) for path, record in one.seal.files.items())
+        found = [f"{path} sha256: {a} against {b}" for path, a, b in files if a != b]
+    return shortened(found)
+
+
+def token_differences(one: Cache, other: Cache) -> list[str]:
+    """An entry for each shard of which two caches of one recipe have other tokens."""
+    return [
+        f"tokens of shard {group} {shard} sha256: {a} against {b}"
+        for group in GROUPS
+        for shard, (a, b) in enumerate(zip(one.seal.token_digests[group], other.seal.token_digests[group], strict=True))
+        if a != b
+    ]
+
+
+def array_differences(one: Extent, other: Extent) -> list[str]:
+    return [f"arrays: {', '.join(one.arrays)} against {', '.join(other.arrays)}"] * (one.arrays != other.arrays)
+
+
+def extent_differences(one: Extent, other: Extent) -> str:
+    """What the one and the other part of a cache hold."""
+    pairs = ((group, one.shards[group], other.shards[group]) for group in GROUPS)
+    shards = [f"shards of {group}: {list(a)} against {list(b)}" for group, a, b in pairs if a != b]
+    return shortened(shards + array_differences(one, other))
+
+
+def shortened(found: list[str]) -> str:
+    """The first few, and how many more."""
+    more = [f"and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
+    return "; ".join(found[:MOST_NAMED] + more)

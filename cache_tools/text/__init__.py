@@ -1,0 +1,1 @@
+"""Text: files and data sets, documents, evaluation items to exclude, tokens, masked rows."""

@@ -1,0 +1,175 @@
+"""The corpus on its way to rows: tokenised to disk in one pass, packed from there, in bounded memory."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.text.exclusion import Runs, runs_of, share_a_run, words
+from cache_tools.text.hub_text import HubText
+from cache_tools.text.masking import Masking, content_keys, mask_rows
+from cache_tools.text.packing import document_hash, is_validation, pack
+from cache_tools.text.sources import Source, documents, items
+from cache_tools.text.tokenizer import encode_texts
+
+DOCUMENTS_AT_ONCE = 1024
+DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<i8")])
+
+
+@dataclass(frozen=True)
+class Spool:
+    """The tokenised corpus on disk: all ids in a row, and beside them hash and token count of each document."""
+
+    ids: Path
+    table: Path
+    counts: NDArray[np.int64]  # [V] how often each id occurs
+    left_out: int  # documents that share a run of words with an evaluation item
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def document_count(self) -> int:
+        return self.table.stat().st_size // DOCUMENT.itemsize
+
+    def documents(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
+        """(hash, ids) of each document in order."""
+        ids = np.memmap(self.ids, dtype=np.int32, mode="r")
+        start = 0
+        for hash_, tokens in np.memmap(self.table, dtype=DOCUMENT, mode="r"):
+            yield int(hash_), ids[start : start + tokens]
+            start += int(tokens)
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """The unmasked rows of a group, mapped from disk."""
+
+    tokens: NDArray[np.int32]  # [R, L], padded
+    length: NDArray[np.uint16]  # [R]
+
+
+def excluded_runs(evaluation: tuple[Source, ...]) -> Runs:
+    """The runs of words that no document may share. Raises CometError for an evaluation file without an item."""
+    return runs_of(item for source in evaluation for item in item_words(source))
+
+
+def item_words(source: Source) -> Iterator[list[str]]:
+    """The words of each item that has any."""
+    empty = True
+    for item in items(source):
+        if found := words(item):
+            empty = False
+            yield found
+    if empty:
+        raise CometError(f"--exclude {source.name}: expected evaluation items, found no word in it", exit_code=2)
+
+
+def spool_documents(
+    sources: tuple[Source | HubText, ...],
+    evaluation: tuple[Source, ...],
+    tokenizer: PreTrainedTokenizerFast,
+    work: Path,
+    limit: int | None,
+) -> Spool:
+    """Tokenises the sources in order, up to the document that reaches `limit` tokens, or all.
+
+    Documents that share a run of words with an item of `evaluation` are left out, and counted as far as the sources
+    were used. Raises CometError when no token is left.
+    """
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    id_path, table_path = work / "ids.bin", work / "documents.bin"
+    runs = excluded_runs(evaluation)
+    texts = (text for source in sources for text in documents(source))
+    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
+    with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
+        total = left_out = 0
+        while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
+            shared = share_a_run(chunk, runs)
+            kept = np.flatnonzero(~shared)
+            encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
+            lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+            most = np.inf if limit is None else limit
+            last = int(np.searchsorted(total + np.cumsum(lengths), most))  # the document that reaches it is in
+            end = kept[last] if last < len(kept) else len(chunk)
+            used = kept[: last + 1]
+            ids = np.concatenate([np.zeros(0, dtype=np.int32), *encoded[: last + 1]])
+            id_file.write(ids.tobytes())
+            table = np.zeros(len(used), dtype=DOCUMENT)
+            table["hash"] = np.array([document_hash(chunk[i]) for i in used], dtype=np.uint64)
+            table["tokens"] = lengths[: last + 1]
+            table_file.write(table.tobytes())
+            counts += np.bincount(ids, minlength=len(counts))
+            left_out += int(shared[:end].sum())
+            total += len(ids)
+            progress.update(len(ids))
+    if not total:
+        names = ", ".join(source.name for source in sources)
+        raise CometError(
+            f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2
+        )
+    return Spool(id_path, table_path, counts, left_out)
+
+
+def pack_groups(
+    spool: Spool, share: float, seq_len: int, tokenizer: PreTrainedTokenizerFast, work: Path
+) -> dict[str, PackedRows]:
+    """The rows of both groups, `share` of the documents in validation.
+
+    Raises CometError when so little text is left that there is nothing to train on.
+    """
+    rows = {}
+    for group in GROUPS:
+        wanted = group == "validation"
+        chosen = (ids for hash_, ids in spool.documents() if is_validation(hash_, share) == wanted)
+        token_path, length_path = work / f"{group}.tokens.bin", work / f"{group}.lengths.bin"
+        with token_path.open("wb") as token_file, length_path.open("wb") as length_file:
+            for row in pack(chosen, seq_len, tokenizer.cls_token_id, tokenizer.sep_token_id):
+                padded = np.full(seq_len, tokenizer.pad_token_id, dtype=np.int32)
+                padded[: len(row)] = row
+                token_file.write(padded.tobytes())
+                length_file.write(np.uint16(len(row)).tobytes())
+        tokens = mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
+        rows[group] = PackedRows(tokens, mapped(length_path, np.dtype(np.uint16)))
+    if not len(rows["train"].length):
+        raise CometError(f"--text: only {spool.total} tokens, too few for a training row; give more text", exit_code=2)
+    return rows
+
+
+def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str, shard: int) -> dict[str, NDArray]:
+    """The token arrays of a shard, from the unmasked rows of its group, of which there must be any."""
+    tokens, length = rows.tokens, rows.length
+    start = shard * recipe.rows_per_shard
+    view, number = np.divmod(np.arange(start, start + recipe.shard_rows(group, shard)), len(length))
+    parts = []
+    for one in np.unique(view):
+        chosen = number[view == one]
+        parts.append(mask_rows(tokens[chosen], length[chosen], int(one), masking))
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in TOKEN_ARRAYS}
+
+
+def mapped(path: Path, dtype: np.dtype) -> NDArray:
+    """A file as a read-only array; an empty file, which cannot be mapped, as an empty one."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+
+def rows_sha256(rows: dict[str, PackedRows]) -> str:
+    """SHA-256 over the content keys of all unmasked rows, train first: the identity of the token stream."""
+    digest = hashlib.sha256()
+    for group in GROUPS:
+        tokens, length = rows[group].tokens, rows[group].length
+        for start in range(0, len(length), DOCUMENTS_AT_ONCE):
+            part = slice(start, start + DOCUMENTS_AT_ONCE)
+            digest.update(content_keys(tokens[part], length[part]).astype("<u8").tobytes())
+        digest.update(group.encode())
+    return digest.hexdigest()

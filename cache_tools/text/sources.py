@@ -1,0 +1,277 @@
+"""Documents and evaluation items from files, folders and the hub, one at a time.
+
+A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row
+of a `.parquet` file. Blank lines are not documents. Evaluation items lie in the same files, in tables (`.tsv`, `.csv`)
+and in CoNLL files, a token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import zstandard
+
+from cache_tools.errors import CometError
+from cache_tools.settings import is_hub_text
+from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+FORMATS = (".txt", ".jsonl", ".parquet")
+ITEM_FORMATS = (*FORMATS, ".tsv", ".csv", ".conll")
+LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
+MAX_LINE_BYTES = 64 * 2**20
+READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One text file. `name` is what a cache records of it; the folder it lies in stays private."""
+
+    path: Path
+    name: str
+    bytes: int
+
+    @property
+    def format(self) -> str:
+        """`.txt`, `.jsonl`, …: the ending below that of a compression."""
+        return text_format(self.path)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file as it lies on the disk."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def record(self) -> dict[str, object]:
+        """What a cache keeps of the file, and a resumed build compares."""
+        return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
+
+
+def find_texts(given: tuple[str, ...]) -> tuple[Source | HubText, ...]:
+    """What `--text` stands for, in order: files, those of folders, and data sets of the hub.
+
+    Raises CometError as `find_sources` and `parse_hub_text` do.
+    """
+    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
+    return tuple(chain.from_iterable(found))
+
+
+def find_sources(
+    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
+) -> tuple[Source, ...]:
+    """The files of these formats that `paths` (files or folders) stand for, folders in the order of their file names.
+
+    Raises CometError when a path does not exist, a file has another ending, or a folder holds none such file.
+    """
+    sources: list[Source] = []
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
+        files = (
+            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
+        )
+        if not files:
+            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
+        for file in files:
+            if text_format(file) not in formats:
+                raise CometError(
+                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
+                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
+                    exit_code=2,
+                )
+            sources.append(Source(file, file.name, file.stat().st_size))
+    return tuple(sources)
+
+
+def text_format(path: Path) -> str:
+    """The format that a file name promises, empty if none that can be read."""
+    if path.suffix in COMPRESSIONS:
+        inner = Path(path.stem).suffix
+        return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
+    return path.suffix if path.suffix in ITEM_FORMATS else ""
+
+
+def documents(source: Source | HubText) -> Iterator[str]:
+    """The documents of one file or data set, stripped, in order.
+
+    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
+    or a record without a text, and as `hub_documents` does.
+    """
+    if isinstance(source, HubText):
+        yield from hub_documents(source)
+        return
+    if source.format == ".parquet":
+        yield from parquet_documents(source)
+        return
+    for number, line in lines(source):
+        text = json_text(line, source, number) if source.format == ".jsonl" and line.strip() else line
+        if document := text.strip():
+            yield document
+
+
+def items(source: Source) -> Iterator[str]:
+    """The items of an evaluation file in order; some may hold no word.
+
+    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names
+    are too short to stand for anything but a document of just that. Quotes in a `.tsv` are characters like others,
+    as in AfriSenti. Raises CometError as `documents` does.
+    """
+    if source.format == ".tsv":
+        for _, line in lines(source):
+            yield from line.split("\t")
+    elif source.format == ".csv":
+        yield from csv_fields(source)
+    elif source.format == ".conll" or (source.format == ".txt" and is_conll(source)):
+        yield from conll_sentences(source)
+    else:
+        yield from documents(source)
+
+
+def csv_fields(source: Source) -> Iterator[str]:
+    rows = csv.reader(line for _, line in lines(source))
+    try:
+        for row in rows:
+            yield from row
+    except csv.Error as error:
+        raise CometError(
+            f"{source.name} line {rows.line_num}: not CSV: {error}; is a quote open? rename a table with tabs to .tsv"
+        ) from None
+
+
+def is_conll(source: Source) -> bool:
+    """Whether every line that is not blank is a token and its label, as in MasakhaNER's and MasakhaPOS' `.txt`."""
+    return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
+
+
+def conll_sentences(source: Source) -> Iterator[str]:
+    """The tokens (first column) of each sentence, joined by blanks; blank lines stand between sentences."""
+    tokens: list[str] = []
+    for _, line in lines(source):
+        if line.strip():
+            tokens.append(line.split(maxsplit=1)[0])
+        else:
+            yield " ".join(tokens)
+            tokens = []
+    yield " ".join(tokens)
+
+
+def lines(source: Source) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, its end included."""
+    with open_binary(source) as file:
+        number = 0
+        while raw := read_line(file, source, number + 1):
+            number += 1
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise CometError(
+                    f"{source.name} line {number}: byte {error.start + 1} is not UTF-8 "
+                    f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8 first"
+                ) from None
+            if number == 1:
+                line = line.removeprefix("\ufeff")
+            yield number, line
+
+
+def open_binary(source: Source) -> BinaryIO:
+    """The decompressed bytes of a file."""
+    if source.path.suffix == ".gz":
+        return cast(BinaryIO, gzip.open(source.path, "rb"))
+    if source.path.suffix == ".xz":
+        return cast(BinaryIO, lzma.open(source.path, "rb"))
+    if source.path.suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(ZstdFrames(source.path), 2**20))
+    return source.path.open("rb")
+
+
+class ZstdFrames(io.RawIOBase):
+    """The decompressed bytes of all zstd frames of a file; a frame that is cut short raises EOFError.
+
+    zstandard's own reader ends quietly there, and the rest of the corpus would be missing without a word.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("rb")
+        self.frame: zstandard.ZstdDecompressionObj | None = None
+        self.compressed = b""
+        self.pending = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        while not self.pending:
+            self.compressed = self.compressed or self.file.read(2**17)
+            if not self.compressed:
+                if self.frame is not None:
+                    raise EOFError("the file ends inside a zstd frame")
+                return 0
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.pending = self.frame.decompress(self.compressed)
+            self.compressed = b""
+            if self.frame.eof:
+                self.compressed, self.frame = self.frame.unused_data, None
+        count = min(len(buffer), len(self.pending))
+        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
+        return count
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+def read_line(file: BinaryIO, source: Source, number: int) -> bytes:
+    try:
+        line = file.readline(MAX_LINE_BYTES + 1)
+    except READ_ERRORS as error:
+        raise CometError(f"{source.name} line {number}: cannot be read: {error}") from error
+    if len(line) > MAX_LINE_BYTES:
+        raise CometError(
+            f"{source.name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one document per line"
+        )
+    return line
+
+
+def json_text(line: str, source: Source, number: int) -> str:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise CometError(f"{source.name} line {number}: not JSON: {error}") from None
+    text = record.get("text") if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise CometError(f'{source.name} line {number}: expected an object with a string "text"')
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise CometError(f"{source.name} line {number}: half a surrogate pair (\\ud800 to \\udfff) is not text")
+    return text
+
+
+def parquet_documents(source: Source) -> Iterator[str]:
+    import pyarrow  # here: it is slow to import, and only Parquet needs it
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(source.path) as file:
+            columns = file.schema_arrow.names
+            for batch in file.iter_batches(columns=[name for name in columns if name == "text"]):
+                texts = batch.column("text").to_pylist() if "text" in columns else [None]
+                for text in texts:
+                    number += 1
+                    if not isinstance(text, str):
+                        raise CometError(
+                            f'{source.name} row {number}: expected a string column "text", found {sorted(columns)}'
+                        )
+                    if document := text.strip():
+                        yield document
+    except (OSError, pyarrow.ArrowException) as error:
+        raise CometError(f"{source.name}: cannot be read as Parquet: {error}") from error

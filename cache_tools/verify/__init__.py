@@ -1,0 +1,1 @@
+"""Verifying a cache: files, values, and the teacher run again."""

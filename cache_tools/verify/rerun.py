@@ -1,0 +1,193 @@
+"""`comet-cache verify --teacher`: the teacher run again on some rows, against what the cache holds of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+from cache_tools.models import choose_device
+from cache_tools.settings import RecheckSettings
+from cache_tools.signals import UNUSED_POSITION
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.teacher.comparison import LOGITS, errors_of
+from cache_tools.teacher.device import choose_batch_size, choose_dtype, numerics, smaller_batch
+from cache_tools.teacher.forward import TeacherPass, collect, host_batch, seen_mask
+from cache_tools.teacher.identity import identity_differences
+from cache_tools.teacher.model import load_teacher
+from cache_tools.text.masking import mix
+from cache_tools.text.tokenizer import load_teacher_tokenizer
+from cache_tools.verify.tolerance import DTYPES, Run
+from cache_tools.verify.values import Arrays
+
+Place = tuple[str, int]
+
+
+class Rerun:
+    """The teacher of a cache, ready to be run on rows of it, and what came of it, by dtypes and kinds of device.
+
+    Raises CometError on creation when the teacher is another one, naming each field that differs, and when this copy
+    does not hold the tokens, or none of what the teacher makes of them.
+    """
+
+    def __init__(self, cache: Cache, settings: RecheckSettings) -> None:
+        self.cache, self.settings = cache, settings
+        self.names, self.device = compared_arrays(cache), choose_device(settings.device)
+        self.runs: list[Run] = []
+        name = settings.teacher
+        self.teacher, tokenizer = load_teacher(name), load_teacher_tokenizer(name)
+        if differences := identity_differences(cache.recipe, self.teacher, tokenizer):
+            raise CometError(
+                f"--teacher {name}: not the teacher of {cache.root}: {'; '.join(differences)}; "
+                "give the one that it was built with",
+                exit_code=2,
+            )
+
+    def over(self, places: Sequence[Place], seen: NDArray[np.int32]) -> list[tuple[Place, str]]:
+        """Samples rows of these committed shards, a batch at a time, and returns what is wrong with which shard.
+
+        `seen` are the ids of the corpus.
+        """
+        recipe, settings, device = self.cache.recipe, self.settings, self.device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        chosen = sample_rows(recipe, places, settings.rows, settings.seed)
+        found: list[tuple[Place, str]] = []
+        by_dtype: dict[str, list[Place]] = {}
+        for place in chosen:
+            built_in, _ = self.built(place)
+            if built_in not in DTYPES:
+                found.append((place, f"its commit record says dtype {built_in}, expected {', '.join(DTYPES)}"))
+            else:
+                by_dtype.setdefault(dtype_to_run_in(built_in, settings.dtype, device), []).append(place)
+        with tqdm(desc="teacher", total=sum(map(len, chosen.values())), unit="row", disable=None) as progress:
+            for turn, (run_in, mine) in enumerate(sorted(by_dtype.items())):
+                if turn:  # what was rounded to the dtype before does not come back
+                    self.teacher = load_teacher(settings.teacher)
+                dtype: torch.dtype = getattr(torch, run_in)
+                batch_size = settings.batch_size or choose_batch_size(self.teacher, recipe.seq_len, device, dtype)
+                teacher = self.teacher.to(device, dtype)
+                teacher_pass = TeacherPass(teacher, recipe, seen_mask(seen, recipe.vocab_size))
+                for place in mine:
+                    messages, batch_size = self.compare(place, chosen[place], teacher_pass, dtype, batch_size)
+                    found += [(place, message) for message in messages]
+                    progress.update(len(chosen[place]))
+        return found
+
+    def compare(
+        self, place: Place, numbers: NDArray[np.int64], teacher_pass: TeacherPass, dtype: torch.dtype, batch_size: int
+    ) -> tuple[list[str], int]:
+        """What is wrong with these rows of a shard, and the batch size, smaller where memory ran out."""
+        try:
+            stored = {name: array[numbers] for name, array in self.cache.read_shard(*place, self.names).items()}
+        except CometError as error:
+            return [str(error)], batch_size
+        parts: list[Arrays] = []
+        start = 0
+        while start < len(numbers):
+            rows = slice(start, start + batch_size)
+            try:
+                parts.append(signals_again(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
+                start = rows.stop
+            except RuntimeError as error:
+                batch_size = smaller_batch(error, batch_size)
+        found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        now = numerics(self.device, dtype, batch_size)
+        kind = Run(*self.built(place), now["dtype"], now["device"])
+        run = next((run for run in self.runs if run.kind == kind.kind), None)
+        if run is None:
+            self.runs.append(run := kind)
+        return run.add(len(numbers), errors_of(stored, found, self.cache.recipe)), batch_size
+
+    def built(self, place: Place) -> tuple[str, str]:
+        """The dtype and the kind of device of a committed shard."""
+        record = self.cache.record(*place)
+        said = record.numerics if record is not None else {}
+        return said.get("dtype", "unknown"), said.get("device", "unknown")
+
+
+def compared_arrays(cache: Cache) -> tuple[str, ...]:
+    """The arrays of this copy that the teacher is run on and compared with. Raises CometError as `Rerun` does."""
+    tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
+    logits = LOGITS[cache.recipe.keep]
+    signals = (logits if held >= set(logits) else ()) + (("attention",) if "attention" in held else ())
+    if "input_ids" not in held:
+        cache.require_text()
+    if not held >= set(tokens) or not signals:
+        raise CometError(
+            f"{cache.root}: this copy holds {', '.join(cache.extent.arrays)}; to run the teacher again expected "
+            f"{', '.join(tokens)}, and {', '.join(logits)} or attention; verify a copy that has them",
+            exit_code=2,
+        )
+    return tokens + signals
+
+
+def dtype_to_run_in(built_in: str, requested: str, device: torch.device) -> str:
+    """`auto` is the dtype that the shard was built in, but float32 on a GPU that does not have that."""
+    if requested != "auto":
+        return requested
+    lacks_bfloat16 = device.type == "cuda" and choose_dtype("auto", device) != torch.bfloat16
+    return "float32" if built_in == "bfloat16" and lacks_bfloat16 else built_in
+
+
+def sample_rows(recipe: Recipe, places: Sequence[Place], rows: int, seed: int) -> dict[Place, NDArray[np.int64]]:
+    """Which rows of each of these shards to look at, ascending, so many in all or all there are.
+
+    A pure function of recipe, seed and shards. They are spread as evenly as can be, over as many shards as can be, and
+    the two groups take turns, so that the small validation group is looked at, too.
+    """
+    key = np.array([int(recipe.recipe_id[:16], 16)], dtype=np.uint64)
+    seeded = {group: mix(mix(key, np.uint64(seed)), np.uint64(GROUPS.index(group))) for group in GROUPS}
+    turns: list[tuple[int, str, int]] = []
+    for group in GROUPS:
+        ordered = sorted((int(mix(seeded[group], np.uint64(s))[0]), s) for g, s in places if g == group)
+        turns += [(turn, group, shard) for turn, (_, shard) in enumerate(ordered)]
+    share = {(group, shard): 0 for _, group, shard in sorted(turns)}
+    left = min(rows, sum(recipe.shard_rows(*place) for place in places))
+    while left:
+        for place, taken in share.items():
+            if left and taken < recipe.shard_rows(*place):
+                share[place], left = taken + 1, left - 1
+    chosen = {}
+    for (group, shard), count in share.items():
+        numbers = np.arange(recipe.shard_rows(group, shard))
+        drawn = mix(mix(seeded[group], np.uint64(shard)), numbers.astype(np.uint64))
+        if count:
+            chosen[group, shard] = np.sort(np.argsort(drawn, kind="stable")[:count])
+    return chosen
+
+
+@torch.inference_mode()
+def signals_again(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
+    """The teacher's arrays of the rows `stored`, which are these of their shard, as the build makes them.
+
+    Where they hold a threshold sample, also `sample_logprob` [R, M, n_T, k] float32: the log-probabilities of the
+    stored ids, NaN where there is none.
+    """
+    recipe = teacher_pass.recipe
+    tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}
+    launched = teacher_pass.launch(host_batch(recipe, tokens, numbers))
+    found = collect(launched)
+    if "sample_id" in stored:
+        used = stored["target_position"] != UNUSED_POSITION  # [R, M]
+        ids = torch.from_numpy(stored["sample_id"][used].astype(np.int64))  # [T, n_T, k]
+        found["sample_logprob"] = np.full(stored["sample_id"].shape, np.nan, np.float32)
+        found["sample_logprob"][used] = logprob_of(teacher_pass, launched.features, ids).masked_fill(ids < 0, torch.nan)
+    return found
+
+
+def logprob_of(teacher_pass: TeacherPass, features: Tensor, ids: Tensor) -> Tensor:
+    """[T, n_T, k] log-probabilities of tokens `ids` [T, n_T, k] at each temperature, of features [T, H]."""
+    logprob = torch.empty(ids.shape)
+    for portion in teacher_pass.head.portions(len(features)):
+        logits = teacher_pass.teacher.head.logits(features[portion])  # [t, V]
+        for index, temperature in enumerate(teacher_pass.recipe.temperatures):
+            wanted = ids[portion, index].clamp(min=0).to(logits.device)  # [t, k]
+            log_total = (logits / temperature).logsumexp(1, keepdim=True)
+            logprob[portion, index] = (logits.gather(1, wanted) / temperature - log_total).cpu()
+    return logprob

@@ -1,0 +1,91 @@
+"""Files in the folder of a cache that are not of this copy: left by who was stopped, on their way, or of nothing."""
+
+import os
+import re
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+
+from cache_tools.errors import CometError
+from cache_tools.sharing.card import CARD
+from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
+from cache_tools.store.ledger import EXTENT, LOCK, SEAL, shard_record_path
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import GROUPS
+from cache_tools.store.records import inside, read_bounded
+from cache_tools.store.staging import STAGING
+from cache_tools.verify.report import Damage, Place, Report
+
+
+def check_names(cache: Cache, report: Report) -> None:
+    """Everything in the folder belongs to the cache, and nothing is a link or anything but a file."""
+    known, uncommitted = {*cache.seal.files, SEAL, EXTENT, LOCK, CARD}, set[str]()
+    for group in GROUPS:
+        for shard in cache.extent.indices(group):
+            committed = (cache.root / shard_record_path(group, shard)).exists()
+            known.add(shard_record_path(group, shard))
+            for name, spec in cache.specs[group].items():
+                if name not in cache.extent.arrays and (committed or name in TEXT_ARRAYS):
+                    continue
+                (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
+    coming = text = 0
+    for relative, path in files_below(cache.root):
+        if path.is_symlink() or not path.is_file():
+            report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
+        elif relative in uncommitted:
+            report.notes.append(f"{relative}: of a shard that was not committed; the next build replaces it")
+        elif relative.startswith(STAGING):
+            report.notes.append(f"{relative}: of a builder at work, or killed; the next build removes it")
+        elif relative in known:
+            continue
+        elif (found := beyond_extent(cache, relative)) is not None:
+            is_text = found[1] in TEXT_ARRAYS and not cache.extent.has_text
+            coming, text = coming + (not is_text), text + is_text
+            check_beyond(cache, *found, report)
+        else:
+            report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
+    if coming:
+        report.notes.append(
+            f"{coming} files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way "
+            "or was stopped; the same pull goes on with it"
+        )
+    if text:
+        report.notes.append(
+            f"{text} files of the text, which this copy is not meant to hold: it is being attached or pulled, or that "
+            "was stopped; nothing reads them before that has ended"
+        )
+
+
+def beyond_extent(cache: Cache, relative: str) -> tuple[Place, str | None] | None:
+    """Of which shard of the whole cache a file is, and of which array, None for its record; None for other names."""
+    for number, group in product({int(n) for n in re.findall("[0-9]{1,9}", relative)}, GROUPS):
+        if number >= cache.recipe.shards(group):
+            continue
+        if relative == shard_record_path(group, number):
+            return (group, number), None
+        for name, spec in cache.specs[group].items():
+            if relative == spec.chunk_path(number):
+                return (group, number), name
+    return None
+
+
+def check_beyond(cache: Cache, place: Place, name: str | None, report: Report) -> None:
+    """A file that came before the extent that names it: a transfer gives it its name only when it is whole."""
+    group, shard = place
+    try:
+        record = cache.record(group, shard)
+        if record is None or name is None:
+            return
+        path = cache.specs[group][name].chunk_path(shard)
+        data = read_bounded(inside(cache.root, path), record.files[name].size)
+        report.sound(cache.root / path, data, record.files[name].matches(data), place)
+    except CometError as error:
+        report.damage.append(Damage(str(error), place))
+
+
+def files_below(root: Path) -> Iterator[tuple[str, Path]]:
+    """Everything under a folder that is not a folder, by relative path, no link followed."""
+    for folder, names, files in os.walk(root):
+        for name in [*files, *(n for n in names if (Path(folder) / n).is_symlink())]:
+            path = Path(folder) / name
+            yield path.relative_to(root).as_posix(), path

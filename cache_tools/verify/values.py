@@ -1,0 +1,187 @@
+"""What must hold between the values of a sound cache. Pure functions on arrays: each returns what is wrong, in words.
+
+Bounds allow for what the format rounds: float16 to 2⁻¹¹ of a value, tails and entropies to 1/1024.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
+from cache_tools.store.bounds import repeated
+from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.reader import Vocabulary
+from cache_tools.store.recipe import Recipe
+from cache_tools.text.masking import Masking, mask_rows
+
+HALF = 2.0**-11  # relative rounding of float16
+STEP = 1 / 1024  # rounding of tails and entropies, in nats
+MASS = 2e-3  # what kept and tail mass may differ from 1
+CODES = 255
+
+Arrays = dict[str, NDArray]
+
+
+def first(where: NDArray[np.bool_]) -> str:
+    """The row (and target) of the first of some wrong values, and how many there are."""
+    places = np.argwhere(where)
+    names = ("row", "target", "slot")
+    return " ".join(f"{n} {i}" for n, i in zip(names, places[0], strict=False)) + f" (of {len(places)})"
+
+
+def unmasked(arrays: Arrays) -> NDArray[np.int32]:
+    """[R, L] the tokens of the rows before they were masked."""
+    tokens: NDArray[np.int32] = np.array(arrays["input_ids"])
+    row, slot = np.nonzero(arrays["target_position"] != UNUSED_POSITION)
+    tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
+    return tokens
+
+
+def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:
+    """Rows are `bos … eos` and padding, and their masks are the ones that seed, view and tokens demand.
+
+    The masking is undone and done again, so this proves positions, targets, replacements and row keys.
+    """
+    length = arrays["length"].astype(np.int64)  # [R]
+    tokens, rows = unmasked(arrays), len(length)
+    if np.any(wrong := (np.arange(recipe.seq_len) >= length[:, None]) & (tokens != recipe.pad_id)):
+        yield f"input_ids: expected {recipe.pad_id} in the padding, found another id at {first(wrong)}"
+    ends = (tokens[:, 0] != recipe.bos_id) | (tokens[np.arange(rows), length - 1] != recipe.eos_id)
+    if np.any(ends):
+        yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others at {first(ends)}"
+    masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, seen)
+    view = (shard * recipe.rows_per_shard + np.arange(rows)) // (recipe.rows(group) // recipe.views)  # [R]
+    for one in np.unique(view):
+        chosen = view == one
+        again = mask_rows(tokens[chosen], arrays["length"][chosen], int(one), masking)
+        for name in TOKEN_ARRAYS:
+            differs = (arrays[name][chosen] != getattr(again, name)).reshape(chosen.sum(), -1).any(1)
+            if np.any(differs):
+                row = int(np.flatnonzero(chosen)[np.flatnonzero(differs)[0]])
+                yield f"{name}: not what the masking of view {one} gives at row {row} (of {differs.sum()})"
+
+
+def slot_errors(arrays: Arrays, used: NDArray[np.bool_], names: tuple[str, ...]) -> Iterator[str]:
+    """Unused targets hold nothing: −1 for an id, NaN for a number. `used` [R, M]."""
+    for name in names:
+        values = arrays[name][~used]
+        holds = values != UNUSED_ID if name.endswith("_id") else ~np.isnan(values)
+        if np.any(holds):
+            yield f"{name}: {np.count_nonzero(holds)} values where there is no target"
+
+
+def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+    """The best k are different tokens, best first; their mass and the tail's make 1; tails are within their bounds.
+
+    With tail mass m over n tokens, none above the smallest kept probability q, Σ p^a (a = 1 / T) is for a < 1 at least
+    m q^(a−1) and at most n (m/n)^a, which is when all are equal (Jensen); for a > 1 the other way round.
+    """
+    used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
+    names = ("topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen")
+    yield from slot_errors(arrays, used, names)
+    ids, logprob, tail, tail_seen = (arrays[name][used] for name in names)  # [T, k], [T, k], [T, n_T], [T, n_T]
+    logprob, tail, tail_seen = (values.astype(np.float64) for values in (logprob, tail, tail_seen))
+    if np.any(wrong := (ids < 0).any(1) | repeated(ids)):
+        yield f"topk_id: expected {recipe.top_k} different tokens at each target, found others at {wrong.sum()} targets"
+    if np.any(wrong := ~((logprob <= MASS) & np.isfinite(logprob)).all(1) | (np.diff(logprob, axis=1) > 0).any(1)):
+        yield f"topk_logprob: expected falling log-probabilities, found others at {wrong.sum()} targets"
+        return
+    if np.isnan(tail).any() or np.isnan(tail_seen).any():
+        yield "tail_logmass: NaN at a target"
+        return
+    if np.any(wrong := tail_seen > tail + STEP):
+        yield f"tail_logmass_seen: more than tail_logmass {wrong.sum()} times"
+    others = recipe.vocab_size - recipe.top_k
+    kept = np.exp(logprob).sum(1)
+    rounding = (np.exp(logprob) * np.abs(logprob) * HALF).sum(1)
+    with np.errstate(divide="ignore"):
+        if 1.0 in recipe.temperatures:
+            at_one = tail[:, recipe.temperatures.index(1.0)]
+            if np.any(wrong := np.abs(kept + np.exp(at_one) - 1) > MASS + rounding):
+                yield f"tail_logmass: expected kept and tail mass to make 1, found others at {wrong.sum()} targets"
+            low, high = at_one - STEP, at_one + STEP
+        else:
+            low = np.log(np.clip(1 - kept - MASS - rounding, 0, None))
+            high = np.log(np.clip(1 - kept + MASS + rounding, 0, None))
+    largest = logprob[:, -1] * (1 - HALF)  # of a tail token, log
+    for index, temperature in enumerate(recipe.temperatures):
+        power = 1 / temperature
+        equal = np.log(max(others, 1)) * (1 - power)
+        bounds = [(equal + power * mass, mass + (power - 1) * largest) for mass in (low, high)]
+        smallest, most = (bounds[0][1], bounds[1][0]) if power < 1 else (bounds[0][0], bounds[1][1])
+        wrong = (tail[:, index] < smallest - 2 * STEP) | (tail[:, index] > most + 2 * STEP)
+        if np.any(wrong := wrong if others else tail[:, index] != -np.inf):
+            yield f"tail_logmass: at T = {temperature:g} outside what its mass allows at {wrong.sum()} targets"
+
+
+def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+    """Samples are different tokens, in leading slots, of falling weight but for the first; their weights make 1 within
+    one draw; entropies are between 0 and the logarithm of the number of tokens."""
+    used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
+    names = ("sample_id", "sample_logweight", "entropy", "entropy_seen")
+    yield from slot_errors(arrays, used, names)
+    ids, logweight, entropy, entropy_seen = (arrays[name][used] for name in names)  # [T, n_T, k] twice, [T, n_T] twice
+    logweight = logweight.astype(np.float64)
+    held = ids >= 0  # [T, n_T, k]
+    if np.any(wrong := ~held[..., 0] | (np.diff(held.astype(np.int8), axis=-1) > 0).any(-1) | repeated(ids)):
+        yield f"sample_id: expected different tokens in the leading slots, found others at {wrong.sum()} targets"
+    sound = np.where(held, np.isfinite(logweight) & (logweight <= MASS), logweight == -np.inf).all(-1)
+    if not np.all(sound):
+        yield f"sample_logweight: expected log weights, −∞ in empty slots, found others at {np.sum(~sound)} targets"
+        return
+    falling = (logweight[..., 2:] <= logweight[..., 1:-1]).all(-1)
+    if not np.all(falling):
+        yield f"sample_logweight: expected falling weights after the first, found others at {np.sum(~falling)} targets"
+    last = np.where(held, logweight, np.inf).min(-1)  # [T, n_T]
+    allowed = np.maximum(1 / recipe.top_k, np.exp(last)) + MASS - np.minimum(last, 0) * HALF
+    if np.any(wrong := np.abs(np.exp(logweight).sum(-1) - 1) > allowed):
+        yield f"sample_logweight: expected weights that make 1 within one draw, found others at {wrong.sum()} targets"
+    most = {"entropy": (entropy, recipe.vocab_size), "entropy_seen": (entropy_seen, recipe.seen_size)}
+    for name, (values, count) in most.items():
+        if np.any(wrong := ~((values >= -STEP) & (values <= np.log(count) + STEP))):
+            yield f"{name}: expected 0 to log {count}, found others at {wrong.sum()} targets"
+
+
+def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+    """Maps are zero outside the blocks in use; in use, the squares of a row's codes make 1 within their rounding.
+
+    A code is off by half a step at most, so a value v = s² by √v / 255 + 1 / (4 · 255²), and with Σ v = 1 over n
+    blocks the sum by √n / 255 + n / (4 · 255²) (Cauchy and Schwarz).
+    """
+    codes = arrays["attention"][:: recipe.attention_every].astype(np.float64)  # [R', layers, m, m]
+    blocks = np.minimum(arrays["length"][:: recipe.attention_every].astype(np.int64), recipe.attention_size)  # [R']
+    inside = np.arange(recipe.attention_size) < blocks[:, None]  # [R', m]
+    outside = ~(inside[:, None, :, None] & inside[:, None, None, :])  # [R', 1, m, m]
+    if np.any(wrong := ((codes != 0) & outside).any((1, 2, 3))):
+        yield f"attention: values outside the blocks in use in {wrong.sum()} maps"
+    sums = (codes / CODES) ** 2 @ np.ones(recipe.attention_size)  # [R', layers, m]
+    allowed = np.sqrt(blocks) / CODES + blocks / (4 * CODES**2) + 1e-9
+    if np.any(wrong := ((np.abs(sums - 1) > allowed[:, None, None]) & inside[:, None]).any((1, 2))):
+        yield f"attention: expected the rows of a map to sum to 1, found others in {wrong.sum()} maps"
+
+
+def shard_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> list[str]:
+    """Everything that is wrong with the values of a shard; those arrays are looked at that are there."""
+    found: list[str] = []
+    if arrays.keys() >= set(TOKEN_ARRAYS):
+        found += token_errors(arrays, recipe, group, shard, seen)
+    if "target_position" in arrays:
+        if arrays.keys() >= {"topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen"}:
+            found += topk_errors(arrays, recipe)
+        if arrays.keys() >= {"sample_id", "sample_logweight", "entropy", "entropy_seen"}:
+            found += sample_errors(arrays, recipe)
+    if arrays.keys() >= {"attention", "length"}:
+        found += attention_errors(arrays, recipe)
+    return found
+
+
+def vocabulary_errors(vocabulary: Vocabulary, recipe: Recipe) -> list[str]:
+    """Ids are the ones that the recipe knows of, none of them special."""
+    found = []
+    if hashlib.sha256(vocabulary.id.astype("<i4").tobytes()).hexdigest() != recipe.seen_sha256:
+        found.append("vocabulary/id: not the ids that the recipe knows of")
+    if np.isin(vocabulary.id, recipe.special_ids).any():
+        found.append("vocabulary/id: a special token is among the ids of the corpus")
+    return found

@@ -1,0 +1,1 @@
+"""comet-train, comet-eval and comet-export."""

@@ -1,0 +1,114 @@
+"""comet-train: a student from caches, without the teacher."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cache_tools.cli.config import TextOrTable, config_option
+from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.terminal import one_line_errors, quiet_libraries
+from cache_tools.errors import CometError
+from cache_tools.settings import LocalCache, parse_bytes
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """`name=value` with the value as Python would read it, else as text."""
+    import ast
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise CometError(f"--set {text}: expected name=value, such as --set warmup_steps=100", exit_code=2)
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def user_cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comet"
+
+
+SECTIONS = {
+    "What": ("places", "output", "student", "vocabulary", "init"),
+    "What it learns": ("recipe", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
+    "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "local_cache", "local_size", "settings"),
+}
+EXAMPLES = (
+    "comet-train --cache kin.zarr                               → kin-student, kin-student.html",
+    "comet-train --cache kin.zarr --vocabulary trimmed --output kin-small",
+    "comet-train --cache kin.zarr --cache swa.zarr --language-alpha 0.5",
+    "comet-train --cache kin.zarr --resume                      after a stop",
+    "comet-train --cache https://lab.example.org/kin.zarr       reads shards as it needs them",
+)
+
+
+@click.command(
+    cls=GroupedHelp,
+    sections=SECTIONS,
+    examples=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.option("--cache", "places", multiple=True, required=True,
+              help="A cache that `comet-cache build` made, or its URL. Repeatable: caches of one teacher.")  # fmt: skip
+@click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
+@click.option("--student", default="auto", help="auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")
+@click.option("--vocabulary", type=click.Choice(["full", "trimmed"]), default="full",
+              help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
+@click.option("--init", default="cache",
+              help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
+@click.option("--recipe", default="default", type=TextOrTable(),
+              help="Losses and optimiser: default, paper, or a TOML file of what is to differ.")  # fmt: skip
+@click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
+@click.option("--steps", type=int, help="Stop after this many steps instead.")
+@click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
+@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
+@click.option(
+    "--language-alpha", default=1.0, help="Of several caches: sample each by its rows to this power, 0.3 to 1."
+)
+@click.option("--validate-steps", type=int, help="Measure the student every so many steps.  [default: every epoch]")
+@click.option("--seed", default=0, help="Seed of the start and the order of rows.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
+              help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip
+@click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
+@click.option("--local-cache", type=click.Path(path_type=Path),
+              help="Where shards of caches at URLs are kept.  [default: ~/.cache/comet]")  # fmt: skip
+@click.option("--local-size", default="20GB", help="The most that may be kept there; what was used longest ago goes.")
+@click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
+@config_option
+@one_line_errors
+def train(
+    places: tuple[str, ...],
+    output: Path | None,
+    recipe: Any,
+    local_cache: Path | None,
+    local_size: str,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
+    from comet.distillation import distill, open_for_training
+    from comet.report.summary import summary
+    from comet.settings import StudentConfig
+    from comet.train.distributed import end_processes
+    from comet.train.objective import choose_recipe
+
+    quiet_libraries()
+    names = [Path(place.partition("?")[0]).name.removesuffix(".zarr") for place in places]
+    output = output or Path("-".join(names) + "-student")
+    config = StudentConfig(
+        output=output,
+        recipe=choose_recipe(recipe),
+        arguments=tuple(parse_setting(text) for text in settings),
+        **options,
+    )
+    caches = open_for_training(places, LocalCache(local_cache or user_cache_folder(), parse_bytes(local_size)))
+    result = distill(caches, config, say=click.echo)
+    if end_processes():
+        click.echo(summary(caches, result))
+
+
+if __name__ == "__main__":
+    train()

@@ -1,0 +1,1 @@
+"""Fine-tuning masked LMs on labelled tasks, and scoring them."""

@@ -1,0 +1,226 @@
+"""The data of a task as examples: its official splits, from local files or from the hub.
+
+Local files are read in the formats that the data sets were published in, plain or compressed: tab-separated tables
+with a heading line for classification, a word and its tag a line with a blank line between sentences for tagging.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from logging import CRITICAL
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cache_tools.errors import CometError
+from cache_tools.text.hub import hub_errors, unreachable
+from cache_tools.text.sources import COMPRESSIONS, READ_ERRORS, Source, open_binary
+from comet.evaluate.tasks import Task
+
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # in files, and on the hub
+
+
+@dataclass(frozen=True)
+class Example:
+    """What a model reads, one text or the words of a sentence, and its labels, one or as many as there are words."""
+
+    parts: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """`name` is train, dev or test; `origin` the file's name, or the data set of the hub."""
+
+    name: str
+    origin: str
+    examples: tuple[Example, ...]
+
+    def sha256(self) -> str:
+        """Over texts and labels, so that neither file names nor compression matter."""
+        content = [[example.parts, example.labels] for example in self.examples]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """`reported` is the test split, or dev where there is no test; `chosen_on` is dev if it is not reported."""
+
+    task: Task
+    language: str
+    train: Split
+    reported: Split
+    chosen_on: Split | None
+
+
+def load_task(task: Task, language: str, folder: Path | None) -> TaskData:
+    """The official splits from `folder` (or its subfolder named after the language), or from the hub without one.
+
+    Raises CometError, naming file and line, when there is no such data, a split is missing, or a label is unknown.
+    """
+    splits = read_files(task, language, folder) if folder else read_hub(task, language)
+    if "train" not in splits:
+        raise CometError(missing_splits(task, folder, "train"), exit_code=2)
+    reported = splits.get("test") or splits.get("dev")
+    if reported is None:
+        raise CometError(missing_splits(task, folder, "test or dev"), exit_code=2)
+    return TaskData(task, language, splits["train"], reported, splits.get("dev") if "test" in splits else None)
+
+
+def missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
+    ending = file_ending(task)
+    files = " or ".join(f"{name}{ending}" for name in wanted.split(" or "))
+    return (
+        f"--data {folder}: no {files} (also {', '.join(COMPRESSIONS)}); expected train, dev and test{ending} as in "
+        f"{task.source}, here or in a subfolder named after the language"
+    )
+
+
+def file_ending(task: Task) -> str:
+    return ".txt" if task.tagging else ".tsv"
+
+
+def read_files(task: Task, language: str, folder: Path) -> dict[str, Split]:
+    if not folder.is_dir():
+        raise CometError(f"--data {folder}: no such folder; get the files from {task.source}", exit_code=2)
+    inner = [folder / name for name in (language, task.code(language)) if (folder / name).is_dir()]
+    found = {name: split_file((*inner, folder)[0], name, file_ending(task)) for name in SPLITS}
+    return {name: read_file(task, name, path) for name, path in found.items() if path}
+
+
+def read_file(task: Task, name: str, path: Path) -> Split:
+    examples = tuple(read_tagged(task, path) if task.tagging else read_table(task, path))
+    if not examples:
+        raise CometError(f"{path}: holds no example of {task.title}; get the file again from {task.source}")
+    return Split(name, path.name, examples)
+
+
+def split_file(folder: Path, name: str, ending: str) -> Path | None:
+    """The file of a split; for train also a smaller one that was published, such as train_fewshot50.tsv."""
+    stems = [re.escape(name), f"{name}_[^.]+"] if name == "train" else [re.escape(name)]
+    endings = "|".join(re.escape(one) for one in COMPRESSIONS)
+    for stem in stems:
+        pattern = re.compile(f"{stem}{re.escape(ending)}({endings})?")
+        found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+        if len(found) > 1:
+            raise CometError(
+                f"--data {folder}: {', '.join(path.name for path in found)} could all be the {name} split; leave one",
+                exit_code=2,
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def read_text(path: Path) -> str:
+    try:
+        with open_binary(Source(path, path.name, path.stat().st_size)) as file:
+            return file.read().decode("utf-8-sig")
+    except READ_ERRORS as error:
+        raise CometError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def read_table(task: Task, path: Path) -> Iterable[Example]:
+    reader = csv.reader(
+        io.StringIO(read_text(path), newline=""),
+        delimiter="\t",
+        quoting=csv.QUOTE_MINIMAL if task.quoted else csv.QUOTE_NONE,
+    )
+    try:
+        columns = next(reader, [])
+        if missing := [name for name in (*task.text, task.label) if name not in columns]:
+            raise CometError(
+                f"{path.name} line 1: no column {', '.join(missing)}; expected a table of {task.title} as in "
+                f"{task.source}, found {', '.join(columns) or 'an empty file'}"
+            )
+        for row in filter(None, reader):  # blank lines are no rows
+            where = f"{path.name} line {reader.line_num}"
+            if len(row) != len(columns):
+                raise CometError(f"{where}: expected {len(columns)} fields between tabs as in line 1, found {len(row)}")
+            field = dict(zip(columns, row, strict=True))
+            yield classified(task, [field[name] for name in task.text], field[task.label], where)
+    except csv.Error as error:
+        raise CometError(f"{path.name} line {reader.line_num}: {error}") from error
+
+
+def read_tagged(task: Task, path: Path) -> Iterable[Example]:
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
+        if match := re.fullmatch(r"(.+)[ \t](\S+)\s*", line):
+            words.append(match[1])
+            tags.append(known_label(task, match[2], f"{path.name} line {number}"))
+        elif line.strip():
+            raise CometError(f"{path.name} line {number}: expected a word and its tag, found {line.strip()!r}")
+        elif words:
+            yield Example(tuple(words), tuple(tags))
+            words, tags = [], []
+
+
+def classified(task: Task, texts: Sequence[str], label: str, where: str) -> Example:
+    return Example((" ".join(text.strip() for text in texts),), (known_label(task, label.strip(), where),))
+
+
+def known_label(task: Task, label: str, where: str) -> str:
+    if label not in task.labels:
+        raise CometError(f"{where}: label {label!r} is none of {task.name}'s: {', '.join(task.labels)}")
+    return label
+
+
+def read_hub(task: Task, language: str) -> dict[str, Split]:
+    """Raises CometError with the way out for whatever `datasets` raises: it may be anything."""
+    way_out = f"download the original files from {task.source} and give --data FOLDER"
+    if task.hub is None:
+        raise CometError(
+            f"--task {task.name}: the hub has it only behind a loading script, which is no longer run; {way_out}",
+            exit_code=2,
+        )
+    what = f"--task {task.name}: {task.hub}"
+    try:
+        with hub_errors(what, way_out):
+            loaded = load_from_hub(task.hub, task.code(language), what)
+    except CometError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CometError(f"{what} cannot be loaded ({reason}); {way_out}") from error
+    return {name: hub_split(task, name, loaded[there]) for name, there in SPLITS.items() if there in loaded}
+
+
+def load_from_hub(repository: str, part: str, what: str) -> Any:
+    """The splits of a part of a data set; when the hub cannot be reached those of an earlier call, and says so."""
+    import datasets  # here: it is slow to import, and local files do not need it
+
+    datasets.logging.set_verbosity(CRITICAL)
+    datasets.disable_progress_bars()
+    away = unreachable(repository, "dataset")
+    try:
+        loaded = datasets.load_dataset(repository, part)
+    except Exception as error:
+        if away is not None:
+            raise away from error
+        if "BuilderConfig" in str(error):
+            parts = ", ".join(datasets.get_dataset_config_names(repository))
+            raise CometError(f"{what} has no {part!r}; it has {parts}", exit_code=2) from error
+        raise
+    if away is not None and not datasets.config.HF_HUB_OFFLINE:
+        tqdm.write(f"{what}: the hub cannot be reached; using the copy of an earlier call on this machine")
+    return loaded
+
+
+def hub_split(task: Task, name: str, rows: Any) -> Split:
+    """A split of `datasets`: columns as in the original files, the label as text or as a number with names."""
+    if missing := [column for column in (*task.text, task.hub_label) if column not in rows.column_names]:
+        raise CometError(f"{task.hub}: no column {', '.join(missing)}, found {', '.join(rows.column_names)}")
+    label_names = getattr(rows.features[task.hub_label], "names", None)
+    examples = []
+    for number, row in enumerate(rows, 1):
+        label = row[task.hub_label]
+        text = label_names[label] if label_names else str(label)
+        examples.append(classified(task, [row[column] or "" for column in task.text], text, f"{task.hub} row {number}"))
+    return Split(name, f"{task.hub} on the hub", tuple(examples))

@@ -1,0 +1,253 @@
+"""The whole of `comet-eval`: models fine-tuned on a task with several seeds, their scores, sizes and latencies."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from cache_tools.errors import CometError
+from cache_tools.models import weights_sha256
+from cache_tools.text.hub import at_commit
+from cache_tools.text.languages import find_language
+from comet.evaluate.datasets import TaskData, load_task
+from comet.evaluate.finetuning import (
+    FineTuning,
+    default_learning_rate,
+    encode,
+    fine_tune,
+    inputs_of,
+    load_for_task,
+    longest_input,
+    model_files,
+    pad_id,
+    predict,
+)
+from comet.evaluate.results import ModelResult, Run, Subject, open_results, save_results
+from comet.evaluate.scoreboard import best_candidate, finetuned_card, run_line, score_page, what_is_measured
+from comet.evaluate.tasks import find_task
+
+LATENCY_TEXTS = 24
+LATENCY_ROUNDS = 3
+PREDICT_BATCH = 32
+
+FineTuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What a person asks of `comet-eval`. The first of `models`, folders or hub names, is the reference.
+
+    `data` is a folder of local files, None for the hub. `results` defaults to eval-TASK-LANGUAGE.json here. The seeds
+    are 0 to `seeds` − 1. `learning_rate` defaults to a rule by width, `max_length` (tokens) to the task's. `output`
+    is where the best fine-tuned model goes: of several models the best after the reference. `device` is auto, cpu
+    or cuda.
+    Raises CometError for numbers not above 0 and an output that exists.
+    """
+
+    models: tuple[str, ...]
+    task: str
+    language: str
+    data: Path | None = None
+    results: Path | None = None
+    output: Path | None = None
+    seeds: int = 3
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float | None = None
+    max_length: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "batch_size", "learning_rate", "max_length"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
+        if not self.models:
+            raise CometError("--model: expected at least one", exit_code=2)
+        if repeated := sorted({name for name in self.models if self.models.count(name) > 1}):
+            raise CometError(f"--model {repeated[0]}: given twice", exit_code=2)
+        if self.output is not None and self.output.exists():
+            raise CometError(f"--output {self.output}: exists; give another folder, or remove it", exit_code=2)
+
+    @property
+    def results_path(self) -> Path:
+        return self.results or Path(f"eval-{self.task}-{find_language(self.language).code}.json")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it: the data, the asked models in the order asked, the results file and the page."""
+
+    data: TaskData
+    models: tuple[ModelResult, ...]
+    results: Path
+    page: Path
+
+
+def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -> Evaluation:
+    """Fine-tunes and scores every model with every seed that the results file does not hold yet.
+
+    Writes the results file after every run, a page beside it at the end, and the best fine-tuned model to `output`.
+    Raises CometError for a wrong call, data or models that cannot be used, or results of other settings.
+    """
+    device = choose_device(settings.device)
+    data = load_task(find_task(settings.task), find_language(settings.language).code, settings.data)
+    path = settings.results_path
+    results = open_results(path, subject_of(settings, data), [list(e.labels) for e in data.reported.examples])
+    say(what_is_measured(data))
+    pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
+    finished = []
+    for model in measure_models(settings, data, pinned):
+        earlier = results.find(model.sha256)
+        result = replace(model, runs=earlier.runs if earlier else ())
+        for seed in range(settings.seeds):
+            if seed not in [run.seed for run in result.runs]:
+                run, _ = run_once(pinned[result.name], result, data, seed, device)
+                result = replace(result, runs=tuple(sorted((*result.runs, run), key=lambda run: run.seed)))
+                save_results(path, results.updated(result))
+                say(run_line(data.task, result, run))
+        results = results.updated(result)
+        finished.append(result.of_seeds(range(settings.seeds)))
+    save_results(path, results)
+    evaluation = Evaluation(data, tuple(finished), path, path.with_suffix(".html"))
+    write_text(evaluation.page, score_page(data, finished))
+    if settings.output is not None:
+        say(save_best(settings.output, data, finished, pinned, device))
+    return evaluation
+
+
+def subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
+    return Subject(
+        task=data.task.name,
+        language=data.language,
+        train_sha256=data.train.sha256(),
+        reported=data.reported.name,
+        reported_sha256=data.reported.sha256(),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        max_length=settings.max_length,
+    )
+
+
+def choose_device(requested: str) -> torch.device:
+    """Raises CometError for cuda without a GPU."""
+    there = torch.cuda.is_available()
+    if requested == "cuda" and not there:
+        raise CometError("--device cuda: this machine has no GPU that torch can use; give cpu", exit_code=2)
+    return torch.device("cuda" if there and requested != "cpu" else "cpu")
+
+
+def measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
+    """What each model is, how large and how fast; without any run yet.
+
+    Raises CometError when one cannot be used: before the first is fine-tuned, which may take hours.
+    """
+    task, results, inputs = data.task, [], []
+    loaded = [load_for_task(pinned[name], task, seed=0) for name in settings.models]
+    spread = data.reported.examples[:: max(1, len(data.reported.examples) // LATENCY_TEXTS)][:LATENCY_TEXTS]
+    for name, (model, tokenizer) in zip(settings.models, loaded, strict=True):
+        length = min(settings.max_length or task.max_length, longest_input(model))
+        reported = encode(tokenizer, data.reported.examples, task, length)
+        texts = encode(tokenizer, spread, task, length)
+        cpu = torch.device("cpu")
+        inputs.append([inputs_of(texts, [row], pad_id(model), cpu) for row in range(len(spread))])
+        rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
+        results.append(
+            ModelResult(
+                name=name,
+                sha256=weights_sha256(model.base_model),  # type: ignore[arg-type]
+                parameters=sum(tensor.numel() for tensor in model.parameters()),
+                size_mib=sum(tensor.nbytes for tensor in model.parameters()) / 2**20,
+                max_length=length,
+                truncated=reported.truncated,
+                unseen=reported.unseen,
+                how=FineTuning(settings.epochs, settings.batch_size, rate),
+                latency_ms=0.0,
+                runs=(),
+            )
+        )
+    latencies = latency_ms([model for model, _ in loaded], inputs)
+    return [replace(result, latency_ms=latency) for result, latency in zip(results, latencies, strict=True)]
+
+
+@torch.no_grad()
+def latency_ms(models: Sequence[PreTrainedModel], inputs: Sequence[Sequence[dict[str, Tensor]]]) -> list[float]:
+    """Median milliseconds of a forward pass of each model on its own `inputs`, one text at a time, on one CPU thread.
+
+    The models take turns at every text, so that whatever else the machine does hits all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in models]
+    with one_thread():
+        for turn in range(LATENCY_ROUNDS + 1):
+            for texts in zip(*inputs, strict=True):
+                for model, text, taken in zip(models, texts, seconds, strict=True):
+                    start = time.perf_counter()
+                    model.eval()(**text)
+                    if turn:  # the first round warms up
+                        taken.append(time.perf_counter() - start)
+    return [1000 * statistics.median(taken) for taken in seconds]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
+    """Fine-tunes a model, at the commit in `name` if it is one of the hub, with a seed and scores it."""
+    start = time.perf_counter()
+    task = data.task
+    model, tokenizer = load_for_task(name, task, seed)
+    train, reported = (encode(tokenizer, s.examples, task, result.max_length) for s in (data.train, data.reported))
+    fine_tune(model, train, task, result.how, seed, device, result.name)
+    predictions = predict(model, reported, task, PREDICT_BATCH, device)
+    chosen_score = None
+    if data.chosen_on is not None:
+        dev = encode(tokenizer, data.chosen_on.examples, task, result.max_length)
+        chosen_score = task.score(dev.labels, predict(model, dev, task, PREDICT_BATCH, device))
+    score = task.score(reported.labels, predictions)
+    return Run(seed, score, chosen_score, time.perf_counter() - start, predictions), (model, tokenizer)
+
+
+def save_best(
+    output: Path, data: TaskData, models: Sequence[ModelResult], pinned: dict[str, str], device: torch.device
+) -> str:
+    """Fine-tunes the best candidate once more with its seed, and leaves it as an ordinary transformers folder.
+
+    Returns a line that says which one it is. Raises CometError when the folder has come to exist meanwhile.
+    """
+    result, chosen = best_candidate(models)
+    run, (model, tokenizer) = run_once(pinned[result.name], result, data, chosen.seed, device)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
+        folder = Path(staging) / output.name  # inside, so that it is not as private as temporary folders are
+        model.cpu().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        write_text(folder / "README.md", finetuned_card(data, result, run))
+        for path in folder.iterdir():
+            path.chmod((folder / "README.md").stat().st_mode)  # safetensors are private by default
+        try:
+            folder.rename(output)
+        except OSError as error:
+            raise CometError(f"--output {output}: came to exist meanwhile; remove it and call again") from error
+    return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) lies in {output}"
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CometError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,125 @@
+"""The tasks that students are scored on: what each one is, how it is scored, and where its data comes from."""
+
+from dataclasses import dataclass
+
+from cache_tools.errors import CometError
+from comet.evaluate.metrics import Score, accuracy, entity_f1, weighted_f1
+
+SENTIMENTS = ("positive", "neutral", "negative")
+NEWS = ("business", "entertainment", "health", "politics", "religion", "sports", "technology")
+TOPICS = ("science/technology", "travel", "politics", "sports", "health", "entertainment", "geography")
+ENTITIES = ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC", "B-DATE", "I-DATE")
+UNIVERSAL_TAGS = (
+    *("ADJ", "ADP", "ADV", "AUX", "CCONJ", "DET", "INTJ", "NOUN", "NUM"),
+    *("PART", "PRON", "PROPN", "PUNCT", "SCONJ", "SYM", "VERB", "X"),
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set and its score.
+
+    A tagging task labels words, with `unreached` as the prediction for a word that the model never saw. Any other
+    labels texts: the columns `text`, joined by a space, with the label in the column `label`; `quoted` says whether
+    the table follows the quoting rules of CSV. `source` is where the original files are; `hub` is a data set without
+    loading script, None where none is known, in which the label stands in `hub_label`. Where the data set names
+    languages in its own way, `codes` has (ISO 639-3, its name) and `suffix` what the other names end with.
+    """
+
+    name: str
+    title: str
+    metric: str
+    score: Score
+    labels: tuple[str, ...]
+    max_length: int  # tokens, unless a person asks for another
+    source: str
+    hub: str | None
+    suffix: str = ""
+    codes: tuple[tuple[str, str], ...] = ()
+    text: tuple[str, ...] = ("text",)
+    label: str = "category"
+    hub_label: str = "category"
+    quoted: bool = True
+    tagging: bool = False
+    unreached: str = ""
+
+    def code(self, language: str) -> str:
+        """What the data set calls a language."""
+        return dict(self.codes).get(language, language + self.suffix)
+
+
+TASKS = (
+    Task(
+        name="afrisenti",
+        title="AfriSenti (sentiment of tweets)",
+        metric="weighted F1",
+        score=weighted_f1,
+        labels=SENTIMENTS,
+        max_length=128,
+        source="https://github.com/afrisenti-semeval/afrisent-semeval-2023",
+        hub="masakhane/afrisenti",
+        text=("tweet",),
+        label="label",
+        hub_label="label",
+        quoted=False,  # tweets stand as they are, stray quotation marks included
+    ),
+    Task(
+        name="masakhaner",
+        title="MasakhaNER (named entities)",
+        metric="entity F1",
+        score=entity_f1,
+        labels=ENTITIES,
+        max_length=256,
+        source="https://github.com/masakhane-io/masakhane-ner",
+        hub=None,  # masakhane/masakhaner and masakhaner2 need their loading scripts
+        tagging=True,
+        unreached="O",
+    ),
+    Task(
+        name="masakhanews",
+        title="MasakhaNEWS (topics of news)",
+        metric="weighted F1",
+        score=weighted_f1,
+        labels=NEWS,
+        max_length=256,
+        source="https://github.com/masakhane-io/masakhane-news",
+        hub="masakhane/masakhanews",
+        text=("headline", "text"),
+        hub_label="label",
+    ),
+    Task(
+        name="sib200",
+        title="SIB-200 (topics of sentences)",
+        metric="weighted F1",
+        score=weighted_f1,
+        labels=TOPICS,
+        max_length=128,
+        source="https://github.com/dadelani/sib-200",
+        hub="Davlan/sib200",
+        suffix="_Latn",
+        codes=(
+            *(("swa", "swh_Latn"), ("mlg", "plt_Latn"), ("orm", "gaz_Latn")),
+            *(("amh", "amh_Ethi"), ("tir", "tir_Ethi"), ("ara", "arb_Arab")),
+        ),
+    ),
+    Task(
+        name="masakhapos",
+        title="MasakhaPOS (parts of speech)",
+        metric="accuracy",
+        score=accuracy,
+        labels=UNIVERSAL_TAGS,
+        max_length=256,
+        source="https://github.com/masakhane-io/masakhane-pos",
+        hub=None,  # masakhane/masakhapos needs its loading script
+        tagging=True,
+        unreached="_",  # no tag of the set: always wrong
+    ),
+)
+
+
+def find_task(name: str) -> Task:
+    """Raises CometError for a name that is none of the tasks'."""
+    for task in TASKS:
+        if task.name == name:
+            return task
+    raise CometError(f"--task {name}: expected {', '.join(task.name for task in TASKS)}", exit_code=2)

@@ -1,0 +1,1 @@
+"""What a training reports: an analysis of the student, a page, a summary, a model card."""

@@ -1,0 +1,324 @@
+"""A closer look at a student: target by target, at its attention maps, and at its guesses in a row of text."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from comet.train.dataset import CacheRows, Shard, collate
+from comet.train.distiller import Distiller, first_kept
+from comet.train.losses import attention_kl, hard_cross_entropy, teacher_log_normaliser
+from comet.train.validation import Collator
+
+MOST_TARGETS = 20_000
+BATCH_ROWS = 32
+EXAMPLE_ROWS = 2
+MOST_PLACES = 12
+GUESSES = 3
+LONGEST_PIECE = 40
+CALIBRATION_BINS = 10
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class MapPair:
+    """Pooled attention [n, n] float32 of a matched layer over the n blocks that one row uses; its rows sum to 1."""
+
+    row: int
+    teacher_layer: int
+    student_layer: int
+    teacher: NDArray[np.float32]
+    student: NDArray[np.float32]
+    kl: float  # nats, mean over query blocks
+
+
+@dataclass(frozen=True)
+class Guess:
+    text: str
+    probability: float
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target of a row, with the most probable tokens of teacher and student, best first."""
+
+    position: int
+    truth: str
+    teacher: list[Guess]
+    student: list[Guess]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row piece by piece as the models saw it, masks and replacements included, and its first targets."""
+
+    pieces: list[str]
+    places: list[Place]
+    targets: int  # of the whole row
+
+
+@dataclass(frozen=True)
+class CloseUp:
+    """The first T ≤ MOST_TARGETS validation targets one by one, and the first rows as examples.
+
+    target_id, count [T] int64: the true token, and how often it occurs in the corpus; kl [T] nats at temperature 1,
+    NaN where the cache holds no tail at it; correct, teacher_correct, agrees [T] bool, of the most probable tokens;
+    confidence, teacher_confidence [T]: the probabilities of these tokens.
+    """
+
+    target_id: NDArray[np.int64]
+    count: NDArray[np.int64]
+    kl: NDArray[np.float64]
+    correct: NDArray[np.bool_]
+    teacher_correct: NDArray[np.bool_]
+    agrees: NDArray[np.bool_]
+    confidence: NDArray[np.float64]
+    teacher_confidence: NDArray[np.float64]
+    maps: list[MapPair]
+    examples: list[Example]
+    parameters: int
+    teacher_parameters: int
+
+
+@torch.no_grad()
+def close_up(
+    distiller: Distiller,
+    shards: list[Shard],
+    tokenizer: PreTrainedTokenizerBase,
+    counts: NDArray,
+    device: torch.device,
+    collate_fn: Collator = collate,
+) -> CloseUp:
+    """Measures the student on the first rows of these shards.
+
+    `counts` [V] int64 says how often each id occurs in the corpus, and `tokenizer` what it stands for; both know the
+    ids that `collate_fn` puts into a batch.
+    """
+    was_training = distiller.training
+    distiller.eval()
+    arrays = measure_targets(distiller, shards, device, collate_fn)
+    maps, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
+    distiller.train(was_training)
+    return CloseUp(
+        **arrays,
+        count=np.asarray(counts, dtype=np.int64)[arrays["target_id"]],
+        maps=maps,
+        examples=examples,
+        parameters=sum(p.numel() for p in distiller.student.parameters()),
+        teacher_parameters=distiller.cache.teacher_parameters,
+    )
+
+
+def measure_targets(
+    distiller: Distiller, shards: list[Shard], device: torch.device, collate_fn: Collator
+) -> dict[str, NDArray]:
+    """The per-target arrays of a CloseUp by name, for the first MOST_TARGETS targets."""
+    names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
+    rows = CacheRows(shards, names, held=1)
+    loader = DataLoader(rows, batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
+    parts: list[dict[str, NDArray]] = []
+    measured = 0
+    for batch in tqdm(loader, desc="look closer", unit="batch", leave=False, disable=None):
+        parts.append(measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
+        measured += len(batch["target_id"])
+        if measured >= MOST_TARGETS:
+            break
+    return {name: np.concatenate([part[name] for part in parts])[:MOST_TARGETS] for name in parts[0]}
+
+
+def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
+    """The per-target arrays of one batch; all of them [T]."""
+    features, _ = distiller.features(batch)
+    best = distiller.best_token(features)
+    kept, best_logit, _, rest = distiller.head(features, batch | {"target_id": best}, 1.0)
+    kept_id = distiller.kept_id(batch, 1.0)
+    slot = first_kept(kept_id)  # [T, 1]
+    teacher_best = kept_id.gather(1, slot)[:, 0]
+    truth = batch["target_id"]
+    arrays = {
+        "target_id": truth,
+        "kl": distiller.kl(batch, kept, rest, 1.0).double(),
+        "correct": best == truth,
+        "teacher_correct": teacher_best == truth,
+        "agrees": best == teacher_best,
+        "confidence": (-hard_cross_entropy(best_logit, kept, rest)).exp().double(),
+        "teacher_confidence": teacher_logprob(batch, distiller).gather(1, slot)[:, 0].exp().double(),
+    }
+    return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+
+
+def teacher_logprob(batch: Batch, distiller: Distiller) -> Tensor:
+    """[T, k] log-probabilities of the kept tokens at temperature 1, summing to 1 with the tail also where tokens were
+    left out. Of a threshold sample only those that are known: the most probable ones; the drawn ones, which stand for
+    others too, are −∞. The first that is kept always counts as known, also when a trimmed vocabulary lacks the best."""
+    temperatures = distiller.cache.temperatures
+    if distiller.cache.keep == "topk":
+        logprob = batch["topk_logprob"]
+        if 1.0 not in temperatures:
+            return logprob
+        tail = batch["tail_logmass"][:, temperatures.index(1.0)]
+        return logprob - teacher_log_normaliser(logprob, tail, 1.0)[:, None]
+    logweight = batch["sample_logweight"][:, temperatures.index(1.0)]
+    first = first_kept(distiller.kept_id(batch, 1.0))
+    others = logweight.scatter(1, first, -torch.inf)
+    drawn = others.masked_fill(others == -torch.inf, torch.inf).amin(1, keepdim=True)  # all drawn ones weigh the same
+    return logweight.masked_fill((others <= drawn).scatter(1, first, False), -torch.inf)
+
+
+def look_at_rows(
+    distiller: Distiller,
+    shards: list[Shard],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    collate_fn: Collator,
+) -> tuple[list[MapPair], list[Example]]:
+    """Maps of the first EXAMPLE_ROWS rows, where the cache has them, and guesses in these rows."""
+    unused = {"row_key"} if distiller.matches_attention else {"row_key", "attention"}
+    rows = CacheRows(shards, [name for name in shards[0].cache.extent.arrays if name not in unused], held=1)
+    arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
+    batch = {name: tensor.to(device) for name, tensor in collate_fn(arrays).items()}
+    features, maps = distiller.features(batch)
+    count = len(batch["length"])
+    examples = [decode_row(row, batch, features, distiller, tokenizer) for row in range(count)]
+    rows_with_map = range(len(maps)) if distiller.matches_attention else ()
+    return [pair for at in rows_with_map for pair in map_pairs(at, batch, maps, distiller)], examples
+
+
+@torch.no_grad()
+def first_row(
+    distiller: Distiller,
+    shards: list[Shard],
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    collate_fn: Collator = collate,
+) -> Example:
+    """The first row of these shards, as text."""
+    was_training = distiller.training
+    distiller.eval()
+    _, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
+    distiller.train(was_training)
+    return examples[0]
+
+
+def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
+    """The maps of teacher and student in each matched layer, of the row whose maps are the `at`-th in the batch."""
+    pairs, row = [], int(batch["map_row"][at])
+    used = int(batch["length"][row].clamp(max=distiller.cache.attention_size))
+    for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
+        cached = distiller.cached_index[index]
+        teacher = batch["attention"][at, cached, :used, :used]  # [n, n]
+        student = maps[at, index, :used, :used]
+        kl = attention_kl(teacher[None, None], student[None, None], batch["length"][row : row + 1]).item()
+        pairs.append(MapPair(row, teacher_layer, student_layer, teacher.cpu().numpy(), student.cpu().numpy(), kl))
+    return pairs
+
+
+def decode_row(
+    row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
+) -> Example:
+    """One row as text, and the guesses at its first MOST_PLACES targets."""
+    targets = torch.nonzero(batch["target_row"] == row)[:, 0]
+    shown = targets[:MOST_PLACES]
+    weight, bias = distiller.output_layer()
+    logits = torch.addmm(bias, features[shown], weight.T)  # [places, V]
+    student = logits.softmax(1).topk(min(GUESSES, logits.shape[1]))
+    kept_id = distiller.kept_id(batch, 1.0)[shown]
+    teacher = teacher_logprob(batch, distiller)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))
+    teacher_id = kept_id.gather(1, teacher.indices)
+    truth = batch["target_id"][shown]
+
+    def guesses(ids: Tensor, probabilities: Tensor, true_id: int) -> list[Guess]:
+        return [
+            Guess(piece(tokenizer, token), probability, token == true_id)
+            for token, probability in zip(ids.tolist(), probabilities.tolist(), strict=True)
+            if token >= 0 and probability > 0
+        ]
+
+    places = [
+        Place(
+            position=int(batch["target_position"][shown[i]]),
+            truth=piece(tokenizer, true_id),
+            teacher=guesses(teacher_id[i], teacher.values[i], true_id),
+            student=guesses(student.indices[i], student.values[i], true_id),
+        )
+        for i, true_id in enumerate(truth.tolist())
+    ]
+    ids = batch["input_ids"][row, : int(batch["length"][row])].tolist()
+    return Example([piece(tokenizer, token) for token in ids], places, len(targets))
+
+
+def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """A token as text, ▁ before it where it begins a word, cut at LONGEST_PIECE characters; its number if unknown."""
+    name = tokenizer.convert_ids_to_tokens(token)
+    if not isinstance(name, str):
+        return f"[{token}]"
+    start = "▁" if name.startswith(("▁", "Ġ")) else ""
+    text = start + tokenizer.convert_tokens_to_string([name]).strip() or name
+    return text if len(text) <= LONGEST_PIECE else text[: LONGEST_PIECE - 1] + "…"
+
+
+@dataclass(frozen=True)
+class FrequencyBin:
+    """The targets whose true token occurs `low` to `high` times in the corpus, and the means over them."""
+
+    low: int
+    high: int
+    targets: int
+    kl: float
+    accuracy: float
+    teacher_accuracy: float
+
+
+def by_frequency(look: CloseUp) -> list[FrequencyBin]:
+    """One bin for each decade of the count that has targets: 0 to 9, 10 to 99, 100 to 999, …"""
+    powers = 10 ** np.arange(1, 19, dtype=np.int64)
+    decade = np.searchsorted(powers, look.count, side="right")
+    bins = []
+    for number in np.unique(decade).tolist():
+        inside = decade == number
+        means = (float(values[inside].mean()) for values in (look.kl, look.correct, look.teacher_correct))
+        bins.append(FrequencyBin(10**number if number else 0, 10 ** (number + 1) - 1, int(inside.sum()), *means))
+    return bins
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The targets with a confidence in (low, high], and the means over them."""
+
+    low: float
+    high: float
+    targets: int
+    confidence: float
+    accuracy: float
+
+
+def calibration(confidence: NDArray, correct: NDArray, bins: int = CALIBRATION_BINS) -> list[CalibrationBin]:
+    """Equally wide bins B_b = (b / M, (b + 1) / M] of the confidence [T], without the empty ones; 0 is in the first.
+
+    The reliability diagram of Guo et al. 2017, On calibration of modern neural networks (arXiv 1706.04599).
+    """
+    edges = np.arange(bins + 1) / bins
+    number = np.searchsorted(edges[1:-1], confidence, side="left")
+    return [
+        CalibrationBin(
+            low=float(edges[b]),
+            high=float(edges[b + 1]),
+            targets=int((number == b).sum()),
+            confidence=float(confidence[number == b].mean()),
+            accuracy=float(correct[number == b].mean()),
+        )
+        for b in np.unique(number).tolist()
+    ]
+
+
+def expected_calibration_error(bins: list[CalibrationBin]) -> float:
+    """ECE = Σ_b |B_b| / T · |accuracy(B_b) − confidence(B_b)| (Guo et al. 2017, equation 3); NaN without targets."""
+    total = sum(b.targets for b in bins)
+    return sum(b.targets * abs(b.accuracy - b.confidence) for b in bins) / total if total else float("nan")

@@ -1,0 +1,1 @@
+"""The student model: its shapes, its vocabulary, its head."""

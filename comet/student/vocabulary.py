@@ -1,0 +1,160 @@
+"""Which tokens a student knows: all of the teacher's, or those of the corpus and what it takes to write any other.
+
+A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and every piece of a single
+character, so that no text that the teacher could read becomes unknown. Text whose pieces are all kept is cut as
+before: a Unigram model looks for the best of all cuts, WordPiece for the longest piece, and what is best or longest
+among all pieces is so among fewer.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from cache_tools.errors import CometError
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import Recipe
+from cache_tools.text.tokenizer import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
+
+CONTINUATION = "##"  # how WordPiece marks a piece inside a word
+
+
+@dataclass(frozen=True)
+class StudentVocabulary:
+    """`teacher_id` [V'] int64, ascending: the teacher's id of each of the student's.
+
+    `asked` [V] bool: the teacher's ids that a trimmed student is asked for, V_seen; None if the vocabulary is full.
+    """
+
+    teacher_id: NDArray[np.int64]
+    teacher_size: int
+    asked: NDArray[np.bool_] | None = None
+
+    @property
+    def trimmed(self) -> bool:
+        return self.asked is not None
+
+    def __len__(self) -> int:
+        return len(self.teacher_id)
+
+    @cached_property
+    def student_id(self) -> Tensor:
+        """[V] int64: the student's id of each of the teacher's, −1 where it has none."""
+        ids = torch.full((self.teacher_size,), -1, dtype=torch.int64)
+        ids[torch.from_numpy(self.teacher_id)] = torch.arange(len(self))
+        return ids
+
+    @cached_property
+    def asked_id(self) -> Tensor:
+        """[V] int64: the same, −1 also for what the student knows but is never asked for."""
+        return self.student_id if self.asked is None else self.student_id.where(torch.from_numpy(self.asked), -1)
+
+    @cached_property
+    def never_asked(self) -> Tensor:
+        """[V'] bool: tokens that the student knows but is never asked for, since the corpus does not hold them."""
+        return self.asked_id[torch.from_numpy(self.teacher_id)] < 0
+
+
+def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
+    return StudentVocabulary(np.arange(recipe.vocab_size), recipe.vocab_size)
+
+
+def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
+    """V_seen, the special tokens, every piece of a single character, and the least likely piece of a Unigram model
+    (which decides what an unknown character costs).
+
+    Raises CometError for several caches, whose tails are of different V_seen, and for tokenizers that are neither
+    Unigram nor WordPiece.
+    """
+    if len(caches) > 1:
+        raise CometError(
+            "--vocabulary trimmed: takes one --cache, since every cache tells its tail over the tokens of its own "
+            "corpus only; use --vocabulary full, or build one cache of all texts",
+            exit_code=2,
+        )
+    recipe, seen = caches[0].recipe, caches[0].vocabulary.id
+    pieces = model_pieces(read_tokenizer(caches[0]))
+    single = [i for i, piece in enumerate(pieces) if len(piece.removeprefix(CONTINUATION)) == 1]
+    kept = np.unique(np.concatenate([seen, recipe.special_ids, single, least_likely(caches[0])]).astype(np.int64))
+    asked = np.zeros(recipe.vocab_size, dtype=bool)
+    asked[seen] = True
+    return StudentVocabulary(kept, recipe.vocab_size, asked)
+
+
+def read_tokenizer(cache: Cache) -> dict[str, Any]:
+    return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
+
+
+def model_pieces(state: dict[str, Any]) -> list[str]:
+    """The pieces of a tokenizer's model, by id. Raises CometError for models that cannot be trimmed exactly."""
+    model = state["model"]
+    if model["type"] == "Unigram":
+        return [piece for piece, _ in model["vocab"]]
+    if model["type"] == "WordPiece":
+        by_id = {i: piece for piece, i in model["vocab"].items()}
+        return [by_id.get(i, "") for i in range(max(by_id) + 1)]
+    raise CometError(
+        f"--vocabulary trimmed: a {model['type']} tokenizer builds its pieces from one another, so that taking some "
+        "away changes how other text is cut; use --vocabulary full",
+        exit_code=2,
+    )
+
+
+def least_likely(cache: Cache) -> list[int]:
+    model = read_tokenizer(cache)["model"]
+    return [int(np.argmin([score for _, score in model["vocab"]]))] if model["type"] == "Unigram" else []
+
+
+def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
+    """An ordinary fast tokenizer for these ids. Raises CometError when a special token would not get its id."""
+    folder, recipe = cache.tokenizer_folder, cache.recipe
+    whole = load_tokenizer(folder, recipe.vocab_size)
+    expected = {"pad_token": recipe.pad_id, "mask_token": recipe.mask_id, "cls_token": recipe.bos_id}
+    for role, expected_id in (expected | {"sep_token": recipe.eos_id}).items():
+        if (found := whole.convert_tokens_to_ids(getattr(whole, role) or "")) != expected_id:
+            raise CometError(f"{folder}: {role}: expected id {expected_id}, found {found}; the cache is damaged")
+    if not vocabulary.trimmed:
+        return whole
+    settings = read_settings(folder)
+    state = trimmed_state(read_tokenizer(cache), vocabulary.student_id.tolist())
+    tokenizer = build_tokenizer(json.dumps(state, ensure_ascii=False).encode(), settings, len(vocabulary), str(folder))
+    for token in whole.all_special_tokens:
+        student_id = int(vocabulary.student_id[whole.convert_tokens_to_ids(token)])
+        if (found := tokenizer.convert_tokens_to_ids(token)) != student_id:
+            raise CometError(
+                f"--vocabulary trimmed: {token} would get id {found} instead of {student_id}; this tokenizer cannot be "
+                "trimmed, use --vocabulary full"
+            )
+    return tokenizer
+
+
+def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
+    """A tokenizer.json with the kept pieces under their new ids. `student_id` is −1 for the others."""
+
+    def moved(ids: list[int]) -> list[int]:
+        return [student_id[i] for i in ids]
+
+    model = dict(state["model"])
+    if model["type"] == "Unigram":
+        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if student_id[i] >= 0]
+        model["unk_id"] = None if model.get("unk_id") is None else student_id[model["unk_id"]]
+    else:
+        model["vocab"] = {piece: student_id[i] for piece, i in model["vocab"].items() if student_id[i] >= 0}
+    kept = [token for token in state.get("added_tokens", []) if student_id[token["id"]] >= 0]
+    added = [token | {"id": student_id[token["id"]]} for token in kept]
+    processor = state.get("post_processor")
+    if processor and "special_tokens" in processor:
+        tokens = {name: t | {"ids": moved(t["ids"])} for name, t in processor["special_tokens"].items()}
+        processor = processor | {"special_tokens": tokens}
+    elif processor:
+        processor = processor | {
+            n: [processor[n][0], *moved(processor[n][1:])] for n in ("sep", "cls") if n in processor
+        }
+    return state | {"model": model, "added_tokens": added, "post_processor": processor}

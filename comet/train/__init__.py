@@ -1,0 +1,1 @@
+"""Training a student from the rows of a cache."""

@@ -1,0 +1,287 @@
+"""Cache → batches: a data set of rows that reads whole shards ahead, and the collator."""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from threading import Thread, current_thread
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cache_tools.attention import from_codes
+from cache_tools.errors import CometError
+from cache_tools.store.layout import rows_with_map
+from cache_tools.store.reader import Cache
+from comet.student.vocabulary import StudentVocabulary
+from comet.train.losses import condition_on_seen
+from comet.train.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
+
+UNUSED_POSITION = 65535
+
+Arrays = dict[str, NDArray]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Where one shard lies and how many rows it has."""
+
+    cache: Cache
+    group: str
+    index: int
+    rows: int
+
+
+def shards_of(caches: Sequence[Cache], group: str) -> list[Shard]:
+    """The shards of a group in the extents of all caches, in order."""
+    return [
+        Shard(cache, group, index, cache.recipe.shard_rows(group, index))
+        for cache in caches
+        for index in cache.extent.indices(group)
+    ]
+
+
+class Reading:
+    """Some shards being read and decoded into one buffer by a thread of its own.
+
+    The thread waits for nobody and ends with the last shard. Whoever asks for the result earlier reads along.
+    """
+
+    def __init__(self, shards: Sequence[Shard], names: Sequence[str]) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([shard.rows for shard in shards])
+        specs = shards[0].cache.specs[shards[0].group]
+        self._arrays = {name: np.empty((self._ends[-1], *specs[name].chunk[1:]), specs[name].dtype) for name in names}
+        self._todo: Iterator[int] = iter(range(len(shards)))  # both threads step it: a step is atomic
+        self._done: list[int] = []
+        self._errors: list[BaseException] = []
+        self._thread = Thread(target=self._read_along, name="comet-read-ahead")
+        self._thread.start()
+
+    def result(self) -> Arrays:
+        """The arrays, the rows of the shards one after the other. Raises what reading them raised, here or there."""
+        try:
+            self._read()
+        finally:
+            self.cancel()
+        if self._errors:
+            raise self._errors.pop()
+        if unread := set(range(len(self._shards))) - set(self._done):  # a forked process is left without the thread
+            self._todo = iter(unread)
+            return self.result()
+        return self._arrays
+
+    def cancel(self) -> None:
+        """Begins no further shard, and waits for the one being read."""
+        for _ in self._todo:
+            pass
+        if self._thread is not current_thread():  # a garbage collection in it may be what drops an iterator
+            self._thread.join()
+
+    def _read_along(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:  # it is raised where the result is asked for
+            self._errors.append(error)
+
+    def _read(self) -> None:
+        try:
+            for number in self._todo:
+                shard, end = self._shards[number], self._ends[number]
+                part = {name: array[end - shard.rows : end] for name, array in self._arrays.items()}
+                shard.cache.read_shard(shard.group, shard.index, part, out=part)
+                self._done.append(number)
+        finally:  # after an error the other one begins no further shard
+            for _ in self._todo:
+                pass
+
+
+class CacheRows(Dataset[Arrays]):
+    """The rows of some shards under one running index; reads whole shards, and ahead while its sampler is iterated.
+
+    At most `held` shards are held decoded, or the one buffer that is asked for, and at most one buffer more is read
+    ahead: 2 × BUFFER_SHARDS in training. Besides, each of two threads may have one more in hand.
+    """
+
+    def __init__(self, shards: list[Shard], names: Sequence[str], held: int = BUFFER_SHARDS) -> None:
+        self.shards = shards
+        self.names = tuple(names)
+        self.held = held
+        self.starts = np.cumsum([0] + [shard.rows for shard in shards])
+        self._decoded: OrderedDict[Buffer, Arrays] = OrderedDict()
+        self._upcoming: Sequence[Buffer] = ()
+        self._ahead: tuple[Buffer, Reading] | None = None
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def __getitem__(self, row: int) -> Arrays:
+        return self.__getitems__([row])
+
+    def __getitems__(self, rows: Sequence[int]) -> Arrays:
+        """The arrays of these rows, in this order, axis 0 the rows.
+
+        Cut from one buffer at a time, so rows should come buffer by buffer. Raises CometError for a damaged shard and
+        IndexError for a row that does not exist.
+        """
+        index = np.asarray(rows)
+        parts = []
+        while len(index):
+            buffer, arrays = self._buffer(int(index[0]))
+            place = self._places(buffer, index)
+            run = len(place) if place.min() >= 0 else int(np.argmax(place < 0))
+            parts.append({name: array.take(place[:run], axis=0) for name, array in arrays.items()})
+            index = index[run:]
+        self._read_ahead()
+        if not parts:
+            specs = self.shards[0].cache.specs[self.shards[0].group]
+            return {name: np.empty((0, *specs[name].chunk[1:]), specs[name].dtype) for name in self.names}
+        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in self.names}
+
+    def sampler(self, seed: int, alpha: float = 1.0) -> ShardShuffleSampler:
+        """The order of an epoch's rows, which has shards read ahead while it is iterated."""
+        number = {cache: i for i, cache in enumerate(dict.fromkeys(shard.cache for shard in self.shards))}
+        caches = [number[shard.cache] for shard in self.shards]
+        return ShardShuffleSampler(
+            [shard.rows for shard in self.shards], seed, caches=caches, alpha=alpha, expect=self.expect
+        )
+
+    def expect(self, upcoming: Sequence[Buffer]) -> None:
+        """Says which buffers the next rows come from, the present one first. What was read ahead of others is dropped;
+        with none, no thread is left afterwards."""
+        self._upcoming = upcoming
+        if self._ahead and self._ahead[0] not in upcoming:
+            self._ahead[1].cancel()
+            self._ahead = None
+
+    def _read_ahead(self) -> None:
+        following = next((buffer for buffer in self._upcoming if buffer not in self._decoded), None)
+        if following and not self._ahead:
+            self._ahead = following, self._reading(following)
+
+    def _reading(self, buffer: Buffer) -> Reading:
+        return Reading([self.shards[shard] for shard in buffer], self.names)
+
+    def _buffer(self, row: int) -> tuple[Buffer, Arrays]:
+        """A decoded buffer that holds this row: one that is held, or an upcoming one, or its shard alone."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row}: expected 0 to {len(self) - 1}")
+        shard = int(np.searchsorted(self.starts, row, side="right")) - 1
+        for buffer in self._decoded:
+            if shard in buffer:
+                self._decoded.move_to_end(buffer)
+                return buffer, self._decoded[buffer]
+        buffer = next((buffer for buffer in self._upcoming if shard in buffer), (shard,))
+        while self._decoded and sum(map(len, self._decoded)) + len(buffer) > self.held:
+            self._decoded.popitem(last=False)
+        if self._ahead and self._ahead[0] == buffer:
+            (_, reading), self._ahead = self._ahead, None
+        else:
+            reading = self._reading(buffer)
+        self._decoded[buffer] = reading.result()
+        return buffer, self._decoded[buffer]
+
+    def _places(self, buffer: Buffer, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where these rows lie in the arrays of a buffer, -1 where they do not."""
+        shards = np.asarray(buffer)
+        sizes = self.starts[shards + 1] - self.starts[shards]
+        which = np.searchsorted(self.starts[shards], index, side="right") - 1
+        within = index - self.starts[shards[which]]
+        inside = (which >= 0) & (within < sizes[which])
+        return np.where(inside, np.cumsum(sizes)[which] - sizes[which] + within, -1)
+
+
+def collate(arrays: Arrays) -> dict[str, Tensor]:
+    """Rows [B, …] as a batch of tensors, its T used target slots side by side.
+
+    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row, target_position, target_id [T] int64,
+    topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32, or of a
+    threshold sample sample_id [T, n_T, k] int64, sample_logweight [T, n_T, k] float32, entropy and entropy_seen
+    [T, n_T] float32; attention [B', layers, m, m] float32 of the rows map_row [B'] int64. Only what `arrays` hold.
+    """
+    slots = arrays["target_position"].shape[1]
+    used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
+
+    def at_targets(name: str) -> Tensor:
+        array = arrays[name].reshape(-1, *arrays[name].shape[2:])
+        return torch.from_numpy(array.take(used, axis=0))  # torch converts float16 many times faster than numpy
+
+    batch = {
+        "input_ids": torch.from_numpy(arrays["input_ids"][:, : int(arrays["length"].max(initial=1))].astype(np.int64)),
+        "length": torch.from_numpy(arrays["length"].astype(np.int64)),
+        "target_row": torch.from_numpy(used // slots),
+    }
+    whole = ("target_position", "target_id", "topk_id", "sample_id")
+    batch |= {name: at_targets(name).long() for name in whole if name in arrays}
+    floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "sample_logweight", "entropy", "entropy_seen")
+    batch |= {name: at_targets(name).float() for name in floats if name in arrays}
+    if "attention" in arrays:
+        map_row = np.flatnonzero(rows_with_map(arrays["attention"]))
+        batch["map_row"] = torch.from_numpy(map_row)
+        batch["attention"] = from_codes(torch.from_numpy(arrays["attention"][map_row]))
+    return batch
+
+
+def require_compatible(caches: Sequence[Cache]) -> None:
+    """Raises CometError unless the caches have one teacher, the same signals and row length, naming what differs."""
+    first = caches[0]
+    teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
+    kept = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
+    for other in caches[1:]:
+        pairs = {
+            name: (getattr(first.recipe, name), getattr(other.recipe, name))
+            for name in (*teacher, *kept, "seq_len", "max_targets")
+        }
+        unlike = [f"its {name.replace('_', ' ')} is {b}, but {a}" for name, (a, b) in pairs.items() if a != b]
+        if unlike:
+            raise CometError(
+                f"--cache {other.name}: {'; '.join(unlike)} in {first.name}; "
+                "caches that are trained on together need one teacher, the same signals and rows of one length",
+                exit_code=2,
+            )
+
+
+def in_vocabulary(batch: dict[str, Tensor], vocabulary: StudentVocabulary) -> dict[str, Tensor]:
+    """A batch of `collate` in the student's ids, the teacher conditioned on V_seen if it is trimmed.
+
+    Then kept tokens outside V_seen get id −1 and log-probability −∞, and the tail or the entropy is that over V_seen.
+    """
+    if vocabulary.asked is None:
+        return batch
+    if "sample_id" in batch:
+        kept_id, logweight = condition_on_seen(batch["sample_id"], batch["sample_logweight"], vocabulary.asked_id)
+        kept = {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
+    else:
+        kept_id, logprob = condition_on_seen(batch["topk_id"], batch["topk_logprob"], vocabulary.asked_id)
+        kept = {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
+    ids = {
+        "input_ids": vocabulary.student_id[batch["input_ids"]],
+        "target_id": vocabulary.asked_id[batch["target_id"]],
+    }
+    return batch | ids | kept
+
+
+def teacher_mass_outside(shards: Sequence[Shard], vocabulary: StudentVocabulary) -> float | None:
+    """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards,
+    of a threshold sample an estimate; None where the cache holds no tail at 1."""
+    recipe = shards[0].cache.recipe
+    if 1.0 not in recipe.temperatures:
+        return None
+    at_one = recipe.temperatures.index(1.0)
+    signals = ("topk_id", "topk_logprob", "tail_logmass_seen")
+    if recipe.keep == "threshold":
+        signals = ("sample_id", "sample_logweight", "entropy_seen")
+    names = ("target_position", "length", "input_ids", "target_id", *signals)
+    outside: list[Tensor] = []
+    for shard in shards:
+        batch = collate(shard.cache.read_shard(shard.group, shard.index, names))
+        of_seen = in_vocabulary(batch, vocabulary)
+        if recipe.keep == "threshold":
+            every, seen = (b["sample_logweight"][:, at_one].exp().sum(1) for b in (batch, of_seen))
+            outside.append(every - seen)
+        else:
+            tail = of_seen["tail_logmass"][:, at_one]  # [T]
+            outside.append(1 - torch.logaddexp(of_seen["topk_logprob"].logsumexp(1), tail).exp())
+    return torch.cat(outside).mean().item()

@@ -1,0 +1,265 @@
+"""Training recipes: which losses, with which weights, and the optimiser's settings; two of ours, or a TOML file."""
+
+import math
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CometError
+
+SHAPES = ("linear", "cosine")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight that goes from `start` to `end`, in a straight line or along half a cosine.
+
+    Raises ValueError for weights that are negative or no numbers, and for another shape.
+    """
+
+    start: float
+    end: float
+    shape: str = "linear"
+
+    def __post_init__(self) -> None:
+        for value in (self.start, self.end):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{value}: expected a number from 0 on")
+        if self.shape not in SHAPES:
+            raise ValueError(f"shape {self.shape!r}: expected {' or '.join(SHAPES)}")
+
+    def at(self, progress: float) -> float:
+        way = progress if self.shape == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        return self.start + (self.end - self.start) * way
+
+    def __str__(self) -> str:
+        return f"{self.start:g} to {self.end:g} ({self.shape})"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A temperature that steps: (progress from which on, temperature) pairs, the first from 0 on.
+
+    Raises ValueError for temperatures not above 0, and unless the progress rises from 0 and stays below 1.
+    """
+
+    pairs: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        begins = [begin for begin, _ in self.pairs]
+        if not begins or begins[0] != 0 or sorted(set(begins)) != begins or begins[-1] >= 1:
+            raise ValueError(
+                f"temperature begins at {begins}: expected rising shares of the training, 0 first, below 1"
+            )
+        for _, temperature in self.pairs:
+            if not 0 < temperature < math.inf:
+                raise ValueError(f"temperature {temperature}: expected a number above 0")
+
+    def at(self, progress: float) -> float:
+        return next(temperature for begin, temperature in reversed(self.pairs) if progress >= begin)
+
+    def __str__(self) -> str:
+        return ", then ".join(f"{t:g}" + (f" from {begin:.0%} on" if begin else "") for begin, t in self.pairs)
+
+
+Weight = float | Schedule
+Temperature = float | Steps
+
+
+def at(value: Weight | Temperature, progress: float) -> float:
+    """What a weight or temperature is at this progress."""
+    return value.at(progress) if isinstance(value, Schedule | Steps) else value
+
+
+def is_used(weight: Weight) -> bool:
+    """Whether a loss of this weight ever counts."""
+    return weight.start > 0 or weight.end > 0 if isinstance(weight, Schedule) else weight > 0
+
+
+def temperatures_of(value: Temperature) -> tuple[float, ...]:
+    """All temperatures that it takes, in order."""
+    return tuple(t for _, t in value.pairs) if isinstance(value, Steps) else (value,)
+
+
+def described(value: object) -> str:
+    """A weight, temperature or any other setting, as a person reads it; default where nothing was chosen."""
+    return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
+
+
+CHOICES = {"logit_loss": ("kl", "residual"), "attention_loss": ("kl", "mse", "projection")}
+WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
+OURS = ("name", "differs_from_paper")
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """What the student is asked to match. A weight of 0 leaves a loss out; a weight may follow a Schedule, and the
+    temperature Steps.
+
+    `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, as the cache
+    has it) or residual (the tail given to the true token). `layer_map` pairs (teacher layer, student layer), from 0,
+    or from the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256; with
+    `scales_with_width` narrower ones take proportionally larger steps.
+    Raises ValueError for values that cannot be.
+    """
+
+    name: str
+    kd_weight: Weight
+    temperature: Temperature
+    hard_weight: Weight
+    attention_weight: Weight
+    attention_loss: str  # kl, mse or projection
+    dropout: float
+    learning_rate: float
+    scales_with_width: bool
+    epochs: int
+    patience: int  # validations without a better one after which training stops
+    batch_size: int
+    logit_loss: str = "kl"  # or residual
+    layer_map: tuple[tuple[int, int], ...] | None = None
+    differs_from_paper: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in WEIGHTS:
+            value = getattr(self, name)
+            if not isinstance(value, Schedule) and not 0 <= value < math.inf:
+                raise ValueError(f"{name} {value}: expected a number from 0 on")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
+        above_zero = ["learning_rate", "epochs", "patience", "batch_size"]
+        for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
+
+    def peak_learning_rate(self, hidden: int) -> float:
+        return self.learning_rate * 256 / hidden if self.scales_with_width else self.learning_rate
+
+
+DEFAULT = TrainingRecipe(
+    name="default",
+    kd_weight=1.0,
+    temperature=1.0,
+    hard_weight=0.0,
+    attention_weight=1.0,
+    attention_loss="kl",
+    dropout=0.0,
+    learning_rate=1.2e-3,
+    scales_with_width=True,
+    epochs=15,
+    patience=3,
+    batch_size=16,
+)
+
+PAPER = TrainingRecipe(
+    name="paper",
+    kd_weight=0.5,
+    temperature=2.0,
+    hard_weight=0.0,
+    attention_weight=0.5,
+    attention_loss="projection",
+    dropout=0.1,
+    learning_rate=5e-5,
+    scales_with_width=False,
+    epochs=15,
+    patience=3,
+    batch_size=16,
+    layer_map=((-1, -1),),
+    differs_from_paper=(
+        "logits are matched at masked positions only, as far as the cache keeps them",
+        "attention maps are pooled to m×m before the learned projection, and are those of the rows that the cache has",
+        "the student starts from the cached teacher embeddings and word frequencies",
+        "float32 instead of fp16",
+    ),
+)
+
+RECIPES = (DEFAULT, PAPER)
+
+
+def choose_recipe(requested: str | dict[str, Any]) -> TrainingRecipe:
+    """One of ours by name, or what a TOML file, or a table of one, changes in one of them.
+
+    Raises CometError for what is neither, and for a file that names what there is not or values that cannot be.
+    """
+    if isinstance(requested, dict):
+        return changed_recipe(requested, "recipe", "--config: recipe")
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    if requested in by_name:
+        return by_name[requested]
+    path = Path(requested)
+    if not path.is_file():
+        raise CometError(f"--recipe {requested}: expected {', '.join(by_name)}, or a TOML file", exit_code=2)
+    try:
+        given = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # tomllib's and Unicode's errors
+        raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
+    return changed_recipe(given, path.stem, f"--recipe {requested}")
+
+
+def changed_recipe(given: dict[str, Any], name: str, where: str) -> TrainingRecipe:
+    """The recipe `base`, default if not given, with the other values changed. Raises CometError, `where` first."""
+    by_name = {recipe.name: recipe for recipe in RECIPES}
+    given = dict(given)
+    try:
+        base = by_name.get(given.pop("base", DEFAULT.name))
+        if base is None:
+            raise ValueError(f"base: expected {' or '.join(by_name)}")
+        known = {field.name for field in fields(TrainingRecipe)} - set(OURS)
+        if unknown := sorted(set(given) - known):
+            raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        changed = {field: of_toml(field, value, getattr(base, field)) for field, value in given.items()}
+        return replace(base, name=name, differs_from_paper=(), **changed)
+    except (ValueError, TypeError) as error:
+        raise CometError(f"{where}: {error}", exit_code=2) from None
+
+
+def as_option(recipe: TrainingRecipe) -> str | dict[str, Any]:
+    """What `choose_recipe` makes this recipe of: the name of one of ours, else a table."""
+    if recipe in RECIPES:
+        return recipe.name
+    table: dict[str, Any] = {}
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if field.name not in OURS:
+            table[field.name] = value.pairs if isinstance(value, Steps) else value
+            if isinstance(value, Schedule):
+                table[field.name] = asdict(value)
+    return table
+
+
+def of_toml(name: str, value: Any, example: Any) -> Any:
+    """A field's value from its TOML form. Raises ValueError when it is of another kind than `example`."""
+    if name in WEIGHTS and isinstance(value, dict):
+        if not {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
+            raise ValueError(f'{name}: expected a number or {{ start = 1.0, end = 0.0, shape = "linear" }}')
+        return Schedule(number(name, value["start"]), number(name, value["end"]), value.get("shape", "linear"))
+    if name == "temperature" and isinstance(value, list):
+        return Steps(tuple((number(name, begin), number(name, t)) for begin, t in pairs(name, value)))
+    if name == "layer_map":
+        return tuple((whole(name, teacher), whole(name, student)) for teacher, student in pairs(name, value))
+    if isinstance(example, bool | str):
+        if not isinstance(value, type(example)):
+            raise ValueError(f"{name} {value!r}: expected {'true or false' if isinstance(example, bool) else 'text'}")
+        return value
+    return whole(name, value) if isinstance(example, int) else number(name, value)
+
+
+def number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} {value!r}: expected a number")
+    return float(value)
+
+
+def whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} {value!r}: expected a whole number")
+    return value
+
+
+def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise ValueError(f"{name} {value!r}: expected pairs, such as [[0, 2.0], [0.5, 1.0]]")
+    return [(first, second) for first, second in value]

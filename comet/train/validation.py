@@ -1,0 +1,81 @@
+"""How far a student is from the teacher, on rows it never trains on and without the teacher."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from comet.train.dataset import CacheRows, Shard, collate
+from comet.train.distiller import Distiller, first_kept
+from comet.train.distributed import Processes
+from comet.train.losses import hard_cross_entropy
+
+Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the validation targets, at temperature 1. Accuracies are of the most probable token."""
+
+    targets: int
+    kl: float  # nats; bucketed, or estimated from a threshold sample
+    cross_entropy: float  # nats, to the true token
+    accuracy: float
+    teacher_accuracy: float
+    agreement: float  # how often the student's most probable token is the teacher's
+
+    @property
+    def distance(self) -> float:
+        """What the best student has least of: the KL, or the loss where the cache holds no tail at temperature 1."""
+        return self.cross_entropy if math.isnan(self.kl) else self.kl
+
+    def __str__(self) -> str:
+        return f"KL {self.kl:.3f}, masked-token loss {self.cross_entropy:.3f}, accuracy {self.accuracy:.1%}"
+
+
+UNUSED = ("attention", "row_key")
+
+
+def validation_rows(shards: Sequence[Shard]) -> CacheRows:
+    """The rows of these shards, with what a validation needs of them."""
+    names = [name for name in shards[0].cache.extent.arrays if name not in UNUSED]
+    return CacheRows(list(shards), names, held=1)
+
+
+@torch.no_grad()
+def validate(
+    distiller: Distiller,
+    rows: CacheRows,
+    batch_size: int,
+    device: torch.device,
+    collator: Collator = collate,
+    processes: Processes | None = None,
+) -> Validation:
+    """Measures the student on all rows; `collator` gives batches in the student's ids. Processes share the batches."""
+    processes = processes or Processes()
+    batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
+    mine = batches[processes.rank :: processes.count]
+    was_training = distiller.training
+    distiller.eval()
+    totals = torch.zeros(6, dtype=torch.float64)
+    for index in tqdm(mine, desc="validate", unit="batch", leave=False, disable=None if processes.first else True):
+        batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(index)).items()}
+        features, _ = distiller.features(batch)
+        kept, truth, _, rest = distiller.head(features, batch, 1.0)
+        kept_id = distiller.kept_id(batch, 1.0)
+        best, teacher_best = distiller.best_token(features), kept_id.gather(1, first_kept(kept_id))[:, 0]
+        sums = (
+            torch.tensor(len(truth)),
+            distiller.kl(batch, kept, rest, 1.0).sum(),
+            hard_cross_entropy(truth, kept, rest).sum(),
+            (best == batch["target_id"]).sum(),
+            (teacher_best == batch["target_id"]).sum(),
+            (best == teacher_best).sum(),
+        )
+        totals += torch.stack([s.double().cpu() for s in sums])
+    distiller.train(was_training)
+    targets, *sums_of_all = processes.total(*totals.tolist())
+    return Validation(int(targets), *(value / targets for value in sums_of_all))
