@@ -19,7 +19,7 @@ from comet.student.vocabulary import StudentVocabulary
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller, match_layers
 from comet.train.losses import attention_kl
-from comet.train.objective import DEFAULT, PAPER, TrainingRecipe
+from comet.train.objective import DEFAULT, PAPER, Objective
 from comet.train.trainer import DistillationTrainer
 from comet.train.validation import validation_rows
 
@@ -34,7 +34,7 @@ class Arm:
 
     name: str
     cache: str  # a key of CACHES
-    recipe: TrainingRecipe = DEFAULT
+    objective: Objective = DEFAULT
     vocabulary: str = "full"
     init: str = "cache"
     online: bool = False
@@ -127,18 +127,18 @@ class OnlineDistiller(Distiller):
         self,
         student: XLMRobertaForMaskedLM,
         cache: Any,
-        recipe: TrainingRecipe,
+        objective: Objective,
         teacher: TeacherInTheLoop,
         full_maps: bool,
     ) -> None:
-        super().__init__(student, cache, recipe)
+        super().__init__(student, cache, objective)
         self.teacher = [teacher]  # not a module of its own: nothing of it is trained or saved
         self.full_maps = full_maps
 
     def forward(
         self, progress: float = 0.0, targets: float | None = None, rows: float | None = None, **batch: Tensor
     ) -> dict[str, Tensor]:
-        recipe, (teacher,) = self.training_recipe, self.teacher
+        recipe, (teacher,) = self.objective, self.teacher
         length, seq_len = batch["length"], batch["input_ids"].shape[1]
         mask = torch.arange(seq_len) < length[:, None]
         layers = tuple(student for _, student in self.matched)
@@ -174,7 +174,7 @@ def train(
     vocabulary = choose_vocabulary(arm.vocabulary, [cache])
     shape = choose_shape(student, cache, cache.recipe.vocab_size)
     model = new_student(shape, [cache], vocabulary, arm.recipe.dropout, seed, arm.init == "cache")
-    config = StudentConfig(folder, student=student, recipe=arm.recipe, steps=steps, seed=seed)
+    config = StudentConfig(folder, student=student, objective=arm.recipe, steps=steps, seed=seed)
     distiller = (
         OnlineDistiller(model, cache.recipe, arm.recipe, online(shape.layers), arm.full_maps)
         if arm.online

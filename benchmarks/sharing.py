@@ -85,7 +85,7 @@ def cuts(folder: Path, trials: int) -> Result:
                 source = f"{broken.url}/kin.zarr"
                 path = drawn.choice(sorted(expected))
                 times = None if kind == "wrong bytes" else 1
-                broken.mischief, broken.asked = {f"kin.zarr/{path}": (BROKEN[kind], times)}, Counter()
+                broken.mischief, broken.scored = {f"kin.zarr/{path}": (BROKEN[kind], times)}, Counter()
                 code, _ = pull(source, there)
                 broken.mischief = {}
             ends[f"{kind}: {'went on' if code == 0 else 'ended'}"] += 1

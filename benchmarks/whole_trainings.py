@@ -100,7 +100,7 @@ def build(settings: BuildSettings) -> dict[str, Any]:
 
 def train(cache: Path, output: Path) -> dict[str, Any]:
     steadfast = replace(DEFAULT, patience=1000)
-    distill([open_cache(cache)], StudentConfig(output, student="nano", recipe=steadfast, steps=500))
+    distill([open_cache(cache)], StudentConfig(output, student="nano", objective=steadfast, steps=500))
     return {}
 
 

@@ -41,28 +41,28 @@ class BuildSettings:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        def demand(ok: bool, option: str, value: object, expected: str) -> None:
+        def require(ok: bool, option: str, value: object, expected: str) -> None:
             if not ok:
                 raise CometError(f"{option} {value}: expected {expected}", exit_code=2)
 
-        demand(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
-        demand(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
-        demand(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
-        demand(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
+        require(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
+        require(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
+        require(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
+        require(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
         fewest = 2 if self.keep == "threshold" else 1
-        demand(fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{fewest} to 16384")
+        require(fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{fewest} to 16384")
         largest = min(self.seq_len, 4096)
-        demand(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
-        demand(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
-        demand(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
-        demand(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
-        demand(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
+        require(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
+        require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
+        require(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
+        require(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
+        require(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
         shown = ",".join(f"{t:g}" for t in self.temperatures)
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
-        demand(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
+        require(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = self.keep == "topk" or 1.0 in self.temperatures
-        demand(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
+        require(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
 
     @property
     def token_limit(self) -> int | None:

@@ -48,12 +48,12 @@ def open_for_training(places: Sequence[str | Path], local: LocalCache | None = N
 def open_at(place: str, local: LocalCache | None) -> Cache:
     if "://" not in place:
         return open_cache(place)
-    from cache_tools.sharing.locations.remote import Patience
+    from cache_tools.sharing.locations.remote import RetryPolicy
     from cache_tools.sharing.remote_shards import open_afar
 
     if local is None:
         raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)
-    return open_afar(place, local, Patience())
+    return open_afar(place, local, RetryPolicy())
 
 
 def distill(
@@ -76,7 +76,7 @@ def distill(
         raise CometError(f"{caches[0].name}: no validation rows, so nothing could be said of a student; give more text")
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     shape, student = begin_student(config, caches, vocabulary)
-    distiller = Distiller(student, caches[0].recipe, config.recipe, vocabulary)
+    distiller = Distiller(student, caches[0].recipe, config.objective, vocabulary)
     arguments = training_arguments(config, shape)  # also meets the other processes
     processes = Processes()
     arguments.per_device_train_batch_size = share_of_batch(arguments.per_device_train_batch_size, processes)
@@ -105,7 +105,7 @@ def distill(
             processes=processes,
         )
         say(sample_row(first_row(distiller, training, tokenizer, arguments.device, trainer.collator)))
-        best = KeepBest(trainer, config.recipe.patience)
+        best = KeepBest(trainer, config.objective.patience)
         chosen = checkpoints.frozen(
             lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
         )
@@ -230,7 +230,7 @@ def begin_student(
     config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
 ) -> tuple[StudentShape, XLMRobertaForMaskedLM]:
     """The student at step 0. Raises CometError when it cannot be made, or an earlier one cannot go on with this."""
-    dropout = config.recipe.dropout
+    dropout = config.objective.dropout
     if config.init in ("cache", "random"):
         shape = choose_shape(config.student, caches[0], len(vocabulary))
         return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init == "cache")
@@ -245,13 +245,13 @@ def begin_student(
 
 def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
     """Raises CometError for a field that TrainingArguments does not have or refuses."""
-    recipe = config.recipe
+    objective = config.objective
     fields: dict[str, Any] = {
-        "num_train_epochs": config.epochs or recipe.epochs,
+        "num_train_epochs": config.epochs or objective.epochs,
         "max_steps": config.steps or -1,
-        "per_device_train_batch_size": config.batch_size or recipe.batch_size,
+        "per_device_train_batch_size": config.batch_size or objective.batch_size,
         "per_device_eval_batch_size": 32,
-        "learning_rate": config.learning_rate or recipe.peak_learning_rate(shape.hidden),
+        "learning_rate": config.learning_rate or objective.peak_learning_rate(shape.hidden),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.98,

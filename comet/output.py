@@ -10,7 +10,7 @@ from transformers import XLMRobertaForMaskedLM
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.report.analysis import close_up
+from comet.report.analysis import analyse
 from comet.report.page import History, page
 from comet.report.summary import facts, kl_name, model_card
 from comet.settings import Distilled, StudentConfig, run_identity
@@ -36,7 +36,7 @@ def options_path(output: Path) -> Path:
 
 def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentShape, bf16: bool) -> str:
     """The options of `comet-train` that train this student again, every automatic choice made."""
-    recipe = config.recipe
+    objective = config.objective
     return as_toml(
         {
             "cache": [cache.name for cache in caches],
@@ -44,11 +44,11 @@ def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentS
             "student": config.student,
             "vocabulary": config.vocabulary,
             "init": config.init,
-            "recipe": as_option(recipe),
-            "epochs": None if config.steps else config.epochs or float(recipe.epochs),
+            "recipe": as_option(objective),
+            "epochs": None if config.steps else config.epochs or float(objective.epochs),
             "steps": config.steps,
-            "batch-size": config.batch_size or recipe.batch_size,
-            "learning-rate": config.learning_rate or recipe.peak_learning_rate(shape.hidden),
+            "batch-size": config.batch_size or objective.batch_size,
+            "learning-rate": config.learning_rate or objective.peak_learning_rate(shape.hidden),
             "language-alpha": config.language_alpha,
             "validate-steps": config.validate_steps,
             "seed": config.seed,
@@ -66,7 +66,7 @@ def make_report(
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
     tokenizer = student_tokenizer(caches[0], result.vocabulary)
-    seen = close_up(distiller, trainer.validation_rows.shards, tokenizer, counts, trainer.args.device, trainer.collator)
+    seen = analyse(distiller, trainer.validation_rows.shards, tokenizer, counts, trainer.args.device, trainer.collator)
     parts = ("loss", "kd", "hard", "attention")
     losses = [
         (int(line["step"]), {name: float(line[name]) for name in parts if name in line})
@@ -75,7 +75,7 @@ def make_report(
     ]
     return page(
         config.output.name,
-        facts(caches, config.recipe, result, run_identity(config, caches)),
+        facts(caches, config.objective, result, run_identity(config, caches)),
         kl_name(caches[0], result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
@@ -98,7 +98,7 @@ def save_student(
     tokenizer = student_tokenizer(caches[0], result.vocabulary)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(caches, config.recipe, result), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(caches, config.objective, result), encoding="utf-8")
     readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
     for path in folder.iterdir():
         path.chmod(readable)

@@ -10,13 +10,13 @@ from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from comet.student.model import StudentShape
 from comet.student.vocabulary import StudentVocabulary
-from comet.train.objective import DEFAULT, TrainingRecipe
+from comet.train.objective import DEFAULT, Objective
 from comet.train.validation import Validation
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the recipe's.
+    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the objective's.
 
     Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
     `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
@@ -30,7 +30,7 @@ class StudentConfig:
     student: str = "auto"
     vocabulary: str = "full"
     init: str = "cache"
-    recipe: TrainingRecipe = DEFAULT
+    objective: Objective = DEFAULT
     epochs: float | None = None
     steps: int | None = None
     batch_size: int | None = None
@@ -74,13 +74,13 @@ class Distilled:
 def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
     """What a resumed training must have in common with the one it goes on with, by name; plain JSON.
 
-    The fields of the recipe, and beside the id of each cache those of its recipe, stand by themselves, so that what
+    The fields of the objective, and beside the id of each cache those of its recipe, stand by themselves, so that what
     differs can be named.
     """
     chosen = asdict(config)
     for name in ("output", "resume", "save_minutes"):
         del chosen[name]
-    chosen |= {f"recipe {name}": value for name, value in chosen.pop("recipe").items()}
+    chosen |= {f"objective {name}": value for name, value in chosen.pop("objective").items()}
     for number, cache in enumerate(caches, 1):
         chosen |= {f"cache {number} {name}": value for name, value in asdict(cache.recipe).items()}
         chosen[f"cache {number} id"] = cache.cache_id

@@ -12,13 +12,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.build.resolve import pinned_text
-from cache_tools.build.restore import Place, committed_shards, read_again
+from cache_tools.build.restore import committed_shards, rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.settings import is_hub_text
 from cache_tools.store.copy import rename_into, staging_in
 from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
-from cache_tools.store.ledger import EXTENT, read_extent, with_tokens
+from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, remove_abandoned
@@ -39,10 +39,10 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     if cache.extent == with_tokens(cache.extent, cache.recipe):
         remove_abandoned(cache.root, STAGING)  # a call that was killed after its last step may have left its folder
         return cache
-    places = committed_shards(cache)
-    if not places:
+    keys = committed_shards(cache)
+    if not keys:
         raise CometError(f"{cache.root}: no shard is there to attach a text to; pull or merge some first")
-    there = files_there(cache, places)
+    there = files_there(cache, keys)
     tokenizer = cached_tokenizer(cache)
     sources = find_texts(tuple(at_recorded_commit(one, cache) for one in text))
     evaluation = find_sources(exclude, "--exclude", ITEM_FORMATS)
@@ -51,9 +51,9 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
         raise CometError(f"{cache.root}: stopped; it is detached as before, run the same command again")
 
     with signals_handled_by(stop), staging_in(cache.root) as work:
-        again = read_again(cache, sources, evaluation, tokenizer, work)
+        again = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         staged = []
-        for group, shard in tqdm(places, "attach", unit="shard", disable=None):
+        for group, shard in tqdm(keys, "attach", unit="shard", disable=None):
             files = again.files(group, shard)
             for name, path in lacking_files(cache, group, shard).items():
                 if path not in there:
@@ -71,13 +71,13 @@ def lacking_files(cache: Cache, group: str, shard: int) -> dict[str, str]:
     return {name: specs[name].chunk_path(shard) for name in TOKEN_ARRAYS if name not in cache.extent.arrays}
 
 
-def files_there(cache: Cache, places: list[Place]) -> set[str]:
+def files_there(cache: Cache, keys: list[ShardKey]) -> set[str]:
     """Which of the lacking files an attach that was killed has left.
 
     Raises CometError for files in their place that are not those of the ledger: nothing is ever overwritten.
     """
     found = set()
-    for group, shard in places:
+    for group, shard in keys:
         record = cache.record(group, shard)
         for name, path in lacking_files(cache, group, shard).items():
             file = inside(cache.root, path)

@@ -20,12 +20,12 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce, signals_handled_by
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings, parse_layers
-from cache_tools.sharing.card import demand_consent, say_whose
-from cache_tools.sharing.listing import Source
+from cache_tools.sharing.card import require_consent, say_whose
+from cache_tools.sharing.listing import Listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.location import Place, place_at
-from cache_tools.sharing.locations.remote import Patience
-from cache_tools.sharing.resume import begun_at, demand_same_seal, fetch, take_sealed
+from cache_tools.sharing.locations.location import Location, locate
+from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.resume import fetch, find_existing, require_same_seal, take_sealed
 from cache_tools.sharing.upload import pushing
 from cache_tools.store.copy import writing_in
 from cache_tools.store.reader import Cache, open_cache
@@ -58,29 +58,29 @@ def build_cache(
         open_cache(settings.out).require_text()
     find_texts(settings.text)
     find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
-    device, patience = choose_device(settings.device), Patience()
-    place = place_at(push_to, patience) if push_to is not None else None
-    found = begun_at(place, patience) if place is not None else None
-    if place is not None and found is None and worker.index:
-        found = wait_for_seal(settings.out, partial(begun_at, place, patience))
+    device, policy = choose_device(settings.device), RetryPolicy()
+    location = locate(push_to, policy) if push_to is not None else None
+    found = find_existing(location, policy) if location is not None else None
+    if location is not None and found is None and worker.index:
+        found = wait_for_seal(settings.out, partial(find_existing, location, policy))
     settings = pinned(settings, found.cache.provenance if found is not None else {})
-    if place is not None:
-        demand_shareable(settings, place, i_may_share_this)
+    if location is not None:
+        require_shareable(settings, location, i_may_share_this)
     teacher, tokenizer = load_teacher(settings.teacher), load_teacher_tokenizer(settings.teacher)
     asked = partial(request_differences, settings, teacher=teacher, tokenizer=tokenizer_sha256(tokenizer))
     if found is not None:
-        demand_asked(asked(found.cache), found.place.name, "--push-to")
+        require_asked(asked(found.cache), found.location.name, "--push-to")
     if found is not None and not settings.out.exists():
-        begin_with(found, settings.out, patience)
+        begin_with(found, settings.out, policy)
     elif not worker.waits:
         prepare_unless_sealed(settings, teacher, tokenizer)
     else:
         wait_for_seal(settings.out)
     cache = open_cache(settings.out)
-    demand_asked(asked(cache), str(settings.out), "--out")
+    require_asked(asked(cache), str(settings.out), "--out")
     if found is not None:
-        demand_same_seal(found, cache)
-        fetch(found, cache, missing_shards(cache, worker), patience)
+        require_same_seal(found, cache)
+        fetch(found, cache, missing_shards(cache, worker), policy)
     if lost := lost_tokens(cache, missing_shards(cache, worker)):
         texts = find_texts(settings.text), find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
         restore_tokens(cache, lost, *texts, tokenizer)
@@ -88,7 +88,7 @@ def build_cache(
     with (
         stop_on_signal() as stop,
         stop_after(max_hours, stop),
-        nullcontext(forget) if place is None else pushing(cache, place, before, patience, stop) as committed,
+        nullcontext(forget) if location is None else pushing(cache, location, before, policy, stop) as committed,
     ):
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
@@ -101,23 +101,23 @@ def forget(group: str, shard: int) -> None:
     """What becomes of a committed shard that goes nowhere else."""
 
 
-def demand_shareable(settings: BuildSettings, place: Place, may_share: bool) -> None:
-    """Says whose text will be at the place. Raises CometError where it leaves the machine and nobody said that it may.
+def require_shareable(settings: BuildSettings, location: Location, may_share: bool) -> None:
+    """Say whose text will lie at the location. Raises CometError if it leaves the machine without consent.
 
     A folder is not asked about: `--out` could be there as well.
     """
     begun = settings.out.exists()
     made_from = open_cache(settings.out).provenance if begun else {"text": text_records(find_texts(settings.text))}
     say_whose(made_from)
-    if not isinstance(place, Folder):
-        demand_consent(made_from, f"--push-to {place.name}", may_share)
+    if not isinstance(location, Folder):
+        require_consent(made_from, f"--push-to {location.name}", may_share)
 
 
-def begin_with(found: Source, out: Path, patience: Patience) -> None:
+def begin_with(found: Listing, out: Path, policy: RetryPolicy) -> None:
     """Makes `out` with what was sealed elsewhere. Raises CometError when it cannot be had, or the disk refuses."""
-    tqdm.write(f"{found.place.name}: the cache is begun there; going on with it in {out}")
+    tqdm.write(f"{found.location.name}: the cache is begun there; going on with it in {out}")
     with writing_in(out.parent), claimed_folder(out.parent, preparing_prefix(out)) as work:
-        take_sealed(found, work / "cache", patience)
+        take_sealed(found, work / "cache", policy)
         publish(work / "cache", out)
 
 
@@ -136,8 +136,8 @@ def prepare_unless_sealed(settings: BuildSettings, teacher: Teacher, tokenizer: 
         raise CometError(f"{settings.out}: cannot be created ({error.strerror or error})") from error
 
 
-def demand_asked(differences: list[str], where: str, option: str) -> None:
-    """Raises CometError when the cache at an option's place is not the one asked for."""
+def require_asked(differences: list[str], where: str, option: str) -> None:
+    """Raises CometError when the cache at an option's location is not the one asked for."""
     if differences:
         raise CometError(
             f"{where}: exists and is another cache than the one asked for ({'; '.join(differences)}); "

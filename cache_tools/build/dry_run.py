@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cache_tools.build.pipeline import ShardInWork
+from cache_tools.build.pipeline import ShardBuffer
 from cache_tools.build.prepare import prepare
 from cache_tools.build.resolve import pinned
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import encode_chunk
+from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
@@ -65,7 +66,7 @@ def estimate(settings: BuildSettings) -> Estimate:
         device = choose_device(settings.device)
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
         teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
-        shard = ShardInWork(cache, ("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
+        shard = ShardBuffer(cache, ShardKey("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
         collect(teacher_pass.launch(shard.batches[0]))  # the first pass of a process is slower
         parts = []
         started = time.monotonic()

@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from cache_tools.build.workers import ALONE, Worker
 from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 from cache_tools.store.staging import STAGING, claimed_folder
 from cache_tools.store.writer import commit_shard
 from cache_tools.teacher.device import numerics, smaller_batch
-from cache_tools.teacher.forward import HostBatch, Launched, Moment, TeacherPass, collect, host_batch, seen_mask
+from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.model import Teacher
 
 ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
@@ -34,7 +35,7 @@ class Throughput:
     def __init__(self) -> None:
         self.tokens = self.rows = 0
         self.seconds = self.busy_seconds = 0.0
-        self.first: Moment | None = None
+        self.first: DeviceTimer | None = None
 
     def add(self, done: Launched) -> None:
         self.first = self.first or done.began
@@ -53,14 +54,14 @@ class Throughput:
         return f"{self.tokens:,} tokens in {self.seconds:,.1f} s ({speed:,.0f} a second), device idle {self.idle:.1%}"
 
 
-class ShardInWork:
+class ShardBuffer:
     """The token rows of a shard on their way through the teacher, and its arrays as far as they have come back."""
 
-    def __init__(self, cache: Cache, place: tuple[str, int], batch_size: int, pinned: bool) -> None:
-        self.place, self.recipe, self.pinned = place, cache.recipe, pinned
-        self.tokens, self.token_files = cache.read_tokens(*place)
+    def __init__(self, cache: Cache, key: ShardKey, batch_size: int, pinned: bool) -> None:
+        self.key, self.recipe, self.pinned = key, cache.recipe, pinned
+        self.tokens, self.token_files = cache.read_tokens(*key)
         self.rows = len(self.tokens["length"])
-        specs = cache.specs[place[0]]
+        specs = cache.specs[key[0]]
         self.arrays: dict[str, NDArray] = {
             name: np.empty((self.rows, *spec.shape[1:]), spec.dtype)
             for name, spec in specs.items()
@@ -88,7 +89,7 @@ class ShardInWork:
         """
         found = {name: array.dtype for name, array in part.items()}
         if found != (expected := {name: array.dtype for name, array in self.arrays.items()}):
-            raise ValueError(f"shard {self.place}: expected arrays {expected}, found {found}")
+            raise ValueError(f"shard {self.key}: expected arrays {expected}, found {found}")
         rows = slice(self.collected_rows, self.collected_rows + len(part[next(iter(part))]))
         for name, array in part.items():
             self.arrays[name][rows] = array
@@ -96,19 +97,19 @@ class ShardInWork:
         return self.collected_rows == self.rows
 
 
-def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[ShardKey]:
     """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
-    return [place for place in worker_shards(cache, worker) if cache.record(*place) is None]
+    return [key for key in worker_shards(cache, worker) if cache.record(*key) is None]
 
 
-def committed_shards(cache: Cache, worker: Worker = ALONE) -> list[tuple[str, int]]:
+def committed_shards(cache: Cache, worker: Worker = ALONE) -> list[ShardKey]:
     """The others of this worker's (group, shard)."""
-    return [place for place in worker_shards(cache, worker) if cache.record(*place) is not None]
+    return [key for key in worker_shards(cache, worker) if cache.record(*key) is not None]
 
 
-def worker_shards(cache: Cache, worker: Worker) -> list[tuple[str, int]]:
-    every = [(group, shard) for group in ("validation", "train") for shard in cache.extent.indices(group)]
-    return [place for position, place in enumerate(every) if worker.takes(position)]
+def worker_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
+    every = sorted(cache.extent.keys(), key=lambda key: key.group, reverse=True)  # stable: shards keep their order
+    return [key for position, key in enumerate(every) if worker.takes(position)]
 
 
 def fill(
@@ -119,7 +120,7 @@ def fill(
     worker: Worker = ALONE,
     committed: Callable[[str, int], None] = lambda group, shard: None,
 ) -> Throughput:
-    """Runs the teacher over the worker's missing shards; `committed` is called after each, in the thread that writes.
+    """Run the teacher over the worker's missing shards, calling `committed` after each in the writer thread.
 
     Returns early, after the shard in work, when `stop` is set. Where memory does not suffice, a shard is begun again
     in batches of half the size, and so are those after it; its commit record says which size it was.
@@ -132,7 +133,7 @@ def fill(
         teacher.to(device, dtype), cache.recipe, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size)
     )
     pending = missing_shards(cache, worker)
-    launched: deque[tuple[ShardInWork, Launched]] = deque()
+    launched: deque[tuple[ShardBuffer, Launched]] = deque()
     writing: deque[Future[None]] = deque()
     done = Throughput()
     with (
@@ -142,14 +143,14 @@ def fill(
         progress_bar(cache, pending, worker) as progress,
     ):
 
-        def read_ahead(index: int) -> list[Future[ShardInWork]]:
+        def read_ahead(index: int) -> list[Future[ShardBuffer]]:
             pinned = device.type == "cuda"
-            return [reader.submit(ShardInWork, cache, p, batch_size, pinned) for p in pending[index : index + 1]]
+            return [reader.submit(ShardBuffer, cache, p, batch_size, pinned) for p in pending[index : index + 1]]
 
-        def write(shard: ShardInWork) -> None:
+        def write(shard: ShardBuffer) -> None:
             record = numerics(device, dtype, shard.batch_size)
-            commit_shard(cache.root, staging, cache.recipe, *shard.place, shard.arrays, shard.token_files, record)
-            committed(*shard.place)
+            commit_shard(cache.root, staging, cache.recipe, *shard.key, shard.arrays, shard.token_files, record)
+            committed(*shard.key)
 
         def collect_until(left: int) -> None:
             while len(launched) > left:
@@ -186,7 +187,7 @@ def fill(
     return done
 
 
-def progress_bar(cache: Cache, pending: list[tuple[str, int]], worker: Worker) -> tqdm:
+def progress_bar(cache: Cache, pending: list[ShardKey], worker: Worker) -> tqdm:
     """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
     recipe = cache.recipe
     todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len

@@ -31,13 +31,13 @@ from cache_tools.teacher.device import choose_batch_size, choose_dtype
 from cache_tools.teacher.identity import identity
 from cache_tools.teacher.model import Teacher, teacher_licence
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
-from cache_tools.text.exclusion import RUN_WORDS
+from cache_tools.text.exclusion import NGRAM_WORDS
 from cache_tools.text.hub import split_revision
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.languages import find_language
 from cache_tools.text.masking import Masking, max_targets
 from cache_tools.text.packing import validation_share
-from cache_tools.text.sources import ITEM_FORMATS, Source, find_sources, find_texts
+from cache_tools.text.sources import ITEM_FORMATS, TextFile, find_sources, find_texts
 
 EMBEDDING_WIDTH = 256
 
@@ -212,7 +212,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
 
 
 def provenance(
-    settings: BuildSettings, sources: tuple[Source | HubText, ...], evaluation: tuple[Source, ...], spool: Spool
+    settings: BuildSettings, sources: tuple[TextFile | HubText, ...], evaluation: tuple[TextFile, ...], spool: Spool
 ) -> dict[str, object]:
     """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
     language = find_language(settings.language)
@@ -230,11 +230,11 @@ def provenance(
         "max_tokens": settings.token_limit,
         "excluded": [source.record() for source in evaluation],
         "excluded_documents": spool.left_out,
-        "excluded_run_words": RUN_WORDS,
+        "excluded_run_words": NGRAM_WORDS,
     }
 
 
-def text_records(sources: Sequence[Source | HubText]) -> list[dict[str, object]]:
+def text_records(sources: Sequence[TextFile | HubText]) -> list[dict[str, object]]:
     """What a cache keeps of its texts; the licence is known only of what comes from the hub."""
     return [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources]
 

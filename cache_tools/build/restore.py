@@ -17,36 +17,35 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import CometError, visible
 from cache_tools.store.copy import put_tokens, staging_in
 from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk
-from cache_tools.store.ledger import token_digest
+from cache_tools.store.ledger import ShardKey, token_digest
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, spool_documents
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys, mix
 from cache_tools.text.packing import validation_share
-from cache_tools.text.sources import Source
+from cache_tools.text.sources import TextFile
 
-Place = tuple[str, int]
-Sources = tuple[Source | HubText, ...]
+Sources = tuple[TextFile | HubText, ...]
 MOST_NAMED = 5
 SHOWN_TOKENS, SHOWN_CHARACTERS = 24, 60  # of a row that differs
 
 
-def lost_tokens(cache: Cache, shards: list[Place]) -> list[Place]:
+def lost_tokens(cache: Cache, shards: list[ShardKey]) -> list[ShardKey]:
     """Those of these shards of which a file of tokens is not there."""
 
     def is_there(group: str, shard: int) -> bool:
         specs = cache.specs[group]
         return all((cache.root / specs[name].chunk_path(shard)).is_file() for name in TOKEN_ARRAYS)
 
-    return [place for place in shards if not is_there(*place)]
+    return [key for key in shards if not is_there(*key)]
 
 
 def restore_tokens(
     cache: Cache,
-    shards: list[Place],
+    shards: list[ShardKey],
     sources: Sources,
-    evaluation: tuple[Source, ...],
+    evaluation: tuple[TextFile, ...],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Reads the text once more and puts the tokens of these shards, which are not committed, into the cache.
@@ -55,14 +54,14 @@ def restore_tokens(
     """
     tqdm.write(f"the tokens of {len(shards)} shards are not there; making them again from the text")
     with staging_in(cache.root) as work:
-        text = read_again(cache, sources, evaluation, tokenizer, work)
+        text = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         for group, shard in shards:
             put_tokens(cache, group, shard, text.files(group, shard))
 
 
-def read_again(
-    cache: Cache, sources: Sources, evaluation: tuple[Source, ...], tokenizer: PreTrainedTokenizerFast, work: Path
-) -> "TextAgain":
+def rebuild_tokens(
+    cache: Cache, sources: Sources, evaluation: tuple[TextFile, ...], tokenizer: PreTrainedTokenizerFast, work: Path
+) -> "RebuiltTokens":
     """Tokenises and packs a text as the cache's own was, into files in the folder `work`.
 
     Raises CometError for text that cannot be read, and when it does not give as many rows.
@@ -79,7 +78,7 @@ def read_again(
     share = validation_share(recipe.mask_prob * recipe.views * spool.total)
     rows = pack_groups(spool, share, recipe.seq_len, tokenizer, work)
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
-    text = TextAgain(cache, rows, masking, tokenizer, tuple(doubts))
+    text = RebuiltTokens(cache, rows, masking, tokenizer, tuple(doubts))
     for group in GROUPS:
         if len(rows[group].length) * recipe.views != recipe.rows(group):
             raise text.unlike(
@@ -90,7 +89,7 @@ def read_again(
 
 
 @dataclass(frozen=True)
-class TextAgain:
+class RebuiltTokens:
     """The unmasked rows of a text that is said to be a cache's, and what speaks against it."""
 
     cache: Cache
@@ -160,13 +159,12 @@ class TextAgain:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))[:SHOWN_CHARACTERS]
 
 
-def committed_shards(cache: Cache) -> list[Place]:
+def committed_shards(cache: Cache) -> list[ShardKey]:
     """The shards of the extent that this copy holds."""
-    places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
-    return [place for place in places if cache.record(*place) is not None]
+    return [key for key in cache.extent.keys() if cache.record(*key) is not None]
 
 
-def source_doubts(given: Sequence[Source | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
+def source_doubts(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
     """In what some files, or data sets, are not those that a cache records, a line each; names alone do not matter."""
     mine, theirs = [one.record() for one in given], recorded
     if not theirs:

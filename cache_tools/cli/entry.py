@@ -1,11 +1,12 @@
-"""Where the console scripts start: a clear line when another package owns the name `comet`.
+"""Entry points of the console scripts: one clear line if another package owns the name `comet`.
 
-It stands here, and imports `comet` only after the check, because `comet` is what may be shadowed.
+They live in `cache_tools`, and load `comet` by name after the check, because `comet` is what may be shadowed.
 """
 
 import importlib.util
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution, entry_points
 from pathlib import Path
 
 
@@ -18,12 +19,12 @@ def shadowed_by() -> str | None:
     else:
         return "the package unbabel-comet (a translation metric)"
     spec = importlib.util.find_spec("comet")
-    if spec is None or spec.origin is None or not Path(spec.origin).with_name("distiller.py").is_file():
+    if spec is None or spec.origin is None or not Path(spec.origin).with_name("distillation.py").is_file():
         return str(spec.origin or "another folder") if spec else "nothing"
     return None
 
 
-def demand_own_comet() -> None:
+def require_own_comet() -> None:
     if other := shadowed_by():
         print(
             f"error: the name `comet` belongs to {other} in this environment; it and comet-distill cannot share one. "
@@ -33,29 +34,14 @@ def demand_own_comet() -> None:
         sys.exit(1)
 
 
-def comet_cache() -> None:
-    demand_own_comet()
-    from cache_tools.cli.main import main
-
-    main()
-
-
-def comet_train() -> None:
-    demand_own_comet()
-    from comet.cli.train import train
-
-    train()
+def _start(command: str) -> None:
+    """Run a command, found by name in the metadata of this distribution: `cache_tools` never imports `comet`."""
+    require_own_comet()
+    (found,) = entry_points(group="comet_distill.commands", name=command)
+    found.load()()
 
 
-def comet_eval() -> None:
-    demand_own_comet()
-    from comet.cli.evaluate import evaluate_models
-
-    evaluate_models()
-
-
-def comet_export() -> None:
-    demand_own_comet()
-    from comet.cli.export import export_model
-
-    export_model()
+comet_cache = partial(_start, "comet-cache")
+comet_train = partial(_start, "comet-train")
+comet_eval = partial(_start, "comet-eval")
+comet_export = partial(_start, "comet-export")

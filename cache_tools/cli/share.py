@@ -75,24 +75,24 @@ def pull(source: str, destination: str, pin: str | None, **options: Any) -> None
     knows. Every file is compared with the ledger before it gets its name. Run again it moves only what is missing:
     after a stop, when more has been built, or for a larger part.
     """
-    from cache_tools.sharing.listing import look
+    from cache_tools.sharing.listing import read_listing
     from cache_tools.sharing.locations.folder import Folder
-    from cache_tools.sharing.locations.location import place_at
-    from cache_tools.sharing.locations.remote import Patience
+    from cache_tools.sharing.locations.location import locate
+    from cache_tools.sharing.locations.remote import RetryPolicy
     from cache_tools.sharing.plan import plan
     from cache_tools.sharing.transfer import carry_out
     from cache_tools.store.reader import open_cache
 
-    patience = Patience()
-    to = place_at(destination, patience)
+    policy = RetryPolicy()
+    to = locate(destination, policy)
     if not isinstance(to, Folder):
-        raise CometError(f"{to.name}: pull copies into a folder; to another place, push from there", exit_code=2)
+        raise CometError(f"{to.name}: pull copies into a folder; to another location, push from there", exit_code=2)
     part = Part(**options)
-    planned = plan(look(place_at(source, patience), patience), to, part, patience, pin)
+    planned = plan(read_listing(locate(source, policy), policy), to, part, policy, pin)
     say_share(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
     with to.staging():
-        carry_out(planned, "pull", patience)
-    demand_all(planned)
+        carry_out(planned, "pull", policy)
+    require_all(planned)
     show_result(open_cache(to.root))
 
 
@@ -117,32 +117,32 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     cache goes a README.md that says what it is. Run again it moves only what is missing: after a stop, or when more has
     been built.
     """
-    from cache_tools.sharing.card import demand_consent, say_whose
+    from cache_tools.sharing.card import require_consent, say_whose
     from cache_tools.sharing.detached import offered
-    from cache_tools.sharing.listing import look
+    from cache_tools.sharing.listing import read_listing
     from cache_tools.sharing.locations.folder import Folder
-    from cache_tools.sharing.locations.location import place_at
-    from cache_tools.sharing.locations.remote import Patience
+    from cache_tools.sharing.locations.location import locate
+    from cache_tools.sharing.locations.remote import RetryPolicy
     from cache_tools.sharing.plan import plan
     from cache_tools.sharing.transfer import carry_out
     from cache_tools.sharing.upload import leave_card
 
-    patience = Patience()
-    here, to = place_at(source, patience), place_at(destination, patience)
+    policy = RetryPolicy()
+    here, to = locate(source, policy), locate(destination, policy)
     if not isinstance(here, Folder):
-        raise CometError(f"{here.name}: push copies from a folder; from another place, pull", exit_code=2)
-    found = look(here, patience)
+        raise CometError(f"{here.name}: push copies from a folder; from another location, pull", exit_code=2)
+    found = read_listing(here, policy)
     part = Part(detach_text=detach_text)
     has_text = offered(found.cache.extent, part).has_text
     say_whose(found.cache.provenance, has_text)
     if has_text:
         way_out = "; if not, leave it out with --detach-text"
-        demand_consent(found.cache.provenance, source, i_may_share_this, way_out)
-    planned = plan(found, to, part, patience)
+        require_consent(found.cache.provenance, source, i_may_share_this, way_out)
+    planned = plan(found, to, part, policy)
     with to.staging():
-        carry_out(planned, "push", patience)
-        leave_card(planned, patience)
-    demand_all(planned)
+        carry_out(planned, "push", policy)
+        leave_card(planned, policy)
+    require_all(planned)
     click.echo(f"{to.name}: complete" + ", without its text" * (not planned.extent.has_text))
     click.echo(shown("cache_id", planned.cache_id))
 
@@ -162,12 +162,12 @@ def say_share(part: Part, cache: "Cache", extent: "Extent", records: list["Shard
         )
 
 
-def demand_all(planned: "Plan") -> None:
+def require_all(planned: "Plan") -> None:
     """Raises CometError when shards are missing at the source, too."""
     if planned.missing:
         raise CometError(
-            f"{planned.source.place.name}: {len(planned.missing)} shards are not built yet; what there is has arrived. "
-            "Run the same command again when there is more"
+            f"{planned.source.location.name}: {len(planned.missing)} shards are not built yet; what there is has "
+            "arrived. Run the same command again when there is more"
         )
 
 

@@ -48,7 +48,7 @@ def say_whose(made_from: Mapping[str, Any], has_text: bool = True) -> None:
         tqdm.write(f"no text is moved, not that of {named}. {NOT_ANONYMOUS}")
 
 
-def demand_consent(made_from: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
+def require_consent(made_from: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
     """Raises CometError where a licence is in doubt and nobody has said that the text may be shared. `way_out` is what
     else can be done."""
     if (doubts := in_doubt(text_licences(made_from))) and not may_share:
@@ -62,7 +62,7 @@ def demand_consent(made_from: Mapping[str, Any], where: str, may_share: bool, wa
 def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None) -> str:
     """The card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
 
-    It names no place, machine or person.
+    It names no location, machine or person.
     """
     recipe, made_from = cache.recipe, cache.provenance
     code = str(made_from.get("language", "und"))  # a few letters, so it may stand in YAML and in commands

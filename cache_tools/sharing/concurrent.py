@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
-from cache_tools.sharing.locations.remote import Patience, Unreachable
+from cache_tools.sharing.locations.remote import RetryPolicy, Unreachable
 
 THREADS = 8
 NOTICED_SECONDS = 1.0
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_flight(work: Callable[[Item], Result], items: Sequence[Item], stop: threading.Event) -> list[Result]:
+def map_concurrently(work: Callable[[Item], Result], items: Sequence[Item], stop: threading.Event) -> list[Result]:
     """`work` on every item, several at a time; the results in the order of the items.
 
     When one fails, `stop` is set, what has not begun never begins, and its error is raised once the others have ended.
@@ -30,15 +30,15 @@ def in_flight(work: Callable[[Item], Result], items: Sequence[Item], stop: threa
     return [future.result() for future in futures]
 
 
-def tried(action: Callable[[], Result], patience: Patience, stop: threading.Event) -> Result:
+def retry(action: Callable[[], Result], policy: RetryPolicy, stop: threading.Event) -> Result:
     """What `action` gives, if need be after several tries with growing pauses. Raises its last error."""
-    for attempt in range(patience.retries):
+    for attempt in range(policy.retries):
         try:
             return action()
         except Unreachable as error:
-            wait = patience.pause * 2**attempt
+            wait = policy.pause * 2**attempt
             if wait >= NOTICED_SECONDS:
-                patience.say(f"{error.what}; trying again in {wait:g} s")
+                policy.say(f"{error.what}; trying again in {wait:g} s")
             if stop.wait(wait):
                 raise
     return action()

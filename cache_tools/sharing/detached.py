@@ -1,4 +1,4 @@
-"""Caches on their way without their text: what is said of that, and that a place which is to get no text has none."""
+"""Caches moved without their text."""
 
 import threading
 from collections.abc import Iterable
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.concurrent import in_flight, tried
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.concurrent import map_concurrently, retry
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.ledger import Extent, without_text
 from cache_tools.store.reader import Cache
 
 if TYPE_CHECKING:
-    from cache_tools.sharing.locations.location import Place
+    from cache_tools.sharing.locations.location import Location
 
 NOT_ANONYMOUS = (
-    "A cache without its text is not anonymous: it says which words are likely at every masked place, and where that "
-    "is; which words occur, and how often; and it holds hashes by which who has a text can prove that it is in it."
+    "A cache without its text is not anonymous: it says which words are likely at every masked position, and where "
+    "that is; which words occur, and how often; and it holds hashes by which who has a text can prove that it is in it."
 )
 
 
@@ -27,26 +27,28 @@ def offered(extent: Extent, part: Part) -> Extent:
     return without_text(extent) if part.detach_text else extent
 
 
-def demand_detached(destination: "Place", there: Extent | None) -> None:
+def require_detached(destination: "Location", there: Extent | None) -> None:
     """Raises CometError when the destination, whose extent is `there`, holds the text already."""
     if there is not None and set(TEXT_ARRAYS) & set(there.arrays):
         raise CometError(
             f"{destination.name}: holds the text of this cache already; leave --detach-text away, or choose another "
-            "place",
+            "location",
             exit_code=2,
         )
 
 
-def demand_no_text(cache: Cache, destination: "Place", shards: Iterable[tuple[str, int]], patience: Patience) -> None:
+def require_no_text(
+    cache: Cache, destination: "Location", shards: Iterable[tuple[str, int]], policy: RetryPolicy
+) -> None:
     """Raises CometError when the destination, which has no extent yet, holds some of the text: a copy of the whole that
     was stopped may have left it."""
     paths = [cache.specs[group][name].chunk_path(shard) for group, shard in shards for name in TEXT_ARRAYS]
     stop = threading.Event()
-    sizes = in_flight(lambda path: tried(partial(destination.size_of, path), patience, stop), paths, stop)
+    sizes = map_concurrently(lambda path: retry(partial(destination.size_of, path), policy, stop), paths, stop)
     for path, size in zip(paths, sizes, strict=True):
         if size is not None:
             raise CometError(
                 f"{destination.name}: {path} is of the text, left by a copy of the whole that was stopped; choose "
-                "another place, or remove what is there",
+                "another location, or remove what is there",
                 exit_code=2,
             )

@@ -21,7 +21,7 @@ WAIT_SECONDS = 3600.0  # for another process that fetches the same file, slowly 
 LOOK_SECONDS = 1.0
 
 
-class KeptFiles:
+class DiskCache:
     """The least recently used files go when room is needed, so never more than `local.size` bytes lie there.
 
     A file is fetched by one process while the others wait for it, unless `closed` is set. One that is not what its
@@ -48,7 +48,7 @@ class KeptFiles:
                     self._keep(record, data)
         return data
 
-    def demand_open(self) -> None:
+    def require_open(self) -> None:
         """Raises CometError when nobody wants anything any more."""
         if self.closed.is_set():
             raise CometError(f"{self.local.folder}: stopped; nothing more is read into it")
@@ -113,7 +113,7 @@ class KeptFiles:
         path = self.local.folder / LOCKS / name
         lock, end = filelock.FileLock(path, timeout=min(LOOK_SECONDS, WAIT_SECONDS)), time.monotonic() + WAIT_SECONDS
         while not lock.is_locked:
-            self.demand_open()
+            self.require_open()
             try:
                 lock.acquire()
             except filelock.Timeout:

@@ -41,7 +41,7 @@ def part_extent(
 
 def bytes_of(seal: Seal, extent: Extent, records: Iterable[ShardRecord]) -> int:
     """What these arrays and shards of a cache weigh, with what was sealed; commit records are left out."""
-    held = {(group, shard) for group in GROUPS for shard in extent.indices(group)}
+    held = set(extent.keys())
     files = (r.files[name].size for r in records if (r.group, r.shard) in held for name in extent.arrays)
     return sum(file.size for file in seal.files.values()) + sum(files)
 

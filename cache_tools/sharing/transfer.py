@@ -1,7 +1,7 @@
-"""Moving a cache from place to place: whatever stops it, what has arrived is whole, and is not moved again.
+"""Moving a cache from location to location: whatever stops it, what has arrived is whole, and is not moved again.
 
 What was sealed comes first, the seal after the files that it lists; of each shard the files, then its commit record;
-the extent last, or, of a cache that is being built, before the shards. Several may move one cache to one place at once.
+the extent last, or, of a cache that is being built, before the shards. Several may move one cache at once.
 """
 
 import hashlib
@@ -14,11 +14,11 @@ from threading import Lock
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.sharing.concurrent import in_flight, tried
-from cache_tools.sharing.listing import ROOT, Shard, extent_of, read_record
-from cache_tools.sharing.locations.remote import Patience, Unreachable
+from cache_tools.sharing.concurrent import map_concurrently, retry
+from cache_tools.sharing.listing import ROOT, extent_of, read_record
+from cache_tools.sharing.locations.remote import RetryPolicy, Unreachable
 from cache_tools.sharing.plan import Plan, another_version, not_there
-from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardRecord, shard_record_path
+from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardKey, ShardRecord, shard_record_path
 from cache_tools.store.records import MAX_RECORD_BYTES, with_checksum
 
 Moved = Callable[[int], object]
@@ -34,14 +34,14 @@ class Transfer:
     """The doing of a plan."""
 
     plan: Plan
-    patience: Patience
+    policy: RetryPolicy
     moved: Moved
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Moves everything. Raises CometError when a file is not what the ledger describes, or a place refuses."""
+        """Moves everything. Raises CometError when a file is not what the ledger describes, or a location refuses."""
         self.sealed()
-        in_flight(self.shard, list(self.plan.lacking), self.stop)
+        map_concurrently(self.shard, list(self.plan.lacking), self.stop)
         self.extent()
 
     def begin(self) -> None:
@@ -51,7 +51,7 @@ class Transfer:
         Shards that only lack arrays come before: the extent says that what has a record has all of them.
         """
         self.sealed()
-        in_flight(self.shard, [shard for shard in self.plan.lacking if shard in self.plan.kept], self.stop)
+        map_concurrently(self.shard, [shard for shard in self.plan.lacking if shard in self.plan.kept], self.stop)
         self.extent()
 
     def sealed(self) -> None:
@@ -59,24 +59,24 @@ class Transfer:
             return
         source = self.plan.source
         files = source.cache.seal.files
-        self.demand_own_root()
+        self.require_own_root()
         self.file(ROOT, files[ROOT])  # first: what is half there is taken for this cache from then on
-        in_flight(lambda path: self.file(path, files[path]), [path for path in files if path != ROOT], self.stop)
-        self.demand_own_root()
+        map_concurrently(lambda path: self.file(path, files[path]), [path for path in files if path != ROOT], self.stop)
+        self.require_own_root()
         self.write(SEAL, source.metadata[SEAL])
 
-    def demand_own_root(self) -> None:
+    def require_own_root(self) -> None:
         """Raises CometError when another cache was begun at the destination since the plan was made."""
         source, name = self.plan.source, self.plan.destination.name
         if any(self.read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
-            raise CometError(f"{name}: another cache has come there meanwhile; choose another place", exit_code=2)
+            raise CometError(f"{name}: another cache has come there meanwhile; choose another location", exit_code=2)
 
     def extent(self) -> None:
         """Raises CometError when the destination was given another extent since the plan was made."""
         plan = self.plan
         if plan.there == plan.extent:
             return
-        there = extent_of(plan.destination, plan.source.cache, self.patience)
+        there = extent_of(plan.destination, plan.source.cache, self.policy)
         if there == plan.extent:
             return
         if there != plan.there:
@@ -86,11 +86,11 @@ class Transfer:
             )
         self.write(EXTENT, with_checksum(plan.extent.to_json()))
 
-    def shard(self, shard: Shard) -> None:
+    def shard(self, shard: ShardKey) -> None:
         """The files that a shard lacks by the plan, and then its record."""
         self.move(shard, self.plan.source.records[shard], self.plan.lacking[shard])
 
-    def move(self, shard: Shard, record: ShardRecord, names: Sequence[str]) -> None:
+    def move(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
         """The files of these arrays of a shard, and then its record.
 
         A shard that another transfer has brought since the plan was made stays as it is. Where two bring different
@@ -99,9 +99,9 @@ class Transfer:
         source, destination = self.plan.source, self.plan.destination
         is_kept, lacking = shard in self.plan.kept, list(names)
         if not is_kept and (found := self.record(shard)) is not None:
-            lacking = not_there(destination, source.cache, found, lacking, self.patience, self.stop)
+            lacking = not_there(destination, source.cache, found, lacking, self.policy, self.stop)
             if lacking and found != record:
-                raise another_version(source.place, destination, shard)
+                raise another_version(source.location, destination, shard)
             self.moved(sum(record.files[name].size for name in names if name not in lacking))
             is_kept = True
         self.files(record, lacking)
@@ -121,10 +121,10 @@ class Transfer:
         if self.plan.destination.has_exactly(path, record.size, record.sha256):
             self.moved(record.size)
             return
-        tried(lambda: self.try_file(path, record), self.patience, self.stop)
+        retry(lambda: self.try_file(path, record), self.policy, self.stop)
 
     def try_file(self, path: str, record: FileRecord) -> None:
-        source = self.plan.source.place
+        source = self.plan.source.location
         come = 0
 
         def count(size: int) -> None:
@@ -136,23 +136,23 @@ class Transfer:
 
         try:
             with closing(source.blocks(path, record.size)) as blocks:
-                self.plan.destination.write(path, proven(blocks, record, f"{source.name}/{path}", count))
+                self.plan.destination.write(path, verified(blocks, record, f"{source.name}/{path}", count))
         except Unreachable:
             self.moved(-come)
             raise
 
-    def record(self, shard: Shard) -> ShardRecord | None:
+    def record(self, shard: ShardKey) -> ShardRecord | None:
         """What the destination has of a shard by now."""
-        return read_record(self.plan.destination, self.plan.source.cache, shard, self.patience, self.stop)
+        return read_record(self.plan.destination, self.plan.source.cache, shard, self.policy, self.stop)
 
     def read(self, path: str) -> bytes | None:
-        return tried(lambda: self.plan.destination.read(path, MAX_RECORD_BYTES), self.patience, self.stop)
+        return retry(lambda: self.plan.destination.read(path, MAX_RECORD_BYTES), self.policy, self.stop)
 
     def write(self, path: str, data: bytes) -> None:
-        tried(lambda: self.plan.destination.write(path, [data]), self.patience, self.stop)
+        retry(lambda: self.plan.destination.write(path, [data]), self.policy, self.stop)
 
 
-def proven(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved) -> Iterator[bytes]:
+def verified(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved) -> Iterator[bytes]:
     """The blocks as they come. Raises CometError as soon as they are more than the file's, and at the end when they
     are not the file; Unreachable when they are too few, as when a connection breaks."""
     digest, size = hashlib.sha256(), 0
@@ -174,7 +174,7 @@ def proven(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved
         )
 
 
-def carry_out(planned: Plan, name: str, patience: Patience) -> None:
+def carry_out(planned: Plan, name: str, policy: RetryPolicy) -> None:
     """Moves everything, under a bar in bytes. Raises CometError as `Transfer.run` does."""
     tqdm.write(f"{tqdm.format_sizeof(planned.size, 'B')} to move" if planned.size else "nothing to move")
     lock = Lock()
@@ -184,4 +184,4 @@ def carry_out(planned: Plan, name: str, patience: Patience) -> None:
             with lock:
                 bar.update(size)
 
-        Transfer(planned, patience, moved).run()
+        Transfer(planned, policy, moved).run()

@@ -1,4 +1,4 @@
-"""Pushing a cache while it is built: each shard goes to another place as soon as it is committed, beside the work."""
+"""Pushing a cache while it is built: each shard is uploaded as soon as it is committed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,13 +12,14 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import Part
 from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
-from cache_tools.sharing.concurrent import tried
-from cache_tools.sharing.listing import Shard, look
+from cache_tools.sharing.concurrent import retry
+from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.location import Place
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.locations.location import Location
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.transfer import Transfer
+from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 
 UPLOADS_AT_ONCE = 4  # shards on their way: on small files one would mostly wait for answers
@@ -26,10 +27,10 @@ UPLOADS_AT_ONCE = 4  # shards on their way: on small files one would mostly wait
 
 @contextmanager
 def pushing(
-    cache: Cache, to: Place, before: Sequence[Shard], patience: Patience, stop: Event
+    cache: Cache, to: Location, before: Sequence[ShardKey], policy: RetryPolicy, stop: Event
 ) -> Iterator[Callable[[str, int], None]]:
-    """Brings the beginning of a cache to a place, then those of the shards `before` that are not there, and those that
-    are committed in the block.
+    """Bring the beginning of a cache to a location, then those of the shards `before` that are not there, and those
+    that are committed in the block.
 
     Gives what is to be called with each of these; it returns at once. When a shard cannot be moved `stop` is set, and
     the error raised at the end of the block. The end waits for what is on its way, also when the block has failed, but
@@ -40,8 +41,8 @@ def pushing(
         tqdm.write(f"pushing to {to.name} has failed; no further shard is begun")
         stop.set()
 
-    planned = plan(look(Folder(cache.root), patience), to, Part(), patience)
-    transfer = Transfer(planned, patience, lambda size: None)
+    planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
+    transfer = Transfer(planned, policy, lambda size: None)
     with to.staging():
         transfer.begin()
         uploads = Uploads(cache, transfer, failed)
@@ -58,27 +59,27 @@ def pushing(
             raise
         finally:
             uploads.close()
-        leave_card(there := what_is_there(cache, to, patience), patience)
+        leave_card(there := what_is_there(cache, to, policy), policy)
     lacking = len(there.missing)
     state = f"{lacking} shards are not there yet" if lacking else f"complete, cache id {there.cache_id}"
     tqdm.write(f"{to.name}: {state}")
 
 
-def what_is_there(cache: Cache, to: Place, patience: Patience) -> Plan:
-    """A plan of nothing: what a place holds by now, other workers' shards included."""
-    planned = plan(look(Folder(cache.root), patience), to, Part(), patience)
+def what_is_there(cache: Cache, to: Location, policy: RetryPolicy) -> Plan:
+    """A plan of nothing: what a location holds by now, other workers' shards included."""
+    planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
     return replace(planned, source=replace(planned.source, records=planned.kept), lacking={})
 
 
-def leave_card(planned: Plan, patience: Patience) -> None:
+def leave_card(planned: Plan, policy: RetryPolicy) -> None:
     """Writes the card at the destination, unless somebody else has written one."""
     cache, to, stop = planned.source.cache, planned.destination, Event()
-    there = tried(lambda: to.read(CARD, MAX_CARD_BYTES), patience, stop)
+    there = retry(lambda: to.read(CARD, MAX_CARD_BYTES), policy, stop)
     if there is not None and MARK.encode() not in there:
         tqdm.write(f"{to.name}/{CARD} is not comet-cache's and stays as it is")
         return
     text = card(cache, planned.extent, planned.whole_size, planned.cache_id, planned.attached_id)
-    tried(lambda: to.write(CARD, [text.encode()]), patience, stop)
+    retry(lambda: to.write(CARD, [text.encode()]), policy, stop)
 
 
 class Uploads:
@@ -91,7 +92,7 @@ class Uploads:
     def __init__(self, cache: Cache, transfer: Transfer, failed: Callable[[], object]) -> None:
         self.cache, self.transfer, self.failed = cache, transfer, failed
         shards = sum(len(cache.extent.indices(group)) for group in cache.specs)
-        self.queue: Queue[Shard | None] = Queue(shards + UPLOADS_AT_ONCE)
+        self.queue: Queue[ShardKey | None] = Queue(shards + UPLOADS_AT_ONCE)
         self.left = 0  # shards that were added and neither arrived nor failed
         self.error: BaseException | None = None
         self.changed = Condition()
@@ -102,7 +103,7 @@ class Uploads:
         """One shard, once it is committed."""
         with self.changed:
             self.left += 1
-        self.queue.put((group, shard))
+        self.queue.put(ShardKey(group, shard))
 
     def work(self) -> None:
         while (shard := self.queue.get()) is not None:
@@ -114,7 +115,7 @@ class Uploads:
             if is_first:
                 self.failed()
 
-    def upload(self, shard: Shard) -> BaseException | None:
+    def upload(self, shard: ShardKey) -> BaseException | None:
         """Moves one shard. Returns the error when it cannot be."""
         if self.transfer.stop.is_set():
             return None

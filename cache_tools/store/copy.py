@@ -7,15 +7,14 @@ from pathlib import Path
 
 from cache_tools.errors import CometError
 from cache_tools.store.layout import max_file_bytes
-from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, file_record, shard_record_path
+from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, claimed_folder
 
 MOST_NAMED = 20  # differences in one message
-Place = tuple[str, int]
-Track = Callable[[Sequence[Place]], Iterable[Place]]
+Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
 """Gives back shards one after the other, and may show how far that is."""
 
 
@@ -135,8 +134,8 @@ def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cach
         if lacking or not set(extent.arrays) <= set(cache.extent.arrays):
             raise CometError(f"{cache.root}: does not hold shards {group} {lacking[:5]} or all of {extent.arrays}")
     copy_sealed(cache, folder, extent)
-    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
-        copy_shard(cache, folder, *place, extent.arrays)
+    for key in track(extent.keys()):
+        copy_shard(cache, folder, *key, extent.arrays)
     return open_cache(folder)
 
 
@@ -164,11 +163,11 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
     copy_sealed(first, folder, extent)
-    held = [{(group, shard) for group in GROUPS for shard in cache.extent.indices(group)} for cache in caches]
-    for place in track([(group, shard) for group in GROUPS for shard in extent.indices(group)]):
-        for cache, places in zip(caches, held, strict=True):
-            if place in places:
-                copy_shard(cache, folder, *place, extent.arrays)
+    held = [set(cache.extent.keys()) for cache in caches]
+    for key in track(extent.keys()):
+        for cache, keys in zip(caches, held, strict=True):
+            if key in keys:
+                copy_shard(cache, folder, *key, extent.arrays)
     return open_cache(folder)
 
 

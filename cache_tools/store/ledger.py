@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,16 @@ TOKENIZER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_ATTRIBUTES_BYTES = 2**20
 MAX_NUMERICS = 32
+
+
+class ShardKey(NamedTuple):
+    """Which shard of a cache: its group, train or validation, and its number in it."""
+
+    group: str
+    shard: int
+
+    def __str__(self) -> str:
+        return f"{self.group} {self.shard}"
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,10 @@ class Extent:
     def to_json(self) -> dict[str, Any]:
         shards = {group: [list(pair) for pair in ranges] for group, ranges in self.shards.items()}
         return {"recipe_id": self.recipe_id, "arrays": list(self.arrays), "shards": shards}
+
+    def keys(self) -> list[ShardKey]:
+        """Every shard of it, train first."""
+        return [ShardKey(group, shard) for group in GROUPS for shard in self.indices(group)]
 
     def indices(self, group: str) -> list[int]:
         return [shard for start, stop in self.shards[group] for shard in range(start, stop)]
@@ -218,7 +232,7 @@ def read_seal(root: Path, recipe: Recipe) -> Seal:
     """The seal of a cache, which must list exactly the files that its recipe demands. Raises CometError otherwise."""
     path = inside(root, SEAL)
     record = with_fields(read_checked(path), path, ("recipe_id", "files", "token_digests"))
-    demand_recipe(record, recipe, path)
+    require_recipe(record, recipe, path)
     limit = sealed_limits(recipe)
     files = read_file_records(record["files"], set(limit), limit, path)
     given = record["token_digests"]
@@ -231,7 +245,7 @@ def read_seal(root: Path, recipe: Recipe) -> Seal:
     return Seal(recipe.recipe_id, files, digests)
 
 
-def demand_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) -> None:
+def require_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) -> None:
     if record["recipe_id"] != recipe.recipe_id:
         raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record['recipe_id'])[:80]!r}")
 
@@ -245,7 +259,7 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
 def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """The extent from its bytes; `path` is where they came from. Raises CometError likewise."""
     record = with_fields(checked(data, path), path, ("recipe_id", "arrays", "shards"))
-    demand_recipe(record, recipe, path)
+    require_recipe(record, recipe, path)
     names, shards = record["arrays"], record["shards"]
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
         raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")
@@ -268,8 +282,8 @@ def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[st
 
 def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
     """The `identity` of what is on disk. Raises CometError when a shard of the extent is not committed."""
-    places = [shard_record_path(group, shard) for group in GROUPS for shard in extent.indices(group)]
-    return identity(recipe, read_checked(root / SEAL), extent, (read_checked(root / path) for path in places))
+    paths = [shard_record_path(*key) for key in extent.keys()]
+    return identity(recipe, read_checked(root / SEAL), extent, (read_checked(root / path) for path in paths))
 
 
 def identity(recipe: Recipe, seal: dict[str, Any], extent: Extent, records: Iterable[dict[str, Any]]) -> str:

@@ -20,29 +20,29 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
     """Raises CometError, naming the field, for a value of another type than a build writes. All may be absent or null,
     but for the counts that go with what was excluded."""
 
-    def demand(ok: bool, name: str, expected: str, found: Any) -> None:
+    def require(ok: bool, name: str, expected: str, found: Any) -> None:
         if not ok:
             raise CometError(f"{where}: provenance: {name}: expected {expected}, found {str(found)[:80]!r}")
 
     for name, value in (("provenance", provenance), ("settings", settings)):
-        demand(isinstance(value, dict), name, "an object", value)
+        require(isinstance(value, dict), name, "an object", value)
     for name in TEXTS:
-        demand(is_text(provenance.get(name)), name, "a text", provenance.get(name))
+        require(is_text(provenance.get(name)), name, "a text", provenance.get(name))
     code = provenance.get("language", "und")
     is_code = isinstance(code, str) and 2 <= len(code) <= 3 and code.isascii() and code.isalpha()
-    demand(is_code, "language", "a code of two or three letters", code)
+    require(is_code, "language", "a code of two or three letters", code)
     for name in COUNTS:
-        demand(provenance.get(name) is None or is_count(provenance[name]), name, "a count", provenance.get(name))
+        require(provenance.get(name) is None or is_count(provenance[name]), name, "a count", provenance.get(name))
     for name in SOURCES:
         sources = provenance.get(name, [])
         ok = isinstance(sources, list) and all(isinstance(source, dict) for source in sources)
         ok = ok and all(is_text(source.get(field)) for source in sources for field in SOURCE_TEXTS)
-        demand(ok, name, "a list of named sources", sources)
+        require(ok, name, "a list of named sources", sources)
     for name in OF_EXCLUSION if provenance.get("excluded") else ():
-        demand(is_count(provenance.get(name)), name, "a count", provenance.get(name))
-    demand(settings.get("dtype") in (None, *DTYPES), "dtype", " or ".join(DTYPES), settings.get("dtype"))
+        require(is_count(provenance.get(name)), name, "a count", provenance.get(name))
+    require(settings.get("dtype") in (None, *DTYPES), "dtype", " or ".join(DTYPES), settings.get("dtype"))
     batch = settings.get("batch_size")
-    demand(batch is None or (is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
+    require(batch is None or (is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
 
 
 def attach_call(folder: object, provenance: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     Raises CometError naming `where`, the field, what was expected and what was found.
     """
 
-    def demand(ok: bool, name: str, expected: str) -> None:
+    def require(ok: bool, name: str, expected: str) -> None:
         if not ok:
             found = str(value.get(name, "nothing"))[:80]
             raise CometError(f"{where}: recipe field {name!r}: expected {expected}, found {found!r}")
@@ -119,33 +119,33 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
         raise CometError(f"{where}: recipe fields missing or unknown: {', '.join(unknown)[:200]}")
     for name, (low, high) in INTEGER_BOUNDS.items():
         found = value[name]
-        demand(type(found) is int and low <= found <= high, name, f"a whole number from {low} to {high}")
+        require(type(found) is int and low <= found <= high, name, f"a whole number from {low} to {high}")
     for name in ("teacher_sha256", "tokenizer_sha256", "tokens_sha256", "seen_sha256"):
-        demand(is_digest(value[name]), name, "64 hexadecimal digits")
+        require(is_digest(value[name]), name, "64 hexadecimal digits")
     architecture = value["teacher_architecture"]
     named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
-    demand(named, "teacher_architecture", "the name of a class")
-    demand(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
-    demand(value["keep"] in KEEP_RULES, "keep", " or ".join(KEEP_RULES))
-    demand(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")
+    require(named, "teacher_architecture", "the name of a class")
+    require(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
+    require(value["keep"] in KEEP_RULES, "keep", " or ".join(KEEP_RULES))
+    require(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")
     for name in ("bos_id", "eos_id", "pad_id", "mask_id"):
-        demand(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
-    demand(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
-    demand(value["top_k"] > 1 or value["keep"] == "topk", "top_k", "at least 2 for a threshold sample")
-    demand(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
-    demand(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
-    demand(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
+        require(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
+    require(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
+    require(value["top_k"] > 1 or value["keep"] == "topk", "top_k", "at least 2 for a threshold sample")
+    require(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
+    require(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
+    require(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
 
-    def demand_list(name: str, kind: type[int] | type[float], low: float, high: float, shortest: int) -> None:
+    def require_list(name: str, kind: type[int] | type[float], low: float, high: float, shortest: int) -> None:
         found = value[name]
         ok = isinstance(found, list) and shortest <= len(found) <= 4096
         ok = ok and all(type(x) is kind and low <= x <= high for x in found) and len(set(found)) == len(found)
-        demand(ok, name, f"{shortest} to 4096 different numbers from {low} to {high}")
+        require(ok, name, f"{shortest} to 4096 different numbers from {low} to {high}")
 
-    demand_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
-    demand_list("temperatures", float, 0.01, 1000.0, 1)
-    demand_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
-    demand(value["keep"] == "topk" or 1.0 in value["temperatures"], "temperatures", "1 among them")
+    require_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
+    require_list("temperatures", float, 0.01, 1000.0, 1)
+    require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
+    require(value["keep"] == "topk" or 1.0 in value["temperatures"], "temperatures", "1 among them")
     for name in ("special_ids", "temperatures", "attention_layers"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)

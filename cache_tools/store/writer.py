@@ -90,12 +90,12 @@ def seal(
     write_durably(root / LOCK, b"")
     files = {path: file_record((root / path).read_bytes()) for path in sorted(sealed_files(root))}
     record = with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json())
-    demand_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
-    demand_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
+    require_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
+    require_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
     write_durably(root / SEAL, record)
 
 
-def demand_readable(found: dict[str, int], limit: dict[str, int]) -> None:
+def require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
     """Raises CometError when a file is larger than what readers accept."""
     for path, size in found.items():
         if size > limit[path]:

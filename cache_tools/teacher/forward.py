@@ -59,11 +59,11 @@ class Launched:
     batch: HostBatch
     features: Tensor
     results: dict[str, Tensor]
-    began: "Moment"
-    finished: "Moment"
+    began: "DeviceTimer"
+    finished: "DeviceTimer"
 
 
-class Moment:
+class DeviceTimer:
     """An instant on a device's own clock: for a GPU when its queue reaches this point."""
 
     def __init__(self, device: torch.device) -> None:
@@ -77,7 +77,7 @@ class Moment:
         if self.event is not None:
             self.event.synchronize()
 
-    def until(self, later: "Moment") -> float:
+    def until(self, later: "DeviceTimer") -> float:
         """Seconds; both must have been reached."""
         if self.event is not None and later.event is not None:
             return self.event.elapsed_time(later.event) / 1000
@@ -124,7 +124,7 @@ class TeacherPass:
     @torch.inference_mode()
     def launch(self, batch: HostBatch) -> Launched:
         recipe, device = self.recipe, self.device
-        began = Moment(device)
+        began = DeviceTimer(device)
         input_ids, length, row, position, offset, map_row = (
             t.to(device, non_blocking=True)
             for t in (batch.input_ids, batch.length, batch.row, batch.position, batch.offset, batch.map_row)
@@ -152,7 +152,7 @@ class TeacherPass:
             }
         if recipe.attention_layers:
             results["attention"] = to_codes(capture.maps())
-        return Launched(batch, features, {name: to_host(r) for name, r in results.items()}, began, Moment(device))
+        return Launched(batch, features, {name: to_host(r) for name, r in results.items()}, began, DeviceTimer(device))
 
 
 def rounded(nats: Tensor) -> Tensor:

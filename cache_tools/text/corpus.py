@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import CometError
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.text.exclusion import Runs, runs_of, share_a_run, words
+from cache_tools.text.exclusion import NgramIndex, contain_ngram, index_ngrams, words
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys, mask_rows
 from cache_tools.text.packing import document_hash, is_validation, pack
-from cache_tools.text.sources import Source, documents, items
+from cache_tools.text.sources import TextFile, documents, items
 from cache_tools.text.tokenizer import encode_texts
 
 DOCUMENTS_AT_ONCE = 1024
@@ -59,12 +59,12 @@ class PackedRows:
     length: NDArray[np.uint16]  # [R]
 
 
-def excluded_runs(evaluation: tuple[Source, ...]) -> Runs:
+def excluded_ngrams(evaluation: tuple[TextFile, ...]) -> NgramIndex:
     """The runs of words that no document may share. Raises CometError for an evaluation file without an item."""
-    return runs_of(item for source in evaluation for item in item_words(source))
+    return index_ngrams(item for source in evaluation for item in item_words(source))
 
 
-def item_words(source: Source) -> Iterator[list[str]]:
+def item_words(source: TextFile) -> Iterator[list[str]]:
     """The words of each item that has any."""
     empty = True
     for item in items(source):
@@ -76,8 +76,8 @@ def item_words(source: Source) -> Iterator[list[str]]:
 
 
 def spool_documents(
-    sources: tuple[Source | HubText, ...],
-    evaluation: tuple[Source, ...],
+    sources: tuple[TextFile | HubText, ...],
+    evaluation: tuple[TextFile, ...],
     tokenizer: PreTrainedTokenizerFast,
     work: Path,
     limit: int | None,
@@ -89,13 +89,13 @@ def spool_documents(
     """
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     id_path, table_path = work / "ids.bin", work / "documents.bin"
-    runs = excluded_runs(evaluation)
+    runs = excluded_ngrams(evaluation)
     texts = (text for source in sources for text in documents(source))
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = left_out = 0
         while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
-            shared = share_a_run(chunk, runs)
+            shared = contain_ngram(chunk, runs)
             kept = np.flatnonzero(~shared)
             encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cache_tools.text.packing import document_hash
 
-RUN_WORDS = 8  # two texts that share so many words in a row share more than the language
+NGRAM_WORDS = 8  # two texts that share so many words in a row share more than the language
 FEWEST_WORDS = 5  # shorter items are phrases like `àti bẹ́ẹ̀ bẹ́ẹ̀ lọ` (and so on), which any document may hold
 
 EDGE = document_hash("")  # where a document begins and ends; no word is empty
@@ -30,7 +30,7 @@ NOT_WORDS = re.compile(r"https?://\S+|@\w+|[_ʼʻ]")
 
 
 @dataclass(frozen=True)
-class Runs:
+class NgramIndex:
     """The runs of words that no document may hold.
 
     In memory 8 bytes for each, about 150 for each different word of the items, and the 4 MiB of `likely`.
@@ -68,7 +68,7 @@ def word_pattern() -> re.Pattern[str]:
     return re.compile(rf"\w[\w{ranges}]*")
 
 
-def runs_of(items: Iterable[list[str]]) -> Runs:
+def index_ngrams(items: Iterable[list[str]]) -> NgramIndex:
     """The runs of all items, each given by its words: every eight in a row, or all words of a shorter item.
 
     An item of fewer than five words becomes a run from edge to edge of a document.
@@ -83,16 +83,16 @@ def runs_of(items: Iterable[list[str]]) -> Runs:
         run = [codes[word] for word in item]
         if len(item) < FEWEST_WORDS:
             run = [EDGE, *run, EDGE]
-        length = min(len(run), RUN_WORDS)
+        length = min(len(run), NGRAM_WORDS)
         lengths.add(length)
-        parts.append(run_hashes(np.array(run, dtype=np.uint64), length))
+        parts.append(ngram_hashes(np.array(run, dtype=np.uint64), length))
     hashes = np.unique(np.concatenate(parts))
     likely = np.zeros(2**FILTER_BITS, dtype=np.bool_)
     likely[leading_bits(hashes)] = True
-    return Runs(codes, tuple(sorted(lengths)), hashes, likely)
+    return NgramIndex(codes, tuple(sorted(lengths)), hashes, likely)
 
 
-def share_a_run(documents: list[str], runs: Runs) -> NDArray[np.bool_]:
+def contain_ngram(documents: list[str], runs: NgramIndex) -> NDArray[np.bool_]:
     """Which of the documents hold one of the runs. Two different runs have the same hash once in 10^18 pairs."""
     shared = np.zeros(len(documents), dtype=np.bool_)
     if not runs.lengths:
@@ -105,7 +105,7 @@ def share_a_run(documents: list[str], runs: Runs) -> NDArray[np.bool_]:
         stream.append(EDGE)
     codes = np.array(stream, dtype=np.uint64)
     for length in runs.lengths:
-        hashes = run_hashes(codes, length)
+        hashes = ngram_hashes(codes, length)
         found = np.flatnonzero(runs.likely[leading_bits(hashes)])  # spares most positions the search below
         place = np.minimum(np.searchsorted(runs.hashes, hashes[found]), len(runs.hashes) - 1)
         found = found[runs.hashes[place] == hashes[found]]
@@ -113,7 +113,7 @@ def share_a_run(documents: list[str], runs: Runs) -> NDArray[np.bool_]:
     return shared
 
 
-def run_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+def ngram_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     """[N - length + 1] a hash of every `length` of the N codes in a row; none where there are fewer."""
     hashes = np.zeros(max(0, len(codes) - length + 1), dtype=np.uint64)
     for offset in range(length):

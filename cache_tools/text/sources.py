@@ -34,7 +34,7 @@ READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstand
 
 
 @dataclass(frozen=True)
-class Source:
+class TextFile:
     """One text file. `name` is what a cache records of it; the folder it lies in stays private."""
 
     path: Path
@@ -56,7 +56,7 @@ class Source:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
 
-def find_texts(given: tuple[str, ...]) -> tuple[Source | HubText, ...]:
+def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
     """What `--text` stands for, in order: files, those of folders, and data sets of the hub.
 
     Raises CometError as `find_sources` and `parse_hub_text` do.
@@ -67,12 +67,12 @@ def find_texts(given: tuple[str, ...]) -> tuple[Source | HubText, ...]:
 
 def find_sources(
     paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
-) -> tuple[Source, ...]:
+) -> tuple[TextFile, ...]:
     """The files of these formats that `paths` (files or folders) stand for, folders in the order of their file names.
 
     Raises CometError when a path does not exist, a file has another ending, or a folder holds none such file.
     """
-    sources: list[Source] = []
+    sources: list[TextFile] = []
     for given in paths:
         path = Path(given)
         if not path.exists():
@@ -89,7 +89,7 @@ def find_sources(
                     f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
                     exit_code=2,
                 )
-            sources.append(Source(file, file.name, file.stat().st_size))
+            sources.append(TextFile(file, file.name, file.stat().st_size))
     return tuple(sources)
 
 
@@ -101,7 +101,7 @@ def text_format(path: Path) -> str:
     return path.suffix if path.suffix in ITEM_FORMATS else ""
 
 
-def documents(source: Source | HubText) -> Iterator[str]:
+def documents(source: TextFile | HubText) -> Iterator[str]:
     """The documents of one file or data set, stripped, in order.
 
     Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
@@ -119,7 +119,7 @@ def documents(source: Source | HubText) -> Iterator[str]:
             yield document
 
 
-def items(source: Source) -> Iterator[str]:
+def items(source: TextFile) -> Iterator[str]:
     """The items of an evaluation file in order; some may hold no word.
 
     Every field of a table is an item: each set has its text in another column, and labels, numbers and column names
@@ -137,7 +137,7 @@ def items(source: Source) -> Iterator[str]:
         yield from documents(source)
 
 
-def csv_fields(source: Source) -> Iterator[str]:
+def csv_fields(source: TextFile) -> Iterator[str]:
     rows = csv.reader(line for _, line in lines(source))
     try:
         for row in rows:
@@ -148,12 +148,12 @@ def csv_fields(source: Source) -> Iterator[str]:
         ) from None
 
 
-def is_conll(source: Source) -> bool:
+def is_conll(source: TextFile) -> bool:
     """Whether every line that is not blank is a token and its label, as in MasakhaNER's and MasakhaPOS' `.txt`."""
     return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
 
 
-def conll_sentences(source: Source) -> Iterator[str]:
+def conll_sentences(source: TextFile) -> Iterator[str]:
     """The tokens (first column) of each sentence, joined by blanks; blank lines stand between sentences."""
     tokens: list[str] = []
     for _, line in lines(source):
@@ -165,7 +165,7 @@ def conll_sentences(source: Source) -> Iterator[str]:
     yield " ".join(tokens)
 
 
-def lines(source: Source) -> Iterator[tuple[int, str]]:
+def lines(source: TextFile) -> Iterator[tuple[int, str]]:
     """Number and text of each line, its end included."""
     with open_binary(source) as file:
         number = 0
@@ -183,7 +183,7 @@ def lines(source: Source) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def open_binary(source: Source) -> BinaryIO:
+def open_binary(source: TextFile) -> BinaryIO:
     """The decompressed bytes of a file."""
     if source.path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(source.path, "rb"))
@@ -230,7 +230,7 @@ class ZstdFrames(io.RawIOBase):
         super().close()
 
 
-def read_line(file: BinaryIO, source: Source, number: int) -> bytes:
+def read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     try:
         line = file.readline(MAX_LINE_BYTES + 1)
     except READ_ERRORS as error:
@@ -242,7 +242,7 @@ def read_line(file: BinaryIO, source: Source, number: int) -> bytes:
     return line
 
 
-def json_text(line: str, source: Source, number: int) -> str:
+def json_text(line: str, source: TextFile, number: int) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -255,7 +255,7 @@ def json_text(line: str, source: Source, number: int) -> str:
     return text
 
 
-def parquet_documents(source: Source) -> Iterator[str]:
+def parquet_documents(source: TextFile) -> Iterator[str]:
     import pyarrow  # here: it is slow to import, and only Parquet needs it
     import pyarrow.parquet
 

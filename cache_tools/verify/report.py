@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cache_tools.settings import RecheckSettings
+from cache_tools.store.ledger import ShardKey
 
 if TYPE_CHECKING:  # it needs torch, which reading does not
-    from cache_tools.verify.tolerance import Run
-
-Place = tuple[str, int]
+    from cache_tools.verify.tolerance import Deviations
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class Damage:
     """What is wrong, and with which shard; None: with what was sealed, or with a file that belongs to nothing."""
 
     message: str
-    shard: Place | None = None
+    shard: ShardKey | None = None
 
 
 @dataclass
@@ -33,14 +32,14 @@ class Report:
     size: int = 0  # bytes of these files
     damage: list[Damage] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # neither content nor damage: what a dead builder left
-    runs: "list[Run] | None" = None  # of the teacher, if there was one
+    runs: "list[Deviations] | None" = None  # of the teacher, if there was one
     attaching: str | None = None  # the call that gives a detached cache its text
 
     @property
-    def damaged_shards(self) -> list[Place]:
+    def damaged_shards(self) -> list[ShardKey]:
         return sorted({damage.shard for damage in self.damage if damage.shard is not None})
 
-    def sound(self, path: Path, data: bytes, matches: bool, shard: Place | None) -> bool:
+    def sound(self, path: Path, data: bytes, matches: bool, shard: ShardKey | None) -> bool:
         """Counts a file, and notes the damage when it is not the one that the ledger describes."""
         self.files, self.size = self.files + 1, self.size + len(data)
         if not matches:

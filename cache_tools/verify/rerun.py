@@ -13,6 +13,7 @@ from cache_tools.models import choose_device
 from cache_tools.settings import RecheckSettings
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.teacher.comparison import LOGITS, errors_of
@@ -22,13 +23,11 @@ from cache_tools.teacher.identity import identity_differences
 from cache_tools.teacher.model import load_teacher
 from cache_tools.text.masking import mix
 from cache_tools.text.tokenizer import load_teacher_tokenizer
-from cache_tools.verify.tolerance import DTYPES, Run
+from cache_tools.verify.tolerance import DTYPES, Deviations
 from cache_tools.verify.values import Arrays
 
-Place = tuple[str, int]
 
-
-class Rerun:
+class TeacherRerun:
     """The teacher of a cache, ready to be run on rows of it, and what came of it, by dtypes and kinds of device.
 
     Raises CometError on creation when the teacher is another one, naming each field that differs, and when this copy
@@ -38,7 +37,7 @@ class Rerun:
     def __init__(self, cache: Cache, settings: RecheckSettings) -> None:
         self.cache, self.settings = cache, settings
         self.names, self.device = compared_arrays(cache), choose_device(settings.device)
-        self.runs: list[Run] = []
+        self.runs: list[Deviations] = []
         name = settings.teacher
         self.teacher, tokenizer = load_teacher(name), load_teacher_tokenizer(name)
         if differences := identity_differences(cache.recipe, self.teacher, tokenizer):
@@ -48,7 +47,7 @@ class Rerun:
                 exit_code=2,
             )
 
-    def over(self, places: Sequence[Place], seen: NDArray[np.int32]) -> list[tuple[Place, str]]:
+    def over(self, keys: Sequence[ShardKey], seen: NDArray[np.int32]) -> list[tuple[ShardKey, str]]:
         """Samples rows of these committed shards, a batch at a time, and returns what is wrong with which shard.
 
         `seen` are the ids of the corpus.
@@ -56,15 +55,15 @@ class Rerun:
         recipe, settings, device = self.cache.recipe, self.settings, self.device
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        chosen = sample_rows(recipe, places, settings.rows, settings.seed)
-        found: list[tuple[Place, str]] = []
-        by_dtype: dict[str, list[Place]] = {}
-        for place in chosen:
-            built_in, _ = self.built(place)
+        chosen = sample_rows(recipe, keys, settings.rows, settings.seed)
+        found: list[tuple[ShardKey, str]] = []
+        by_dtype: dict[str, list[ShardKey]] = {}
+        for key in chosen:
+            built_in, _ = self.built(key)
             if built_in not in DTYPES:
-                found.append((place, f"its commit record says dtype {built_in}, expected {', '.join(DTYPES)}"))
+                found.append((key, f"its commit record says dtype {built_in}, expected {', '.join(DTYPES)}"))
             else:
-                by_dtype.setdefault(dtype_to_run_in(built_in, settings.dtype, device), []).append(place)
+                by_dtype.setdefault(dtype_to_run_in(built_in, settings.dtype, device), []).append(key)
         with tqdm(desc="teacher", total=sum(map(len, chosen.values())), unit="row", disable=None) as progress:
             for turn, (run_in, mine) in enumerate(sorted(by_dtype.items())):
                 if turn:  # what was rounded to the dtype before does not come back
@@ -73,18 +72,23 @@ class Rerun:
                 batch_size = settings.batch_size or choose_batch_size(self.teacher, recipe.seq_len, device, dtype)
                 teacher = self.teacher.to(device, dtype)
                 teacher_pass = TeacherPass(teacher, recipe, seen_mask(seen, recipe.vocab_size))
-                for place in mine:
-                    messages, batch_size = self.compare(place, chosen[place], teacher_pass, dtype, batch_size)
-                    found += [(place, message) for message in messages]
-                    progress.update(len(chosen[place]))
+                for key in mine:
+                    messages, batch_size = self.compare(key, chosen[key], teacher_pass, dtype, batch_size)
+                    found += [(key, message) for message in messages]
+                    progress.update(len(chosen[key]))
         return found
 
     def compare(
-        self, place: Place, numbers: NDArray[np.int64], teacher_pass: TeacherPass, dtype: torch.dtype, batch_size: int
+        self,
+        key: ShardKey,
+        numbers: NDArray[np.int64],
+        teacher_pass: TeacherPass,
+        dtype: torch.dtype,
+        batch_size: int,
     ) -> tuple[list[str], int]:
         """What is wrong with these rows of a shard, and the batch size, smaller where memory ran out."""
         try:
-            stored = {name: array[numbers] for name, array in self.cache.read_shard(*place, self.names).items()}
+            stored = {name: array[numbers] for name, array in self.cache.read_shard(*key, self.names).items()}
         except CometError as error:
             return [str(error)], batch_size
         parts: list[Arrays] = []
@@ -98,21 +102,21 @@ class Rerun:
                 batch_size = smaller_batch(error, batch_size)
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         now = numerics(self.device, dtype, batch_size)
-        kind = Run(*self.built(place), now["dtype"], now["device"])
+        kind = Deviations(*self.built(key), now["dtype"], now["device"])
         run = next((run for run in self.runs if run.kind == kind.kind), None)
         if run is None:
             self.runs.append(run := kind)
         return run.add(len(numbers), errors_of(stored, found, self.cache.recipe)), batch_size
 
-    def built(self, place: Place) -> tuple[str, str]:
+    def built(self, key: ShardKey) -> tuple[str, str]:
         """The dtype and the kind of device of a committed shard."""
-        record = self.cache.record(*place)
+        record = self.cache.record(*key)
         said = record.numerics if record is not None else {}
         return said.get("dtype", "unknown"), said.get("device", "unknown")
 
 
 def compared_arrays(cache: Cache) -> tuple[str, ...]:
-    """The arrays of this copy that the teacher is run on and compared with. Raises CometError as `Rerun` does."""
+    """The arrays of this copy that the teacher is run on and compared with. Raises CometError likewise."""
     tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
     logits = LOGITS[cache.recipe.keep]
     signals = (logits if held >= set(logits) else ()) + (("attention",) if "attention" in held else ())
@@ -135,30 +139,30 @@ def dtype_to_run_in(built_in: str, requested: str, device: torch.device) -> str:
     return "float32" if built_in == "bfloat16" and lacks_bfloat16 else built_in
 
 
-def sample_rows(recipe: Recipe, places: Sequence[Place], rows: int, seed: int) -> dict[Place, NDArray[np.int64]]:
+def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) -> dict[ShardKey, NDArray[np.int64]]:
     """Which rows of each of these shards to look at, ascending, so many in all or all there are.
 
     A pure function of recipe, seed and shards. They are spread as evenly as can be, over as many shards as can be, and
     the two groups take turns, so that the small validation group is looked at, too.
     """
-    key = np.array([int(recipe.recipe_id[:16], 16)], dtype=np.uint64)
-    seeded = {group: mix(mix(key, np.uint64(seed)), np.uint64(GROUPS.index(group))) for group in GROUPS}
+    recipe_hash = np.array([int(recipe.recipe_id[:16], 16)], dtype=np.uint64)
+    seeded = {group: mix(mix(recipe_hash, np.uint64(seed)), np.uint64(GROUPS.index(group))) for group in GROUPS}
     turns: list[tuple[int, str, int]] = []
     for group in GROUPS:
-        ordered = sorted((int(mix(seeded[group], np.uint64(s))[0]), s) for g, s in places if g == group)
+        ordered = sorted((int(mix(seeded[group], np.uint64(s))[0]), s) for g, s in keys if g == group)
         turns += [(turn, group, shard) for turn, (_, shard) in enumerate(ordered)]
     share = {(group, shard): 0 for _, group, shard in sorted(turns)}
-    left = min(rows, sum(recipe.shard_rows(*place) for place in places))
+    left = min(rows, sum(recipe.shard_rows(*key) for key in keys))
     while left:
-        for place, taken in share.items():
-            if left and taken < recipe.shard_rows(*place):
-                share[place], left = taken + 1, left - 1
+        for key, taken in share.items():
+            if left and taken < recipe.shard_rows(*key):
+                share[key], left = taken + 1, left - 1
     chosen = {}
     for (group, shard), count in share.items():
         numbers = np.arange(recipe.shard_rows(group, shard))
         drawn = mix(mix(seeded[group], np.uint64(shard)), numbers.astype(np.uint64))
         if count:
-            chosen[group, shard] = np.sort(np.argsort(drawn, kind="stable")[:count])
+            chosen[ShardKey(group, shard)] = np.sort(np.argsort(drawn, kind="stable")[:count])
     return chosen
 
 

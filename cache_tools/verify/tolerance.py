@@ -55,7 +55,7 @@ class Summary:
 
 
 @dataclass
-class Run:
+class Deviations:
     """What the shards that were built in one dtype on one kind of device gave when the teacher was run again.
 
     `worst`: by measure, each number the largest of any shard.

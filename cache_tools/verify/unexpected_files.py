@@ -9,12 +9,12 @@ from pathlib import Path
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
 from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
-from cache_tools.store.ledger import EXTENT, LOCK, SEAL, shard_record_path
+from cache_tools.store.ledger import EXTENT, LOCK, SEAL, ShardKey, shard_record_path
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
 from cache_tools.store.staging import STAGING
-from cache_tools.verify.report import Damage, Place, Report
+from cache_tools.verify.report import Damage, Report
 
 
 def check_names(cache: Cache, report: Report) -> None:
@@ -56,31 +56,31 @@ def check_names(cache: Cache, report: Report) -> None:
         )
 
 
-def beyond_extent(cache: Cache, relative: str) -> tuple[Place, str | None] | None:
+def beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | None:
     """Of which shard of the whole cache a file is, and of which array, None for its record; None for other names."""
     for number, group in product({int(n) for n in re.findall("[0-9]{1,9}", relative)}, GROUPS):
         if number >= cache.recipe.shards(group):
             continue
         if relative == shard_record_path(group, number):
-            return (group, number), None
+            return ShardKey(group, number), None
         for name, spec in cache.specs[group].items():
             if relative == spec.chunk_path(number):
-                return (group, number), name
+                return ShardKey(group, number), name
     return None
 
 
-def check_beyond(cache: Cache, place: Place, name: str | None, report: Report) -> None:
+def check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) -> None:
     """A file that came before the extent that names it: a transfer gives it its name only when it is whole."""
-    group, shard = place
+    group, shard = key
     try:
         record = cache.record(group, shard)
         if record is None or name is None:
             return
         path = cache.specs[group][name].chunk_path(shard)
         data = read_bounded(inside(cache.root, path), record.files[name].size)
-        report.sound(cache.root / path, data, record.files[name].matches(data), place)
+        report.sound(cache.root / path, data, record.files[name].matches(data), key)
     except CometError as error:
-        report.damage.append(Damage(str(error), place))
+        report.damage.append(Damage(str(error), key))
 
 
 def files_below(root: Path) -> Iterator[tuple[str, Path]]:

@@ -14,7 +14,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
 from cache_tools.store.bounds import check_ranges
 from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
-from cache_tools.store.ledger import TOKENIZER
+from cache_tools.store.ledger import TOKENIZER, ShardKey
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
@@ -26,7 +26,7 @@ from cache_tools.verify.unexpected_files import check_names
 from cache_tools.verify.values import Arrays, shard_errors, unmasked, vocabulary_errors
 
 if TYPE_CHECKING:  # it needs torch, which reading does not
-    from cache_tools.verify.rerun import Rerun
+    from cache_tools.verify.rerun import TeacherRerun
 
 
 def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None = None) -> Report:
@@ -49,8 +49,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
     rerun = prepare_rerun(cache, again) if again is not None else None
     check_sealed(cache, report)
     stream = TokenStream(cache)
-    places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
-    for group, shard in tqdm(places, "verify", unit="shard", disable=None):
+    for group, shard in tqdm(cache.extent.keys(), "verify", unit="shard", disable=None):
         arrays = check_shard(cache, group, shard, report)
         if deep and arrays is not None:
             check_values(cache, group, shard, arrays, report)
@@ -63,10 +62,10 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
     return report
 
 
-def prepare_rerun(cache: Cache, settings: RecheckSettings) -> "Rerun":
-    from cache_tools.verify.rerun import Rerun
+def prepare_rerun(cache: Cache, settings: RecheckSettings) -> "TeacherRerun":
+    from cache_tools.verify.rerun import TeacherRerun
 
-    return Rerun(cache, settings)
+    return TeacherRerun(cache, settings)
 
 
 def check_sealed(cache: Cache, report: Report) -> None:
@@ -86,7 +85,7 @@ def check_sealed(cache: Cache, report: Report) -> None:
 
 def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays | None:
     """Its arrays, if it is committed and every file of it is sound; decoded only where the report is deep."""
-    place = (group, shard)
+    key = ShardKey(group, shard)
     try:
         record = cache.record(group, shard)
         if record is None:
@@ -95,7 +94,7 @@ def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays 
                 cache.read_tokens(group, shard)
             return None
     except CometError as error:
-        report.damage.append(Damage(str(error), place))
+        report.damage.append(Damage(str(error), key))
         return None
     report.shards += 1
     report.files += 1
@@ -105,11 +104,11 @@ def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays 
         path = cache.root / spec.chunk_path(shard)
         try:
             data = read_bounded(inside(cache.root, spec.chunk_path(shard)), max_file_bytes(spec))
-            sound &= report.sound(path, data, record.files[name].matches(data), place)
+            sound &= report.sound(path, data, record.files[name].matches(data), key)
             if report.deep and sound:
                 arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(group, shard))
         except CometError as error:
-            report.damage.append(Damage(str(error), place))
+            report.damage.append(Damage(str(error), key))
             sound = False
     return arrays if sound and report.deep else None
 
@@ -121,7 +120,7 @@ def check_values(cache: Cache, group: str, shard: int, arrays: Arrays, report: R
         found = [f"{where}: {m}" for m in shard_errors(arrays, cache.recipe, group, shard, cache.vocabulary.id)]
     except CometError as error:
         found = [str(error)]
-    report.damage += [Damage(message, (group, shard)) for message in found]
+    report.damage += [Damage(message, ShardKey(group, shard)) for message in found]
 
 
 class TokenStream:
@@ -175,15 +174,14 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
         yield f"{cache.root / path}: tokenizer sha256: expected {cache.recipe.tokenizer_sha256}, found {found}"
 
 
-def check_teacher(cache: Cache, rerun: "Rerun", report: Report) -> None:
-    """Runs the teacher again on shards that nothing is wrong with yet."""
+def check_teacher(cache: Cache, rerun: "TeacherRerun", report: Report) -> None:
+    """Run the teacher again on shards that nothing is wrong with yet."""
     try:
         seen = cache.vocabulary.id
     except CometError:  # reported already
         report.notes.append("the teacher was not run again: the vocabulary that it needs is damaged")
         return
     damaged = set(report.damaged_shards)
-    places = [(group, shard) for group in GROUPS for shard in cache.extent.indices(group)]
-    found = rerun.over([p for p in places if p not in damaged and cache.record(*p) is not None], seen)
+    found = rerun.over([p for p in cache.extent.keys() if p not in damaged and cache.record(*p) is not None], seen)
     report.runs = rerun.runs
     report.damage += [Damage(f"{cache.root}: shard {p[0]} {p[1]}: {message}", p) for p, message in found]

@@ -32,7 +32,7 @@ def user_cache_folder() -> Path:
 
 SECTIONS = {
     "What": ("places", "output", "student", "vocabulary", "init"),
-    "What it learns": ("recipe", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
+    "What it learns": ("objective", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
     "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "local_cache", "local_size", "settings"),
 }
 EXAMPLES = (
@@ -58,12 +58,12 @@ EXAMPLES = (
               help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
 @click.option("--init", default="cache",
               help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
-@click.option("--recipe", default="default", type=TextOrTable(),
+@click.option("--recipe", "objective", default="default", type=TextOrTable(),
               help="Losses and optimiser: default, paper, or a TOML file of what is to differ.")  # fmt: skip
-@click.option("--epochs", type=float, help="Passes over the cache.  [default: the recipe's]")
+@click.option("--epochs", type=float, help="Passes over the cache.  [default: the objective's]")
 @click.option("--steps", type=int, help="Stop after this many steps instead.")
-@click.option("--batch-size", type=int, help="Rows in a step.  [default: the recipe's]")
-@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the recipe's]")
+@click.option("--batch-size", type=int, help="Rows in a step.  [default: the objective's]")
+@click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the objective's]")
 @click.option(
     "--language-alpha", default=1.0, help="Of several caches: sample each by its rows to this power, 0.3 to 1."
 )
@@ -82,7 +82,7 @@ EXAMPLES = (
 def train(
     places: tuple[str, ...],
     output: Path | None,
-    recipe: Any,
+    objective: Any,
     local_cache: Path | None,
     local_size: str,
     settings: tuple[str, ...],
@@ -93,14 +93,14 @@ def train(
     from comet.report.summary import summary
     from comet.settings import StudentConfig
     from comet.train.distributed import end_processes
-    from comet.train.objective import choose_recipe
+    from comet.train.objective import choose_objective
 
     quiet_libraries()
     names = [Path(place.partition("?")[0]).name.removesuffix(".zarr") for place in places]
     output = output or Path("-".join(names) + "-student")
     config = StudentConfig(
         output=output,
-        recipe=choose_recipe(recipe),
+        objective=choose_objective(objective),
         arguments=tuple(parse_setting(text) for text in settings),
         **options,
     )

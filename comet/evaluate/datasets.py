@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.text.hub import hub_errors, unreachable
-from cache_tools.text.sources import COMPRESSIONS, READ_ERRORS, Source, open_binary
+from cache_tools.text.sources import COMPRESSIONS, READ_ERRORS, TextFile, open_binary
 from comet.evaluate.tasks import Task
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # in files, and on the hub
@@ -119,7 +119,7 @@ def split_file(folder: Path, name: str, ending: str) -> Path | None:
 
 def read_text(path: Path) -> str:
     try:
-        with open_binary(Source(path, path.name, path.stat().st_size)) as file:
+        with open_binary(TextFile(path, path.name, path.stat().st_size)) as file:
             return file.read().decode("utf-8-sig")
     except READ_ERRORS as error:
         raise CometError(f"{path}: cannot be read as UTF-8 text: {error}") from error

@@ -60,7 +60,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     Raises CometError when a package is missing, the model cannot be loaded or exported, or what was exported does not
     say what torch says.
     """
-    demand_packages()
+    require_packages()
     from comet.export.card import card, last_lines
     from comet.export.check import check_export
     from comet.export.onnx_model import write_int8, write_onnx
@@ -92,7 +92,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     return output
 
 
-def demand_packages() -> None:
+def require_packages() -> None:
     """Raises CometError, saying how to install them, when a package of the extra `onnx` is absent."""
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise CometError(f"comet-export needs {', '.join(absent)}: pip install 'comet-distill[onnx]'")

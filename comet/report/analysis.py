@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from comet.train.dataset import CacheRows, Shard, collate
+from comet.train.dataset import CacheRows, CacheShard, collate
 from comet.train.distiller import Distiller, first_kept
 from comet.train.losses import attention_kl, hard_cross_entropy, teacher_log_normaliser
 from comet.train.validation import Collator
@@ -46,7 +46,7 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class Place:
+class MaskedPosition:
     """A target of a row, with the most probable tokens of teacher and student, best first."""
 
     position: int
@@ -56,16 +56,16 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Example:
+class AnnotatedRow:
     """A row piece by piece as the models saw it, masks and replacements included, and its first targets."""
 
     pieces: list[str]
-    places: list[Place]
+    places: list[MaskedPosition]
     targets: int  # of the whole row
 
 
 @dataclass(frozen=True)
-class CloseUp:
+class Analysis:
     """The first T ≤ MOST_TARGETS validation targets one by one, and the first rows as examples.
 
     target_id, count [T] int64: the true token, and how often it occurs in the corpus; kl [T] nats at temperature 1,
@@ -82,20 +82,20 @@ class CloseUp:
     confidence: NDArray[np.float64]
     teacher_confidence: NDArray[np.float64]
     maps: list[MapPair]
-    examples: list[Example]
+    examples: list[AnnotatedRow]
     parameters: int
     teacher_parameters: int
 
 
 @torch.no_grad()
-def close_up(
+def analyse(
     distiller: Distiller,
-    shards: list[Shard],
+    shards: list[CacheShard],
     tokenizer: PreTrainedTokenizerBase,
     counts: NDArray,
     device: torch.device,
     collate_fn: Collator = collate,
-) -> CloseUp:
+) -> Analysis:
     """Measures the student on the first rows of these shards.
 
     `counts` [V] int64 says how often each id occurs in the corpus, and `tokenizer` what it stands for; both know the
@@ -106,7 +106,7 @@ def close_up(
     arrays = measure_targets(distiller, shards, device, collate_fn)
     maps, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
     distiller.train(was_training)
-    return CloseUp(
+    return Analysis(
         **arrays,
         count=np.asarray(counts, dtype=np.int64)[arrays["target_id"]],
         maps=maps,
@@ -117,9 +117,9 @@ def close_up(
 
 
 def measure_targets(
-    distiller: Distiller, shards: list[Shard], device: torch.device, collate_fn: Collator
+    distiller: Distiller, shards: list[CacheShard], device: torch.device, collate_fn: Collator
 ) -> dict[str, NDArray]:
-    """The per-target arrays of a CloseUp by name, for the first MOST_TARGETS targets."""
+    """The per-target arrays of a Analysis by name, for the first MOST_TARGETS targets."""
     names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
     rows = CacheRows(shards, names, held=1)
     loader = DataLoader(rows, batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
@@ -174,11 +174,11 @@ def teacher_logprob(batch: Batch, distiller: Distiller) -> Tensor:
 
 def look_at_rows(
     distiller: Distiller,
-    shards: list[Shard],
+    shards: list[CacheShard],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     collate_fn: Collator,
-) -> tuple[list[MapPair], list[Example]]:
+) -> tuple[list[MapPair], list[AnnotatedRow]]:
     """Maps of the first EXAMPLE_ROWS rows, where the cache has them, and guesses in these rows."""
     unused = {"row_key"} if distiller.matches_attention else {"row_key", "attention"}
     rows = CacheRows(shards, [name for name in shards[0].cache.extent.arrays if name not in unused], held=1)
@@ -194,11 +194,11 @@ def look_at_rows(
 @torch.no_grad()
 def first_row(
     distiller: Distiller,
-    shards: list[Shard],
+    shards: list[CacheShard],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
     collate_fn: Collator = collate,
-) -> Example:
+) -> AnnotatedRow:
     """The first row of these shards, as text."""
     was_training = distiller.training
     distiller.eval()
@@ -222,7 +222,7 @@ def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list
 
 def decode_row(
     row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
-) -> Example:
+) -> AnnotatedRow:
     """One row as text, and the guesses at its first MOST_PLACES targets."""
     targets = torch.nonzero(batch["target_row"] == row)[:, 0]
     shown = targets[:MOST_PLACES]
@@ -242,7 +242,7 @@ def decode_row(
         ]
 
     places = [
-        Place(
+        MaskedPosition(
             position=int(batch["target_position"][shown[i]]),
             truth=piece(tokenizer, true_id),
             teacher=guesses(teacher_id[i], teacher.values[i], true_id),
@@ -251,7 +251,7 @@ def decode_row(
         for i, true_id in enumerate(truth.tolist())
     ]
     ids = batch["input_ids"][row, : int(batch["length"][row])].tolist()
-    return Example([piece(tokenizer, token) for token in ids], places, len(targets))
+    return AnnotatedRow([piece(tokenizer, token) for token in ids], places, len(targets))
 
 
 def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
@@ -276,7 +276,7 @@ class FrequencyBin:
     teacher_accuracy: float
 
 
-def by_frequency(look: CloseUp) -> list[FrequencyBin]:
+def by_frequency(look: Analysis) -> list[FrequencyBin]:
     """One bin for each decade of the count that has targets: 0 to 9, 10 to 99, 100 to 999, …"""
     powers = 10 ** np.arange(1, 19, dtype=np.int64)
     decade = np.searchsorted(powers, look.count, side="right")

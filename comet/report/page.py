@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 
 from comet.report.analysis import (
+    Analysis,
+    AnnotatedRow,
     CalibrationBin,
-    CloseUp,
-    Example,
     Guess,
     MapPair,
     by_frequency,
@@ -71,29 +71,29 @@ def page(
     history: History,
     before: Validation,
     after: Validation,
-    close_up: CloseUp,
+    analysis: Analysis,
 ) -> str:
     """The whole report as HTML. `kl_name` says what the KL is, `facts` are names and values for the last table."""
-    looked = len(close_up.target_id)
+    looked = len(analysis.target_id)
     some = f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}"
     return document(
         title,
         f"""<p>Measured on {after.targets:,} masked tokens of validation text. {best_student(history)}</p>
-{headline(kl_name, before, after, close_up)}
+{headline(kl_name, before, after, analysis)}
 <h2>Training</h2>
 <div class="grid">{validation_curve(kl_name, history)}{loss_curves(history)}</div>
 <h2>Frequent and rare tokens</h2>
 <p>{some.capitalize()} validation targets by how often the true token occurs in the corpus.</p>
-<div class="grid">{frequency(kl_name, close_up)}</div>
+<div class="grid">{frequency(kl_name, analysis)}</div>
 <h2>Calibration</h2>
 <p>Is a prediction made with a probability of 70% right in 70% of the cases? Over {some} validation targets. Above
 the dashed line a model is more often right than it says, below it less often.</p>
-<div class="grid">{calibration_charts(close_up)}</div>
-{attention(close_up.maps)}
+<div class="grid">{calibration_charts(analysis)}</div>
+{attention(analysis.maps)}
 <h2>Guesses</h2>
 <p>Rows as both models saw them, ▁ where a word begins. Marked are the tokens to guess: most are masked, some replaced
 by others or left as they are. Green is right.</p>
-{"".join(guesses(example, n) for n, example in enumerate(close_up.examples, 1))}
+{"".join(guesses(example, n) for n, example in enumerate(analysis.examples, 1))}
 <h2>What made this student</h2>
 <table class="facts">{"".join(fact(*pair) for pair in facts)}</table>
 """,
@@ -118,8 +118,8 @@ def figure(title: str, picture: str, note: str = "", keys: Sequence[tuple[str, s
     return f"<figure><figcaption>{''.join(lines)}</figcaption>{picture}</figure>"
 
 
-def headline(kl_name: str, before: Validation, after: Validation, close_up: CloseUp) -> str:
-    parameters, of_teacher = close_up.parameters, close_up.teacher_parameters
+def headline(kl_name: str, before: Validation, after: Validation, analysis: Analysis) -> str:
+    parameters, of_teacher = analysis.parameters, analysis.teacher_parameters
     tiles = [
         (f"{kl_name} to the teacher", nats(after.kl), [f"before {nats(before.kl)}"]),
         ("masked-token loss, nats", nats(after.cross_entropy), [f"before {nats(before.cross_entropy)}"]),
@@ -180,9 +180,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def frequency(kl_name: str, close_up: CloseUp) -> str:
+def frequency(kl_name: str, analysis: Analysis) -> str:
     """KL and accuracy by how often the true token occurs in the corpus."""
-    bins = by_frequency(close_up)
+    bins = by_frequency(analysis)
     if not bins:
         return ""
     names = [(f"≥ {number(b.low)}" if b.low else "< 10", number(b.targets)) for b in bins]
@@ -203,11 +203,11 @@ def frequency(kl_name: str, close_up: CloseUp) -> str:
     return "".join([*charts, figure("Accuracy", chart, keys=[(s.kind, s.name) for s in both])])
 
 
-def calibration_charts(close_up: CloseUp) -> str:
+def calibration_charts(analysis: Analysis) -> str:
     """Reliability diagram of student and teacher, and how their confidence is spread."""
     models = [
-        ("student", calibration(close_up.confidence, close_up.correct)),
-        ("teacher", calibration(close_up.teacher_confidence, close_up.teacher_correct)),
+        ("student", calibration(analysis.confidence, analysis.correct)),
+        ("teacher", calibration(analysis.teacher_confidence, analysis.teacher_correct)),
     ]
     if not models[0][1]:
         return ""
@@ -260,7 +260,7 @@ beginning top left. Both maps of a pair are on one scale, its square root, so th
 <div class="grid">{"".join(pairs)}</div>"""
 
 
-def guesses(example: Example, row: int) -> str:
+def guesses(example: AnnotatedRow, row: int) -> str:
     """A row as the models saw it, and what they made of its targets."""
     numbers = {place.position: n for n, place in enumerate(example.places, 1)}
     pieces = " ".join(

@@ -8,12 +8,12 @@ from typing import Any
 
 from cache_tools.errors import printable
 from cache_tools.store.reader import Cache
-from comet.report.analysis import Example
+from comet.report.analysis import AnnotatedRow
 from comet.settings import Distilled
 from comet.student.model import StudentShape
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.distiller import Distiller
-from comet.train.objective import TrainingRecipe, described, is_used
+from comet.train.objective import Objective, described, is_used
 
 SAMPLE_TARGETS = 4
 
@@ -63,7 +63,7 @@ def announcement(
     cache: Cache, distiller: Distiller, shape: StudentShape, vocabulary: StudentVocabulary, outside: float | None
 ) -> str:
     """The first lines of `comet-train`: what is trained, and on what. `outside` as `teacher_mass_outside` gives it."""
-    recipe = distiller.training_recipe
+    objective = distiller.objective
     lines = [f"student: {shape}, for a teacher of {cache.recipe.teacher_parameters:,} parameters"]
     if vocabulary.trimmed:
         lines.append(
@@ -73,36 +73,36 @@ def announcement(
     if distiller.matched:
         pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in distiller.matched)
         lines.append(f"attention matched in layer (student ← teacher): {pairs}")
-    elif is_used(recipe.attention_weight):
+    elif is_used(objective.attention_weight):
         lines.append("the cache holds no attention maps: logits only")
-    if recipe.differs_from_paper:
-        lines.append(f"recipe {recipe.name}, which differs from the paper in this:")
-        lines += [f"  - {difference}" for difference in recipe.differs_from_paper]
+    if objective.differs_from_paper:
+        lines.append(f"objective {objective.name}, which differs from the paper in this:")
+        lines += [f"  - {difference}" for difference in objective.differs_from_paper]
     return "\n".join(lines)
 
 
 def facts(
-    caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled, options: dict[str, Any]
+    caches: Sequence[Cache], objective: Objective, result: Distilled, options: dict[str, Any]
 ) -> list[tuple[str, str]]:
     """What a student is and where it comes from, as names and values; `options` as the training was asked for."""
     rows = [
         ("student", str(result.shape)),
         ("vocabulary", vocabulary_line(result.vocabulary)),
         ("teacher", str(caches[0].provenance.get("teacher"))),
-        ("recipe", recipe.name),
+        ("objective", objective.name),
         ("steps", f"{result.steps:,}, the best student after {result.best_step:,}"),
     ]
-    chosen = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    rows += [(f"recipe: {name.replace('_', ' ')}", described(value)) for name, value in chosen.items()]
+    chosen = {field.name: getattr(objective, field.name) for field in fields(objective)}
+    rows += [(f"objective: {name.replace('_', ' ')}", described(value)) for name, value in chosen.items()]
     rows += [
         (f"option: {name.replace('_', ' ')}", described(value))
         for name, value in options.items()
-        if not name.startswith(("recipe ", "cache "))
+        if not name.startswith(("objective ", "cache "))
     ]
     return rows + [(f"cache {Path(cache.name).name}", cache.cache_id) for cache in caches]
 
 
-def sample_row(example: Example) -> str:
+def sample_row(example: AnnotatedRow) -> str:
     """A row as the teacher saw it, and what it thought of the first targets, for a person to judge by eye."""
     text = "".join(example.pieces).replace("▁", " ").strip()
     lines = [f"the first row of the cache: {printable(text)[:200]}{' …' if len(text) > 200 else ''}"]
@@ -131,7 +131,7 @@ def as_markdown(text: object) -> str:
     return re.sub(r"([\\`\[\]<>*|!#&])", r"\\\1", printable(text))
 
 
-def model_card(caches: Sequence[Cache], recipe: TrainingRecipe, result: Distilled) -> str:
+def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled) -> str:
     """The README.md of a student folder."""
     languages = [str(cache.provenance.get("language")) for cache in caches]
     sources = [source for cache in caches for source in cache.provenance.get("text", [])]
@@ -155,9 +155,9 @@ language: [{", ".join(languages)}]
 - Text: {", ".join(texts)}. The licence of a model depends on the licences of its teacher and text: check both.
 - Caches:
 {identities}
-- Recipe `{recipe.name}`: logits {described(recipe.kd_weight)} ({recipe.logit_loss}) at temperature
-  {described(recipe.temperature)}, true tokens {described(recipe.hard_weight)}, attention
-  {described(recipe.attention_weight)} ({recipe.attention_loss}); {result.steps} steps.
+- Objective `{objective.name}`: logits {described(objective.kd_weight)} ({objective.logit_loss}) at temperature
+  {described(objective.temperature)}, true tokens {described(objective.hard_weight)}, attention
+  {described(objective.attention_weight)} ({objective.attention_loss}); {result.steps} steps.
 
 On {after.targets:,} masked tokens of validation text:
 

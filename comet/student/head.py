@@ -16,15 +16,15 @@ class Lookup(torch.autograd.Function):
     that of the largest tensor of a step there is one and not two."""
 
     @staticmethod
-    def forward(context: Any, weight: Tensor, ids: Tensor, of_head: list[Tensor]) -> Tensor:
+    def forward(context: Any, weight: Tensor, ids: Tensor, grad_buffer: list[Tensor]) -> Tensor:
         context.save_for_backward(ids)
-        context.shape, context.of_head = weight.shape, of_head
+        context.shape, context.grad_buffer = weight.shape, grad_buffer
         return nn.functional.embedding(ids, weight)
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (ids,), (d_rows,) = context.saved_tensors, gradients
-        d_weight = context.of_head.pop() if context.of_head else d_rows.new_zeros(context.shape)
+        d_weight = context.grad_buffer.pop() if context.grad_buffer else d_rows.new_zeros(context.shape)
         return d_weight.index_add_(0, ids.flatten(), d_rows.flatten(0, -2).to(d_weight.dtype)), None, None
 
 
@@ -38,7 +38,7 @@ class SparseHead(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor,
-        temperatures: tuple[float, ...], of_head: list[Tensor] | None,
+        temperatures: tuple[float, ...], grad_buffer: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         targets = len(features)
         features, kept_id = aligned(features, 0.0), aligned(kept_id, -1).T  # [T', H], [k, T']
@@ -59,7 +59,7 @@ class SparseHead(torch.autograd.Function):
                 total = torch.mul(logits, LOG2_E / temperature).exp2_().sum(0).log() + largest / temperature
                 rest[index] = torch.logaddexp(rest[index], total)
         context.save_for_backward(features, weight, bias, kept_id, truth_id, rest)
-        context.temperatures, context.of_head = temperatures, of_head
+        context.temperatures, context.grad_buffer = temperatures, grad_buffer
         return kept.T[:targets], truth[0, :targets], rest.T[:targets]
 
     @staticmethod
@@ -89,9 +89,9 @@ class SparseHead(torch.autograd.Function):
             d_features.addmm_(inside.T, weight[start:stop])
             torch.mm(inside, features, out=d_weight[start:stop])
             torch.sum(inside, 1, out=d_bias[start:stop])
-        if context.of_head is None:
+        if context.grad_buffer is None:
             return d_features[:targets], d_weight, d_bias, None, None, None, None
-        context.of_head.append(d_weight)
+        context.grad_buffer.append(d_weight)
         return d_features[:targets], None, d_bias, None, None, None, None
 
 
@@ -119,22 +119,22 @@ def rows_of(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     return torch.where(inside, ids - start, stop - start), inside
 
 
-def lookup(weight: Tensor, ids: Tensor, of_head: list[Tensor]) -> Tensor:
+def lookup(weight: Tensor, ids: Tensor, grad_buffer: list[Tensor]) -> Tensor:
     """[…, H]: rows `ids` […] of `weight` [V, H], a weight that `sparse_head` is given too, with the same empty list."""
-    rows: Tensor = Lookup.apply(weight, ids, of_head)
+    rows: Tensor = Lookup.apply(weight, ids, grad_buffer)
     return rows
 
 
 def sparse_head(
     features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor, temperatures: tuple[float, ...],
-    of_head: list[Tensor] | None = None,
+    grad_buffer: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(kept [T, k], truth [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias [V].
 
     kept: logits at `kept_id` [T, k] int64, −inf where the id is −1. truth: logits at `truth_id` [T].
     rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −inf where none is left.
-    A bias of −inf takes an id out altogether. With a list `of_head` the gradient of the weight is handed over in it
+    A bias of −inf takes an id out altogether. With a list `grad_buffer` the gradient of the weight is handed over in it
     to the `lookup` that the features come from, which passes on both.
     """
-    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures, of_head)
+    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures, grad_buffer)
     return kept, truth, rest

@@ -30,16 +30,16 @@ CONTINUATION = "##"  # how WordPiece marks a piece inside a word
 class StudentVocabulary:
     """`teacher_id` [V'] int64, ascending: the teacher's id of each of the student's.
 
-    `asked` [V] bool: the teacher's ids that a trimmed student is asked for, V_seen; None if the vocabulary is full.
+    `scored` [V] bool: the teacher's ids that a trimmed student is scored for, V_seen; None if the vocabulary is full.
     """
 
     teacher_id: NDArray[np.int64]
     teacher_size: int
-    asked: NDArray[np.bool_] | None = None
+    scored: NDArray[np.bool_] | None = None
 
     @property
     def trimmed(self) -> bool:
-        return self.asked is not None
+        return self.scored is not None
 
     def __len__(self) -> int:
         return len(self.teacher_id)
@@ -52,14 +52,14 @@ class StudentVocabulary:
         return ids
 
     @cached_property
-    def asked_id(self) -> Tensor:
-        """[V] int64: the same, −1 also for what the student knows but is never asked for."""
-        return self.student_id if self.asked is None else self.student_id.where(torch.from_numpy(self.asked), -1)
+    def scored_id(self) -> Tensor:
+        """[V] int64: the same, −1 also for what the student knows but is never scored for."""
+        return self.student_id if self.scored is None else self.student_id.where(torch.from_numpy(self.scored), -1)
 
     @cached_property
-    def never_asked(self) -> Tensor:
-        """[V'] bool: tokens that the student knows but is never asked for, since the corpus does not hold them."""
-        return self.asked_id[torch.from_numpy(self.teacher_id)] < 0
+    def unscored(self) -> Tensor:
+        """[V'] bool: tokens that the student knows but is never scored for, since the corpus does not hold them."""
+        return self.scored_id[torch.from_numpy(self.teacher_id)] < 0
 
 
 def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
@@ -83,9 +83,9 @@ def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
     pieces = model_pieces(read_tokenizer(caches[0]))
     single = [i for i, piece in enumerate(pieces) if len(piece.removeprefix(CONTINUATION)) == 1]
     kept = np.unique(np.concatenate([seen, recipe.special_ids, single, least_likely(caches[0])]).astype(np.int64))
-    asked = np.zeros(recipe.vocab_size, dtype=bool)
-    asked[seen] = True
-    return StudentVocabulary(kept, recipe.vocab_size, asked)
+    scored = np.zeros(recipe.vocab_size, dtype=bool)
+    scored[seen] = True
+    return StudentVocabulary(kept, recipe.vocab_size, scored)
 
 
 def read_tokenizer(cache: Cache) -> dict[str, Any]:

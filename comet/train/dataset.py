@@ -25,7 +25,7 @@ Arrays = dict[str, NDArray]
 
 
 @dataclass(frozen=True)
-class Shard:
+class CacheShard:
     """Where one shard lies and how many rows it has."""
 
     cache: Cache
@@ -34,10 +34,10 @@ class Shard:
     rows: int
 
 
-def shards_of(caches: Sequence[Cache], group: str) -> list[Shard]:
+def shards_of(caches: Sequence[Cache], group: str) -> list[CacheShard]:
     """The shards of a group in the extents of all caches, in order."""
     return [
-        Shard(cache, group, index, cache.recipe.shard_rows(group, index))
+        CacheShard(cache, group, index, cache.recipe.shard_rows(group, index))
         for cache in caches
         for index in cache.extent.indices(group)
     ]
@@ -49,7 +49,7 @@ class Reading:
     The thread waits for nobody and ends with the last shard. Whoever asks for the result earlier reads along.
     """
 
-    def __init__(self, shards: Sequence[Shard], names: Sequence[str]) -> None:
+    def __init__(self, shards: Sequence[CacheShard], names: Sequence[str]) -> None:
         self._shards = shards
         self._ends = np.cumsum([shard.rows for shard in shards])
         specs = shards[0].cache.specs[shards[0].group]
@@ -105,7 +105,7 @@ class CacheRows(Dataset[Arrays]):
     ahead: 2 × BUFFER_SHARDS in training. Besides, each of two threads may have one more in hand.
     """
 
-    def __init__(self, shards: list[Shard], names: Sequence[str], held: int = BUFFER_SHARDS) -> None:
+    def __init__(self, shards: list[CacheShard], names: Sequence[str], held: int = BUFFER_SHARDS) -> None:
         self.shards = shards
         self.names = tuple(names)
         self.held = held
@@ -248,22 +248,22 @@ def in_vocabulary(batch: dict[str, Tensor], vocabulary: StudentVocabulary) -> di
 
     Then kept tokens outside V_seen get id −1 and log-probability −∞, and the tail or the entropy is that over V_seen.
     """
-    if vocabulary.asked is None:
+    if vocabulary.scored is None:
         return batch
     if "sample_id" in batch:
-        kept_id, logweight = condition_on_seen(batch["sample_id"], batch["sample_logweight"], vocabulary.asked_id)
+        kept_id, logweight = condition_on_seen(batch["sample_id"], batch["sample_logweight"], vocabulary.scored_id)
         kept = {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
     else:
-        kept_id, logprob = condition_on_seen(batch["topk_id"], batch["topk_logprob"], vocabulary.asked_id)
+        kept_id, logprob = condition_on_seen(batch["topk_id"], batch["topk_logprob"], vocabulary.scored_id)
         kept = {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
     ids = {
         "input_ids": vocabulary.student_id[batch["input_ids"]],
-        "target_id": vocabulary.asked_id[batch["target_id"]],
+        "target_id": vocabulary.scored_id[batch["target_id"]],
     }
     return batch | ids | kept
 
 
-def teacher_mass_outside(shards: Sequence[Shard], vocabulary: StudentVocabulary) -> float | None:
+def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabulary) -> float | None:
     """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards,
     of a threshold sample an estimate; None where the cache holds no tail at 1."""
     recipe = shards[0].cache.recipe

@@ -21,26 +21,26 @@ from comet.train.losses import (
     residual_kl,
     sampled_kl,
 )
-from comet.train.objective import TrainingRecipe, at, is_used, temperatures_of
+from comet.train.objective import Objective, at, is_used, temperatures_of
 
 
 class Distiller(nn.Module):
-    """A student, its recipe, and the learned projection of the attention loss where the recipe has one.
+    """A student, its objective, and the learned projection of the attention loss where the objective has one.
 
     `forward` takes a batch of `collate`, in the student's ids, and how much of the training is done, 0 to 1.
     It returns scalars: the weighted `loss` and its parts, each without its weight, means over the batch's targets and
     rows, or sums divided by `targets` and `rows` where the batch is a part of a larger one. With `bf16` the body
     trains in bfloat16 where torch's autocast says so; the head never does.
-    Raises CometError on creation when the cache does not hold what the training recipe needs.
+    Raises CometError on creation when the cache does not hold what the objective needs.
     """
 
-    never_asked: Tensor
+    unscored: Tensor
 
     def __init__(
         self,
         student: XLMRobertaForMaskedLM,
         cache: Recipe,
-        training: TrainingRecipe,
+        training: Objective,
         vocabulary: StudentVocabulary | None = None,
         bf16: bool = False,
     ) -> None:
@@ -62,7 +62,7 @@ class Distiller(nn.Module):
         self.student = student
         self.bf16 = bf16
         self.cache = cache
-        self.training_recipe = training
+        self.objective = training
         self.matches_attention = is_used(training.attention_weight) and bool(cache.attention_layers)
         layers = student.config.num_hidden_layers
         if training.layer_map is None:
@@ -75,7 +75,7 @@ class Distiller(nn.Module):
         if self.matches_attention and training.attention_loss == "projection":
             self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
         vocabulary = vocabulary or full_vocabulary(cache)
-        self.register_buffer("never_asked", vocabulary.never_asked, persistent=False)
+        self.register_buffer("unscored", vocabulary.unscored, persistent=False)
         enable_capture(student)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
@@ -85,18 +85,18 @@ class Distiller(nn.Module):
     def forward(
         self, progress: float = 0.0, targets: float | None = None, rows: float | None = None, **batch: Tensor
     ) -> dict[str, Tensor]:
-        recipe, temperature = self.training_recipe, at(self.training_recipe.temperature, progress)
-        weights = {"kd": at(recipe.kd_weight, progress)}
-        weights |= {"hard": at(recipe.hard_weight, progress)} if is_used(recipe.hard_weight) else {}
-        weights |= {"attention": at(recipe.attention_weight, progress)} if self.matches_attention else {}
+        objective, temperature = self.objective, at(self.objective.temperature, progress)
+        weights = {"kd": at(objective.kd_weight, progress)}
+        weights |= {"hard": at(objective.hard_weight, progress)} if is_used(objective.hard_weight) else {}
+        weights |= {"attention": at(objective.attention_weight, progress)} if self.matches_attention else {}
         if not len(batch["length"]):  # DDP still waits for a gradient of every parameter
             nothing = torch.stack([0.0 * parameter.sum() for parameter in self.parameters()]).sum()
             return {"loss": nothing} | {name: nothing.detach() for name in weights}
         targets = max(len(batch["target_id"]), 1) if targets is None else targets
         rows = len(batch["length"]) if rows is None else rows
-        of_head: list[Tensor] = []
-        features, maps = self.features(batch, of_head)
-        kept, truth, rest, rest_at_one = self.head(features, batch, temperature, of_head)
+        grad_buffer: list[Tensor] = []
+        features, maps = self.features(batch, grad_buffer)
+        kept, truth, rest, rest_at_one = self.head(features, batch, temperature, grad_buffer)
         parts = {"kd": temperature**2 * self.logit_loss(batch, kept, truth, rest, temperature).sum() / targets}
         if "hard" in weights:
             parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).sum() / targets
@@ -105,11 +105,11 @@ class Distiller(nn.Module):
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    def features(self, batch: dict[str, Tensor], of_head: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def features(self, batch: dict[str, Tensor], grad_buffer: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m], of the rows of
         which the cache has maps.
 
-        `of_head` as in `comet.student.head.lookup`.
+        `grad_buffer` as in `comet.student.head.lookup`.
         """
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
@@ -121,7 +121,9 @@ class Distiller(nn.Module):
             size, map_row = self.cache.attention_size, None if of_all else batch["map_row"]
             capture = AttentionCapture(layers, length, seq_len, size, map_row)
         embeddings = self.student.roberta.embeddings
-        words = lookup(embeddings.word_embeddings.weight, input_ids, [] if of_head is None else of_head)  # [B, L, H]
+        words = lookup(
+            embeddings.word_embeddings.weight, input_ids, [] if grad_buffer is None else grad_buffer
+        )  # [B, L, H]
         positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
             body = self.student.roberta(
@@ -137,20 +139,20 @@ class Distiller(nn.Module):
         return features, capture.maps() if capture else hidden.new_zeros(0)
 
     def head(
-        self, features: Tensor, batch: dict[str, Tensor], temperature: float, of_head: list[Tensor] | None = None
+        self, features: Tensor, batch: dict[str, Tensor], temperature: float, grad_buffer: list[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(kept [T, k], truth [T], rest [T] at the temperature, rest [T] at 1)."""
         weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
         kept, truth, rest = sparse_head(
-            features, weight, bias, self.kept_id(batch, temperature), batch["target_id"], temperatures, of_head
+            features, weight, bias, self.kept_id(batch, temperature), batch["target_id"], temperatures, grad_buffer
         )
         return kept, truth, rest[:, 0], rest[:, -1]
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
         """Weight [V, H] and bias [V] of the last layer; a bias of −∞ takes tokens out that are never asked for."""
         decoder = self.student.lm_head.decoder
-        return decoder.weight, decoder.bias.masked_fill(self.never_asked, -torch.inf)
+        return decoder.weight, decoder.bias.masked_fill(self.unscored, -torch.inf)
 
     @torch.no_grad()
     def best_token(self, features: Tensor) -> Tensor:
@@ -176,8 +178,8 @@ class Distiller(nn.Module):
     def logit_loss(
         self, batch: dict[str, Tensor], kept: Tensor, truth: Tensor, rest: Tensor, temperature: float
     ) -> Tensor:
-        """[T] the recipe's distance to the teacher at a stored temperature."""
-        if self.training_recipe.logit_loss == "residual":
+        """[T] the objective's distance to the teacher at a stored temperature."""
+        if self.objective.logit_loss == "residual":
             tail = batch["tail_logmass"][:, self.cache.temperatures.index(temperature)]
             is_truth = batch["topk_id"] == batch["target_id"][:, None]
             return residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, temperature)
@@ -198,7 +200,7 @@ class Distiller(nn.Module):
         teacher, length = batch["attention"][:, self.cached_index], batch["length"][batch["map_row"]]
         if self.projection is not None:
             return attention_projection(teacher, maps, self.projection)
-        loss = {"kl": attention_kl, "mse": attention_mse}[self.training_recipe.attention_loss]
+        loss = {"kl": attention_kl, "mse": attention_mse}[self.objective.attention_loss]
         return loss(teacher, maps, length)
 
 
@@ -225,7 +227,7 @@ def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], .
 def explicit_layers(
     wanted: tuple[tuple[int, int], ...], cache: Recipe, student_layers: int
 ) -> tuple[tuple[int, int], ...]:
-    """The pairs of a recipe's layer map, from 0 and ascending. Raises CometError for layers that are not there."""
+    """The pairs of an objective's layer map, from 0 and ascending. Raises CometError for layers that are not there."""
     pairs = []
     for teacher, student in wanted:
         pair = teacher % cache.teacher_layers, student % student_layers

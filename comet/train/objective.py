@@ -1,4 +1,4 @@
-"""Training recipes: which losses, with which weights, and the optimiser's settings; two of ours, or a TOML file."""
+"""Training objectives: which losses, with which weights, and the optimiser's settings; two of ours, or a TOML file."""
 
 import math
 import tomllib
@@ -93,7 +93,7 @@ OURS = ("name", "differs_from_paper")
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
+class Objective:
     """What the student is asked to match. A weight of 0 leaves a loss out; a weight may follow a Schedule, and the
     temperature Steps.
 
@@ -139,7 +139,7 @@ class TrainingRecipe:
         return self.learning_rate * 256 / hidden if self.scales_with_width else self.learning_rate
 
 
-DEFAULT = TrainingRecipe(
+DEFAULT = Objective(
     name="default",
     kd_weight=1.0,
     temperature=1.0,
@@ -154,7 +154,7 @@ DEFAULT = TrainingRecipe(
     batch_size=16,
 )
 
-PAPER = TrainingRecipe(
+PAPER = Objective(
     name="paper",
     kd_weight=0.5,
     temperature=2.0,
@@ -176,17 +176,17 @@ PAPER = TrainingRecipe(
     ),
 )
 
-RECIPES = (DEFAULT, PAPER)
+OBJECTIVES = (DEFAULT, PAPER)
 
 
-def choose_recipe(requested: str | dict[str, Any]) -> TrainingRecipe:
+def choose_objective(requested: str | dict[str, Any]) -> Objective:
     """One of ours by name, or what a TOML file, or a table of one, changes in one of them.
 
     Raises CometError for what is neither, and for a file that names what there is not or values that cannot be.
     """
     if isinstance(requested, dict):
-        return changed_recipe(requested, "recipe", "--config: recipe")
-    by_name = {recipe.name: recipe for recipe in RECIPES}
+        return changed_objective(requested, "recipe", "--config: recipe")
+    by_name = {objective.name: objective for objective in OBJECTIVES}
     if requested in by_name:
         return by_name[requested]
     path = Path(requested)
@@ -196,18 +196,18 @@ def choose_recipe(requested: str | dict[str, Any]) -> TrainingRecipe:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # tomllib's and Unicode's errors
         raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
-    return changed_recipe(given, path.stem, f"--recipe {requested}")
+    return changed_objective(given, path.stem, f"--recipe {requested}")
 
 
-def changed_recipe(given: dict[str, Any], name: str, where: str) -> TrainingRecipe:
-    """The recipe `base`, default if not given, with the other values changed. Raises CometError, `where` first."""
-    by_name = {recipe.name: recipe for recipe in RECIPES}
+def changed_objective(given: dict[str, Any], name: str, where: str) -> Objective:
+    """The objective `base`, default if not given, with the other values changed. Raises CometError, `where` first."""
+    by_name = {objective.name: objective for objective in OBJECTIVES}
     given = dict(given)
     try:
         base = by_name.get(given.pop("base", DEFAULT.name))
         if base is None:
             raise ValueError(f"base: expected {' or '.join(by_name)}")
-        known = {field.name for field in fields(TrainingRecipe)} - set(OURS)
+        known = {field.name for field in fields(Objective)} - set(OURS)
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         changed = {field: of_toml(field, value, getattr(base, field)) for field, value in given.items()}
@@ -216,13 +216,13 @@ def changed_recipe(given: dict[str, Any], name: str, where: str) -> TrainingReci
         raise CometError(f"{where}: {error}", exit_code=2) from None
 
 
-def as_option(recipe: TrainingRecipe) -> str | dict[str, Any]:
-    """What `choose_recipe` makes this recipe of: the name of one of ours, else a table."""
-    if recipe in RECIPES:
-        return recipe.name
+def as_option(objective: Objective) -> str | dict[str, Any]:
+    """What `choose_objective` makes this objective of: the name of one of ours, else a table."""
+    if objective in OBJECTIVES:
+        return objective.name
     table: dict[str, Any] = {}
-    for field in fields(recipe):
-        value = getattr(recipe, field.name)
+    for field in fields(objective):
+        value = getattr(objective, field.name)
         if field.name not in OURS:
             table[field.name] = value.pairs if isinstance(value, Steps) else value
             if isinstance(value, Schedule):

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from comet.train.dataset import CacheRows, Shard, collate
+from comet.train.dataset import CacheRows, CacheShard, collate
 from comet.train.distiller import Distiller, first_kept
 from comet.train.distributed import Processes
 from comet.train.losses import hard_cross_entropy
@@ -39,7 +39,7 @@ class Validation:
 UNUSED = ("attention", "row_key")
 
 
-def validation_rows(shards: Sequence[Shard]) -> CacheRows:
+def validation_rows(shards: Sequence[CacheShard]) -> CacheRows:
     """The rows of these shards, with what a validation needs of them."""
     names = [name for name in shards[0].cache.extent.arrays if name not in UNUSED]
     return CacheRows(list(shards), names, held=1)

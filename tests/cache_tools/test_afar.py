@@ -16,12 +16,12 @@ from small_caches import make_cache, small_recipe
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.remote_shards import open_afar
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.records import with_checksum
 
-PATIENT = Patience(retries=2, pause=0.02)
+PATIENT = RetryPolicy(retries=2, pause=0.02)
 CHUNK = "train/attention/c/1/0/0/0"
 
 
@@ -52,7 +52,7 @@ def same(one: Cache, other: Cache) -> None:
 
 
 def chunks(server: Server) -> dict[str, int]:
-    return {path: count for path, count in server.asked.items() if "/c/" in path and "vocabulary" not in path}
+    return {path: count for path, count in server.scored.items() if "/c/" in path and "vocabulary" not in path}
 
 
 def test_it_reads_as_from_a_folder_and_every_file_once(server: Server, whole: Cache, local: LocalCache) -> None:
@@ -116,7 +116,7 @@ def test_a_person_is_told_that_it_is_tried_again(
     server: Server, local: LocalCache, capsys: pytest.CaptureFixture
 ) -> None:
     server.mischief["zarr.json"] = hostile.answering(503), 1
-    open_afar(server.url, local, Patience(retries=1))
+    open_afar(server.url, local, RetryPolicy(retries=1))
     assert capsys.readouterr().err == f"{server.url}/zarr.json: the server answered 503; trying again in 1 s\n"
 
 
@@ -149,7 +149,7 @@ def test_a_folder_is_opened_where_it_lies(whole: Cache, local: LocalCache) -> No
 
 
 def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
-    afar = open_afar(server.url, local, Patience(retries=50, pause=0.02))
+    afar = open_afar(server.url, local, RetryPolicy(retries=50, pause=0.02))
     server.mischief[CHUNK] = hostile.answering(503), None
     errors: list[CometError] = []
 
@@ -161,7 +161,7 @@ def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
 
     thread = Thread(target=read)
     thread.start()
-    while not server.asked[CHUNK]:
+    while not server.scored[CHUNK]:
         time.sleep(0.01)
     afar.close()
     thread.join(10)

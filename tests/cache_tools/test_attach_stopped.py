@@ -18,7 +18,7 @@ from small_caches import change_json, flip_byte
 import cache_tools.build.attach
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.attach import attach
-from cache_tools.build.restore import read_again
+from cache_tools.build.restore import rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from cache_tools.store.copy import cut
@@ -109,9 +109,9 @@ def test_a_signal_ends_it_in_good_order(
 
     def read(*arguments: object) -> object:
         os.kill(os.getpid(), number)
-        return read_again(*arguments)  # type: ignore[arg-type]
+        return rebuild_tokens(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_tools.build.attach, "read_again", read)
+    monkeypatch.setattr(cache_tools.build.attach, "rebuild_tokens", read)
     with pytest.raises(CometError, match=r"kin\.zarr: stopped; it is detached as before, run the same command again$"):
         attach(detached, *given(corpus))
     assert files(detached.root) == before
@@ -143,9 +143,9 @@ def test_what_a_cache_holds_may_not_change_meanwhile(
             lambda e: e.update(shards={"train": [], "validation": [[0, 1]]}),
             sign=True,
         )
-        return read_again(cache, *arguments)  # type: ignore[arg-type]
+        return rebuild_tokens(cache, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache_tools.build.attach, "read_again", read)
+    monkeypatch.setattr(cache_tools.build.attach, "rebuild_tokens", read)
     with pytest.raises(CometError, match=r"what it holds has changed meanwhile; run the same command again$"):
         attach(detached, *given(corpus))
     assert not open_cache(detached.root).extent.has_text

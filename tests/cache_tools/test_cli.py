@@ -196,7 +196,7 @@ def test_the_other_comet_is_named_when_it_shadows_ours(tmp_path: Path) -> None:
     (site / "unbabel_comet-2.2.0.dist-info").mkdir()
     (site / "unbabel_comet-2.2.0.dist-info" / "METADATA").write_text("Name: unbabel-comet\nVersion: 2.2.0\n")
     (site / "cache_tools").symlink_to(REPOSITORY / "cache_tools")
-    program = "from cache_tools import entry; entry.comet_train()"
+    program = "from cache_tools.cli import entry; entry.comet_train()"
     path = os.pathsep.join(p for p in sys.path if p.endswith("site-packages"))  # for numpy and zarr
     done = subprocess.run(
         [str(tmp_path / "env" / "bin" / "python"), "-c", program],

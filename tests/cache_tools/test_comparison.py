@@ -10,7 +10,7 @@ from small_caches import small_recipe
 
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.teacher.comparison import RATES, certain_slots, drawn_bias, errors_of, looked_up
-from cache_tools.verify.tolerance import DTYPES, TOLERANCES, Run, Summary, Tolerance, beyond, summary
+from cache_tools.verify.tolerance import DTYPES, TOLERANCES, Deviations, Summary, Tolerance, beyond, summary
 
 Arrays = dict[str, NDArray]
 TOPK = small_recipe(top_k=3, temperatures=(1.0, 2.0))
@@ -162,8 +162,8 @@ def test_tolerances_grow_with_the_coarseness_of_the_dtype() -> None:
         assert [t.mean for t in of_dtype] == sorted(t.mean for t in of_dtype), name
         assert [t.largest for t in of_dtype] == sorted(t.largest for t in of_dtype), name
     for built_in, run_in in (("bfloat16", "float32"), ("float32", "bfloat16"), ("bfloat16", "float16")):
-        assert Run(built_in, "cpu", run_in, "cpu").allowed("kl") == TOLERANCES["kl"][2]
-    assert Run("float32", "cpu", "float16", "cpu").allowed("kl") == TOLERANCES["kl"][1]
+        assert Deviations(built_in, "cpu", run_in, "cpu").allowed("kl") == TOLERANCES["kl"][2]
+    assert Deviations("float32", "cpu", "float16", "cpu").allowed("kl") == TOLERANCES["kl"][1]
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_of_ids_the_count_is_judged() -> None:
 
 
 def test_a_run_keeps_the_worst_of_its_shards() -> None:
-    run = Run("float32", "cpu", "float32", "cpu")
+    run = Deviations("float32", "cpu", "float32", "cpu")
     assert run.add(2, {"kl": np.array([0.0, 0.0, 0.0]), "drawn_logprob": np.array([])}) == []
     (message,) = run.add(3, {"kl": np.array([0.0, 1.0])})
     assert message.startswith("kl: off by 0.5 on average and 1 at most")
@@ -200,7 +200,7 @@ def test_a_run_keeps_the_worst_of_its_shards() -> None:
 
 
 def test_what_is_infinite_is_no_number_of_json() -> None:
-    run = Run("float32", "cpu", "float32", "cpu")
+    run = Deviations("float32", "cpu", "float32", "cpu")
     (message,) = run.add(1, {"entropy": np.array([0.0, math.inf])})
     assert message.startswith("entropy: off by inf on average and inf at most")
     found = json.loads(json.dumps(run.facts(), allow_nan=False))

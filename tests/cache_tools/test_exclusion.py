@@ -21,8 +21,8 @@ from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from cache_tools.text.corpus import excluded_runs, spool_documents
-from cache_tools.text.exclusion import runs_of, share_a_run, words
+from cache_tools.text.corpus import excluded_ngrams, spool_documents
+from cache_tools.text.exclusion import contain_ngram, index_ngrams, words
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, items
 from cache_tools.text.tokenizer import load_teacher_tokenizer
 
@@ -39,7 +39,7 @@ PUNCTUATION = [" ", "  ", ", ", "-", " – ", "...", "'", "’", "ʼ", "_", "\t"
 
 def dropped(documents: list[str], *evaluation: str) -> list[bool]:
     """Which documents share a run with one of the items."""
-    return share_a_run(documents, runs_of(words(item) for item in evaluation)).tolist()
+    return contain_ngram(documents, index_ngrams(words(item) for item in evaluation)).tolist()
 
 
 def holds(document: list[str], item: list[str]) -> bool:
@@ -71,7 +71,7 @@ def test_words(text: str, expected: list[str]) -> None:
 @settings(deadline=None)
 @given(st.lists(LETTERS, max_size=6), st.lists(LETTERS.filter(bool), max_size=6))
 def test_the_rule_word_by_word(documents: list[list[str]], evaluation: list[list[str]]) -> None:
-    found = share_a_run([" ".join(document) for document in documents], runs_of(evaluation))
+    found = contain_ngram([" ".join(document) for document in documents], index_ngrams(evaluation))
     assert found.tolist() == [any(holds(document, item) for item in evaluation) for document in documents]
 
 
@@ -154,7 +154,7 @@ def test_items_of_parquet(tmp_path: Path) -> None:
 def test_a_file_without_items(tmp_path: Path, name: str, content: str, message: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(CometError) as caught:
-        excluded_runs(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
+        excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
     assert (str(caught.value), caught.value.exit_code) == (message, 2)
 
 
@@ -273,7 +273,7 @@ def test_every_item_of_the_real_sets_is_found_in_running_text(shared: Path, task
     sources = find_sources((str(shared / "data" / task / "swa"),), "--exclude", ITEM_FORMATS)
     found = [item for source in sources for text in items(source) if len(item := words(text)) >= 5]
     assert len(found) > 300
-    runs = excluded_runs(sources)
-    assert share_a_run([f"Andi magambo: {' '.join(item).title()}." for item in found], runs).all()
+    runs = excluded_ngrams(sources)
+    assert contain_ngram([f"Andi magambo: {' '.join(item).title()}." for item in found], runs).all()
     interrupted = [" qqq ".join(" ".join(item[i : i + 4]) for i in range(0, len(item), 4)) for item in found]
-    assert not share_a_run(interrupted, runs).any()
+    assert not contain_ngram(interrupted, runs).any()

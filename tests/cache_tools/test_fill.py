@@ -16,12 +16,12 @@ from builds import ENVIRONMENT, build_arguments, digests
 from scarce_memory import out_of_memory_above
 
 from cache_tools import build_cache, open_cache
-from cache_tools.build.pipeline import ShardInWork, Throughput, fill
+from cache_tools.build.pipeline import ShardBuffer, Throughput, fill
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.device import choose_batch_size
-from cache_tools.teacher.forward import HostBatch, Launched, Moment
+from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched
 from cache_tools.teacher.model import load_teacher
 
 CPU = torch.device("cpu")
@@ -141,7 +141,7 @@ def test_idle_time_is_what_lies_between_batches() -> None:
     times = [(1.0, 2.0), (2.5, 4.0), (4.0, 5.0)]
     batch = HostBatch(*[torch.tensor([3, 4])] * 5, slot=np.zeros(0), slots=1, map_row=torch.zeros(0))
     for start, end in times:
-        began, finished = Moment(CPU), Moment(CPU)
+        began, finished = DeviceTimer(CPU), DeviceTimer(CPU)
         began.at, finished.at = start, end
         done.add(Launched(batch, torch.empty(0), {}, began, finished))
     assert (done.rows, done.tokens) == (6, 21)
@@ -174,7 +174,7 @@ def test_a_rank_takes_the_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("fault", ["missing", "dtype"])
 def test_a_shard_takes_nothing_but_all_of_its_arrays(settings: BuildSettings, fault: str) -> None:
     cache = build_cache(settings)
-    shard = ShardInWork(cache, ("train", 0), 16, pinned=False)
+    shard = ShardBuffer(cache, ("train", 0), 16, pinned=False)
     part = {name: array[:4].copy() for name, array in shard.arrays.items()}
     if fault == "missing":
         del part["tail_logmass"]

@@ -15,14 +15,14 @@ from small_caches import make_cache, small_recipe
 from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.sharing.locations import remote
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.locations.remote import RetryPolicy
 
 CHUNK = "train/attention/c/1/0/0/0"
 RECORD = "ledger/train-00001.json"
 SEAL = "ledger/seal.json"
 VOCABULARY = "vocabulary/embedding/c/0/0"
-PATIENT = Patience(retries=2, pause=0.02)
-HASTY = Patience(seconds=1.5, retries=0)
+PATIENT = RetryPolicy(retries=2, pause=0.02)
+HASTY = RetryPolicy(seconds=1.5, retries=0)
 BOUND = 20.0  # seconds; what a pull may take here, on a busy machine
 
 
@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "Patience", lambda: PATIENT)
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
     with hostile.serving(whole) as running:
         yield running
 
@@ -103,12 +103,12 @@ def test_one_line_and_only_sound_files_have_names(
     """And once the server is as it should be, the same command goes on to the end."""
     path, mischief, said = (BROKEN | SLOW)[case]
     server.mischief[path] = (mischief, None)
-    monkeypatch.setattr(remote, "Patience", lambda: HASTY if case in SLOW else PATIENT)
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: HASTY if case in SLOW else PATIENT)
     message = refused(pull(server.url, tmp_path), tmp_path, whole)
     assert message.startswith(server.url) and said in message
     assert path in message
     server.mischief.clear()
-    monkeypatch.setattr(remote, "Patience", lambda: PATIENT)
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
     complete(pull(server.url, tmp_path), tmp_path, whole)
 
 
@@ -117,13 +117,13 @@ def test_one_line_and_only_sound_files_have_names(
 def test_what_passes_is_waited_for(server: Server, whole: Path, tmp_path: Path, path: str, mischief: Mischief) -> None:
     server.mischief[path] = (mischief, PATIENT.retries)
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.asked[path] >= PATIENT.retries + 1
+    assert server.scored[path] >= PATIENT.retries + 1
 
 
 def test_what_stays_is_not_asked_for_again(server: Server, whole: Path, tmp_path: Path) -> None:
     server.mischief[CHUNK] = (hostile.wrong_bytes, None)
     refused(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.asked[CHUNK] == 1
+    assert server.scored[CHUNK] == 1
 
 
 def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole: Path, tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole
 def test_files_are_asked_for_once_and_whole(server: Server, whole: Path, tmp_path: Path) -> None:
     """Any static server will do: no HEAD, no ranges, no listing."""
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert set(server.asked) - set(digests(whole)) == set()
-    assert {count for path, count in server.asked.items() if "/c/" in path} == {1}
+    assert set(server.scored) - set(digests(whole)) == set()
+    assert {count for path, count in server.scored.items() if "/c/" in path} == {1}
     assert not any("Range" in headers for headers in server.headers_seen)
-    server.asked.clear()
+    server.scored.clear()
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert not any("/c/" in path for path in server.asked)
+    assert not any("/c/" in path for path in server.scored)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_connection_that_was_closed_while_idle_is_made_again(
     server: Server, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hostile.Handler, "protocol_version", "HTTP/1.1")
-    monkeypatch.setattr(remote, "Patience", lambda: Patience(retries=0))
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: RetryPolicy(retries=0))
     server.mischief = dict.fromkeys(digests(whole), (hostile.hanging_up, None))
     server.mischief |= {f"ledger/{name}": (hostile.hanging_up, None) for name in ("seal.json", "extent.json")}
     complete(pull(server.url, tmp_path), tmp_path, whole)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache, parse_bytes
 from cache_tools.sharing import disk_cache as kept_module
-from cache_tools.sharing.disk_cache import KeptFiles
+from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.store.ledger import file_record
 
 REPOSITORY = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def test_it_gives_what_was_asked_for_and_never_holds_more_than_it_may(
     tmp_path_factory: pytest.TempPathFactory, asked: list[int], sizes: list[int], limit: int
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
-    kept = KeptFiles(LocalCache(folder, limit))
+    kept = DiskCache(LocalCache(folder, limit))
     for number in asked:
         data = bytes([number]) * sizes[number]
         assert kept.get(file_record(data), lambda data=data: data) == data
@@ -54,7 +54,7 @@ def test_it_gives_what_was_asked_for_and_never_holds_more_than_it_may(
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    kept = KeptFiles(LocalCache(tmp_path, 300))
+    kept = DiskCache(LocalCache(tmp_path, 300))
     one, two, three, four = files(4)
     for data in (one, two, three, one, four):
         kept.get(file_record(data), lambda data=data: data)
@@ -67,14 +67,14 @@ def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
     (data,) = files(1)
     path = tmp_path / "files" / file_record(data).sha256
     for damaged in (b"", data[:-1], data[:-1] + b"x"):
-        KeptFiles(local).get(file_record(data), lambda: data)
+        DiskCache(local).get(file_record(data), lambda: data)
         path.write_bytes(damaged)
-        assert KeptFiles(local).get(file_record(data), lambda: data) == data
+        assert DiskCache(local).get(file_record(data), lambda: data) == data
         assert path.read_bytes() == data
 
 
 def test_a_file_larger_than_all_of_it_is_refused(tmp_path: Path) -> None:
-    kept = KeptFiles(LocalCache(tmp_path, 99))
+    kept = DiskCache(LocalCache(tmp_path, 99))
     with pytest.raises(CometError, match=r"^--local-size: a file has 100 bytes, more than the 99 that may be kept in "):
         kept.get(file_record(files(1)[0]), lambda: files(1)[0])
 
@@ -82,11 +82,11 @@ def test_a_file_larger_than_all_of_it_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
     with pytest.raises(CometError, match=r": Not a directory; choose another --local-cache or less --local-size$"):
-        KeptFiles(LocalCache(tmp_path / "a file", 300))
+        DiskCache(LocalCache(tmp_path / "a file", 300))
 
 
 def test_many_threads_fetch_each_file_once_while_there_is_room(tmp_path: Path) -> None:
-    kept, fetched = KeptFiles(LocalCache(tmp_path, 10_000)), Counter[bytes]()
+    kept, fetched = DiskCache(LocalCache(tmp_path, 10_000)), Counter[bytes]()
 
     def get(number: int) -> None:
         data = files(10)[number % 10]
@@ -108,7 +108,7 @@ def test_many_threads_in_too_small_a_folder_get_what_they_ask_for(tmp_path: Path
 
     def get(number: int) -> None:
         data = files(10)[number % 10]
-        assert KeptFiles(LocalCache(tmp_path, 250)).get(file_record(data), lambda: data) == data
+        assert DiskCache(LocalCache(tmp_path, 250)).get(file_record(data), lambda: data) == data
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(get, range(400)))
@@ -119,7 +119,7 @@ FETCHING = """
 import sys, time
 from pathlib import Path
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.kept import KeptFiles
+from cache_tools.sharing.kept import DiskCache
 from cache_tools.store.ledger import file_record
 
 def fetch():
@@ -127,7 +127,7 @@ def fetch():
     time.sleep(float(sys.argv[2]))
     return b"a file"
 
-KeptFiles(LocalCache(Path(sys.argv[1]), 100)).get(file_record(b"a file"), fetch)
+DiskCache(LocalCache(Path(sys.argv[1]), 100)).get(file_record(b"a file"), fetch)
 """
 
 
@@ -148,12 +148,12 @@ def test_a_process_that_is_killed_while_it_fetches_holds_up_nobody(tmp_path: Pat
     assert running.stdout is not None and running.stdout.readline() == "fetching\n"
     running.send_signal(signal.SIGKILL)
     running.communicate()
-    assert KeptFiles(LocalCache(tmp_path, 100)).get(file_record(b"a file"), lambda: b"a file") == b"a file"
+    assert DiskCache(LocalCache(tmp_path, 100)).get(file_record(b"a file"), lambda: b"a file") == b"a file"
 
 
 def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept_module, "WAIT_SECONDS", 0.2)
-    kept, data, begun, go_on = KeptFiles(LocalCache(tmp_path, 100)), b"a file", threading.Event(), threading.Event()
+    kept, data, begun, go_on = DiskCache(LocalCache(tmp_path, 100)), b"a file", threading.Event(), threading.Event()
 
     def hang() -> bytes:
         begun.set()

@@ -14,9 +14,9 @@ from sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
-from cache_tools.sharing.listing import look
-from cache_tools.sharing.locations.location import place_at
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.listing import read_listing
+from cache_tools.sharing.locations.location import locate
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.store.ledger import EXTENT
 from cache_tools.verify.verify import verify
 
@@ -28,7 +28,7 @@ OPTIONS: dict[str, Any] = {
     "top_k": 8,
     "attention_size": 8,
 }
-PATIENCE = Patience(retries=0)
+PATIENCE = RetryPolicy(retries=0)
 ONE_SERVER = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
 
@@ -85,7 +85,7 @@ def pull(url: str, folder: Path, *options: object) -> Result:
 
 
 def shards_at(url: str) -> int:
-    return len(look(place_at(url, PATIENCE), PATIENCE).records)
+    return len(read_listing(locate(url, PATIENCE), PATIENCE).records)
 
 
 def test_a_machine_that_dies_has_lost_nothing_and_another_goes_on(
@@ -94,7 +94,7 @@ def test_a_machine_that_dies_has_lost_nothing_and_another_goes_on(
     """What has arrived can be pulled at every moment, and nobody builds it again."""
     dying, fresh = machines
     total = sum(map(whole.recipe.shards, ("train", "validation")))
-    place = place_at(url, PATIENCE)
+    place = locate(url, PATIENCE)
     running = dying.start(url)
     for path in (EXTENT, "ledger/train-00001.json"):
         assert running.wait_until(lambda path=path: place.size_of(path) is not None)
@@ -154,7 +154,7 @@ def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str
     assert ended.code == 1
     assert f"error: {machine.out}: stopped with " in ended.stderr
     assert shards_at(url) == machine.built()
-    name, left = place_at(url, PATIENCE).name, re.search(r"stopped with (\d+) shards", ended.stderr)
+    name, left = locate(url, PATIENCE).name, re.search(r"stopped with (\d+) shards", ended.stderr)
     assert left is not None and f"{name}: {left[1]} shards are not there yet" in ended.stdout.splitlines()
 
 

@@ -14,7 +14,7 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.settings import BuildSettings
 from cache_tools.sharing.locations import remote
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.verify.verify import verify
 
 
@@ -145,7 +145,7 @@ def test_nobody_answers_is_one_line_without_keys(tmp_path: Path, monkeypatch: py
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        monkeypatch.setattr(remote, "Patience", lambda: Patience(seconds=2, retries=0))
+        monkeypatch.setattr(remote, "RetryPolicy", lambda: RetryPolicy(seconds=2, retries=0))
         done = run("pull", f"{running.pull}/kin.zarr", tmp_path / "kin.zarr")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "run the same command again to go on" in done.stderr

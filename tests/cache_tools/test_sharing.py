@@ -27,9 +27,9 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import BuildSettings
 from cache_tools.sharing.card import CARD
-from cache_tools.sharing.listing import id_of, look
-from cache_tools.sharing.locations.location import place_at
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.listing import id_of, read_listing
+from cache_tools.sharing.locations.location import locate
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.sharing.upload import Uploads
 from cache_tools.store.copy import cut
@@ -37,7 +37,7 @@ from cache_tools.store.ledger import Extent
 from cache_tools.store.records import write_durably
 from cache_tools.verify.verify import verify
 
-HASTY = Patience(seconds=2, retries=1, pause=0.01)
+HASTY = RetryPolicy(seconds=2, retries=1, pause=0.01)
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def committed(out: Path) -> int:
 
 
 def arrived(url: str) -> int:
-    return len(look(place_at(url, HASTY), HASTY).records)
+    return len(read_listing(locate(url, HASTY), HASTY).records)
 
 
 def test_whose_text_it_is_is_said_and_asked_before_anything_is_done(
@@ -174,7 +174,7 @@ def test_whose_text_it_is_is_said_and_asked_before_anything_is_done(
         in capsys.readouterr().out
     )
     assert not settings.out.exists()
-    assert place_at(memory, HASTY).is_empty()
+    assert locate(memory, HASTY).is_empty()
     cache = build_cache(settings, push_to=memory, i_may_share_this=True)
     said = capsys.readouterr().out
     assert f"{memory}: complete, cache id {cache.cache_id}\n" in said
@@ -234,7 +234,7 @@ def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
             raise ConnectionError("no route to lab")
         put(self, path, value, **options)
 
-    monkeypatch.setattr(build, "Patience", lambda: HASTY)
+    monkeypatch.setattr(build, "RetryPolicy", lambda: HASTY)
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", gone)
     with slow_teacher(monkeypatch, 0.2), pytest.raises(CometError) as caught:
         build_cache(settings, push_to=memory, i_may_share_this=True)
@@ -254,7 +254,7 @@ def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
 
 
 def what_is_at(url: str) -> str:
-    source = look(place_at(url, HASTY), HASTY)
+    source = read_listing(locate(url, HASTY), HASTY)
     return id_of(source.cache, source.cache.extent, source.records)
 
 

@@ -21,19 +21,19 @@ from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.concurrent import in_flight, tried
-from cache_tools.sharing.listing import look
+from cache_tools.sharing.concurrent import map_concurrently, retry
+from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.http import shown
-from cache_tools.sharing.locations.remote import Patience, Remote, Unreachable
+from cache_tools.sharing.locations.remote import Remote, RetryPolicy, Unreachable
 from cache_tools.sharing.plan import plan
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.staging import STAGING
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
-PATIENCE = Patience(retries=2, pause=0.01)
+PATIENCE = RetryPolicy(retries=2, pause=0.01)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def in_order(left: set[str], sent: set[str], cache: Cache) -> bool:
 def test_what_was_cut_is_not_moved_again(tmp_path: Path) -> None:
     make_cache(tmp_path / "larger", small_recipe(train_rows=200))
     larger = open_cache(tmp_path / "larger")
-    found = look(Folder(larger.root), PATIENCE)
+    found = read_listing(Folder(larger.root), PATIENCE)
     there = Folder(tmp_path / "there")
     first = plan(found, there, Part(), PATIENCE)
     moved: list[int] = []
@@ -153,7 +153,7 @@ def test_the_first_failure_stops_the_others_with_its_own_error() -> None:
         assert stop.wait(2.0)
 
     with pytest.raises(CometError, match=r"^the fourth$"):
-        in_flight(work, range(60), stop)
+        map_concurrently(work, range(60), stop)
     assert len(begun) < 20
 
 
@@ -166,14 +166,14 @@ def test_only_what_may_pass_is_tried_again() -> None:
             raise error
 
         with pytest.raises(CometError, match=str(error)):
-            tried(fail, PATIENCE, threading.Event())
+            retry(fail, PATIENCE, threading.Event())
         assert len(calls) == times
 
 
 def test_a_larger_part_adds_only_what_is_missing(whole: Cache, tmp_path: Path) -> None:
     """Other shards, other arrays, and the product of both."""
     there = Folder(tmp_path / "there")
-    found = look(Folder(whole.root), PATIENCE)
+    found = read_listing(Folder(whole.root), PATIENCE)
     everything = plan(found, there, Part(), PATIENCE).size
     total = 0
     for part in (Part(max_tokens=64), Part(max_tokens=128, signals="logits"), Part(signals="attention"), Part()):
@@ -218,7 +218,7 @@ def test_a_shard_of_another_builder_stays(tmp_path: Path) -> None:
     theirs = built(tmp_path / "theirs", places, NUMERICS)
     pull(theirs, there)
     assert (there / "ledger/train-00000.json").read_bytes() == before
-    planned = plan(look(Folder(theirs), PATIENCE), Folder(there), Part(), PATIENCE)
+    planned = plan(read_listing(Folder(theirs), PATIENCE), Folder(there), Part(), PATIENCE)
     assert planned.cache_id == open_cache(there).cache_id != open_cache(theirs).cache_id
     assert verify(there).damage == []
 
@@ -287,7 +287,7 @@ def test_a_file_that_cannot_be_written_from_afar_is_one_line(
     def refuse(self: object, path: str, value: bytes, **options: object) -> None:
         raise PermissionError("no key of ann:secret may write s3://ann:secret@lab/kin?token=1")
 
-    monkeypatch.setattr(remote, "Patience", lambda: PATIENCE)
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENCE)
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
     done = push(whole.root, memory)
     assert done.exit_code == 1
@@ -309,7 +309,7 @@ def test_what_comes_too_slowly_is_given_up(whole: Cache, memory: str, monkeypatc
 
     monkeypatch.setattr(Remote, "_read", slowly)
     with pytest.raises(CometError, match=r"zarr\.json: comes at less than 16 KiB a second; run the same command again"):
-        look(Remote(memory, Patience(seconds=0.005, retries=0)), PATIENCE)
+        read_listing(Remote(memory, RetryPolicy(seconds=0.005, retries=0)), PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +367,7 @@ def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -
     there = pull(whole.root, tmp_path / "there", "--max-tokens", 64, "--signals", "logits").root
     part = open_cache(there).cache_id
     to = Folder(there)
-    planned = plan(look(Folder(whole.root), PATIENCE), to, Part(), PATIENCE)
+    planned = plan(read_listing(Folder(whole.root), PATIENCE), to, Part(), PATIENCE)
     cut = Transfer(planned, PATIENCE, lambda size: None)
     with to.staging():
         cut.shard(("train", 0))

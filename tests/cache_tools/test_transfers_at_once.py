@@ -9,16 +9,16 @@ from small_caches import NUMERICS, commit, make_cache, prepare_cache, random_sha
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.listing import look
+from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.remote import Patience
+from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
-PATIENCE = Patience(retries=0)
+PATIENCE = RetryPolicy(retries=0)
 PLACES = shard_places(RECIPE)
 
 
@@ -36,7 +36,7 @@ def built(root: Path, numerics: dict[str, str] = NUMERICS, seed: int = 0) -> Cac
 
 
 def planned(cache: Cache, to: Folder, part: Part | None = None) -> Plan:
-    return plan(look(Folder(cache.root), PATIENCE), to, part or Part(), PATIENCE)
+    return plan(read_listing(Folder(cache.root), PATIENCE), to, part or Part(), PATIENCE)
 
 
 def transfer(planned: Plan) -> Transfer:

@@ -16,14 +16,14 @@ from cache_tools import Cache
 from cache_tools.attention import block_members, pool_weights
 from comet.report import analysis as closeup
 from comet.report.analysis import (
+    Analysis,
+    AnnotatedRow,
     CalibrationBin,
-    CloseUp,
-    Example,
     Guess,
-    Place,
+    MaskedPosition,
+    analyse,
     by_frequency,
     calibration,
-    close_up,
     expected_calibration_error,
     first_row,
 )
@@ -56,8 +56,8 @@ def tokenizer(cache: Cache) -> PreTrainedTokenizerBase:
 
 
 @pytest.fixture(scope="module")
-def look(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> CloseUp:
-    return close_up(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+def look(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> Analysis:
+    return analyse(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def plain(cache: Cache) -> SimpleNamespace:
     return SimpleNamespace(batch=batch, probability=logits.softmax(1), attentions=output.attentions)
 
 
-def assert_means(look: CloseUp, distiller: Distiller, cache: Cache, collator: Any = collate) -> None:
+def assert_means(look: Analysis, distiller: Distiller, cache: Cache, collator: Any = collate) -> None:
     measured = validate(distiller, validation_rows(shards_of([cache], "validation")), 8, CPU, collator)
     assert len(look.target_id) == measured.targets
     assert look.kl.mean() == pytest.approx(measured.kl, rel=1e-5)
@@ -88,7 +88,7 @@ def test_means_over_the_targets_are_the_validation_s(kept: str, request: pytest.
     cache = request.getfixturevalue("cache" if kept == "topk" else "threshold_cache")
     distiller = distiller_of(cache)
     tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder, local_files_only=True)
-    look = close_up(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     assert_means(look, distiller, cache)
     assert look.correct.mean() != look.teacher_correct.mean(), "else mixing them up would go unnoticed"
 
@@ -103,9 +103,9 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
 
     shards, counts = shards_of([cache], "validation"), counts_of(cache)
     tokenizer = student_tokenizer(cache, vocabulary)
-    look = close_up(distiller, shards, tokenizer, counts[vocabulary.teacher_id], CPU, translated)
+    look = analyse(distiller, shards, tokenizer, counts[vocabulary.teacher_id], CPU, translated)
     assert_means(look, distiller, cache, translated)
-    whole = close_up(distiller_of(cache), shards, student_tokenizer(cache, full_vocabulary(cache.recipe)), counts, CPU)
+    whole = analyse(distiller_of(cache), shards, student_tokenizer(cache, full_vocabulary(cache.recipe)), counts, CPU)
     np.testing.assert_array_equal(look.count, whole.count)
     assert [e.pieces for e in look.examples] == [e.pieces for e in whole.examples]
     first = [place.student[0].probability for place in look.examples[0].places]
@@ -116,24 +116,24 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     np.testing.assert_allclose(look.teacher_confidence, kept.max(1).values / (kept.sum(1) + tail), rtol=1e-4)
 
 
-def test_confidence_is_the_largest_probability_of_the_whole_softmax(look: CloseUp, plain: SimpleNamespace) -> None:
+def test_confidence_is_the_largest_probability_of_the_whole_softmax(look: Analysis, plain: SimpleNamespace) -> None:
     np.testing.assert_allclose(look.confidence, plain.probability.max(1).values, rtol=1e-3)
     np.testing.assert_allclose(look.teacher_confidence, plain.batch["topk_logprob"].max(1).values.exp(), rtol=1e-3)
     np.testing.assert_array_equal(look.target_id, plain.batch["target_id"])
 
 
-def test_every_target_knows_how_often_its_token_occurs(look: CloseUp, cache: Cache) -> None:
+def test_every_target_knows_how_often_its_token_occurs(look: Analysis, cache: Cache) -> None:
     count = dict(zip(cache.vocabulary.id.tolist(), cache.vocabulary.count.tolist(), strict=True))
     assert look.count.tolist() == [count[i] for i in look.target_id.tolist()]
     assert look.parameters < look.teacher_parameters == cache.recipe.teacher_parameters
 
 
 def test_only_the_first_targets_are_looked_at(
-    look: CloseUp, cache: Cache, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+    look: Analysis, cache: Cache, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closeup, "MOST_TARGETS", 7)
     monkeypatch.setattr(closeup, "BATCH_ROWS", 1)
-    short = close_up(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    short = analyse(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     np.testing.assert_array_equal(short.target_id, look.target_id[:7])
     np.testing.assert_allclose(short.kl, look.kl[:7], rtol=1e-3)
 
@@ -143,11 +143,11 @@ def test_a_distiller_is_left_in_the_mode_it_was_in(
     cache: Cache, tokenizer: PreTrainedTokenizerBase, training: bool
 ) -> None:
     distiller = distiller_of(cache).train(training)
-    close_up(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     assert distiller.training is training
 
 
-def test_maps_are_those_of_the_matched_layers(look: CloseUp, plain: SimpleNamespace, cache: Cache) -> None:
+def test_maps_are_those_of_the_matched_layers(look: Analysis, plain: SimpleNamespace, cache: Cache) -> None:
     matched = distiller_of(cache).matched
     assert [(p.row, p.teacher_layer, p.student_layer) for p in look.maps] == [
         (0, *pair)
@@ -183,7 +183,7 @@ def test_maps_end_where_a_short_row_ends(cache: Cache) -> None:
 def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     distiller = Distiller(student, cache.recipe, replace(DEFAULT, attention_weight=0.0))
-    look = close_up(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     assert look.maps == [] and len(look.examples) == closeup.EXAMPLE_ROWS
 
 
@@ -193,7 +193,7 @@ def test_of_a_sample_only_tokens_of_known_probability_are_shown(
     """What a drawn token stands for is not its probability."""
     cache = threshold_cache
     shards = shards_of([cache], "validation")
-    look = close_up(distiller_of(cache), shards, tokenizer, counts_of(cache), CPU)
+    look = analyse(distiller_of(cache), shards, tokenizer, counts_of(cache), CPU)
     rows = CacheRows(shards, cache.extent.arrays)
     batch = collate(rows.__getitems__(list(range(len(look.examples)))))
     certain = batch["sample_logweight"][:, 0].exp()  # [T, k]; drawn ones weigh 1 / k, or more where the best is below
@@ -216,13 +216,13 @@ def test_without_a_tail_at_temperature_one_there_is_no_kl(cache: Cache, tokenize
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     recipe = replace(cache.recipe, temperatures=(3.0, 2.0))
     distiller = Distiller(student, recipe, replace(DEFAULT, temperature=2.0))
-    look = close_up(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     assert np.isnan(look.kl).all()
     assert all(math.isnan(b.kl) and not math.isnan(b.accuracy) for b in by_frequency(look))
 
 
 def test_examples_show_the_row_and_the_best_guesses(
-    look: CloseUp, plain: SimpleNamespace, tokenizer: PreTrainedTokenizerBase
+    look: Analysis, plain: SimpleNamespace, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     batch = plain.batch
     for row, example in enumerate(look.examples):
@@ -296,7 +296,7 @@ def test_calibration_is_that_of_a_plain_loop(pairs: list[tuple[float, bool]], bi
 def test_frequency_bins_are_those_of_a_plain_loop(targets: list[tuple[int, float, bool, bool]]) -> None:
     count, kl, correct, teacher = (np.array(column) for column in zip(*targets, strict=True))
     empty = np.zeros(len(targets))
-    look = CloseUp(count, count, kl, correct, teacher, correct, empty, empty, [], [], 1, 1)
+    look = Analysis(count, count, kl, correct, teacher, correct, empty, empty, [], [], 1, 1)
     found = by_frequency(look)
     for one in found:
         inside = [t for t in targets if one.low <= t[0] <= one.high]
@@ -322,7 +322,9 @@ def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, token
 
 
 def test_a_row_cannot_drive_the_terminal() -> None:
-    evil = Example(["<s>", "\x1b[2Jgone", "\n\r"], [Place(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])], 1)
+    evil = AnnotatedRow(
+        ["<s>", "\x1b[2Jgone", "\n\r"], [MaskedPosition(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])], 1
+    )
     shown = sample_row(evil)
     assert "\x1b" not in shown
     assert len(shown.split("\n")) == 2

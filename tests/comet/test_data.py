@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.store.layout import ArraySpec
-from comet.train.dataset import Arrays, CacheRows, Reading, Shard, collate, require_compatible, shards_of
+from comet.train.dataset import Arrays, CacheRows, CacheShard, Reading, collate, require_compatible, shards_of
 from comet.train.sampler import BUFFER_SHARDS
 
 NAMES = ("input_ids", "length", "target_position", "target_id", "topk_id", "topk_logprob", "tail_logmass", "attention")
@@ -151,7 +151,7 @@ class LargeShards:
 @pytest.mark.parametrize("shards", [20, 60])
 def test_memory_is_that_of_two_buffers_whatever_the_size_of_the_cache(shards: int) -> None:
     cache: Any = LargeShards()
-    rows = CacheRows([Shard(cache, "train", index, 8) for index in range(shards)], ["length"])
+    rows = CacheRows([CacheShard(cache, "train", index, 8) for index in range(shards)], ["length"])
     tracemalloc.start()
     try:
         for _ in loader_of(rows, rows.sampler(seed=1), batch_size=1):
@@ -186,7 +186,7 @@ def test_an_exception_in_the_consumer_leaves_no_thread(rows: CacheRows, monkeypa
 def test_an_iterator_may_be_dropped_by_the_reading_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """As when a garbage collection happens to run there."""
     cache: Any = LargeShards()
-    rows = CacheRows([Shard(cache, "train", index, 8) for index in range(12)], ["length"])
+    rows = CacheRows([CacheShard(cache, "train", index, 8) for index in range(12)], ["length"])
 
     def read_shard(group: str, shard: int, names: Sequence[str], out: Arrays) -> Arrays:
         if rows._ahead and threading.current_thread() is rows._ahead[1]._thread:

@@ -14,20 +14,20 @@ from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 from comet.train.distiller import Distiller, match_layers
 from comet.train.losses import residual_kl
-from comet.train.objective import DEFAULT, Schedule, Steps, TrainingRecipe
+from comet.train.objective import DEFAULT, Objective, Schedule, Steps
 from comet.train.validation import validate, validation_rows
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_objective_is_the_sum_of_its_parts_computed_plainly(cache: Cache, temperature: float) -> None:
-    recipe = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
+    objective = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
     length, seq_len = batch["length"], batch["input_ids"].shape[1]
     mask = torch.arange(seq_len) < length[:, None]
     student.set_attn_implementation("eager")
     plain = student(batch["input_ids"], attention_mask=mask, output_attentions=True)
-    losses = Distiller(student, cache.recipe, recipe)(**batch)
+    losses = Distiller(student, cache.recipe, objective)(**batch)
     logits = plain.logits[batch["target_row"], batch["target_position"]].double()
 
     lp, tail = batch["topk_logprob"].double(), batch["tail_logmass"][:, cache.recipe.temperatures.index(temperature)]
@@ -109,9 +109,9 @@ def test_activations_computed_again_change_nothing(cache: Cache) -> None:
         torch.testing.assert_close(kept, again, rtol=0, atol=0)
 
 
-def distiller_of(cache: Cache, recipe: TrainingRecipe) -> Distiller:
+def distiller_of(cache: Cache, objective: Objective) -> Distiller:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
-    return Distiller(student, cache.recipe, recipe).eval()
+    return Distiller(student, cache.recipe, objective).eval()
 
 
 @torch.no_grad()

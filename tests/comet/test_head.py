@@ -86,8 +86,8 @@ def test_a_weight_that_lookup_and_head_share_has_the_gradient_of_both(head_is_us
     ids = torch.tensor([3, 3, 49, 0, 7, 3, 12])
 
     def loss(rows: Tensor, kept: Tensor, truth: Tensor, rest: Tensor) -> Tensor:
-        of_head = kept.sum() + truth.square().sum() + 2 * rest.sum()
-        return rows.square().sum() + (of_head if head_is_used else 0.0)
+        grad_buffer = kept.sum() + truth.square().sum() + 2 * rest.sum()
+        return rows.square().sum() + (grad_buffer if head_is_used else 0.0)
 
     shared: list[Tensor] = []
     rows = lookup(weight, ids, shared)

@@ -19,7 +19,7 @@ def test_the_options_of_a_training_train_the_same_student_again(own: bool, cache
     recipe = replace(DEFAULT, name="mine", hard_weight=Schedule(0.5, 0.0), temperature=Steps(((0, 2.0), (0.5, 1.0))))
     arguments = (("warmup_steps", 3), ("lr_scheduler_type", "constant_with_warmup")) if own else ()
     config = StudentConfig(
-        tmp_path / "first", "nano", recipe=recipe if own else DEFAULT, steps=8, seed=3, arguments=arguments
+        tmp_path / "first", "nano", objective=recipe if own else DEFAULT, steps=8, seed=3, arguments=arguments
     )
     distill([cache], config)
     options = tomllib.loads((tmp_path / "first.toml").read_text(encoding="utf-8"))

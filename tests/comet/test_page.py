@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from comet.report.analysis import CloseUp, Example, Guess, MapPair, Place
+from comet.report.analysis import Analysis, AnnotatedRow, Guess, MapPair, MaskedPosition
 from comet.report.page import MOST_POINTS, History, escape_text, page, thin
 from comet.train.validation import Validation
 
@@ -58,13 +58,13 @@ class Tree(HTMLParser):
         return [text for inside, text in self.text if inside == tag]
 
 
-def close_up(text: str = "▁umwana") -> CloseUp:
+def analyse(text: str = "▁umwana") -> Analysis:
     generator = np.random.default_rng(0)
     count = np.array([1, 5, 20, 300, 45_000] * 10)
     correct, teacher = generator.random(50) < 0.3, generator.random(50) < 0.6
-    place = Place(1, text, [Guess(text, 0.6, True), Guess("▁a", 0.001, False)], [Guess(text, 0.4, True)])
+    place = MaskedPosition(1, text, [Guess(text, 0.6, True), Guess("▁a", 0.001, False)], [Guess(text, 0.4, True)])
     attention = np.full((4, 4), 0.25, dtype=np.float32)
-    return CloseUp(
+    return Analysis(
         target_id=count,
         count=count,
         kl=generator.random(50) * 3,
@@ -74,7 +74,7 @@ def close_up(text: str = "▁umwana") -> CloseUp:
         confidence=generator.random(50),
         teacher_confidence=generator.random(50),
         maps=[MapPair(0, 3, 1, attention, np.eye(4, dtype=np.float32), 0.7)],
-        examples=[Example(["<s>", "<mask>", text, "</s>"], [place], 1)],
+        examples=[AnnotatedRow(["<s>", "<mask>", text, "</s>"], [place], 1)],
         parameters=1_000,
         teacher_parameters=10_000,
     )
@@ -88,7 +88,7 @@ def report(**changes: Any) -> str:
         "history": HISTORY,
         "before": BEFORE,
         "after": AFTER,
-        "close_up": close_up(),
+        "analyse": analyse(),
     }
     return page(**(arguments | changes))
 
@@ -138,7 +138,7 @@ def test_nothing_in_a_cache_becomes_markup() -> None:
     harmless = report(history=replace(HISTORY, losses=[(1, {"kd": 1.0}), (2, {"kd": 2.0})]))
     hostile = report(
         title=HOSTILE, facts=[(HOSTILE, HOSTILE), ("seed", HOSTILE)], kl_name=HOSTILE, history=history,
-        close_up=close_up(HOSTILE),
+        analyse=analyse(HOSTILE),
     )  # fmt: skip
     good, bad = Tree(harmless), Tree(hostile)
     assert [(tag, set(attributes)) for tag, attributes in bad.elements] == [
@@ -158,16 +158,16 @@ def test_nothing_in_a_cache_becomes_markup() -> None:
 
 def test_control_characters_and_lone_surrogates_can_be_written() -> None:
     assert escape_text("a\x00b\x1b\ud800\u0085c") == "a\ufffdb\ufffd\ufffd\ufffdc"
-    html = report(title="\ud800", facts=[("x", "\x00\udfff")], close_up=close_up("\x00\ud812"))
+    html = report(title="\ud800", facts=[("x", "\x00\udfff")], analyse=analyse("\x00\ud812"))
     assert "\x00" not in html.encode("utf-8").decode("utf-8")
 
 
 def test_without_a_tail_at_temperature_one_the_loss_takes_the_kl_s_place() -> None:
     nan = float("nan")
     before, after = replace(BEFORE, kl=nan), replace(AFTER, kl=nan)
-    look = replace(close_up(), kl=np.full(50, nan))
+    look = replace(analyse(), kl=np.full(50, nan))
     history = replace(HISTORY, validations=[(0, before), (100, after)])
-    tree = Tree(report(before=before, after=after, history=history, close_up=look))
+    tree = Tree(report(before=before, after=after, history=history, analyse=look))
     assert tree.of("dd")[:2] == ["not measured", "before not measured"]
     assert tree.of("strong")[0] == "Masked-token loss, validation"
     assert "Bucketed KL (k = 16)" not in tree.of("strong")
@@ -175,8 +175,8 @@ def test_without_a_tail_at_temperature_one_the_loss_takes_the_kl_s_place() -> No
 
 
 def test_a_page_without_maps_curves_or_examples_is_whole() -> None:
-    look = replace(close_up(), maps=[], examples=[])
-    html = report(close_up=look, history=History([], [], 0))
+    look = replace(analyse(), maps=[], examples=[])
+    html = report(analyse=look, history=History([], [], 0))
     assert [h for h in HEADINGS if h not in Tree(html).of("h2")] == ["Attention"]
     assert "No epoch brought the student nearer" in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html)

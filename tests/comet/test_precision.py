@@ -10,15 +10,15 @@ from comet.student.model import PRESETS, new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import collate
 from comet.train.distiller import Distiller
-from comet.train.objective import DEFAULT, PAPER, TrainingRecipe
+from comet.train.objective import DEFAULT, PAPER, Objective
 from comet.train.trainer import choose_bf16
 
 CPU = torch.device("cpu")
 
 
-def distiller_for(cache: Cache, recipe: TrainingRecipe, bf16: bool) -> Distiller:
+def distiller_for(cache: Cache, objective: Objective, bf16: bool) -> Distiller:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
-    return Distiller(student, cache.recipe, recipe, bf16=bf16)
+    return Distiller(student, cache.recipe, objective, bf16=bf16)
 
 
 @pytest.mark.parametrize("attention_loss", ["kl", "mse", "projection"])

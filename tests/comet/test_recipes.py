@@ -8,7 +8,7 @@ import pytest
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from comet.train.objective import DEFAULT, PAPER, Schedule, Steps, as_option, choose_recipe
+from comet.train.objective import DEFAULT, PAPER, Schedule, Steps, as_option, choose_objective
 
 FILE = """
 base = "paper"
@@ -29,11 +29,11 @@ def written(folder: Path, text: str) -> str:
 
 
 def test_ours_go_by_name() -> None:
-    assert (choose_recipe("default"), choose_recipe("paper")) == (DEFAULT, PAPER)
+    assert (choose_objective("default"), choose_objective("paper")) == (DEFAULT, PAPER)
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
-    recipe = choose_recipe(written(tmp_path, FILE))
+    recipe = choose_objective(written(tmp_path, FILE))
     assert recipe.name == "mine" and recipe.differs_from_paper == ()
     assert recipe.kd_weight == Schedule(1.0, 0.5, "cosine") and recipe.hard_weight == 0.5
     assert recipe.temperature == Steps(((0.0, 2.0), (0.75, 1.0)))
@@ -71,19 +71,19 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
 )
 def test_a_file_that_is_wrong_is_told_where(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(CometError, match=rf"^--recipe .*mine\.toml: .*{said}") as refused:
-        choose_recipe(written(tmp_path, line))
+        choose_objective(written(tmp_path, line))
     assert refused.value.exit_code == 2
 
 
 def test_a_recipe_that_is_not_there() -> None:
     with pytest.raises(CometError, match=r"^--recipe papre: expected default, paper, or a TOML file$"):
-        choose_recipe("papre")
+        choose_objective("papre")
 
 
 def test_a_recipe_as_an_option_is_read_back(tmp_path: Path) -> None:
     assert (as_option(DEFAULT), as_option(PAPER)) == ("default", "paper")
-    recipe = choose_recipe(written(tmp_path, FILE))
+    recipe = choose_objective(written(tmp_path, FILE))
     table = tomllib.loads(as_toml({"recipe": as_option(recipe)}))["recipe"]
-    assert choose_recipe(table) == replace(recipe, name="recipe")
+    assert choose_objective(table) == replace(recipe, name="recipe")
     with pytest.raises(CometError, match=r"^--config: recipe: there is no colour; there are attention_loss, "):
-        choose_recipe({"colour": 1})
+        choose_objective({"colour": 1})

@@ -155,7 +155,7 @@ def test_another_cache_or_recipe_is_refused_by_what_differs(
         distill([cache, cache], replace(stopped, resume=True))
     other = replace(stopped.recipe, kd_weight=0.5)
     with pytest.raises(CometError, match=r"was begun differently \(recipe kd_weight: 1.0 before, 0.5 now\)"):
-        distill([cache], replace(stopped, resume=True, recipe=other))
+        distill([cache], replace(stopped, resume=True, objective=other))
 
 
 def test_a_resumed_training_has_as_many_processes(cache: Cache, stopped: StudentConfig) -> None:

@@ -52,8 +52,8 @@ def test_what_a_trimmed_vocabulary_keeps(narrow: Cache) -> None:
     assert len(kept) <= len(narrow.vocabulary.id) + len(recipe.special_ids) + len(single) + 1
     assert len(vocabulary) < recipe.vocab_size / 2
     assert vocabulary.student_id[recipe.pad_id] == 1, "positions of XLM-R count from it"
-    assert (vocabulary.never_asked.sum() + len(narrow.vocabulary.id)) == len(vocabulary)
-    assert not full_vocabulary(recipe).never_asked.any()
+    assert (vocabulary.unscored.sum() + len(narrow.vocabulary.id)) == len(vocabulary)
+    assert not full_vocabulary(recipe).unscored.any()
 
 
 def test_text_of_the_corpus_is_cut_as_before(narrow: Cache, settings: BuildSettings) -> None:
@@ -126,10 +126,10 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     with torch.no_grad():
         features, _ = distiller.features(batch)
         kept, _, rest, _ = distiller.head(features, batch, 1.0)
-        logits = student.lm_head.decoder(features).masked_fill(vocabulary.never_asked, -torch.inf)
+        logits = student.lm_head.decoder(features).masked_fill(vocabulary.unscored, -torch.inf)
     asked = logits.logsumexp(1)
     torch.testing.assert_close(torch.logaddexp(kept.logsumexp(1), rest), asked, rtol=1e-5, atol=1e-5)
-    assert (vocabulary.asked_id[torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)] >= 0).all()
+    assert (vocabulary.scored_id[torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)] >= 0).all()
 
 
 def test_the_mass_outside_is_what_the_cache_says(narrow: Cache) -> None:

@@ -1,4 +1,4 @@
-"""A folder as a place that caches are moved from and to: a file has its name only when it is on the disk."""
+"""A folder as a location that caches are moved from and to: a file has its name only when it is on the disk."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ BLOCK = 2**20
 
 
 class Folder:
-    """A cache's place on this machine. Paths are relative to it; `name` is how it is shown. It is written to inside
+    """A cache's location on this machine. Paths are relative to it; `name` is how it is shown. It is written to inside
     `staging`."""
 
     def __init__(self, root: Path) -> None:
@@ -61,7 +61,7 @@ class Folder:
             digest.update(block)
         return digest.hexdigest() == sha256
 
-    def demand_writable(self) -> None:
+    def require_writable(self) -> None:
         """The disk itself says so, when it is written to."""
 
     def is_empty(self) -> bool:

@@ -96,7 +96,7 @@ class Web:
             try:
                 answer = self._ask(connection, parts, login(parts) if same_origin(first, parts) else {})
                 if answer.status not in REDIRECTS:
-                    demand_file(answer.status, url)
+                    require_file(answer.status, url)
                     while block := answer.read(BLOCK):
                         yield block
                     if answer.length:
@@ -161,7 +161,7 @@ def watch(web: "weakref.ref[Web]") -> None:
         time.sleep(WATCH_SECONDS)
 
 
-def demand_file(status: int, url: str) -> None:
+def require_file(status: int, url: str) -> None:
     if status in (404, 410):
         raise FileNotFoundError(shown(url))
     if status != 200:

@@ -9,10 +9,10 @@ from typing import Protocol
 from cache_tools.errors import CometError
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.http import Blocks
-from cache_tools.sharing.locations.remote import Patience, Remote
+from cache_tools.sharing.locations.remote import Remote, RetryPolicy
 
 
-class Place(Protocol):
+class Location(Protocol):
     """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
 
     name: str
@@ -21,17 +21,17 @@ class Place(Protocol):
     def blocks(self, path: str, size: int) -> Blocks: ...
     def size_of(self, path: str) -> int | None: ...
     def has_exactly(self, path: str, size: int, sha256: str) -> bool: ...
-    def demand_writable(self) -> None: ...
+    def require_writable(self) -> None: ...
     def is_empty(self) -> bool: ...
     def staging(self) -> AbstractContextManager[None]: ...
     def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
 
 
-def place_at(url: str, patience: Patience) -> Place:
+def locate(url: str, policy: RetryPolicy) -> Location:
     """A folder, or what fsspec makes of a URL. Raises CometError for a URL that cannot be one."""
     scheme, separator, rest = url.partition("://")
     if mistyped := re.match(r"[a-z][a-z0-9]+:/(?!/)", url):
         raise CometError(f"{url}: neither a folder nor a URL; did you mean {mistyped[0]}/…?", exit_code=2)
     if not separator:
         return Folder(Path(url))
-    return Folder(Path(rest)) if scheme == "file" else Remote(url, patience)
+    return Folder(Path(rest)) if scheme == "file" else Remote(url, policy)

@@ -40,7 +40,7 @@ class Unreachable(CometError):
         self.what = what
 
 
-def saying(every: float = 5.0) -> Callable[[str], None]:
+def rate_limited(every: float = 5.0) -> Callable[[str], None]:
     """What writes lines to stderr, of those that come faster than `every` so many seconds the first."""
     last = -every
 
@@ -54,7 +54,7 @@ def saying(every: float = 5.0) -> Callable[[str], None]:
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a server may take: `seconds` without a byte, then for a whole file at `slowest` bytes a second.
 
     After a failure that may pass there are `retries` more tries, the first `pause` seconds later, each next one after
@@ -65,7 +65,7 @@ class Patience:
     slowest: float = 16 * 2**10
     retries: int = 5
     pause: float = 1.0
-    say: Callable[[str], object] = field(default_factory=saying, compare=False)
+    say: Callable[[str], object] = field(default_factory=rate_limited, compare=False)
 
     def whole(self, size: int) -> float:
         """Seconds that a file of this size may take."""
@@ -73,13 +73,13 @@ class Patience:
 
 
 class Remote:
-    """A cache's place at a URL. Paths are relative to it; `name` is how it is shown.
+    """A cache's location at a URL. Paths are relative to it; `name` is how it is shown.
 
     Raises CometError for a URL that cannot be one, and Unreachable while nobody answers.
     """
 
-    def __init__(self, url: str, patience: Patience) -> None:
-        self.url, self.patience = url.rstrip("/"), patience
+    def __init__(self, url: str, policy: RetryPolicy) -> None:
+        self.url, self.policy = url.rstrip("/"), policy
         self.scheme = url.partition("://")[0]
         self.name = shown(self.url)
         if "::" in url:
@@ -90,14 +90,14 @@ class Remote:
         if find_spec(package) is None:
             raise CometError(f"{self.name}: needs {package}; pip install 'comet-distill[{extra}]'", exit_code=2)
         if self.scheme in HTTP:
-            self.web = Web(patience.seconds)
+            self.web = Web(policy.seconds)
             return
         with self._errors(""):
             self.fs, self.root = fsspec.url_to_fs(self.url, **self._connection())
 
     def _connection(self) -> dict[str, Any]:
         """What the file system is opened with: timeouts, and the checks that its library leaves to the caller."""
-        seconds = self.patience.seconds
+        seconds = self.policy.seconds
         options: dict[str, Any] = {"skip_instance_cache": True}
         if self.scheme in SSH:  # (): those of ~/.ssh/known_hosts, which sshfs would not look at
             alive = {"keepalive_interval": seconds / 3, "keepalive_count_max": 3}
@@ -108,7 +108,7 @@ class Remote:
         return options
 
     def close(self) -> None:
-        """Ends what threads wait for, where that is possible; else they wait as long as `patience` lets them."""
+        """Ends what threads wait for, where that is possible; else they wait as long as `policy` lets them."""
         if self.scheme in HTTP:
             self.web.close()
 
@@ -151,7 +151,7 @@ class Remote:
 
     def _blocks(self, path: str, size: int) -> Blocks:
         """Raises FileNotFoundError when there is no file."""
-        total = self.patience.whole(size)
+        total = self.policy.whole(size)
         end = time.monotonic() + total
         source = self.web.blocks(self.at(path), total) if self.scheme in HTTP else self._read(path)
         with self._errors(path), closing(source) as blocks:
@@ -159,13 +159,13 @@ class Remote:
                 yield block
                 if time.monotonic() > end:
                     raise CometError(
-                        f"{self.name}/{path}: comes at less than {self.patience.slowest / 1024:.0f} KiB a second; run "
+                        f"{self.name}/{path}: comes at less than {self.policy.slowest / 1024:.0f} KiB a second; run "
                         "the same command again to go on"
                     )
 
     def _read(self, path: str) -> Blocks:
         options = {"block_size": 0} if self.scheme == "hf" else {}  # in one piece, not in ranges
-        timeout = {"timeout": self.patience.seconds} if self.scheme in SSH else {}
+        timeout = {"timeout": self.policy.seconds} if self.scheme in SSH else {}
         with self.fs.open(self.at(path), "rb", **options) as file:
             while block := file.read(BLOCK, **timeout):
                 yield block
@@ -182,7 +182,7 @@ class Remote:
         """Never proven from afar."""
         return False
 
-    def demand_writable(self) -> None:
+    def require_writable(self) -> None:
         """Raises CometError where nobody can write."""
         if self.scheme in HTTP:
             raise CometError(
