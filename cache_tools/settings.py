@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cache_tools.errors import CometError
+from cache_tools.signals import FAMILIES, LOGITS
 
 HUB_PREFIX = "hf:"  # of a data set of the hub, where a file could stand too
 MAP_SIZE = 64
@@ -49,8 +50,9 @@ class BuildSettings:
         require(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
         require(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
-        fewest = 2 if self.keep == "threshold" else 1
-        require(fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{fewest} to 16384")
+        require(self.keep in LOGITS, "--keep", self.keep, " or ".join(LOGITS))
+        logits = LOGITS[self.keep]
+        require(logits.fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{logits.fewest} to 16384")
         largest = min(self.seq_len, 4096)
         require(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
         require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
@@ -61,8 +63,9 @@ class BuildSettings:
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
         require(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
-        ok = self.keep == "topk" or 1.0 in self.temperatures
-        require(ok, "--temperatures", shown, "1 among them, since students are measured at it, with --keep threshold")
+        ok = 1.0 in self.temperatures or not logits.needs_one
+        reason = f"1 among them, since students are measured at it, with --keep {self.keep}"
+        require(ok, "--temperatures", shown, reason)
 
     @property
     def token_limit(self) -> int | None:
@@ -143,12 +146,12 @@ def parse_bytes(text: str) -> int:
     return size
 
 
-SIGNALS = ("all", "logits", "attention")  # what a smaller copy of a cache holds beside the tokens
+PART_SIGNALS = ("all", *FAMILIES)  # what a smaller copy of a cache can hold beside the tokens
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `SIGNALS`; and
+    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `PART_SIGNALS`; and
     whether it is detached from its text."""
 
     fraction: float | None = None

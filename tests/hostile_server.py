@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.mischief: dict[str, tuple[Mischief, int | None]] = {}
-        self.scored: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
         self.headers_seen: list[dict[str, str]] = []
         self.closing = threading.Event()
 
@@ -43,10 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.lstrip("/")  # whole URLs are asked of proxies
-        self.server.scored[path] += 1
+        self.server.asked[path] += 1
         self.server.headers_seen.append(dict(self.headers) | {"path": self.path})
         mischief, times = self.server.mischief.get(path, (honest, None))
-        if times is not None and self.server.scored[path] > times:
+        if times is not None and self.server.asked[path] > times:
             mischief = honest
         file = self.server.files / path
         if mischief is honest and not file.is_file():

@@ -16,8 +16,9 @@ from cache_tools.build.restore import committed_shards, rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.interrupts import signals_handled_by
 from cache_tools.settings import is_hub_text
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import rename_into, staging_in
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.layout import group_arrays
 from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, with_checksum, write_durably

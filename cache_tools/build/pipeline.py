@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_tools.build.workers import ALONE, Worker
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 from cache_tools.store.staging import STAGING, claimed_folder

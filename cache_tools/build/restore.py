@@ -15,8 +15,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError, visible
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import put_tokens, staging_in
-from cache_tools.store.layout import TOKEN_ARRAYS, encode_chunk
+from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import ShardKey, token_digest
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS

@@ -12,6 +12,7 @@ from cache_tools.cli.info import show_human
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
 from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
+from cache_tools.signals import LOGITS
 from cache_tools.text.languages import find_language
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
@@ -80,7 +81,7 @@ EXAMPLES = (
     "--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that are masked in one view."
 )
 @click.option("--top-k", default=BuildSettings.top_k, help="Tokens kept at each target, at most.")
-@click.option("--keep", type=click.Choice(["threshold", "topk"]), default=BuildSettings.keep,
+@click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,
               help="threshold: all tokens of probability above 1/k, and an unbiased sample of the others. topk: the "
               "best k and the mass of all others.")  # fmt: skip
 @click.option("--attention-layers", default=BuildSettings.attention_layers,

@@ -9,6 +9,7 @@ import click
 
 from cache_tools.cli.config import as_toml
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
+from cache_tools.signals import ATTENTION, LOGITS
 from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, left_out
 from cache_tools.store.reader import Cache
@@ -24,11 +25,7 @@ def describe(cache: Cache) -> dict[str, object]:
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
     size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
-    best = recipe.keep == "topk"
-    kept = f"the {recipe.top_k} best tokens" if best else f"up to {recipe.top_k} tokens by threshold sampling"
-    layers = ", ".join(str(layer) for layer in recipe.attention_layers)
-    every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
-    size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
+    kept = LOGITS[recipe.keep].kept(recipe)
     text_tokens = made_from.get("text_tokens")
     is_whole = cache.extent == whole_extent(recipe)
     excluded = listed(made_from.get("excluded", []), "name")
@@ -49,9 +46,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
-        "attention": f"layer {layers} of 0–{recipe.teacher_layers - 1}, {size_of_map}, of {every}"
-        if recipe.attention_layers
-        else "none",
+        "attention": ATTENTION.kept(recipe) if recipe.attention_layers else "none",
         "bytes": size,
     }
     if text_tokens and not missing and is_whole:

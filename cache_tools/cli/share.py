@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import one_line_errors
 from cache_tools.errors import CometError, printable
-from cache_tools.settings import SIGNALS, Part
+from cache_tools.settings import PART_SIGNALS, Part
 
 if TYPE_CHECKING:
     from cache_tools.sharing.plan import Plan
@@ -46,7 +46,10 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
             help="The first training shards up to so many tokens, padding counted.",
         ),
         click.option(
-            "--signals", type=click.Choice(SIGNALS), default="all", help="What to take of the teacher, beside the text."
+            "--signals",
+            type=click.Choice(PART_SIGNALS),
+            default="all",
+            help="Teacher signals to take, beside the text.",
         ),
         detach_option,
     ]

@@ -8,8 +8,7 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError, printable
 from cache_tools.sharing.detached import NOT_ANONYMOUS
-from cache_tools.sharing.parts import ATTENTION
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import LOGITS, kept_signals
 from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
@@ -71,15 +70,12 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
     teacher = printable(made_from.get("teacher"))
     tokens = made_from.get("text_tokens")
     shards = ", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS)
-    best = "best tokens" if recipe.keep == "topk" else "tokens at most, by threshold sampling"
-    signals = []
-    if any(name not in (*TOKEN_ARRAYS, ATTENTION) for name in extent.arrays):
-        signals.append(f"logits ({recipe.top_k} {best}; T = " + ", ".join(f"{t:g}" for t in recipe.temperatures) + ")")
-    if ATTENTION in extent.arrays:
-        signals.append(
-            f"attention maps of layers {', '.join(map(str, recipe.attention_layers))}, {recipe.attention_size} blocks "
-            f"a side, of one row in {recipe.attention_every}"
-        )
+    held = [signal for signal in kept_signals(recipe) if set(signal.arrays) & set(extent.arrays)]
+    temperatures = ", ".join(f"{t:g}" for t in recipe.temperatures)
+    signals = [
+        f"{signal.family} ({signal.kept(recipe)}" + f"; T = {temperatures}" * (signal.name in LOGITS) + ")"
+        for signal in held
+    ]
     rows = {
         "language": f"{language} ({code})",
         "teacher": f"{teacher}: {recipe.teacher_architecture}, {recipe.teacher_parameters:,} parameters"
@@ -139,20 +135,12 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
 
 def fidelity(recipe: Recipe, extent: Extent) -> str:
     """In what way the cache falls short of the teacher, and how anyone measures it."""
-    said = []
-    if {"sample_id", "topk_id"} & set(extent.arrays):
-        said.append(
-            "Logits: a sample whose expectation is the teacher's whole distribution; its likely tokens are exact."
-            if recipe.keep == "threshold"
-            else "Logits: the best tokens exactly, and the mass of all others as one number, which is a bias."
-        )
-    if ATTENTION in extent.arrays:
-        said.append("Attention: averaged over heads, pooled in blocks of positions, its square root rounded to 8 bits.")
-    said.append(
+    held = [signal.fidelity for signal in kept_signals(recipe) if set(signal.arrays) & set(extent.arrays)]
+    measured = (
         "Who has the teacher runs it again on some rows, and sees how far values, KL and maps are off: "
         "`comet-cache verify CACHE --teacher TEACHER --rows 256`."
     )
-    return " ".join(said)
+    return " ".join([*held, measured])
 
 
 def table(heads: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> list[str]:

@@ -9,7 +9,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.concurrent import map_concurrently, retry
 from cache_tools.sharing.locations.remote import RetryPolicy
-from cache_tools.store.layout import TEXT_ARRAYS
+from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.ledger import Extent, without_text
 from cache_tools.store.reader import Cache
 

@@ -4,12 +4,10 @@ from collections.abc import Iterable
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
+from cache_tools.signals import FAMILIES, TOKEN_ARRAYS, family_of
 from cache_tools.store.copy import ranges
-from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, Seal, ShardRecord
 from cache_tools.store.recipe import GROUPS, Recipe
-
-ATTENTION = "attention"
 
 
 def part_extent(
@@ -20,7 +18,8 @@ def part_extent(
     At least one training shard is in it. `records` are the commit records of the shards of the extent, as far as they
     exist. Raises CometError when there is no such part.
     """
-    arrays = tuple(name for name in extent.arrays if part.signals == "all" or is_of(name, part.signals))
+    families = ("tokens", *(FAMILIES if part.signals == "all" else (part.signals,)))
+    arrays = tuple(name for name in extent.arrays if family_of(name) in families)
     if set(arrays) <= set(TOKEN_ARRAYS):
         raise CometError(f"{where}: holds no {part.signals}, only {', '.join(extent.arrays)}", exit_code=2)
     size = {(r.group, r.shard): sum(r.files[name].size for name in arrays) for r in records}
@@ -44,10 +43,6 @@ def bytes_of(seal: Seal, extent: Extent, records: Iterable[ShardRecord]) -> int:
     held = set(extent.keys())
     files = (r.files[name].size for r in records if (r.group, r.shard) in held for name in extent.arrays)
     return sum(file.size for file in seal.files.values()) + sum(files)
-
-
-def is_of(array: str, signals: str) -> bool:
-    return array in TOKEN_ARRAYS or (array == ATTENTION) == (signals == "attention")
 
 
 def nearest_count(sizes: list[int], room: float) -> int:

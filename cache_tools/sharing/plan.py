@@ -15,8 +15,8 @@ from cache_tools.sharing.listing import ROOT, Listing, extent_of, id_of, read_re
 from cache_tools.sharing.locations.location import Location
 from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.parts import part_extent
+from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.copy import ranges, shortened
-from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.ledger import SEAL, Extent, ShardKey, ShardRecord, with_tokens
 from cache_tools.store.reader import Cache, read_attributes
 from cache_tools.store.recipe import GROUPS

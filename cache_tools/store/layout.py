@@ -12,18 +12,12 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
+from cache_tools.signals import AXES, NO_CODE, declared_arrays
 from cache_tools.store.recipe import MAX_SHARD_BYTES, Recipe
 from cache_tools.store.records import canonical, parse_json, read_bounded
 
 if TYPE_CHECKING:
     import zarr
-
-TOKEN_ARRAYS = ("input_ids", "length", "target_position", "target_id", "row_key")
-"""What `prepare` writes; the other arrays of a group are the teacher's."""
-
-TEXT_ARRAYS = ("input_ids", "target_id")
-"""Those of them that a text can be read from. A copy without them is detached from its text; the others stay, since the
-teacher's arrays are nothing without positions, and keys prove a text that is attached later."""
 
 VOCABULARY = "vocabulary"
 MAX_METADATA_BYTES = 64 * 2**10
@@ -34,7 +28,6 @@ BLOSC_FREE_FLAGS = 0b0001_0010  # blocks that are not split, and a plain copy wh
 SMALLEST_BLOCK = 4096  # of a chunk that is larger
 CRC_BYTES = 4
 ZSTD_LEVEL = 5
-NO_CODE = 255  # everywhere in a row of which no map is kept: of no map can it be everywhere in a line
 
 # Blosc's own threads change the bytes from run to run; a cache's bytes are its identity.
 numcodecs.blosc.use_threads = False
@@ -62,38 +55,12 @@ class ArraySpec:
 
 def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
     """The arrays of `train` or `validation`, by name."""
-    slots, k = recipe.max_targets, recipe.top_k
-    temperatures, layers, size = len(recipe.temperatures), len(recipe.attention_layers), recipe.attention_size
-    table: dict[str, tuple[str, int | float, dict[str, int]]] = {
-        "input_ids": ("int32", -1, {"position": recipe.seq_len}),
-        "length": ("uint16", 65535, {}),
-        "target_position": ("uint16", 65535, {"target": slots}),
-        "target_id": ("int32", -1, {"target": slots}),
-        "row_key": ("uint64", 0, {}),
-    }
-    of_target = {"target": slots}
-    at_temperature = of_target | {"temperature": temperatures}
-    if recipe.keep == "threshold":
-        table |= {
-            "sample_id": ("int32", -1, at_temperature | {"k": k}),
-            "sample_logweight": ("float16", math.nan, at_temperature | {"k": k}),
-            "entropy": ("float32", math.nan, at_temperature),
-            "entropy_seen": ("float32", math.nan, at_temperature),
-        }
-    else:
-        table |= {
-            "topk_id": ("int32", -1, of_target | {"k": k}),
-            "topk_logprob": ("float16", math.nan, of_target | {"k": k}),
-            "tail_logmass": ("float32", math.nan, at_temperature),
-            "tail_logmass_seen": ("float32", math.nan, at_temperature),
-        }
-    if layers:
-        table["attention"] = ("uint8", NO_CODE, {"layer": layers, "query_block": size, "key_block": size})
     specs = {}
-    for name, (dtype, fill, axes) in table.items():
-        shape = (recipe.rows(group), *axes.values())
-        chunk = (recipe.rows_per_shard, *axes.values())
-        specs[name] = ArraySpec(f"{group}/{name}", shape, chunk, np.dtype(dtype), fill, ("row", *axes))
+    for name, array in declared_arrays(recipe).items():
+        sizes = tuple(AXES[axis](recipe) for axis in array.axes)
+        shape, chunk = (recipe.rows(group), *sizes), (recipe.rows_per_shard, *sizes)
+        dimensions = ("row", *array.axes)
+        specs[name] = ArraySpec(f"{group}/{name}", shape, chunk, np.dtype(array.dtype), array.fill, dimensions)
     shard_bytes = sum(spec.chunk_bytes for spec in specs.values())
     if shard_bytes > MAX_SHARD_BYTES:
         largest = max(specs, key=lambda name: specs[name].chunk_bytes)

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import check_ranges, check_signals
 from cache_tools.store.layout import (
-    TOKEN_ARRAYS,
     VOCABULARY,
     check_array,
     check_group,

@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from cache_tools.errors import CometError
+from cache_tools.signals import LOGITS
 from cache_tools.store.records import canonical, sha256
 
 FORMAT_VERSION = 1
 GROUPS = ("train", "validation")
-KEEP_RULES = ("topk", "threshold")
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
 MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: what a reader must have memory for
 
@@ -126,12 +126,13 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
     require(named, "teacher_architecture", "the name of a class")
     require(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
-    require(value["keep"] in KEEP_RULES, "keep", " or ".join(KEEP_RULES))
+    require(value["keep"] in tuple(LOGITS), "keep", " or ".join(LOGITS))  # a list could not be looked up in a dict
+    logits = LOGITS[value["keep"]]
     require(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")
     for name in ("bos_id", "eos_id", "pad_id", "mask_id"):
         require(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
     require(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
-    require(value["top_k"] > 1 or value["keep"] == "topk", "top_k", "at least 2 for a threshold sample")
+    require(value["top_k"] >= logits.fewest, "top_k", f"at least {logits.fewest} for a {logits.name} sample")
     require(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
     require(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
     require(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
@@ -145,7 +146,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
     require_list("temperatures", float, 0.01, 1000.0, 1)
     require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
-    require(value["keep"] == "topk" or 1.0 in value["temperatures"], "temperatures", "1 among them")
+    require(1.0 in value["temperatures"] or not logits.needs_one, "temperatures", "1 among them")
     for name in ("special_ids", "temperatures", "attention_layers"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)

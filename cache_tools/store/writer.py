@@ -9,15 +9,8 @@ import zarr
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
-from cache_tools.store.layout import (
-    TOKEN_ARRAYS,
-    VOCABULARY,
-    ArraySpec,
-    declare_array,
-    encode_chunk,
-    group_arrays,
-    vocabulary_arrays,
-)
+from cache_tools.signals import TOKEN_ARRAYS
+from cache_tools.store.layout import VOCABULARY, ArraySpec, declare_array, encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import (
     EXTENT,
     LEDGER,

@@ -12,18 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.attention import AttentionCapture, to_codes
+from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError
-from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.layout import NO_CODE
+from cache_tools.signals import ARRAYS, UNUSED_POSITION, DeclaredArray, family_of
+from cache_tools.store.bounds import illegal_values
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.head import BlockedHead
-from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.threshold import keep_threshold_sample
-from cache_tools.teacher.topk import keep_topk
+from cache_tools.teacher.model import Observation, Teacher
+from cache_tools.teacher.signals import teacher_signals
 from cache_tools.text.masking import threshold_offsets
-
-NATS_STEPS = 1024
 
 
 @dataclass(frozen=True)
@@ -111,15 +108,16 @@ def host_batch(
 
 
 class TeacherPass:
-    """A teacher on a device, ready to make the signals of a recipe.
+    """A teacher on a device, ready to compute the signals of a recipe.
 
-    `teacher` is on the device, in the dtype it computes in; `seen` [V] bool says which ids occur in the corpus.
+    `teacher` is on the device, in the dtype it computes in; `seen` [V] bool marks the ids that occur in the corpus.
     """
 
     def __init__(self, teacher: Teacher, recipe: Recipe, seen: Tensor) -> None:
         self.teacher, self.recipe = teacher, recipe
         self.device = teacher.head.weight.device
         self.head = BlockedHead(teacher.head, seen.to(self.device))
+        self.signals = teacher_signals(recipe)
 
     @torch.inference_mode()
     def launch(self, batch: HostBatch) -> Launched:
@@ -134,30 +132,13 @@ class TeacherPass:
         capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size, map_row)
         hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
         features = self.teacher.transform(hidden[row, position])  # [T, H]
-        if recipe.keep == "threshold":
-            sample = keep_threshold_sample(features, self.head, recipe.top_k, recipe.temperatures, offset)
-            results = {
-                "sample_id": sample.ids.int(),
-                "sample_logweight": sample.logweight.half(),
-                "entropy": rounded(sample.entropy),
-                "entropy_seen": rounded(sample.entropy_seen),
-            }
-        else:
-            kept = keep_topk(features, self.head, recipe.top_k, recipe.temperatures)
-            results = {
-                "topk_id": kept.ids.int(),
-                "topk_logprob": kept.logprob.half(),
-                "tail_logmass": rounded(kept.tail_logmass),
-                "tail_logmass_seen": rounded(kept.tail_logmass_seen),
-            }
-        if recipe.attention_layers:
-            results["attention"] = to_codes(capture.maps())
-        return Launched(batch, features, {name: to_host(r) for name, r in results.items()}, began, DeviceTimer(device))
-
-
-def rounded(nats: Tensor) -> Tensor:
-    """To the nearest 1 / 1024, which halves the bytes and is finer than float16 log-probabilities are."""
-    return (nats * NATS_STEPS).round() / NATS_STEPS
+        observed = Observation(features, offset, capture)
+        results = {
+            name: to_host(array)
+            for signal in self.signals.values()
+            for name, array in signal.compute(observed, self.head).items()
+        }
+        return Launched(batch, features, results, began, DeviceTimer(device))
 
 
 def to_host(result: Tensor) -> Tensor:
@@ -174,25 +155,36 @@ def collect(launched: Launched) -> dict[str, NDArray]:
     Raises CometError when a value is not finite, as fp16 may overflow.
     """
     launched.finished.wait()
-    batch = launched.batch
-    results = {name: result.numpy() for name, result in launched.results.items()}
-    for name, values in results.items():
-        if name == "attention":
-            used = np.arange(values.shape[-1]) < batch.length[batch.map_row].numpy()[:, None]  # [B', m]
-            if not (values.any(-1) | ~used[:, None]).all():
-                raise CometError(overflow("attention is"))
-        elif np.isnan(values).any() or (name == "topk_logprob" and np.isinf(values).any()):
-            raise CometError(overflow("logits are"))
-    arrays = {}
-    for name, values in results.items():
-        if name == "attention":
-            arrays[name] = np.full((len(batch.length), *values.shape[1:]), NO_CODE, values.dtype)
-            arrays[name][batch.map_row.numpy()] = values
+    batch, arrays = launched.batch, {}
+    for name, result in launched.results.items():
+        values, declared = result.numpy(), ARRAYS[name]
+        if family_of(name) == "attention":
+            overflowed, axes = _has_lost_map(values, batch), values.shape[1:]
+            index: tuple[NDArray, ...] = (batch.map_row.numpy(),)
         else:
-            unused = UNUSED_ID if name.endswith("_id") else np.nan
-            arrays[name] = np.full((len(batch.length), batch.slots, *values.shape[1:]), unused, values.dtype)
-            arrays[name][batch.row.numpy(), batch.slot] = values
+            overflowed, axes = _is_illegal(declared, values), (batch.slots, *values.shape[1:])
+            index = (batch.row.numpy(), batch.slot)
+        if overflowed:
+            subject = "attention is" if family_of(name) == "attention" else "logits are"
+            raise CometError(
+                f"the teacher's {subject} not finite; in float16 some models overflow: use --dtype float32"
+            )
+        arrays[name] = np.full((len(batch.length), *axes), declared.fill, values.dtype)
+        arrays[name][index] = values
     return arrays
+
+
+def _has_lost_map(codes: NDArray, batch: HostBatch) -> bool:
+    """Whether a row of a map [B', layers, m, m] is zero where it is in use, which the codes of NaN are."""
+    used = np.arange(codes.shape[-1]) < batch.length[batch.map_row].numpy()[:, None]  # [B', m]
+    return not (codes.any(-1) | ~used[:, None]).all()
+
+
+def _is_illegal(declared: DeclaredArray, values: NDArray) -> bool:
+    """Whether one of these numbers at targets [T, …] may not be stored."""
+    if declared.legal is None or values.dtype.kind != "f":
+        return False
+    return any(illegal.any() for illegal in illegal_values(declared.legal, values, {}))
 
 
 def seen_mask(ids: NDArray[np.int32], vocab_size: int) -> Tensor:
@@ -200,7 +192,3 @@ def seen_mask(ids: NDArray[np.int32], vocab_size: int) -> Tensor:
     seen = torch.zeros(vocab_size, dtype=torch.bool)
     seen[torch.from_numpy(ids.astype(np.int64))] = True
     return seen
-
-
-def overflow(what: str) -> str:
-    return f"the teacher's {what} not finite; in float16 some models overflow: use --dtype float32"

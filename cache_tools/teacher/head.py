@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from cache_tools.signals import NATS_STEP
+
 BLOCK = 32
 SLICE = 4096  # tokens whose logits are formed at a time
 ALIGNMENT = 16  # targets: products with rows of any other length take up to half as long again
@@ -105,7 +107,7 @@ class BlockedHead:
         ids = [in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
         self.ids = torch.cat(ids).int()
         self.seen_blocks = len(ids[0])
-        self.vocab_size = vocab_size
+        self.vocab_size, self.plain = vocab_size, head
         token = self.ids.flatten().long()
         present = token < vocab_size
         token = token.where(present, 0)
@@ -205,3 +207,8 @@ def rank(values: Tensor, ids: Tensor) -> Tensor:
 def ranked_ids(rank: Tensor) -> Tensor:
     """The int64 ids in keys that `rank` made."""
     return HIGHEST_ID - (rank & HIGHEST_ID)
+
+
+def rounded_nats(values: Tensor) -> Tensor:
+    """To the nearest multiple of NATS_STEP."""
+    return (values / NATS_STEP).round() * NATS_STEP

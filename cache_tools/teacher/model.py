@@ -52,6 +52,19 @@ class Teacher:
         return hidden
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What one forward pass shows of a batch, on the device.
+
+    `features` [T, H] are the input of the head's last layer at each target; `offset` [T] float64 in [0, 1) is where its
+    sampling starts; `capture` holds the attention.
+    """
+
+    features: Tensor
+    offset: Tensor
+    capture: AttentionCapture
+
+
 def load_teacher(name: str) -> Teacher:
     """A masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
 

@@ -1,4 +1,4 @@
-"""The threshold sample: a few tokens that stand for a whole distribution without bias.
+"""The signal `threshold`: a few tokens that stand for a whole distribution without bias.
 
 Threshold sampling (Duffield, Lund, Thorup 2007, https://doi.org/10.1145/1314690.1314696) with the threshold τ = 1 / k
 for every target: each token with p ≥ τ is kept and stands for p; of the others one is drawn wherever their running sum
@@ -10,11 +10,25 @@ tokens. The most probable token is always kept; where it is below τ, the k − 
 import math
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.teacher.head import HIGHEST_ID, BlockedHead, BlockLogits, OpenedBlocks, ranked_ids
+from cache_tools.signals import HALF
+from cache_tools.store.recipe import Recipe
+from cache_tools.teacher.comparison import Arrays, Errors, both_ways, bucketed_kl, looked_up
+from cache_tools.teacher.head import (
+    HIGHEST_ID,
+    BlockedHead,
+    BlockLogits,
+    OpenedBlocks,
+    ranked_ids,
+    rounded_nats,
+)
+from cache_tools.teacher.model import Observation
 
+LEAST_DEVIATION = 2.0  # nats, of the log-probabilities of drawn tokens: a few of them may lie close together by chance
 NOT_KEPT = torch.iinfo(torch.int64).min
 
 
@@ -113,3 +127,94 @@ def taken_within(mass: Tensor, before: Tensor, after: Tensor) -> Tensor:
     steps = before[..., None] + share * (after - before)[..., None]
     steps = torch.where(running == running[..., -1:], after[..., None], steps)
     return torch.diff(steps.floor(), dim=2, prepend=before[..., None].floor()) > 0
+
+
+@dataclass(frozen=True)
+class ThresholdLogits:
+    """Compute and compare the arrays of `threshold`."""
+
+    recipe: Recipe
+
+    def compute(self, observed: Observation, head: BlockedHead) -> dict[str, Tensor]:
+        sample = keep_threshold_sample(
+            observed.features, head, self.recipe.top_k, self.recipe.temperatures, observed.offset
+        )
+        return {
+            "sample_id": sample.ids.int(),
+            "sample_logweight": sample.logweight.half(),
+            "entropy": rounded_nats(sample.entropy),
+            "entropy_seen": rounded_nats(sample.entropy_seen),
+        }
+
+    def recompute(self, stored: Arrays, features: Tensor, head: BlockedHead) -> dict[str, Tensor]:
+        """`sample_logprob` [T, n_T, k] float32: log-probabilities of the stored ids, NaN in empty slots."""
+        ids = torch.from_numpy(stored["sample_id"].astype(np.int64))  # [T, n_T, k]
+        logprob = torch.empty(ids.shape)
+        for portion in head.portions(len(features)):
+            logits = head.plain.logits(features[portion])  # [t, V]
+            for index, temperature in enumerate(self.recipe.temperatures):
+                wanted = ids[portion, index].clamp(min=0).to(logits.device)  # [t, k]
+                log_total = (logits / temperature).logsumexp(1, keepdim=True)
+                logprob[portion, index] = (logits.gather(1, wanted) / temperature - log_total).cpu()
+        return {"sample_logprob": logprob.masked_fill(ids < 0, torch.nan)}
+
+    def compare(self, stored: Arrays, found: Arrays) -> Errors:
+        """Errors of arrays [T, …]; `found` holds the `sample_logprob` of `recompute`, too.
+
+        `kl` is over the tokens that both runs keep for certain and the rest as one bucket, a lower bound of the true
+        one. Shares are 1 for each stored id that is not found, else 0. `drawn_logprob`: see `drawn_bias`.
+        """
+        k = self.recipe.top_k
+        ids, again = (arrays["sample_id"].reshape(-1, k) for arrays in (stored, found))  # [T · n_T, k]
+        value, value_again = (arrays["sample_logweight"].reshape(-1, k).astype(float) for arrays in (stored, found))
+        certain, certain_again = certain_slots(value, k), certain_slots(value_again, k)
+        drawn = (ids >= 0) & ~certain
+        match = looked_up(np.where(certain, ids, -1), np.where(certain_again, again, -1), value_again)
+        match_again = looked_up(np.where(certain_again, again, -1), np.where(certain, ids, -1), value)
+        highest, highest_again = (
+            np.minimum(v[:, :1], -math.log(k)) for v in (value, value_again)
+        )  # of what is not certain
+        weights = both_ways(value, match, highest_again, value_again, match_again, highest)
+        errors = {"sample_logweight": weights[np.concatenate([certain, certain_again])]}
+        for name in ("entropy", "entropy_seen"):
+            errors[name] = np.abs(stored[name].astype(float) - found[name].astype(float))
+        rest, rest_again = (
+            np.maximum(1 - np.where(np.isnan(m), 0.0, np.exp(v)).sum(1), HALF)
+            for m, v in ((match, value), (match_again, value_again))
+        )
+        errors["kl"] = bucketed_kl(value, match, rest, rest_again)
+        errors["certain_id"] = np.isnan(match)[certain].astype(float)
+        errors["drawn_id"] = np.isnan(looked_up(ids, again, value_again))[drawn].astype(float)
+        others = np.where(certain_again, value_again, -np.inf)
+        errors["drawn_logprob"] = drawn_bias(
+            found["sample_logprob"].reshape(-1, k), drawn, found["entropy"].reshape(-1), others
+        )
+        return errors
+
+
+def drawn_bias(
+    logprob: NDArray, drawn: NDArray[np.bool_], entropy: NDArray, certain: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[1] how far the mean log-probability of the drawn tokens lies from what it should be, beyond six standard
+    errors; empty where nothing is drawn.
+
+    Which tokens are drawn depends on the last bits of many probabilities, their mean does not: a token is drawn in
+    proportion to its p, so that of those that are not certain it should be Σ p log p / Σ p, which entropy [T] and the
+    log-probabilities of the certain [T, k] (−∞ in other slots) give. `logprob` and `drawn` [T, k].
+    """
+    certain_terms = (np.exp(certain) * np.where(certain > -np.inf, certain, 0.0)).sum(1)
+    expected = -(entropy + certain_terms) / np.maximum(1 - np.exp(certain).sum(1), HALF)  # [T]
+    deviation = (logprob - expected[:, None])[drawn].astype(float)
+    if not len(deviation):
+        return deviation
+    error = max(deviation.std(), LEAST_DEVIATION) / math.sqrt(len(deviation))
+    return np.maximum(np.abs(deviation.mean(keepdims=True)) - 6 * error, 0.0)
+
+
+def certain_slots(logweight: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
+    """[T, k] which slots hold tokens that stand for their own probability: the first, and where that is not below
+    τ = 1 / k, all above τ."""
+    threshold = float(np.float16(-math.log(k)))
+    certain = (logweight > threshold) & (logweight[:, :1] >= threshold)
+    certain[:, 0] = True
+    return certain

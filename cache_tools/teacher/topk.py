@@ -1,4 +1,4 @@
-"""The k most probable tokens of each target, and the mass of all others.
+"""The signal `topk`: the k most probable tokens of each target, and the mass of all others.
 
 What is not kept is summed itself, never taken as total − kept, which would cancel where the tail is small. Nothing
 here waits for the device: all shapes follow from the settings.
@@ -6,10 +6,15 @@ here waits for the device: all shapes follow from the settings.
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.teacher.head import BlockedHead, ranked_ids
+from cache_tools.store.recipe import Recipe
+from cache_tools.teacher.comparison import Arrays, Errors, both_ways, bucketed_kl, looked_up
+from cache_tools.teacher.head import BlockedHead, ranked_ids, rounded_nats
+from cache_tools.teacher.model import Observation
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,49 @@ def keep_topk(features: Tensor, head: BlockedHead, k: int, temperatures: tuple[f
         logprob = kept - log_total[:, None]
         parts.append(TopLogits(ids, logprob, torch.logaddexp(logmass_seen, logmass_unseen), logmass_seen))
     return TopLogits(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(TopLogits)))
+
+
+@dataclass(frozen=True)
+class TopkLogits:
+    """Compute and compare the arrays of `topk`."""
+
+    recipe: Recipe
+
+    def compute(self, observed: Observation, head: BlockedHead) -> dict[str, Tensor]:
+        kept = keep_topk(observed.features, head, self.recipe.top_k, self.recipe.temperatures)
+        return {
+            "topk_id": kept.ids.int(),
+            "topk_logprob": kept.logprob.half(),
+            "tail_logmass": rounded_nats(kept.tail_logmass),
+            "tail_logmass_seen": rounded_nats(kept.tail_logmass_seen),
+        }
+
+    def recompute(self, stored: Arrays, features: Tensor, head: BlockedHead) -> dict[str, Tensor]:
+        return {}
+
+    def compare(self, stored: Arrays, found: Arrays) -> Errors:
+        """Errors of arrays [T, …]. `kl` is over the tokens that both runs keep and the rest as one bucket."""
+        ids, again = stored["topk_id"], found["topk_id"]  # [T, k]
+        value, value_again = stored["topk_logprob"].astype(float), found["topk_logprob"].astype(float)
+        match, match_again = looked_up(ids, again, value_again), looked_up(again, ids, value)  # [T, k] NaN: not there
+        errors = {"topk_logprob": both_ways(value, match, value_again[:, -1:], value_again, match_again, value[:, -1:])}
+        scale = 1 / np.array(self.recipe.temperatures)
+        moved = np.isnan(match).sum(1)[:, None] * np.exp(np.maximum(value, value_again)[:, -1:] * scale)  # [T, n_T]
+        for name in ("tail_logmass", "tail_logmass_seen"):
+            errors[name] = _tail_errors(stored[name].astype(float), found[name].astype(float), moved)
+        kl = []
+        for index, power in enumerate(scale):
+            rest, rest_again = (
+                np.exp(arrays["tail_logmass"][:, index].astype(float))
+                + np.where(np.isnan(m), np.exp(v * power), 0.0).sum(1)
+                for arrays, m, v in ((stored, match, value), (found, match_again, value_again))
+            )  # [T]
+            kl.append(bucketed_kl(value * power, match * power, rest, rest_again))
+        return errors | {"kl": np.stack(kl), "topk_id": np.isnan(match).astype(float)}
+
+
+def _tail_errors(tail: NDArray, tail_again: NDArray, moved: NDArray) -> NDArray[np.float64]:
+    """How far apart the log masses are when up to a mass `moved` went from the kept tokens into the tail, or back."""
+    low, high = np.log(np.maximum(np.exp(tail) - moved, 0.0)), np.log(np.exp(tail) + moved)
+    apart = np.maximum(np.maximum(low - tail_again, tail_again - high), 0.0)
+    return np.where(tail == tail_again, 0.0, apart)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.text.exclusion import NgramIndex, contain_ngram, index_ngrams, words
 from cache_tools.text.hub_text import HubText

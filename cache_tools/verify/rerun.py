@@ -5,26 +5,24 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.settings import RecheckSettings
-from cache_tools.signals import UNUSED_POSITION
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import DTYPES, TOKEN_ARRAYS, UNUSED_POSITION, kept_signals
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.teacher.comparison import LOGITS, errors_of
+from cache_tools.teacher.comparison import Arrays
 from cache_tools.teacher.device import choose_batch_size, choose_dtype, numerics, smaller_batch
 from cache_tools.teacher.forward import TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.identity import identity_differences
 from cache_tools.teacher.model import load_teacher
+from cache_tools.teacher.signals import errors_of
 from cache_tools.text.masking import mix
 from cache_tools.text.tokenizer import load_teacher_tokenizer
-from cache_tools.verify.tolerance import DTYPES, Deviations
-from cache_tools.verify.values import Arrays
+from cache_tools.verify.tolerance import Deviations
 
 
 class TeacherRerun:
@@ -116,19 +114,20 @@ class TeacherRerun:
 
 
 def compared_arrays(cache: Cache) -> tuple[str, ...]:
-    """The arrays of this copy that the teacher is run on and compared with. Raises CometError likewise."""
+    """The arrays of this copy that the teacher reads and is compared with. Raises CometError as `TeacherRerun` does."""
     tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
-    logits = LOGITS[cache.recipe.keep]
-    signals = (logits if held >= set(logits) else ()) + (("attention",) if "attention" in held else ())
+    kept = kept_signals(cache.recipe)
+    signals = [name for signal in kept if held >= set(signal.arrays) for name in signal.arrays]
     if "input_ids" not in held:
         cache.require_text()
     if not held >= set(tokens) or not signals:
         raise CometError(
             f"{cache.root}: this copy holds {', '.join(cache.extent.arrays)}; to run the teacher again expected "
-            f"{', '.join(tokens)}, and {', '.join(logits)} or attention; verify a copy that has them",
+            f"{', '.join(tokens)}, and {' or '.join(', '.join(signal.arrays) for signal in kept)}; verify a copy that "
+            "has them",
             exit_code=2,
         )
-    return tokens + signals
+    return (*tokens, *signals)
 
 
 def dtype_to_run_in(built_in: str, requested: str, device: torch.device) -> str:
@@ -168,30 +167,17 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
 
 @torch.inference_mode()
 def signals_again(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
-    """The teacher's arrays of the rows `stored`, which are these of their shard, as the build makes them.
-
-    Where they hold a threshold sample, also `sample_logprob` [R, M, n_T, k] float32: the log-probabilities of the
-    stored ids, NaN where there is none.
-    """
-    recipe = teacher_pass.recipe
+    """The teacher's arrays of the rows `stored`, which are these of their shard, as the build makes them, and beside
+    them those that only a comparison needs."""
     tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}
-    launched = teacher_pass.launch(host_batch(recipe, tokens, numbers))
+    launched = teacher_pass.launch(host_batch(teacher_pass.recipe, tokens, numbers))
     found = collect(launched)
-    if "sample_id" in stored:
-        used = stored["target_position"] != UNUSED_POSITION  # [R, M]
-        ids = torch.from_numpy(stored["sample_id"][used].astype(np.int64))  # [T, n_T, k]
-        found["sample_logprob"] = np.full(stored["sample_id"].shape, np.nan, np.float32)
-        found["sample_logprob"][used] = logprob_of(teacher_pass, launched.features, ids).masked_fill(ids < 0, torch.nan)
+    used = stored["target_position"] != UNUSED_POSITION  # [R, M]
+    for kept in kept_signals(teacher_pass.recipe):
+        if stored.keys() >= kept.arrays.keys() and kept.family == "logits":
+            at_targets = {name: stored[name][used] for name in kept.arrays}
+            signal = teacher_pass.signals[kept.name]
+            for name, values in signal.recompute(at_targets, launched.features, teacher_pass.head).items():
+                found[name] = np.full((*used.shape, *values.shape[1:]), np.nan, np.float32)
+                found[name][used] = values
     return found
-
-
-def logprob_of(teacher_pass: TeacherPass, features: Tensor, ids: Tensor) -> Tensor:
-    """[T, n_T, k] log-probabilities of tokens `ids` [T, n_T, k] at each temperature, of features [T, H]."""
-    logprob = torch.empty(ids.shape)
-    for portion in teacher_pass.head.portions(len(features)):
-        logits = teacher_pass.teacher.head.logits(features[portion])  # [t, V]
-        for index, temperature in enumerate(teacher_pass.recipe.temperatures):
-            wanted = ids[portion, index].clamp(min=0).to(logits.device)  # [t, k]
-            log_total = (logits / temperature).logsumexp(1, keepdim=True)
-            logprob[portion, index] = (logits.gather(1, wanted) / temperature - log_total).cpu()
-    return logprob

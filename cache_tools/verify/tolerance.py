@@ -1,12 +1,13 @@
 """How far a teacher that is run again may be off what a cache holds, and whether it is.
 
 Two runs of one teacher differ by rounding: in the last bits of the dtype that it computes in, and then by a step of
-what the cache stores (float16, 1 / 1024 nat, a code of a map). TOLERANCES hold for the coarser dtype of the two. Those
-of float32 are two to four steps. Those of the others are about four times what was seen of any row, of shares of ids
-of all rows together, on a CPU, with two real teachers of 4 and 6 layers: twice for a depth of 24, with whose root
-rounding grows, and twice for other devices. Batches of other sizes or lengths alone give up to half of what a coarser
-dtype does, so an equal dtype is given no less. To see such figures for a teacher, build with `--rows-per-shard 1
---dtype float32` and verify with `--teacher … --dtype bfloat16`; the worst shard is then the worst row.
+what the cache stores (float16, 1 / 1024 nat, a code of a map). The tolerances, in `cache_tools.signals`, hold for the
+coarser dtype of the two. Those of float32 are two to four steps. Those of the others are about four times the largest
+error seen in any row (of shares of ids: in all rows together), on a CPU, with two real teachers of 4 and 6 layers:
+twice for a depth of 24, with whose root rounding grows, and twice for other devices. Batches of other sizes or lengths
+alone give up to half of what a coarser dtype does, so an equal dtype is given no less. To see such figures for a
+teacher, build with `--rows-per-shard 1 --dtype float32` and verify with `--teacher … --dtype bfloat16`; the worst shard
+is then the worst row.
 """
 
 import math
@@ -14,38 +15,13 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from cache_tools.teacher.comparison import RATES, Errors
-
-DTYPES = ("float32", "float16", "bfloat16")  # finest first
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What the mean and the largest error in the rows of one shard may be; of RATES the mean only."""
-
-    mean: float
-    largest: float = math.inf
-
-
-TOLERANCES: dict[str, tuple[Tolerance, Tolerance, Tolerance]] = {  # in the order of DTYPES
-    "topk_logprob": (Tolerance(0.002, 0.032), Tolerance(0.012, 0.1), Tolerance(0.13, 0.7)),
-    "tail_logmass": (Tolerance(0.002, 0.004), Tolerance(0.01, 0.06), Tolerance(0.1, 0.5)),
-    "tail_logmass_seen": (Tolerance(0.002, 0.004), Tolerance(0.01, 0.06), Tolerance(0.1, 0.5)),
-    "topk_id": (Tolerance(0.001), Tolerance(0.01), Tolerance(0.07)),
-    "sample_logweight": (Tolerance(0.002, 0.032), Tolerance(0.012, 0.1), Tolerance(0.13, 0.7)),
-    "entropy": (Tolerance(0.002, 0.004), Tolerance(0.01, 0.06), Tolerance(0.1, 0.5)),
-    "entropy_seen": (Tolerance(0.002, 0.004), Tolerance(0.01, 0.06), Tolerance(0.1, 0.5)),
-    "certain_id": (Tolerance(0.001), Tolerance(0.01), Tolerance(0.08)),
-    "drawn_id": (Tolerance(0.01), Tolerance(1.0), Tolerance(1.0)),  # a coarser dtype draws others, as probable
-    "drawn_logprob": (Tolerance(0.1, 0.1), Tolerance(0.1, 0.1), Tolerance(0.1, 0.1)),  # from rounding of entropies
-    "kl": (Tolerance(1e-5, 1e-4), Tolerance(1e-4, 5e-4), Tolerance(1e-3, 5e-3)),
-    "attention": (Tolerance(0.001, 0.016), Tolerance(0.008, 0.035), Tolerance(0.03, 0.1)),
-}
+from cache_tools.signals import DTYPES, MEASURES, Tolerance
+from cache_tools.teacher.comparison import Errors
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The errors of one measure in the rows of one shard, in the unit of `comparison.errors_of`."""
+    """The errors of one measure in the rows of one shard, in the unit of the measure."""
 
     count: int
     mean: float
@@ -74,7 +50,7 @@ class Deviations:
         return self.built_in, self.built_on, self.run_in, self.run_on
 
     def allowed(self, measure: str) -> Tolerance:
-        return TOLERANCES[measure][max(DTYPES.index(self.built_in), DTYPES.index(self.run_in))]
+        return MEASURES[measure].tolerances[max(DTYPES.index(self.built_in), DTYPES.index(self.run_in))]
 
     def add(self, rows: int, errors: Errors) -> list[str]:
         """Takes in the rows of one shard. Returns what is beyond tolerance, in words."""
@@ -106,7 +82,7 @@ class Deviations:
             "worst_shard": {
                 name: {n: x if math.isfinite(x) else None for n, x in asdict(one).items()}
                 | {"allowed_mean": tolerated[name].mean}
-                | ({"allowed_largest": tolerated[name].largest} if name not in RATES else {})
+                | ({"allowed_largest": tolerated[name].largest} if MEASURES[name].unit != "share" else {})
                 for name, one in self.worst.items()
             },
         }
@@ -119,8 +95,8 @@ class Deviations:
             f"  {'off in the worst shard':<26}{'mean':>9}{'median':>9}{'99 %':>9}{'most':>9}   allowed mean, most",
         ]
         for name, one in self.worst.items():
-            allowed, unit = self.allowed(name), "radians" if name == "attention" else "nats"
-            if name in RATES:
+            allowed, unit = self.allowed(name), MEASURES[name].unit
+            if unit == "share":
                 share = f"{allowed.mean:.2%}" if allowed.mean < 1 else "any"
                 lines.append(f"  {f'{name}, share':<26}{one.mean:>9.2%}{'':27}   {share}")
             else:
@@ -138,9 +114,9 @@ def summary(errors: np.ndarray) -> Summary:
 def beyond(measure: str, found: Summary, allowed: Tolerance) -> str | None:
     """What is too far off, in words; None when nothing is.
 
-    Of RATES the count may be four standard deviations, and one, above the share: a shard may give a few ids only.
+    Of a share the count may be four standard deviations, and one, above the share: a shard may give a few ids only.
     """
-    if measure in RATES:
+    if MEASURES[measure].unit == "share":
         expected = found.count * allowed.mean
         if found.mean * found.count <= expected + 4 * math.sqrt(expected) + 1:
             return None

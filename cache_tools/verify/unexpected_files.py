@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
-from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
+from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.ledger import EXTENT, LOCK, SEAL, ShardKey, shard_record_path
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS

@@ -4,20 +4,27 @@ Bounds allow for what the format rounds: float16 to 2⁻¹¹ of a value, tails a
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.bounds import repeated
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import (
+    ARRAYS,
+    HALF,
+    NATS_STEP,
+    THRESHOLD,
+    TOKEN_ARRAYS,
+    TOPK,
+    UNUSED_POSITION,
+    kept_signals,
+    require_declared,
+)
+from cache_tools.store.bounds import check_signals, repeated
 from cache_tools.store.reader import Vocabulary
 from cache_tools.store.recipe import Recipe
 from cache_tools.text.masking import Masking, mask_rows
 
-HALF = 2.0**-11  # relative rounding of float16
-STEP = 1 / 1024  # rounding of tails and entropies, in nats
 MASS = 2e-3  # what kept and tail mass may differ from 1
 CODES = 255
 
@@ -63,13 +70,16 @@ def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
                 yield f"{name}: not what the masking of view {one} gives at row {row} (of {differs.sum()})"
 
 
-def slot_errors(arrays: Arrays, used: NDArray[np.bool_], names: tuple[str, ...]) -> Iterator[str]:
-    """Unused targets hold nothing: −1 for an id, NaN for a number. `used` [R, M]."""
+def table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:
+    """Violations of the table: unused targets hold the fill value, and those in use legal ones."""
+    used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
     for name in names:
-        values = arrays[name][~used]
-        holds = values != UNUSED_ID if name.endswith("_id") else ~np.isnan(values)
-        if np.any(holds):
-            yield f"{name}: {np.count_nonzero(holds)} values where there is no target"
+        declared = ARRAYS[name]
+        if "target" in declared.axes:
+            unused = arrays[name][~used]
+            holds = ~np.isnan(unused) if declared.fill != declared.fill else unused != declared.fill
+            if np.any(holds):
+                yield f"{name}: {np.count_nonzero(holds)} values where there is no target"
 
 
 def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
@@ -79,9 +89,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     m q^(a−1) and at most n (m/n)^a, which is when all are equal (Jensen); for a > 1 the other way round.
     """
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
-    names = ("topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen")
-    yield from slot_errors(arrays, used, names)
-    ids, logprob, tail, tail_seen = (arrays[name][used] for name in names)  # [T, k], [T, k], [T, n_T], [T, n_T]
+    ids, logprob, tail, tail_seen = (arrays[name][used] for name in TOPK.arrays)  # [T, k], [T, k], [T, n_T], [T, n_T]
     logprob, tail, tail_seen = (values.astype(np.float64) for values in (logprob, tail, tail_seen))
     if np.any(wrong := (ids < 0).any(1) | repeated(ids)):
         yield f"topk_id: expected {recipe.top_k} different tokens at each target, found others at {wrong.sum()} targets"
@@ -91,7 +99,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     if np.isnan(tail).any() or np.isnan(tail_seen).any():
         yield "tail_logmass: NaN at a target"
         return
-    if np.any(wrong := tail_seen > tail + STEP):
+    if np.any(wrong := tail_seen > tail + NATS_STEP):
         yield f"tail_logmass_seen: more than tail_logmass {wrong.sum()} times"
     others = recipe.vocab_size - recipe.top_k
     kept = np.exp(logprob).sum(1)
@@ -101,7 +109,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
             at_one = tail[:, recipe.temperatures.index(1.0)]
             if np.any(wrong := np.abs(kept + np.exp(at_one) - 1) > MASS + rounding):
                 yield f"tail_logmass: expected kept and tail mass to make 1, found others at {wrong.sum()} targets"
-            low, high = at_one - STEP, at_one + STEP
+            low, high = at_one - NATS_STEP, at_one + NATS_STEP
         else:
             low = np.log(np.clip(1 - kept - MASS - rounding, 0, None))
             high = np.log(np.clip(1 - kept + MASS + rounding, 0, None))
@@ -111,7 +119,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         equal = np.log(max(others, 1)) * (1 - power)
         bounds = [(equal + power * mass, mass + (power - 1) * largest) for mass in (low, high)]
         smallest, most = (bounds[0][1], bounds[1][0]) if power < 1 else (bounds[0][0], bounds[1][1])
-        wrong = (tail[:, index] < smallest - 2 * STEP) | (tail[:, index] > most + 2 * STEP)
+        wrong = (tail[:, index] < smallest - 2 * NATS_STEP) | (tail[:, index] > most + 2 * NATS_STEP)
         if np.any(wrong := wrong if others else tail[:, index] != -np.inf):
             yield f"tail_logmass: at T = {temperature:g} outside what its mass allows at {wrong.sum()} targets"
 
@@ -120,9 +128,9 @@ def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     """Samples are different tokens, in leading slots, of falling weight but for the first; their weights make 1 within
     one draw; entropies are between 0 and the logarithm of the number of tokens."""
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
-    names = ("sample_id", "sample_logweight", "entropy", "entropy_seen")
-    yield from slot_errors(arrays, used, names)
-    ids, logweight, entropy, entropy_seen = (arrays[name][used] for name in names)  # [T, n_T, k] twice, [T, n_T] twice
+    ids, logweight, entropy, entropy_seen = (
+        arrays[name][used] for name in THRESHOLD.arrays
+    )  # [T, n_T, k] twice, [T, n_T] twice
     logweight = logweight.astype(np.float64)
     held = ids >= 0  # [T, n_T, k]
     if np.any(wrong := ~held[..., 0] | (np.diff(held.astype(np.int8), axis=-1) > 0).any(-1) | repeated(ids)):
@@ -140,7 +148,7 @@ def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         yield f"sample_logweight: expected weights that make 1 within one draw, found others at {wrong.sum()} targets"
     most = {"entropy": (entropy, recipe.vocab_size), "entropy_seen": (entropy_seen, recipe.seen_size)}
     for name, (values, count) in most.items():
-        if np.any(wrong := ~((values >= -STEP) & (values <= np.log(count) + STEP))):
+        if np.any(wrong := ~((values >= -NATS_STEP) & (values <= np.log(count) + NATS_STEP))):
             yield f"{name}: expected 0 to log {count}, found others at {wrong.sum()} targets"
 
 
@@ -162,18 +170,29 @@ def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         yield f"attention: expected the rows of a map to sum to 1, found others in {wrong.sum()} maps"
 
 
+_RELATIONS = {"topk": topk_errors, "threshold": sample_errors, "attention": attention_errors}
+"""Of signals whose values hold more than the table says."""
+
+
 def shard_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> list[str]:
-    """Everything that is wrong with the values of a shard; those arrays are looked at that are there."""
+    """Everything that is wrong with the values of a shard, as far as its arrays are there.
+
+    Raises CometError for an undeclared array, and for an illegal value of a signal that is not all there.
+    """
+    where = f"shard {group} {shard}"
+    require_declared(arrays, recipe, where)
     found: list[str] = []
     if arrays.keys() >= set(TOKEN_ARRAYS):
         found += token_errors(arrays, recipe, group, shard, seen)
-    if "target_position" in arrays:
-        if arrays.keys() >= {"topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen"}:
-            found += topk_errors(arrays, recipe)
-        if arrays.keys() >= {"sample_id", "sample_logweight", "entropy", "entropy_seen"}:
-            found += sample_errors(arrays, recipe)
-    if arrays.keys() >= {"attention", "length"}:
-        found += attention_errors(arrays, recipe)
+    if "target_position" not in arrays or "length" not in arrays:
+        return found
+    for signal in kept_signals(recipe):
+        held = [name for name in signal.arrays if name in arrays]
+        found += table_errors(arrays, held)
+        if len(held) == len(signal.arrays) and signal.name in _RELATIONS:
+            found += _RELATIONS[signal.name](arrays, recipe)
+        else:
+            check_signals({name: arrays[name] for name in ("target_position", *held)}, where)
     return found
 
 

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import check_ranges
-from cache_tools.store.layout import TOKEN_ARRAYS, decode_chunk, max_file_bytes
+from cache_tools.store.layout import decode_chunk, max_file_bytes
 from cache_tools.store.ledger import TOKENIZER, ShardKey
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache, open_cache

@@ -20,9 +20,9 @@ from small_caches import change_json, recipe_json
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.layout import (
     CRC_BYTES,
-    TOKEN_ARRAYS,
     ArraySpec,
     decode_chunk,
     encode_chunk,

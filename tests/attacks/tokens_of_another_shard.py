@@ -6,7 +6,7 @@ import running
 from forging import write_array
 
 from cache_tools import open_cache
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import TOKEN_ARRAYS
 
 AGAINST = "verify --deep"
 REFUSED = "the rows are not the token stream that the recipe knows of"

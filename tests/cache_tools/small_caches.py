@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import open_cache
-from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, encode_chunk, group_arrays, vocabulary_arrays
+from cache_tools.signals import NO_CODE, TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
+from cache_tools.store.layout import encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import with_checksum, write_durably

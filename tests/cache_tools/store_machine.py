@@ -20,8 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from small_caches import commit, prepare_cache, shard_places, small_recipe
 
 from cache_tools.errors import CometError
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import cut, merge, put_tokens, ranges
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.layout import group_arrays
 from cache_tools.store.ledger import Extent, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS

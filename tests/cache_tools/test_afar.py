@@ -18,7 +18,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
 from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.remote_shards import open_afar
-from cache_tools.store.layout import TEXT_ARRAYS
+from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.records import with_checksum
 
 PATIENT = RetryPolicy(retries=2, pause=0.02)
@@ -52,7 +52,7 @@ def same(one: Cache, other: Cache) -> None:
 
 
 def chunks(server: Server) -> dict[str, int]:
-    return {path: count for path, count in server.scored.items() if "/c/" in path and "vocabulary" not in path}
+    return {path: count for path, count in server.asked.items() if "/c/" in path and "vocabulary" not in path}
 
 
 def test_it_reads_as_from_a_folder_and_every_file_once(server: Server, whole: Cache, local: LocalCache) -> None:
@@ -161,7 +161,7 @@ def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
 
     thread = Thread(target=read)
     thread.start()
-    while not server.scored[CHUNK]:
+    while not server.asked[CHUNK]:
         time.sleep(0.01)
     afar.close()
     thread.join(10)

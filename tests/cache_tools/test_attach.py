@@ -18,8 +18,8 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.attach import attach
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
+from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.copy import cut
-from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent, without_text
 from cache_tools.verify.verify import verify
 

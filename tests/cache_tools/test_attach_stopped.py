@@ -21,8 +21,9 @@ from cache_tools.build.attach import attach
 from cache_tools.build.restore import rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
+from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.copy import cut
-from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS, encode_chunk
+from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import SEAL, file_record, token_digest, without_text
 from cache_tools.verify.verify import verify
 

@@ -46,7 +46,7 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
         "| teacher | Davlan/afro-xlmr-large: XLMRobertaForMaskedLM, 1,000 parameters (mit) |",
         "| tokens | 1,234, 1 masked view |",
         "| shards | 3 of 3 train, 1 of 1 validation |",
-        "attention maps of layers 1, 2",
+        "attention (layer 1, 2 of 0–",
         "Logits: the best tokens exactly, and the mass of all others as one number",
         "`comet-cache verify CACHE --teacher TEACHER --rows 256`",
         "| hf:wikimedia/wikipedia:20231101.rw | cc-by-sa-3.0, gfdl |",

@@ -8,11 +8,14 @@ import pytest
 from numpy.typing import NDArray
 from small_caches import small_recipe
 
-from cache_tools.signals import UNUSED_POSITION
-from cache_tools.teacher.comparison import RATES, certain_slots, drawn_bias, errors_of, looked_up
-from cache_tools.verify.tolerance import DTYPES, TOLERANCES, Deviations, Summary, Tolerance, beyond, summary
+from cache_tools.signals import DTYPES, MEASURES, UNUSED_POSITION, Tolerance
+from cache_tools.teacher.comparison import looked_up
+from cache_tools.teacher.signals import errors_of
+from cache_tools.teacher.threshold import certain_slots, drawn_bias
+from cache_tools.verify.tolerance import Deviations, Summary, beyond, summary
 
 Arrays = dict[str, NDArray]
+TOLERANCES = {name: measure.tolerances for name, measure in MEASURES.items()}
 TOPK = small_recipe(top_k=3, temperatures=(1.0, 2.0))
 SAMPLED = small_recipe(keep="threshold", top_k=4, temperatures=(1.0,))
 
@@ -181,7 +184,11 @@ def test_mean_and_largest_error_are_judged(errors: list[float], words: str | Non
 
 def test_of_ids_the_count_is_judged() -> None:
     """Of 10,000 at 1 % 100 may, and four times ten, and one; of two both may, of 200 not all."""
-    assert RATES == ("topk_id", "certain_id", "drawn_id")
+    assert {name for name, measure in MEASURES.items() if measure.unit == "share"} == {
+        "topk_id",
+        "certain_id",
+        "drawn_id",
+    }
     for wrong, count, fine in ((141, 10_000, True), (142, 10_000, False), (1, 2, True), (200, 200, False)):
         errors = np.arange(count) < wrong
         assert (beyond("topk_id", summary(errors.astype(float)), Tolerance(0.01)) is None) is fine

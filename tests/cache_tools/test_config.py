@@ -41,7 +41,7 @@ def test_values_of_every_kind_by_either_spelling(tmp_path: Path) -> None:
     path = written(tmp_path, "[set]\nwarmup_steps = 3\nreport_to = 'none'\nbf16 = true\n[recipe]\nhard_weight = 0.5\n")
     assert options_of(path, train.params) == {
         "settings": ["warmup_steps=3", "report_to='none'", "bf16=True"],
-        "recipe": {"hard_weight": 0.5},
+        "objective": {"hard_weight": 0.5},
     }
 
 

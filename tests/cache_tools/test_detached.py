@@ -18,7 +18,7 @@ from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
 from cache_tools.sharing.detached import NOT_ANONYMOUS
-from cache_tools.store.layout import TEXT_ARRAYS
+from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.ledger import whole_extent, with_tokens, without_text
 from cache_tools.verify.verify import verify
 

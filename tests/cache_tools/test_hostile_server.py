@@ -117,13 +117,13 @@ def test_one_line_and_only_sound_files_have_names(
 def test_what_passes_is_waited_for(server: Server, whole: Path, tmp_path: Path, path: str, mischief: Mischief) -> None:
     server.mischief[path] = (mischief, PATIENT.retries)
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.scored[path] >= PATIENT.retries + 1
+    assert server.asked[path] >= PATIENT.retries + 1
 
 
 def test_what_stays_is_not_asked_for_again(server: Server, whole: Path, tmp_path: Path) -> None:
     server.mischief[CHUNK] = (hostile.wrong_bytes, None)
     refused(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.scored[CHUNK] == 1
+    assert server.asked[CHUNK] == 1
 
 
 def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole: Path, tmp_path: Path) -> None:
@@ -135,12 +135,12 @@ def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole
 def test_files_are_asked_for_once_and_whole(server: Server, whole: Path, tmp_path: Path) -> None:
     """Any static server will do: no HEAD, no ranges, no listing."""
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert set(server.scored) - set(digests(whole)) == set()
-    assert {count for path, count in server.scored.items() if "/c/" in path} == {1}
+    assert set(server.asked) - set(digests(whole)) == set()
+    assert {count for path, count in server.asked.items() if "/c/" in path} == {1}
     assert not any("Range" in headers for headers in server.headers_seen)
-    server.scored.clear()
+    server.asked.clear()
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert not any("/c/" in path for path in server.scored)
+    assert not any("/c/" in path for path in server.asked)
 
 
 @pytest.mark.parametrize(

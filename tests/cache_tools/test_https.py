@@ -55,7 +55,7 @@ class Tunnel(Quiet):
     asked: list[str]
 
     def do_CONNECT(self) -> None:
-        self.scored.append(self.path)
+        self.asked.append(self.path)
         with create_connection(("127.0.0.1", self.port)) as there:
             self.send_response(200)
             self.end_headers()
@@ -119,7 +119,7 @@ def test_a_proxy_only_carries_it(
     proxy.server_close()
     assert done.exit_code == 0, done.output
     assert open_cache(tmp_path / "mine").cache_id == open_cache(whole).cache_id
-    assert set(kind.scored) == {"cache.invalid:443"}
+    assert set(kind.asked) == {"cache.invalid:443"}
 
 
 def test_a_certificate_that_nobody_vouches_for(trusted: tuple[int, Path], tmp_path: Path) -> None:

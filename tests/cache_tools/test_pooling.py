@@ -21,7 +21,7 @@ from cache_tools.attention import (
     to_codes,
 )
 from cache_tools.errors import CometError
-from cache_tools.store.layout import NO_CODE
+from cache_tools.signals import NO_CODE
 from cache_tools.teacher.model import Teacher, load_teacher
 
 LENGTHS = [40, 33, 17, 9, 2, 1]

@@ -9,8 +9,8 @@ from builds import digests
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import merge
-from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.writer import drop_shard
 
 

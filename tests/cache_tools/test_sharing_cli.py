@@ -13,7 +13,7 @@ from cache_tools.cli.main import main
 from cache_tools.cli.share import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent
 
 RECIPE = small_recipe(train_rows=158)  # 40 shards

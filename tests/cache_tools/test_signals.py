@@ -13,8 +13,8 @@ from small_caches import small_recipe
 
 from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError
-from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
-from cache_tools.store.layout import NO_CODE, TOKEN_ARRAYS, group_arrays, rows_with_map
+from cache_tools.signals import NO_CODE, TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
+from cache_tools.store.layout import group_arrays, rows_with_map
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.forward import TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.model import Teacher, load_teacher

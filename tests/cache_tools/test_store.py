@@ -24,7 +24,8 @@ from small_caches import (
 import cache_tools
 from cache_tools import open_cache
 from cache_tools.errors import CometError
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, rows_with_map
+from cache_tools.signals import TOKEN_ARRAYS
+from cache_tools.store.layout import group_arrays, rows_with_map
 from cache_tools.store.ledger import EXTENT
 
 RECIPE = small_recipe()
@@ -148,7 +149,7 @@ def test_a_map_that_is_missing_or_too_many_is_noticed(cache: Path, row: int) -> 
     assert rows_with_map(array).tolist() == [True, False, False, True]
     array[row] = 255 - array[row] if row else 255
     rewrite(cache, "attention", array)
-    message = f"^{cache}: shard train 0: attention: expected maps of one row in 3, the first row's first"
+    message = f"^{cache}: shard train 0: attention: expected maps of one row in 3, beginning with the first"
     with pytest.raises(CometError, match=message):
         open_cache(cache).read_shard("train", 0)
 
@@ -232,7 +233,7 @@ def test_reading_and_verifying_a_cache_needs_neither_torch_nor_transformers(buil
     program = """
 import sys
 import cache_tools
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 cache = cache_tools.open_cache(sys.argv[1])
 assert verify(sys.argv[1]).damage == []
 cache.require_complete()

@@ -16,8 +16,9 @@ from small_caches import NUMERICS, commit, make_cache, prepare_cache, small_reci
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store import writer
-from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays
+from cache_tools.store.layout import group_arrays
 from cache_tools.store.staging import claimed_folder, remove_abandoned
 from cache_tools.store.writer import commit_shard
 

@@ -10,7 +10,7 @@ from hub_server import Hub
 
 from cache_tools import build_cache, open_cache
 from cache_tools.settings import BuildSettings
-from cache_tools.store.layout import TOKEN_ARRAYS
+from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.writer import drop_shard
 from cache_tools.teacher.model import load_teacher
 
