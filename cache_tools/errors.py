@@ -15,6 +15,10 @@ class CometError(Exception):
 LONGEST = 400  # characters of one fact
 
 
+def noop(*arguments: object) -> None:
+    """For callers that want no progress or lines."""
+
+
 def visible(text: str) -> str:
     """The text with every control character as its escape (\\x1b): what a cache says must not drive the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

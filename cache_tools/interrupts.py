@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for work that wants to end in good order."""
+"""SIGINT and SIGTERM: end work in good order at the first, at once at the second."""
 
 import signal
 import threading
@@ -6,20 +6,35 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, noop
 
 
 class StoppedAtOnce(CometError):
-    """Somebody does not want to wait for work in hand."""
+    """Raised on a second interrupt, or on the first where nothing can be finished in good order."""
 
 
 @contextmanager
-def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `handler`, where this thread can receive signals at all."""
+def stop_on_signal(
+    first: Callable[[], object] | None, message: str, close: Callable[[], object] = noop
+) -> Iterator[None]:
+    """Call `first` at the first signal, and raise StoppedAtOnce with `message` at the second, after `close`.
+
+    Without `first` the first signal raises already. Does nothing in a thread that cannot receive signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    was_asked = first is None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal was_asked
+        if was_asked or first is None:
+            close()
+            raise StoppedAtOnce(message)
+        was_asked = True
+        first()
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

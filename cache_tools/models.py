@@ -2,13 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cache_tools.errors import CometError
@@ -58,3 +59,15 @@ def loading_errors(name: str, what: str) -> Any:
             f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
             f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
         ) from error
+
+
+def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
+    """What the head of a masked LM does between the body and its last linear layer, None if unknown."""
+    if hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):  # RoBERTa, XLM-R, CamemBERT …
+        head = model.lm_head
+        return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
+    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
+        return model.cls.predictions.transform
+    if hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
+        return model.head
+    return None

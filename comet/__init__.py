@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from comet.distillation import distill, open_for_training
+    from comet.distillation import distill
+    from comet.preparation import open_for_training
     from comet.settings import Distilled, StudentConfig
     from comet.train.trainer import DistillationTrainer
 
@@ -14,7 +15,7 @@ _LAZY = {
     "Distilled": "settings",
     "StudentConfig": "settings",
     "distill": "distillation",
-    "open_for_training": "distillation",
+    "open_for_training": "preparation",
 }
 
 

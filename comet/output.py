@@ -1,7 +1,6 @@
-"""What a training leaves: an ordinary transformers folder, and a page about it."""
+"""What a training leaves: an ordinary transformers folder, a page about it, and its options."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +8,12 @@ from transformers import XLMRobertaForMaskedLM
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from cache_tools.store.reader import Cache
+from comet.preparation import Preparation
 from comet.report.analysis import analyse
 from comet.report.page import History, page
 from comet.report.summary import facts, kl_name, model_card
-from comet.settings import Distilled, StudentConfig, run_identity
-from comet.student.model import StudentShape, token_counts
-from comet.student.vocabulary import student_tokenizer
+from comet.settings import Distilled
+from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.objective import as_option
 from comet.train.trainer import DistillationTrainer
@@ -34,12 +32,38 @@ def options_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.toml")
 
 
-def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentShape, bf16: bool) -> str:
+def require_free(output: Path) -> None:
+    """Raises CometError if the student's folder, or a file that comes beside it, exists."""
+    for path in (output, report_path(output), options_path(output), runs_path(output)):
+        if path.exists():
+            raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
+
+
+def save_outputs(
+    prepared: Preparation,
+    trainer: DistillationTrainer,
+    best: KeepBest,
+    student: XLMRobertaForMaskedLM,
+    result: Distilled,
+) -> None:
+    """Writes the student, then the page and the options beside it; the student in the trainer is the best one."""
+    report = make_report(prepared, trainer, best, result)
+    save_student(prepared, student, result)
+    distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
+    for path, text in (
+        (report_path(result.output), report),
+        (options_path(result.output), options_file(prepared, distiller.bf16)),
+    ):
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+
+
+def options_file(prepared: Preparation, bf16: bool) -> str:
     """The options of `comet-train` that train this student again, every automatic choice made."""
-    objective = config.objective
+    config, objective = prepared.config, prepared.config.objective
     return as_toml(
         {
-            "cache": [cache.name for cache in caches],
+            "cache": [cache.name for cache in prepared.caches],
             "output": str(config.output),
             "student": config.student,
             "vocabulary": config.vocabulary,
@@ -48,7 +72,7 @@ def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentS
             "epochs": None if config.steps else config.epochs or float(objective.epochs),
             "steps": config.steps,
             "batch-size": config.batch_size or objective.batch_size,
-            "learning-rate": config.learning_rate or objective.peak_learning_rate(shape.hidden),
+            "learning-rate": config.learning_rate or objective.peak_learning_rate(prepared.shape.hidden),
             "language-alpha": config.language_alpha,
             "validate-steps": config.validate_steps,
             "seed": config.seed,
@@ -59,14 +83,12 @@ def options_file(caches: Sequence[Cache], config: StudentConfig, shape: StudentS
     )
 
 
-def make_report(
-    trainer: DistillationTrainer, best: KeepBest, caches: Sequence[Cache], config: StudentConfig, result: Distilled
-) -> str:
-    """The page about a finished training; the student in the trainer is the best one."""
+def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepBest, result: Distilled) -> str:
+    """The page about a finished training."""
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
-    counts = token_counts([cache.vocabulary for cache in caches], result.vocabulary)
-    tokenizer = student_tokenizer(caches[0], result.vocabulary)
-    seen = analyse(distiller, trainer.validation_rows.shards, tokenizer, counts, trainer.args.device, trainer.collator)
+    caches = prepared.caches
+    counts = token_counts([cache.vocabulary for cache in caches], prepared.vocabulary)
+    seen = analyse(distiller, prepared.validation, prepared.tokenizer, counts, trainer.args.device, prepared.collator)
     parts = ("loss", "kd", "hard", "attention")
     losses = [
         (int(line["step"]), {name: float(line[name]) for name in parts if name in line})
@@ -74,8 +96,8 @@ def make_report(
         if "loss" in line
     ]
     return page(
-        config.output.name,
-        facts(caches, config.objective, result, run_identity(config, caches)),
+        result.output.name,
+        facts(caches, prepared.config.objective, result, prepared.identity),
         kl_name(caches[0], result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
@@ -84,21 +106,20 @@ def make_report(
     )
 
 
-def save_student(
-    student: XLMRobertaForMaskedLM, caches: Sequence[Cache], config: StudentConfig, result: Distilled
-) -> None:
+def save_student(prepared: Preparation, student: XLMRobertaForMaskedLM, result: Distilled) -> None:
     """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card.
 
-    Raises CometError, naming where the student lies instead, when the output has come to exist meanwhile.
+    Raises CometError, naming where the student lies instead, if the output has come to exist meanwhile.
     """
+    config = prepared.config
     config.output.parent.mkdir(parents=True, exist_ok=True)
     student.set_attn_implementation("sdpa")
     folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
     student.cpu().save_pretrained(folder)
-    tokenizer = student_tokenizer(caches[0], result.vocabulary)
+    tokenizer = prepared.tokenizer
     tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
     tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(caches, config.objective, result), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(prepared.caches, config.objective, result), encoding="utf-8")
     readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
     for path in folder.iterdir():
         path.chmod(readable)

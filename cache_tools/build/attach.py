@@ -6,16 +6,14 @@ its text whole or is detached; what a killed call leaves is compared and used by
 
 import os
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.build.resolve import pinned_text
+from cache_tools.build.resolve import resolve_text
 from cache_tools.build.restore import committed_shards, rebuild_tokens
 from cache_tools.errors import CometError
-from cache_tools.interrupts import signals_handled_by
-from cache_tools.settings import is_hub_text
+from cache_tools.interrupts import stop_on_signal
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import rename_into, staging_in
 from cache_tools.store.layout import group_arrays
@@ -23,7 +21,7 @@ from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, remove_abandoned
-from cache_tools.text.hub_text import parse_hub_text
+from cache_tools.text.hub_text import HubText
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
 from cache_tools.text.tokenizer import backend_sha256, load_tokenizer
 
@@ -45,13 +43,11 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
         raise CometError(f"{cache.root}: no shard is there to attach a text to; pull or merge some first")
     there = files_there(cache, keys)
     tokenizer = cached_tokenizer(cache)
-    sources = find_texts(tuple(at_recorded_commit(one, cache) for one in text))
+    texts = find_texts(text)
+    sources = tuple(resolve_text(one, cache.provenance) if isinstance(one, HubText) else one for one in texts)
     evaluation = find_sources(exclude, "--exclude", ITEM_FORMATS)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise CometError(f"{cache.root}: stopped; it is detached as before, run the same command again")
-
-    with signals_handled_by(stop), staging_in(cache.root) as work:
+    stopped = f"{cache.root}: stopped; it is detached as before, run the same command again"
+    with stop_on_signal(None, stopped), staging_in(cache.root) as work:
         again = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         staged = []
         for group, shard in tqdm(keys, "attach", unit="shard", disable=None):
@@ -112,11 +108,6 @@ def cached_tokenizer(cache: Cache) -> PreTrainedTokenizerFast:
             f"{found}; the cache is damaged"
         )
     return tokenizer
-
-
-def at_recorded_commit(text: str, cache: Cache) -> str:
-    """A data set of the hub at the commit that the cache was made from, if it names it; files as they are."""
-    return pinned_text(parse_hub_text(text), cache.provenance).pinned if is_hub_text(text) else text
 
 
 def widen_extent(cache: Cache, work: Path) -> None:

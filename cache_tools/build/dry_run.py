@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 
 from cache_tools.build.pipeline import ShardBuffer
 from cache_tools.build.prepare import prepare
-from cache_tools.build.resolve import pinned
+from cache_tools.build.resolve import at_commits, find_inputs
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import encode_chunk
@@ -18,8 +18,6 @@ from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
-from cache_tools.teacher.model import load_teacher
-from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 PROBE_SECONDS = 15.0
 
@@ -53,11 +51,12 @@ def estimate(settings: BuildSettings) -> Estimate:
 
     Raises what `build_cache` would raise for the same settings.
     """
-    settings = pinned(settings)
-    teacher, tokenizer = load_teacher(settings.teacher), load_teacher_tokenizer(settings.teacher)
+    begun = open_cache(settings.out).provenance if settings.out.exists() else {}
+    inputs = at_commits(find_inputs(settings), begun)
+    teacher, tokenizer = inputs.load_teacher()
     with tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder:
         started = time.monotonic()
-        prepare(replace(settings, out=Path(folder) / "cache"), teacher, tokenizer)
+        prepare(inputs, Path(folder) / "cache", teacher, tokenizer)
         prepare_seconds = time.monotonic() - started
         cache = open_cache(Path(folder) / "cache")
         recipe = cache.recipe

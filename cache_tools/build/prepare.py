@@ -6,7 +6,6 @@ that exists has its rows, masks and vocabulary fixed for good; what a killed `pr
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +15,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from cache_tools.build.resolve import BuildInputs
 from cache_tools.errors import CometError
+from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
@@ -24,7 +25,7 @@ from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_b
 from cache_tools.store.provenance import left_out
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import read_bounded, sync_folder
-from cache_tools.store.staging import claimed_folder
+from cache_tools.store.staging import claimed_folder, remove_abandoned
 from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_dtype
@@ -33,34 +34,45 @@ from cache_tools.teacher.model import Teacher, teacher_licence
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
 from cache_tools.text.exclusion import NGRAM_WORDS
 from cache_tools.text.hub import split_revision
-from cache_tools.text.hub_text import HubText
 from cache_tools.text.languages import find_language
 from cache_tools.text.masking import Masking, max_targets
 from cache_tools.text.packing import validation_share
-from cache_tools.text.sources import ITEM_FORMATS, TextFile, find_sources, find_texts
 
 EMBEDDING_WIDTH = 256
 
 
-def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Makes the sealed cache `settings.out`, with tokens and without any of the teacher's signals.
+def prepare_once(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes the sealed cache `--out` unless it exists.
 
-    Raises CometError for text that cannot be read or holds no token, and for settings that the teacher cannot do.
+    Raises CometError as `prepare` does, if the disk refuses, and at SIGINT or SIGTERM, which leave nothing.
     """
-    out = settings.out
+    out = inputs.settings.out
+    try:
+        with stop_on_signal(None, "stopped while preparing the text; nothing is kept, run the same command again"):
+            remove_abandoned(out.parent, preparing_prefix(out))
+            if not out.exists():
+                prepare(inputs, out, teacher, tokenizer)
+    except OSError as error:
+        raise CometError(f"{out}: cannot be created ({error.strerror or error})") from error
+
+
+def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Makes the sealed cache `out`, with tokens and without any of the teacher's signals.
+
+    Raises CometError for text that cannot be read or holds no token, and for settings that the teacher does not allow.
+    """
+    settings = inputs.settings
     check_against_teacher(settings, teacher, tokenizer)
-    sources = find_texts(settings.text)
-    evaluation = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
         root = work / "cache"
         root.mkdir()
         save_tokenizer(tokenizer, root / TOKENIZER)
         check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
-        spool = spool_documents(sources, evaluation, tokenizer, work, settings.token_limit)
-        made_from = provenance(settings, sources, evaluation, spool)
-        if evaluation:
-            tqdm.write(f"left out {left_out(made_from)}")
+        spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
+        provenance = make_provenance(inputs, spool)
+        if inputs.excluded:
+            tqdm.write(f"left out {left_out(provenance)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
@@ -69,7 +81,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
-            "provenance": made_from,
+            "provenance": provenance,
             "settings": run_settings(settings, teacher),
         }
         seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
@@ -211,10 +223,9 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
         raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
 
 
-def provenance(
-    settings: BuildSettings, sources: tuple[TextFile | HubText, ...], evaluation: tuple[TextFile, ...], spool: Spool
-) -> dict[str, object]:
+def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
     """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
+    settings = inputs.settings
     language = find_language(settings.language)
     local = Path(settings.teacher).is_dir()
     name, revision = split_revision(settings.teacher)
@@ -224,19 +235,14 @@ def provenance(
         "teacher": Path(settings.teacher).resolve().name if local else name,
         "teacher_revision": None if local else revision,
         "teacher_licence": teacher_licence(settings.teacher),
-        "text": text_records(sources),
+        "text": inputs.text_provenance(),
         "text_tokens": spool.total,
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
-        "excluded": [source.record() for source in evaluation],
+        "excluded": inputs.excluded_records,
         "excluded_documents": spool.left_out,
         "excluded_run_words": NGRAM_WORDS,
     }
-
-
-def text_records(sources: Sequence[TextFile | HubText]) -> list[dict[str, object]]:
-    """What a cache keeps of its texts; the licence is known only of what comes from the hub."""
-    return [s.record() | ({"licence": s.licence()} if isinstance(s, HubText) else {}) for s in sources]
 
 
 def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:

@@ -1,53 +1,87 @@
-"""What a build takes from the hub, pinned to commits before it begins, so that it is the same whenever it goes on."""
+"""The inputs of a build, found once and pinned to commits, so that they are the same whenever the build is resumed."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import visible
-from cache_tools.settings import BuildSettings, is_hub_text
-from cache_tools.store.reader import open_cache
-from cache_tools.teacher.model import teacher_folder, teacher_licence
+from cache_tools.settings import BuildSettings
+from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
-from cache_tools.text.hub_text import HubText, parse_hub_text, pin
+from cache_tools.text.hub_text import HubText, pin
+from cache_tools.text.sources import ITEM_FORMATS, TextFile, find_sources, find_texts
+from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 
-def pinned(settings: BuildSettings, elsewhere: Mapping[str, Any] = MappingProxyType({})) -> BuildSettings:
-    """The same settings with a commit behind every name of the hub: that of a cache that is begun, else the newest.
+@dataclass(frozen=True)
+class BuildInputs:
+    """Settings with the files and data sets that they name. Each file is hashed once, when its record is first read."""
 
-    `elsewhere` is the provenance of the cache where it is begun in another place.
-    For a new cache says in a line what text comes from the hub, under which licence and how much of it, and in
-    another which teacher. Raises CometError when the hub does not have them or cannot be reached.
+    settings: BuildSettings
+    texts: tuple[TextFile | HubText, ...]
+    excluded: tuple[TextFile, ...]
+
+    @cached_property
+    def text_records(self) -> list[dict[str, object]]:
+        return [text.record() for text in self.texts]
+
+    @cached_property
+    def excluded_records(self) -> list[dict[str, object]]:
+        return [source.record() for source in self.excluded]
+
+    def text_provenance(self) -> list[dict[str, object]]:
+        """The records of the texts that a cache keeps: with the licence, which is known of what comes from the hub."""
+        pairs = zip(self.text_records, self.texts, strict=True)
+        return [record | ({"licence": t.licence()} if isinstance(t, HubText) else {}) for record, t in pairs]
+
+    def load_teacher(self) -> tuple[Teacher, PreTrainedTokenizerFast]:
+        """Loads the teacher and its tokenizer. Raises CometError as `load_teacher` and `load_teacher_tokenizer` do."""
+        return load_teacher(self.settings.teacher), load_teacher_tokenizer(self.settings.teacher)
+
+
+def find_inputs(settings: BuildSettings) -> BuildInputs:
+    """Raises CometError for a text or an evaluation file that does not exist or cannot be read by its name."""
+    excluded = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
+    return BuildInputs(settings, find_texts(settings.text), excluded)
+
+
+def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
+    """The same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
+
+    `begun` is the provenance of that cache, empty for a new one. For a new cache prints a line that names the text from
+    the hub with its licence, and one that names the teacher. Raises CometError if the hub cannot provide them.
     """
-    begun = open_cache(settings.out).provenance if settings.out.exists() else elsewhere
-    texts = {name: pinned_text(parse_hub_text(name), begun) for name in settings.text if is_hub_text(name)}
-    if texts and not begun:
-        named = ", ".join(f"{text.name} ({str(text.revision)[:7]}; {text.licence()})" for text in texts.values())
-        tqdm.write(f"text: {visible(named)}; the first {settings.token_limit:,} tokens of it (--max-tokens)")
-    teacher = pinned_teacher(settings.teacher, begun)
+    texts = tuple(resolve_text(text, begun) if isinstance(text, HubText) else text for text in inputs.texts)
+    from_hub = dict.fromkeys(text for text in texts if isinstance(text, HubText))
+    if from_hub and not begun:
+        named = ", ".join(f"{text.name} ({str(text.revision)[:7]}; {text.licence()})" for text in from_hub)
+        tqdm.write(f"text: {visible(named)}; the first {inputs.settings.token_limit:,} tokens of it (--max-tokens)")
+    teacher = _resolve_teacher(inputs.settings.teacher, begun)
     if not Path(teacher).is_dir() and not begun:
         name, revision = split_revision(teacher)
         tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {visible(teacher_licence(teacher))})")
-    return replace(settings, text=tuple(texts[t].pinned if t in texts else t for t in settings.text), teacher=teacher)
+    return replace(inputs, texts=texts, settings=replace(inputs.settings, teacher=teacher))
 
 
-def pinned_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
+def resolve_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
+    """A data set at its commit in a cache already begun, else at the newest."""
     recorded = {entry.get("name"): entry.get("revision") for entry in begun.get("text", [])}
-    if text.revision is None and is_commit(revision := recorded.get(text.name)):
+    if text.revision is None and _is_commit(revision := recorded.get(text.name)):
         return replace(text, revision=revision)
     return pin(text)
 
 
-def pinned_teacher(name: str, begun: Mapping[str, Any]) -> str:
+def _resolve_teacher(name: str, begun: Mapping[str, Any]) -> str:
     repository, revision = split_revision(name)
-    if revision is None and begun.get("teacher") == repository and is_commit(begun.get("teacher_revision")):
+    if revision is None and begun.get("teacher") == repository and _is_commit(begun.get("teacher_revision")):
         return f"{repository}@{begun['teacher_revision']}"
     return at_commit(name, teacher_folder(name))
 
 
-def is_commit(revision: Any) -> bool:
+def _is_commit(revision: Any) -> bool:
     return isinstance(revision, str) and COMMIT.fullmatch(revision) is not None

@@ -42,21 +42,23 @@ def lost_tokens(cache: Cache, shards: list[ShardKey]) -> list[ShardKey]:
     return [key for key in shards if not is_there(*key)]
 
 
-def restore_tokens(
+def restore_lost(
     cache: Cache,
     shards: list[ShardKey],
     sources: Sources,
     evaluation: tuple[TextFile, ...],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Reads the text once more and puts the tokens of these shards, which are not committed, into the cache.
+    """Reads the text once more for those of these shards, which are not committed, whose tokens are gone.
 
     Raises CometError when the text cannot be read or gives other tokens than the sealed ones, or the disk refuses.
     """
-    tqdm.write(f"the tokens of {len(shards)} shards are not there; making them again from the text")
+    if not (lost := lost_tokens(cache, shards)):
+        return
+    tqdm.write(f"the tokens of {len(lost)} shards are not there; making them again from the text")
     with staging_in(cache.root) as work:
         text = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
-        for group, shard in shards:
+        for group, shard in lost:
             put_tokens(cache, group, shard, text.files(group, shard))
 
 

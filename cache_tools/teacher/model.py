@@ -16,7 +16,7 @@ from transformers import (
 
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
-from cache_tools.models import loading_errors, weights_sha256
+from cache_tools.models import head_transform, loading_errors, weights_sha256
 from cache_tools.teacher.head import Head
 from cache_tools.text.hub import licence_of, model_folder
 
@@ -110,18 +110,6 @@ def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
     if not worst <= 1e-3 * max(1.0, whole.abs().max().item()):
         raise CometError(f"teacher {name}: its head taken apart gives logits that differ by {worst:.3g} from its own")
     return teacher
-
-
-def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the head of a masked LM does between the body and its last linear layer, None if unknown."""
-    if hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):  # RoBERTa, XLM-R, CamemBERT …
-        head = model.lm_head
-        return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
-    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
-        return model.cls.predictions.transform
-    if hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
-        return model.head
-    return None
 
 
 def teacher_folder(name: str) -> Path:

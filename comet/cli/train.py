@@ -89,7 +89,8 @@ def train(
     **options: Any,
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
-    from comet.distillation import distill, open_for_training
+    from comet.distillation import distill
+    from comet.preparation import open_for_training
     from comet.report.summary import summary
     from comet.settings import StudentConfig
     from comet.train.distributed import end_processes

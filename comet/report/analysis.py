@@ -10,10 +10,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from comet.train.dataset import CacheRows, CacheShard, collate
-from comet.train.distiller import Distiller, first_kept
-from comet.train.losses import attention_kl, hard_cross_entropy, teacher_log_normaliser
-from comet.train.validation import Collator
+from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, collate
+from comet.train.distiller import Distiller
+from comet.train.losses import attention_kl
+from comet.train.signals import Batch
+from comet.train.validation import Collator, validation_rows
 
 MOST_TARGETS = 20_000
 BATCH_ROWS = 32
@@ -22,8 +23,6 @@ MOST_PLACES = 12
 GUESSES = 3
 LONGEST_PIECE = 40
 CALIBRATION_BINS = 10
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,6 @@ class Analysis:
     teacher_parameters: int
 
 
-@torch.no_grad()
 def analyse(
     distiller: Distiller,
     shards: list[CacheShard],
@@ -101,11 +99,8 @@ def analyse(
     `counts` [V] int64 says how often each id occurs in the corpus, and `tokenizer` what it stands for; both know the
     ids that `collate_fn` puts into a batch.
     """
-    was_training = distiller.training
-    distiller.eval()
     arrays = measure_targets(distiller, shards, device, collate_fn)
     maps, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
-    distiller.train(was_training)
     return Analysis(
         **arrays,
         count=np.asarray(counts, dtype=np.int64)[arrays["target_id"]],
@@ -117,12 +112,13 @@ def analyse(
 
 
 def measure_targets(
-    distiller: Distiller, shards: list[CacheShard], device: torch.device, collate_fn: Collator
+    distiller: Distiller,
+    shards: list[CacheShard],
+    device: torch.device,
+    collate_fn: Collator,
 ) -> dict[str, NDArray]:
-    """The per-target arrays of a Analysis by name, for the first MOST_TARGETS targets."""
-    names = [name for name in shards[0].cache.extent.arrays if name not in ("attention", "row_key")]
-    rows = CacheRows(shards, names, held=1)
-    loader = DataLoader(rows, batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
+    """The per-target arrays of an Analysis by name, for the first MOST_TARGETS targets."""
+    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
     parts: list[dict[str, NDArray]] = []
     measured = 0
     for batch in tqdm(loader, desc="look closer", unit="batch", leave=False, disable=None):
@@ -135,41 +131,17 @@ def measure_targets(
 
 def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
     """The per-target arrays of one batch; all of them [T]."""
-    features, _ = distiller.features(batch)
-    best = distiller.best_token(features)
-    kept, best_logit, _, rest = distiller.head(features, batch | {"target_id": best}, 1.0)
-    kept_id = distiller.kept_id(batch, 1.0)
-    slot = first_kept(kept_id)  # [T, 1]
-    teacher_best = kept_id.gather(1, slot)[:, 0]
-    truth = batch["target_id"]
+    found, label = distiller.evaluate(batch), batch["target_id"]
     arrays = {
-        "target_id": truth,
-        "kl": distiller.kl(batch, kept, rest, 1.0).double(),
-        "correct": best == truth,
-        "teacher_correct": teacher_best == truth,
-        "agrees": best == teacher_best,
-        "confidence": (-hard_cross_entropy(best_logit, kept, rest)).exp().double(),
-        "teacher_confidence": teacher_logprob(batch, distiller).gather(1, slot)[:, 0].exp().double(),
+        "target_id": label,
+        "kl": found.kl.double(),
+        "correct": found.best == label,
+        "teacher_correct": found.teacher_best == label,
+        "agrees": found.best == found.teacher_best,
+        "confidence": found.confidence.double(),
+        "teacher_confidence": found.teacher_confidence.double(),
     }
     return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-
-
-def teacher_logprob(batch: Batch, distiller: Distiller) -> Tensor:
-    """[T, k] log-probabilities of the kept tokens at temperature 1, summing to 1 with the tail also where tokens were
-    left out. Of a threshold sample only those that are known: the most probable ones; the drawn ones, which stand for
-    others too, are −∞. The first that is kept always counts as known, also when a trimmed vocabulary lacks the best."""
-    temperatures = distiller.cache.temperatures
-    if distiller.cache.keep == "topk":
-        logprob = batch["topk_logprob"]
-        if 1.0 not in temperatures:
-            return logprob
-        tail = batch["tail_logmass"][:, temperatures.index(1.0)]
-        return logprob - teacher_log_normaliser(logprob, tail, 1.0)[:, None]
-    logweight = batch["sample_logweight"][:, temperatures.index(1.0)]
-    first = first_kept(distiller.kept_id(batch, 1.0))
-    others = logweight.scatter(1, first, -torch.inf)
-    drawn = others.masked_fill(others == -torch.inf, torch.inf).amin(1, keepdim=True)  # all drawn ones weigh the same
-    return logweight.masked_fill((others <= drawn).scatter(1, first, False), -torch.inf)
 
 
 def look_at_rows(
@@ -180,18 +152,16 @@ def look_at_rows(
     collate_fn: Collator,
 ) -> tuple[list[MapPair], list[AnnotatedRow]]:
     """Maps of the first EXAMPLE_ROWS rows, where the cache has them, and guesses in these rows."""
-    unused = {"row_key"} if distiller.matches_attention else {"row_key", "attention"}
-    rows = CacheRows(shards, [name for name in shards[0].cache.extent.arrays if name not in unused], held=1)
+    names = arrays_to_read(distiller.cache, distiller.matches_attention)
+    rows = CacheRows(shards, names, held=1)
     arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
     batch = {name: tensor.to(device) for name, tensor in collate_fn(arrays).items()}
-    features, maps = distiller.features(batch)
-    count = len(batch["length"])
-    examples = [decode_row(row, batch, features, distiller, tokenizer) for row in range(count)]
-    rows_with_map = range(len(maps)) if distiller.matches_attention else ()
-    return [pair for at in rows_with_map for pair in map_pairs(at, batch, maps, distiller)], examples
+    found = distiller.evaluate(batch)
+    examples = [decode_row(row, batch, found.features, distiller, tokenizer) for row in range(len(batch["length"]))]
+    with_map = range(len(found.maps)) if distiller.matches_attention else ()
+    return [pair for at in with_map for pair in map_pairs(at, batch, found.maps, distiller)], examples
 
 
-@torch.no_grad()
 def first_row(
     distiller: Distiller,
     shards: list[CacheShard],
@@ -200,11 +170,7 @@ def first_row(
     collate_fn: Collator = collate,
 ) -> AnnotatedRow:
     """The first row of these shards, as text."""
-    was_training = distiller.training
-    distiller.eval()
-    _, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
-    distiller.train(was_training)
-    return examples[0]
+    return look_at_rows(distiller, shards, tokenizer, device, collate_fn)[1][0]
 
 
 def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
@@ -220,6 +186,7 @@ def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list
     return pairs
 
 
+@torch.no_grad()
 def decode_row(
     row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
 ) -> AnnotatedRow:
@@ -229,8 +196,8 @@ def decode_row(
     weight, bias = distiller.output_layer()
     logits = torch.addmm(bias, features[shown], weight.T)  # [places, V]
     student = logits.softmax(1).topk(min(GUESSES, logits.shape[1]))
-    kept_id = distiller.kept_id(batch, 1.0)[shown]
-    teacher = teacher_logprob(batch, distiller)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))
+    kept_id = distiller.targets.kept_id(batch, 1.0)[shown]
+    teacher = distiller.targets.teacher_logprob(batch)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))
     teacher_id = kept_id.gather(1, teacher.indices)
     truth = batch["target_id"][shown]
 

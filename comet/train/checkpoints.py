@@ -99,10 +99,11 @@ class Checkpoints:
             shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
-    def remove(self, keep: Path) -> None:
-        """When the student is safe. What a `report_to` of the trainer wrote (`runs`) goes to `keep`."""
+    def remove(self, output: Path) -> None:
+        """Removes all checkpoints, once the student is safe. What a `report_to` of the trainer wrote goes to
+        `OUTPUT.runs`."""
         if (self.folder / RUNS).exists():
-            (self.folder / RUNS).rename(keep)
+            (self.folder / RUNS).rename(output.with_name(f"{output.name}.{RUNS}"))
         shutil.rmtree(self.folder)
 
 

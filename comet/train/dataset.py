@@ -1,8 +1,8 @@
 """Cache → batches: a data set of rows that reads whole shards ahead, and the collator."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from threading import Thread, current_thread
 
 import numpy as np
@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 
 from cache_tools.attention import from_codes
 from cache_tools.errors import CometError
+from cache_tools.signals import ARRAYS, ATTENTION, LOGITS, UNUSED_POSITION, family_of, kept_signals
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import Recipe
 from comet.student.vocabulary import StudentVocabulary
-from comet.train.losses import condition_on_seen
 from comet.train.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
-
-UNUSED_POSITION = 65535
+from comet.train.signals import Batch, teacher_targets
 
 Arrays = dict[str, NDArray]
 
@@ -193,35 +193,58 @@ class CacheRows(Dataset[Arrays]):
         return np.where(inside, np.cumsum(sizes)[which] - sizes[which] + within, -1)
 
 
-def collate(arrays: Arrays) -> dict[str, Tensor]:
+def collate(arrays: Arrays) -> Batch:
     """Rows [B, …] as a batch of tensors, its T used target slots side by side.
 
-    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row, target_position, target_id [T] int64,
-    topk_id [T, k] int64, topk_logprob [T, k] float32, tail_logmass and tail_logmass_seen [T, n_T] float32, or of a
-    threshold sample sample_id [T, n_T, k] int64, sample_logweight [T, n_T, k] float32, entropy and entropy_seen
-    [T, n_T] float32; attention [B', layers, m, m] float32 of the rows map_row [B'] int64. Only what `arrays` hold.
+    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, and of the other arrays those
+    that `arrays` hold: at targets [T, …] int64 or float32; attention [B', layers, m, m] float32 of the rows map_row
+    [B'] int64. No loss reads row_key. Raises CometError for an array that the table of signals does not declare.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
-
-    def at_targets(name: str) -> Tensor:
-        array = arrays[name].reshape(-1, *arrays[name].shape[2:])
-        return torch.from_numpy(array.take(used, axis=0))  # torch converts float16 many times faster than numpy
-
     batch = {
         "input_ids": torch.from_numpy(arrays["input_ids"][:, : int(arrays["length"].max(initial=1))].astype(np.int64)),
         "length": torch.from_numpy(arrays["length"].astype(np.int64)),
         "target_row": torch.from_numpy(used // slots),
     }
-    whole = ("target_position", "target_id", "topk_id", "sample_id")
-    batch |= {name: at_targets(name).long() for name in whole if name in arrays}
-    floats = ("topk_logprob", "tail_logmass", "tail_logmass_seen", "sample_logweight", "entropy", "entropy_seen")
-    batch |= {name: at_targets(name).float() for name in floats if name in arrays}
-    if "attention" in arrays:
-        map_row = np.flatnonzero(rows_with_map(arrays["attention"]))
-        batch["map_row"] = torch.from_numpy(map_row)
-        batch["attention"] = from_codes(torch.from_numpy(arrays["attention"][map_row]))
+    for name, array in arrays.items():
+        if family_of(name) == "attention":
+            map_row = np.flatnonzero(rows_with_map(array))
+            batch |= {"map_row": torch.from_numpy(map_row), name: from_codes(torch.from_numpy(array[map_row]))}
+        elif "target" in ARRAYS[name].axes:
+            values = torch.from_numpy(array.reshape(-1, *array.shape[2:]).take(used, axis=0))
+            batch[name] = values.float() if values.is_floating_point() else values.long()  # faster than by numpy
     return batch
+
+
+def held_recipe(caches: Sequence[Cache]) -> Recipe:
+    """The recipe of the caches, without attention where a copy does not hold it.
+
+    Raises CometError for a copy without logits.
+    """
+    recipe = caches[0].recipe
+    for cache in caches:
+        held = set(cache.extent.arrays)
+        for signal in kept_signals(recipe):
+            if held >= signal.arrays.keys():
+                continue
+            if signal.family == "logits":
+                raise CometError(
+                    f"{cache.name}: this copy holds no logits to learn from (it lacks "
+                    f"{', '.join(sorted(signal.arrays.keys() - held))}); pull or merge a copy that has them",
+                    exit_code=2,
+                )
+            recipe = replace(recipe, attention_layers=())
+    return recipe
+
+
+def arrays_to_read(recipe: Recipe, attention: bool, trimmed: bool | None = None) -> tuple[str, ...]:
+    """The arrays of a cache that a student reads: with or without attention maps, for a trimmed vocabulary or a full
+    one, by default for either."""
+    tokens = ("input_ids", "length", "target_position", "target_id")
+    logits = tuple(LOGITS[recipe.keep].arrays) if trimmed is None else teacher_targets(recipe).arrays(trimmed)
+    maps = tuple(ATTENTION.arrays) if attention and recipe.attention_layers else ()
+    return (*tokens, *logits, *maps)
 
 
 def require_compatible(caches: Sequence[Cache]) -> None:
@@ -243,45 +266,34 @@ def require_compatible(caches: Sequence[Cache]) -> None:
             )
 
 
-def in_vocabulary(batch: dict[str, Tensor], vocabulary: StudentVocabulary) -> dict[str, Tensor]:
-    """A batch of `collate` in the student's ids, the teacher conditioned on V_seen if it is trimmed.
+def in_vocabulary(batch: Batch, vocabulary: StudentVocabulary, recipe: Recipe) -> Batch:
+    """A batch of `collate` in the student's ids, the teacher conditioned on the tokens of the corpus if it is trimmed.
 
-    Then kept tokens outside V_seen get id −1 and log-probability −∞, and the tail or the entropy is that over V_seen.
+    Then kept tokens outside the corpus get id −1 and log-probability −∞, and the tail or entropy is that of the corpus.
     """
     if vocabulary.scored is None:
         return batch
-    if "sample_id" in batch:
-        kept_id, logweight = condition_on_seen(batch["sample_id"], batch["sample_logweight"], vocabulary.scored_id)
-        kept = {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
-    else:
-        kept_id, logprob = condition_on_seen(batch["topk_id"], batch["topk_logprob"], vocabulary.scored_id)
-        kept = {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
     ids = {
         "input_ids": vocabulary.student_id[batch["input_ids"]],
         "target_id": vocabulary.scored_id[batch["target_id"]],
     }
-    return batch | ids | kept
+    return batch | ids | teacher_targets(recipe).condition(batch, vocabulary.scored_id)
+
+
+def student_collator(recipe: Recipe, vocabulary: StudentVocabulary) -> Callable[[Arrays], Batch]:
+    """What makes a batch of rows: `collate`, then `in_vocabulary`."""
+    return lambda arrays: in_vocabulary(collate(arrays), vocabulary, recipe)
 
 
 def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabulary) -> float | None:
-    """The mean probability at T = 1 that the teacher gives everything outside V_seen at the targets of these shards,
+    """The mean probability at T = 1 that the teacher gives to tokens outside the corpus at the targets of these shards,
     of a threshold sample an estimate; None where the cache holds no tail at 1."""
     recipe = shards[0].cache.recipe
     if 1.0 not in recipe.temperatures:
         return None
-    at_one = recipe.temperatures.index(1.0)
-    signals = ("topk_id", "topk_logprob", "tail_logmass_seen")
-    if recipe.keep == "threshold":
-        signals = ("sample_id", "sample_logweight", "entropy_seen")
-    names = ("target_position", "length", "input_ids", "target_id", *signals)
+    targets, names = teacher_targets(recipe), arrays_to_read(recipe, attention=False)
     outside: list[Tensor] = []
     for shard in shards:
         batch = collate(shard.cache.read_shard(shard.group, shard.index, names))
-        of_seen = in_vocabulary(batch, vocabulary)
-        if recipe.keep == "threshold":
-            every, seen = (b["sample_logweight"][:, at_one].exp().sum(1) for b in (batch, of_seen))
-            outside.append(every - seen)
-        else:
-            tail = of_seen["tail_logmass"][:, at_one]  # [T]
-            outside.append(1 - torch.logaddexp(of_seen["topk_logprob"].logsumexp(1), tail).exp())
+        outside.append(targets.mass_outside(batch, in_vocabulary(batch, vocabulary, recipe)))
     return torch.cat(outside).mean().item()

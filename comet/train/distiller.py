@@ -1,37 +1,50 @@
 """The student together with what it is compared to: one module whose forward pass is the loss of a batch."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu
 from transformers import XLMRobertaForMaskedLM
 
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
+from cache_tools.models import head_transform
 from cache_tools.store.recipe import Recipe
 from comet.student.head import lookup, slice_logits, slices, sparse_head
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary
-from comet.train.losses import (
-    attention_kl,
-    attention_mse,
-    attention_projection,
-    bucketed_kl,
-    hard_cross_entropy,
-    residual_kl,
-    sampled_kl,
-)
+from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy, project
 from comet.train.objective import Objective, at, is_used, temperatures_of
+from comet.train.signals import Batch, StudentLogits, first_kept, logit_loss, teacher_targets
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A student on a batch at temperature 1, beside its teacher; all [T] but `features` [T, H] and `maps`.
+
+    `best` and `teacher_best` are the most probable tokens, `confidence` and `teacher_confidence` their probabilities;
+    `kl` is NaN where the cache holds nothing at temperature 1. `maps` [B', layers, m, m] are the student's pooled maps
+    of the matched layers, of the rows that have maps.
+    """
+
+    kl: Tensor
+    cross_entropy: Tensor
+    best: Tensor
+    teacher_best: Tensor
+    confidence: Tensor
+    teacher_confidence: Tensor
+    features: Tensor
+    maps: Tensor
 
 
 class Distiller(nn.Module):
     """A student, its objective, and the learned projection of the attention loss where the objective has one.
 
-    `forward` takes a batch of `collate`, in the student's ids, and how much of the training is done, 0 to 1.
-    It returns scalars: the weighted `loss` and its parts, each without its weight, means over the batch's targets and
-    rows, or sums divided by `targets` and `rows` where the batch is a part of a larger one. With `bf16` the body
-    trains in bfloat16 where torch's autocast says so; the head never does.
-    Raises CometError on creation when the cache does not hold what the objective needs.
+    `forward` takes a batch of `collate`, in the student's ids, and how much of the training is done, 0 to 1. It returns
+    scalars: the weighted `loss` and its parts, each without its weight, means over the batch's targets and rows, or
+    sums divided by `targets` and `rows` where the batch is a part of a larger one. With `bf16` the body trains in
+    bfloat16 where torch's autocast says so; the head never does.
+    Raises CometError on creation if the cache does not hold what the objective needs.
     """
 
     unscored: Tensor
@@ -40,12 +53,12 @@ class Distiller(nn.Module):
         self,
         student: XLMRobertaForMaskedLM,
         cache: Recipe,
-        training: Objective,
+        objective: Objective,
         vocabulary: StudentVocabulary | None = None,
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        absent = [t for t in temperatures_of(training.temperature) if t not in cache.temperatures]
+        absent = [t for t in temperatures_of(objective.temperature) if t not in cache.temperatures]
         if absent:
             stored = ",".join(f"{t:g}" for t in cache.temperatures)
             raise CometError(
@@ -53,33 +66,29 @@ class Distiller(nn.Module):
                 f"cache with --temperatures {stored},{absent[0]:g}",
                 exit_code=2,
             )
-        if training.logit_loss == "residual" and cache.keep != "topk":
-            raise CometError(
-                f"logit_loss residual: needs a cache of the best tokens (--keep topk), this one holds a {cache.keep} "
-                "sample; use logit_loss kl",
-                exit_code=2,
-            )
-        self.student = student
-        self.bf16 = bf16
-        self.cache = cache
-        self.objective = training
-        self.matches_attention = is_used(training.attention_weight) and bool(cache.attention_layers)
+        self.student, self.cache, self.objective, self.bf16 = student, cache, objective, bf16
+        transform = head_transform(student)
+        assert transform is not None, type(student)
+        self.transform = transform
+        self.targets, self.logit_loss = teacher_targets(cache), logit_loss(objective.logit_loss, cache)
+        self.attention_loss = ATTENTION_LOSSES[objective.attention_loss]
+        self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
         layers = student.config.num_hidden_layers
-        if training.layer_map is None:
+        if objective.layer_map is None:
             matched = match_layers(cache, layers)
         else:
-            matched = explicit_layers(training.layer_map, cache, layers)
+            matched = explicit_layers(objective.layer_map, cache, layers)
         self.matched = matched if self.matches_attention else ()
         self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         self.projection: nn.Parameter | None = None
-        if self.matches_attention and training.attention_loss == "projection":
+        if self.matches_attention and self.attention_loss.projects:
             self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
         vocabulary = vocabulary or full_vocabulary(cache)
         self.register_buffer("unscored", vocabulary.unscored, persistent=False)
         enable_capture(student)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """What `--set activation_checkpointing=True` asks of a model: layers computed again when going back."""
+        """For `--set activation_checkpointing=True`: layers are computed again in the backward pass."""
         self.student.activation_checkpointing_enable(**options)
 
     def forward(
@@ -96,20 +105,41 @@ class Distiller(nn.Module):
         rows = len(batch["length"]) if rows is None else rows
         grad_buffer: list[Tensor] = []
         features, maps = self.features(batch, grad_buffer)
-        kept, truth, rest, rest_at_one = self.head(features, batch, temperature, grad_buffer)
-        parts = {"kd": temperature**2 * self.logit_loss(batch, kept, truth, rest, temperature).sum() / targets}
+        student = self.logits(features, batch, temperature, grad_buffer)
+        parts = {"kd": temperature**2 * self.logit_loss(batch, student, temperature).sum() / targets}
         if "hard" in weights:
-            parts["hard"] = hard_cross_entropy(truth, kept, rest_at_one).sum() / targets
+            parts["hard"] = hard_cross_entropy(student.label, student.kept, student.rest_at_one).sum() / targets
         if "attention" in weights:
-            parts["attention"] = self.attention_loss(batch, maps).sum() * self.cache.attention_every / rows
+            parts["attention"] = self.map_distance(batch, maps).sum() * self.cache.attention_every / rows
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
-    def features(self, batch: dict[str, Tensor], grad_buffer: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m], of the rows of
-        which the cache has maps.
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """The student on every target of a batch, in evaluation mode; leaves the mode as it was."""
+        was_training = self.training
+        self.eval()
+        features, maps = self.features(batch)
+        student = self.logits(features, batch, 1.0)
+        best, best_logit = self.best_token(features)
+        kept_id = self.targets.kept_id(batch, 1.0)
+        first = first_kept(kept_id)  # [T, 1]
+        evaluation = Evaluation(
+            kl=self.targets.losses["kl"](self.targets, batch, student, 1.0),
+            cross_entropy=hard_cross_entropy(student.label, student.kept, student.rest),
+            best=best,
+            teacher_best=kept_id.gather(1, first)[:, 0],
+            confidence=(-hard_cross_entropy(best_logit, student.kept, student.rest)).exp(),
+            teacher_confidence=self.targets.teacher_logprob(batch).gather(1, first)[:, 0].exp(),
+            features=features,
+            maps=maps,
+        )
+        self.train(was_training)
+        return evaluation
 
-        `grad_buffer` as in `comet.student.head.lookup`.
+    def features(self, batch: Batch, grad_buffer: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m], of the rows
+        that have maps in the cache. `grad_buffer` as in `comet.student.head.lookup`.
         """
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
@@ -134,29 +164,26 @@ class Distiller(nn.Module):
                 use_cache=False,
             )
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]].float()  # [T, H]
-        head = self.student.lm_head
-        features = head.layer_norm(gelu(head.dense(hidden)))
+        features = self.transform(hidden)
         return features, capture.maps() if capture else hidden.new_zeros(0)
 
-    def head(
-        self, features: Tensor, batch: dict[str, Tensor], temperature: float, grad_buffer: list[Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(kept [T, k], truth [T], rest [T] at the temperature, rest [T] at 1)."""
+    def logits(
+        self, features: Tensor, batch: Batch, temperature: float, grad_buffer: list[Tensor] | None = None
+    ) -> StudentLogits:
         weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
-        kept, truth, rest = sparse_head(
-            features, weight, bias, self.kept_id(batch, temperature), batch["target_id"], temperatures, grad_buffer
-        )
-        return kept, truth, rest[:, 0], rest[:, -1]
+        kept_id = self.targets.kept_id(batch, temperature)
+        kept, label, rest = sparse_head(features, weight, bias, kept_id, batch["target_id"], temperatures, grad_buffer)
+        return StudentLogits(kept, label, rest[:, 0], rest[:, -1])
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """Weight [V, H] and bias [V] of the last layer; a bias of −∞ takes tokens out that are never asked for."""
+        """Weight [V, H] and bias [V] of the last layer; a bias of −∞ takes the unscored tokens out."""
         decoder = self.student.lm_head.decoder
         return decoder.weight, decoder.bias.masked_fill(self.unscored, -torch.inf)
 
     @torch.no_grad()
-    def best_token(self, features: Tensor) -> Tensor:
-        """[T] the student's most probable token, ties to the lower id."""
+    def best_token(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[T] the student's most probable token, ties to the lower id, and [T] its logit."""
         weight, bias = self.output_layer()
         best = features.new_full((len(features),), -torch.inf)
         token = torch.zeros_like(best, dtype=torch.int64)
@@ -164,49 +191,13 @@ class Distiller(nn.Module):
             value, index = slice_logits(features, weight, bias, start, stop).max(0)  # [T]
             token = torch.where(value > best, index + start, token)
             best = torch.maximum(value, best)
-        return token
+        return token, best
 
-    def kept_id(self, batch: dict[str, Tensor], temperature: float) -> Tensor:
-        """[T, k] the tokens that the cache knows of, the most probable first; of a sample those for this temperature.
-
-        Raises ValueError for a temperature that a sample is not stored for.
-        """
-        if self.cache.keep == "topk":
-            return batch["topk_id"]
-        return batch["sample_id"][:, self.cache.temperatures.index(temperature)]
-
-    def logit_loss(
-        self, batch: dict[str, Tensor], kept: Tensor, truth: Tensor, rest: Tensor, temperature: float
-    ) -> Tensor:
-        """[T] the objective's distance to the teacher at a stored temperature."""
-        if self.objective.logit_loss == "residual":
-            tail = batch["tail_logmass"][:, self.cache.temperatures.index(temperature)]
-            is_truth = batch["topk_id"] == batch["target_id"][:, None]
-            return residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, temperature)
-        return self.kl(batch, kept, rest, temperature)
-
-    def kl(self, batch: dict[str, Tensor], kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
-        """[T] KL to the teacher, bucketed or from a threshold sample; NaN at a temperature that is not stored."""
-        if temperature not in self.cache.temperatures:
-            return torch.full_like(rest, torch.nan)
-        index = self.cache.temperatures.index(temperature)
-        if self.cache.keep == "topk":
-            return bucketed_kl(batch["topk_logprob"], batch["tail_logmass"][:, index], kept, rest, temperature)
-        logweight, entropy = batch["sample_logweight"][:, index], batch["entropy"][:, index]
-        return sampled_kl(logweight, entropy, kept, rest, temperature)
-
-    def attention_loss(self, batch: dict[str, Tensor], maps: Tensor) -> Tensor:
+    def map_distance(self, batch: Batch, maps: Tensor) -> Tensor:
         """[B'] distance of the student's pooled maps to the teacher's."""
         teacher, length = batch["attention"][:, self.cached_index], batch["length"][batch["map_row"]]
-        if self.projection is not None:
-            return attention_projection(teacher, maps, self.projection)
-        loss = {"kl": attention_kl, "mse": attention_mse}[self.objective.attention_loss]
-        return loss(teacher, maps, length)
-
-
-def first_kept(kept_id: Tensor) -> Tensor:
-    """[T, 1] the first slot of [T, k] that is not left out (−1): where the most probable token that is kept stands."""
-    return (kept_id >= 0).byte().argmax(1, keepdim=True)
+        student = maps if self.projection is None else project(maps, self.projection)
+        return self.attention_loss.distance(teacher, student, length)
 
 
 def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], ...]:

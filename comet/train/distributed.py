@@ -24,6 +24,15 @@ class Processes:
         # apart from NCCL, so that no exchange waits for a GPU
         self._group: Any = dist.new_group(backend="gloo") if self.count > 1 else None
 
+    def share_of(self, batch_size: int) -> int:
+        """The rows of a step that fall to each process. Raises CometError if they do not divide evenly."""
+        if batch_size % self.count:
+            raise CometError(
+                f"--batch-size {batch_size}: not a multiple of {self.count} processes, which share it; choose one",
+                exit_code=2,
+            )
+        return batch_size // self.count
+
     @property
     def first(self) -> bool:
         return self.rank == 0

@@ -5,20 +5,11 @@ left out; `tail` [T], the log mass Σ exp(logprob / temperature) of all other to
 the same tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
-
-
-def condition_on_seen(kept_id: Tensor, logprob: Tensor, student_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Kept tokens and their log-probabilities, or what they stand for, […, k], of the teacher conditioned on the ids
-    that occur in the corpus.
-
-    `student_id` [V] int64 maps the teacher's ids to the student's, −1 for those it never meets, whose slots are left
-    out: their id becomes −1, as it stays in unused slots, and their value −∞. With the tail or the entropy over the
-    seen tokens this is exact.
-    """
-    kept_id = torch.where(kept_id < 0, -1, student_id[kept_id])
-    return kept_id, logprob.masked_fill(kept_id < 0, -torch.inf)
 
 
 def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
@@ -54,21 +45,21 @@ def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, tempe
 
 
 def residual_kl(
-    logprob: Tensor, tail: Tensor, is_truth: Tensor, kept: Tensor, rest: Tensor, truth: Tensor, temperature: float
+    logprob: Tensor, tail: Tensor, is_label: Tensor, kept: Tensor, rest: Tensor, label: Tensor, temperature: float
 ) -> Tensor:
-    """[T] KL(target ‖ student) at a temperature, where the target is the teacher with its tail given to the true token.
+    """[T] KL(target ‖ student) at a temperature, where the target is the teacher with its tail given to the label.
 
-    `is_truth` [T, k] bool marks the true token where it was kept, `truth` [T] are its logits. The simple
+    `is_label` [T, k] bool marks the label where it was kept, `label` [T] are its logits. The simple
     remedy for a missing tail that Anshumann et al. 2025 (https://arxiv.org/abs/2503.16870) compare with; biased.
     """
     normaliser = teacher_log_normaliser(logprob, tail, temperature)
     teacher_kept = logprob / temperature - normaliser[:, None]
-    true_kept = teacher_kept.masked_fill(~is_truth, -torch.inf).logsumexp(1)
-    target_true = torch.logaddexp(true_kept, tail - normaliser)  # log (its own mass + the tail's)
+    label_kept = teacher_kept.masked_fill(~is_label, -torch.inf).logsumexp(1)
+    target_label = torch.logaddexp(label_kept, tail - normaliser)  # log (its own mass + the tail's)
     student_kept, _ = student_logprobs(kept, rest, temperature)
     total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
-    others = weighted(teacher_kept.exp().masked_fill(is_truth, 0.0), teacher_kept - student_kept).sum(1)
-    return others + weighted(target_true.exp(), target_true - (truth / temperature - total))
+    others = weighted(teacher_kept.exp().masked_fill(is_label, 0.0), teacher_kept - student_kept).sum(1)
+    return others + weighted(target_label.exp(), target_label - (label / temperature - total))
 
 
 def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
@@ -82,9 +73,9 @@ def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, t
     return weighted(logweight.exp(), -student_kept).sum(1) - entropy
 
 
-def hard_cross_entropy(truth: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
-    """[T] −log p_student(true token) at temperature 1; `truth` [T] its logits, `rest` at temperature 1."""
-    return torch.logaddexp(kept.logsumexp(1), rest) - truth
+def hard_cross_entropy(label: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
+    """[T] −log p_student(label) at temperature 1; `label` [T] its logits, `rest` at temperature 1."""
+    return torch.logaddexp(kept.logsumexp(1), rest) - label
 
 
 def used_blocks(length: Tensor, size: int) -> Tensor:
@@ -109,10 +100,32 @@ def attention_mse(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
     return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
 
 
-def attention_projection(teacher: Tensor, student: Tensor, projection: Tensor) -> Tensor:
-    """[B] ‖W · a_student − a_teacher‖², maps flattened to m², mean over layers; `projection` W [m², m²].
+def attention_projection(teacher: Tensor, projected: Tensor, length: Tensor) -> Tensor:
+    """[B] ‖W · a_student − a_teacher‖² of pooled maps [B, layers, m, m], summed over a map, mean over layers.
 
-    The attention loss of AfroXLMR-Comet (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
+    `projected` are the student's maps after `project`. The attention loss of AfroXLMR-Comet
+    (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
     """
-    projected = student.flatten(2) @ projection.T  # [B, layers, m²]
-    return (projected - teacher.flatten(2)).square().sum(-1).mean(1)
+    return (projected - teacher).flatten(2).square().sum(-1).mean(1)
+
+
+def project(maps: Tensor, projection: Tensor) -> Tensor:
+    """Maps [B, layers, m, m], flattened to m², times a learned matrix W [m², m²]."""
+    return (maps.flatten(2) @ projection.T).view_as(maps)
+
+
+@dataclass(frozen=True)
+class AttentionLoss:
+    """[B] distance of a student's pooled maps [B, layers, m, m] to the teacher's, given `length` [B]; whether the
+    student's go through a learned projection before."""
+
+    distance: Callable[[Tensor, Tensor, Tensor], Tensor]
+    projects: bool = False
+
+
+ATTENTION_LOSSES = {
+    "kl": AttentionLoss(attention_kl),
+    "mse": AttentionLoss(attention_mse),
+    "projection": AttentionLoss(attention_projection, projects=True),
+}
+"""By their names in an objective."""

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CometError
+from comet.train.losses import ATTENTION_LOSSES
+from comet.train.signals import LOGIT_LOSSES
 
 SHAPES = ("linear", "cosine")
 
@@ -87,7 +89,7 @@ def described(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
 
 
-CHOICES = {"logit_loss": ("kl", "residual"), "attention_loss": ("kl", "mse", "projection")}
+CHOICES = {"logit_loss": LOGIT_LOSSES, "attention_loss": tuple(ATTENTION_LOSSES)}
 WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
 OURS = ("name", "differs_from_paper")
 

@@ -8,10 +8,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from comet.train.dataset import CacheRows, CacheShard, collate
-from comet.train.distiller import Distiller, first_kept
+from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, collate
+from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
-from comet.train.losses import hard_cross_entropy
 
 Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
 
@@ -36,16 +35,12 @@ class Validation:
         return f"KL {self.kl:.3f}, masked-token loss {self.cross_entropy:.3f}, accuracy {self.accuracy:.1%}"
 
 
-UNUSED = ("attention", "row_key")
-
-
 def validation_rows(shards: Sequence[CacheShard]) -> CacheRows:
-    """The rows of these shards, with what a validation needs of them."""
-    names = [name for name in shards[0].cache.extent.arrays if name not in UNUSED]
+    """The rows of these shards, with the arrays that a validation reads."""
+    names = arrays_to_read(shards[0].cache.recipe, attention=False)
     return CacheRows(list(shards), names, held=1)
 
 
-@torch.no_grad()
 def validate(
     distiller: Distiller,
     rows: CacheRows,
@@ -58,24 +53,18 @@ def validate(
     processes = processes or Processes()
     batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
     mine = batches[processes.rank :: processes.count]
-    was_training = distiller.training
-    distiller.eval()
     totals = torch.zeros(6, dtype=torch.float64)
     for index in tqdm(mine, desc="validate", unit="batch", leave=False, disable=None if processes.first else True):
         batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(index)).items()}
-        features, _ = distiller.features(batch)
-        kept, truth, _, rest = distiller.head(features, batch, 1.0)
-        kept_id = distiller.kept_id(batch, 1.0)
-        best, teacher_best = distiller.best_token(features), kept_id.gather(1, first_kept(kept_id))[:, 0]
+        found, label = distiller.evaluate(batch), batch["target_id"]
         sums = (
-            torch.tensor(len(truth)),
-            distiller.kl(batch, kept, rest, 1.0).sum(),
-            hard_cross_entropy(truth, kept, rest).sum(),
-            (best == batch["target_id"]).sum(),
-            (teacher_best == batch["target_id"]).sum(),
-            (best == teacher_best).sum(),
+            torch.tensor(len(label)),
+            found.kl.sum(),
+            found.cross_entropy.sum(),
+            (found.best == label).sum(),
+            (found.teacher_best == label).sum(),
+            (found.best == found.teacher_best).sum(),
         )
         totals += torch.stack([s.double().cpu() for s in sums])
-    distiller.train(was_training)
     targets, *sums_of_all = processes.total(*totals.tolist())
     return Validation(int(targets), *(value / targets for value in sums_of_all))

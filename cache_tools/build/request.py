@@ -1,0 +1,59 @@
+"""Whether a cache is the one that a call of `comet-cache build` asks for."""
+
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.build.resolve import BuildInputs
+from cache_tools.errors import CometError
+from cache_tools.settings import parse_layers
+from cache_tools.store.reader import Cache
+from cache_tools.teacher.model import Teacher
+from cache_tools.text.languages import find_language
+from cache_tools.text.tokenizer import tokenizer_sha256
+
+
+def require_requested(
+    inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, cache: Cache, where: str, option: str
+) -> None:
+    """Raises CometError, naming each option, if the cache at an option's location is not the one asked for."""
+    if differences := _differences(inputs, teacher, tokenizer, cache):
+        raise CometError(
+            f"{where}: exists and is another cache than the one asked for ({'; '.join(differences)}); "
+            f"choose another {option}, or give the options it was begun with to go on with it",
+            exit_code=2,
+        )
+
+
+def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, cache: Cache) -> list[str]:
+    settings, recipe, provenance = inputs.settings, cache.recipe, cache.provenance
+    layers = parse_layers(settings.attention_layers, recipe.teacher_layers)
+    asked = {
+        "teacher weights sha256": (teacher.sha256, recipe.teacher_sha256),
+        "tokenizer sha256": (tokenizer_sha256(tokenizer), recipe.tokenizer_sha256),
+        "--seq-len": (settings.seq_len, recipe.seq_len),
+        "--views": (settings.views, recipe.views),
+        "--mask-prob": (settings.mask_prob, recipe.mask_prob),
+        "--seed": (settings.seed, recipe.seed),
+        "--keep": (settings.keep, recipe.keep),
+        "--top-k": (settings.top_k, recipe.top_k),
+        "--temperatures": (settings.temperatures, recipe.temperatures),
+        "--attention-layers": (layers, recipe.attention_layers),
+        "--attention-size": (settings.map_size, recipe.attention_size),
+        "--attention-every": (settings.attention_every, recipe.attention_every),
+        "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
+        "--max-tokens": (settings.token_limit, provenance.get("max_tokens")),
+        "--text": (inputs.text_records, _without_licences(provenance.get("text"))),
+        "--exclude": (inputs.excluded_records, provenance.get("excluded")),
+        "--lang": (find_language(settings.language).code, provenance.get("language")),
+    }
+    if settings.dtype != "auto":
+        asked["--dtype"] = (settings.dtype, cache.settings["dtype"])
+    if settings.batch_size is not None:
+        asked["--batch-size"] = (settings.batch_size, cache.settings["batch_size"])
+    return [f"{name}: asked {a}, the cache has {b}" for name, (a, b) in asked.items() if a != b]
+
+
+def _without_licences(recorded: Any) -> list[dict[str, Any]]:
+    """Records as they were before the hub's licence was added."""
+    return [{name: value for name, value in text.items() if name != "licence"} for text in recorded or []]

@@ -1,0 +1,166 @@
+"""Before the first step: caches opened, the student begun, and everything that stays fixed while it trains."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainingArguments, XLMRobertaForMaskedLM
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from cache_tools.errors import CometError
+from cache_tools.settings import LocalCache
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.recipe import Recipe
+from comet.settings import StudentConfig, run_identity
+from comet.student.model import StudentShape, choose_shape, earlier_student, new_student, shape_of
+from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.train.checkpoints import KEPT
+from comet.train.dataset import Arrays, CacheShard, held_recipe, require_compatible, shards_of, student_collator
+from comet.train.signals import Batch
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a training starts from, and what does not change in it.
+
+    `recipe` is that of the caches, without signals that a copy does not hold; `identity` is what a resumed training
+    must have in common with the one it continues.
+    """
+
+    config: StudentConfig
+    caches: tuple[Cache, ...]
+    recipe: Recipe
+    vocabulary: StudentVocabulary
+    tokenizer: PreTrainedTokenizerBase
+    shape: StudentShape
+    identity: dict[str, Any]
+    training: list[CacheShard]
+    validation: list[CacheShard]
+
+    @property
+    def collator(self) -> Callable[[Arrays], Batch]:
+        return student_collator(self.recipe, self.vocabulary)
+
+    def close(self) -> None:
+        """Stop waiting for shards from servers."""
+        for cache in self.caches:
+            cache.close()
+
+
+def open_for_training(places: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
+    """The caches in these folders or at these URLs, complete and of one teacher; shards from a URL are read as they
+    are needed, and kept in `local`. Raises CometError otherwise."""
+    caches = [_open_at(str(place), local) for place in places]
+    for cache in caches:
+        cache.require_text()
+        cache.require_complete()
+    require_compatible(caches)
+    return caches
+
+
+def _open_at(place: str, local: LocalCache | None) -> Cache:
+    if "://" not in place:
+        return open_cache(place)
+    from cache_tools.sharing.locations.remote import RetryPolicy
+    from cache_tools.sharing.remote_shards import open_afar
+
+    if local is None:
+        raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)
+    return open_afar(place, local, RetryPolicy())
+
+
+def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, XLMRobertaForMaskedLM]:
+    """What a training starts from, and the student at step 0.
+
+    Raises CometError if the caches hold too little or the student cannot be made.
+    """
+    for cache in caches:
+        cache.require_text()
+    training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
+    if not validation:
+        raise CometError(f"{caches[0].name}: no validation rows, so nothing could be said of a student; give more text")
+    vocabulary = choose_vocabulary(config.vocabulary, caches)
+    shape, student = _begin_student(config, caches, vocabulary)
+    preparation = Preparation(
+        config=config,
+        caches=tuple(caches),
+        recipe=held_recipe(caches),
+        vocabulary=vocabulary,
+        tokenizer=student_tokenizer(caches[0], vocabulary),
+        shape=shape,
+        identity=run_identity(config, caches),
+        training=training,
+        validation=validation,
+    )
+    return preparation, student
+
+
+def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
+    """Raises CometError if the vocabulary cannot be trimmed."""
+    return trimmed_vocabulary(caches) if requested == "trimmed" else full_vocabulary(caches[0].recipe)
+
+
+def _begin_student(
+    config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
+) -> tuple[StudentShape, XLMRobertaForMaskedLM]:
+    """The student at step 0. Raises CometError if it cannot be made, or an earlier one does not fit these caches."""
+    dropout = config.objective.dropout
+    if config.init in ("cache", "random"):
+        shape = choose_shape(config.student, caches[0], len(vocabulary))
+        return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init == "cache")
+    student = earlier_student(Path(config.init), caches, vocabulary, dropout)
+    shape = shape_of(student, Path(config.init).name)
+    if config.student != "auto" and replace(choose_shape(config.student, caches[0], 0), name=shape.name) != shape:
+        raise CometError(f"--student {config.student}: but --init {config.init} is {shape}; omit one", exit_code=2)
+    return shape, student
+
+
+def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
+    """Raises CometError for a field that TrainingArguments does not have or refuses."""
+    objective = config.objective
+    fields: dict[str, Any] = {
+        "num_train_epochs": config.epochs or objective.epochs,
+        "max_steps": config.steps or -1,
+        "per_device_train_batch_size": config.batch_size or objective.batch_size,
+        "per_device_eval_batch_size": 32,
+        "learning_rate": config.learning_rate or objective.peak_learning_rate(shape.hidden),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "adam_beta2": 0.98,
+        "weight_decay": 0.01,
+        "optim": "adamw_torch_fused",
+        "seed": config.seed,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "save_total_limit": KEPT,
+        "eval_strategy": "steps" if config.validate_steps else "epoch",
+        "eval_steps": config.validate_steps,
+        "logging_steps": 10,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
+    }
+    try:
+        arguments = TrainingArguments(**(fields | dict(config.arguments)))
+    except (TypeError, ValueError) as error:
+        raise CometError(f"--set: {error}", exit_code=2) from None
+    there = get_available_reporting_integrations()
+    if absent := [name for name in arguments.report_to or [] if name not in there]:
+        raise CometError(
+            f"--set report_to={absent[0]}: expected {', '.join(there) or 'none, since no such package is installed'}; "
+            "install its package, or omit it",
+            exit_code=2,
+        )
+    if arguments.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+        raise CometError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they did not find each other and would train "
+            f"{os.environ['WORLD_SIZE']} students; omit --set use_cpu, or start without torchrun"
+        )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process trains on one GPU; for several there is torchrun
+    return arguments
