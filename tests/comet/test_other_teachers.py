@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_teachers import TEACHERS
+from helpers.tiny_teachers import TEACHERS
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache, build_cache

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import REPOSITORY
 
 from cache_tools import build_cache
 from cache_tools.settings import BuildSettings
 from comet import StudentConfig, distill
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile_server as hostile
 import pytest
 import torch
 from click.testing import CliRunner
-from hostile_server import Server
+from helpers import hostile_server as hostile
+from helpers.hostile_server import Server
+from helpers.trainings import checkpoints_of, start_training, wait_for_checkpoint
 from safetensors.torch import load_file
-from trainings import checkpoints_of, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
 from comet.cli.train import train

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_data import parquet
-from hub_server import Hub
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_data import parquet
+from helpers.hub_server import Hub
 
 from cache_tools import build_cache, open_cache
 from cache_tools.settings import BuildSettings

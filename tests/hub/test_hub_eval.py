@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_data import card
-from hub_server import Hub
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_data import card
+from helpers.hub_server import Hub
 
 SPLITS = {"train": (0, 24), "validation": (24, 32), "test": (32, 44)}
 QUICK = ["--lang", "kin", "--seeds", "1", "--epochs", "1", "--device", "cpu"]
