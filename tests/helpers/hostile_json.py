@@ -7,12 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
+
 from cache_tools import open_cache
 from cache_tools.cli.info import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import EXTENT, SEAL, file_record
 from cache_tools.store.records import canonical, sha256, with_checksum
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | FINITE | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
 ROOT = "zarr.json"
 RECORDS = (SEAL, EXTENT, "ledger/train-00000.json", "ledger/validation-00000.json")
 METADATA = (ROOT, "train/zarr.json", "train/entropy/zarr.json", "vocabulary/id/zarr.json")

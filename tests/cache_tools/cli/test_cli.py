@@ -15,8 +15,8 @@ from helpers import REPOSITORY
 from cache_tools import open_cache
 from cache_tools.cli import entry
 from cache_tools.cli.main import main
-from cache_tools.errors import CometError, printable
-from cache_tools.text.languages import LANGUAGES, find_language
+from cache_tools.errors import printable
+from cache_tools.text.languages import LANGUAGES
 
 
 @pytest.fixture(scope="module")
@@ -98,26 +98,6 @@ def test_the_dry_run_estimates_and_leaves_nothing(
 
 def test_what_a_cache_says_cannot_drive_the_terminal() -> None:
     assert printable("red\x1b[31m\nline\x00\u202e") == r"red\x1b[31m\nline\x00\u202e"
-
-
-def test_language_codes_and_their_synonyms() -> None:
-    assert find_language("RW").code == find_language("kin").code == "kin"
-    assert find_language("sw").name == "Swahili"
-    assert find_language("lug").code == "lug" and find_language("lug").corpora == ()
-    for name, nearest in (("kinyarwanda", "kin"), ("Zulu", "zul"), ("klingon", "kin")):
-        with pytest.raises(
-            CometError, match=rf"--lang '{name}' is not a language code: expected ISO 639-3, such as {nearest} \("
-        ):
-            find_language(name)
-
-
-def test_every_code_of_a_language_means_that_one_alone() -> None:
-    codes = [code for language in LANGUAGES for code in (language.code, *language.synonyms)]
-    assert len(codes) == len(set(codes))
-    assert all(
-        find_language(code.upper()).code == language.code for language in LANGUAGES for code in language.synonyms
-    )
-    assert [language.code for language in LANGUAGES[:5]] == ["kin", "swa", "hau", "ibo", "yor"]
 
 
 def test_the_languages_in_words_and_in_json() -> None:
