@@ -21,6 +21,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
+import zarr
+from numpy.typing import NDArray
 
 from helpers import REPOSITORY
 
@@ -121,6 +123,19 @@ def build_arguments(out: Path, teacher: Path | str, text: Path | str, **options:
 
 def build(out: Path, teacher: Path | str, text: Path | str, log: Path, **options: object) -> Ended:
     return Running(build_arguments(out, teacher, text, **options), log).wait()
+
+
+def build_whole(out: Path, teacher: Path | str, text: Path | str, log: Path, **options: object) -> Ended:
+    """A build that succeeds without a word on stderr."""
+    ended = build(out, teacher, text, log, **options)
+    assert (ended.code, ended.stderr) == (0, "")
+    return ended
+
+
+def groups_of(folder: Path) -> dict[str, dict[str, NDArray]]:
+    """Every array of a cache as plain zarr reads it."""
+    root = zarr.open_group(folder, mode="r")
+    return {g: {name: array[...] for name, array in root[g].arrays()} for g in ("train", "validation", "vocabulary")}
 
 
 def digests(folder: Path) -> dict[str, str]:

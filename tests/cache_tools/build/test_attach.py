@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numcodecs
 import pytest
-from helpers import attaching
 from helpers.attaching import call, files, given, run
+from helpers.settings import build_settings
 from helpers.small_caches import change_json, prepare_cache, small_recipe
 from helpers.tiny_teachers import TEACHERS
 
@@ -22,26 +22,6 @@ from cache_tools.store.copy import cut
 from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent, without_text
 from cache_tools.verify.verify import verify
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, sample_text: Path) -> Path:
-    return attaching.write_corpus(tmp_path_factory.mktemp("corpus"), sample_text)
-
-
-@pytest.fixture(scope="module")
-def settings(sample_teacher: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    return attaching.settings_for(tmp_path_factory.mktemp("whole") / "kin.zarr", sample_teacher, corpus)
-
-
-@pytest.fixture(scope="module")
-def whole(settings: BuildSettings) -> Cache:
-    return build_cache(settings)
-
-
-@pytest.fixture
-def detached(whole: Cache, tmp_path: Path) -> Cache:
-    return cut(whole, tmp_path / "kin.zarr", without_text(whole.extent))
 
 
 def test_a_cache_that_was_detached_and_attached_is_the_cache(whole: Cache, detached: Cache, corpus: Path) -> None:
@@ -80,12 +60,10 @@ def test_a_special_token_that_has_no_role(tmp_path: Path, sample_teacher: Path, 
 
 
 def round_trip(folder: Path, teacher: Path, text: Path) -> Cache:
-    cache = build_cache(
-        BuildSettings(
-            out=folder / "whole", language="kin", teacher=str(teacher), text=(str(text),), max_tokens=900, seq_len=32,
-            top_k=4, attention_layers="none", device="cpu",
-        )
-    )  # fmt: skip
+    settings = build_settings(
+        folder / "whole", teacher, text, max_tokens=900, seq_len=32, top_k=4, attention_layers="none"
+    )
+    cache = build_cache(settings)
     there = cut(cache, folder / "detached", without_text(cache.extent))
     assert attach(there, (str(text),)).cache_id == cache.cache_id
     return cache

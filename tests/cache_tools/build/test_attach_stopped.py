@@ -9,42 +9,20 @@ from pathlib import Path
 
 import numcodecs
 import pytest
-from helpers import attaching
 from helpers.attaching import call, files, given, run
 from helpers.builds import Running
 from helpers.crashes import crashing
 from helpers.small_caches import change_json, flip_byte
 
 import cache_tools.build.attach
-from cache_tools import Cache, build_cache, open_cache
+from cache_tools import Cache, open_cache
 from cache_tools.build.attach import attach
 from cache_tools.build.restore import rebuild_tokens
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings
 from cache_tools.store.copy import cut
 from cache_tools.store.layout import TEXT_ARRAYS, TOKEN_ARRAYS, encode_chunk
 from cache_tools.store.ledger import SEAL, file_record, token_digest, without_text
 from cache_tools.verify.verify import verify
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory, sample_text: Path) -> Path:
-    return attaching.write_corpus(tmp_path_factory.mktemp("corpus"), sample_text)
-
-
-@pytest.fixture(scope="module")
-def settings(sample_teacher: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    return attaching.settings_for(tmp_path_factory.mktemp("whole") / "kin.zarr", sample_teacher, corpus)
-
-
-@pytest.fixture(scope="module")
-def whole(settings: BuildSettings) -> Cache:
-    return build_cache(settings)
-
-
-@pytest.fixture
-def detached(whole: Cache, tmp_path: Path) -> Cache:
-    return cut(whole, tmp_path / "kin.zarr", without_text(whole.extent))
 
 
 def test_a_death_before_any_file_operation_leaves_a_detached_cache_or_the_whole(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.builds import digests
+from helpers.settings import build_settings
 
 import cache_tools.build.build
 import cache_tools.store.writer
@@ -30,18 +31,7 @@ def settings(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> BuildSe
 
 
 def settings_for(out: Path, teacher: Path, text: Path) -> BuildSettings:
-    return BuildSettings(
-        out=out,
-        language="kin",
-        teacher=str(teacher),
-        text=(str(text),),
-        max_tokens=700,
-        seq_len=32,
-        rows_per_shard=2,
-        top_k=4,
-        attention_size=4,
-        device="cpu",
-    )
+    return build_settings(out, teacher, text, max_tokens=700, seq_len=32, rows_per_shard=2, top_k=4, attention_size=4)
 
 
 @pytest.fixture(scope="module")

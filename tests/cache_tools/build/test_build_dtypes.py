@@ -1,33 +1,24 @@
 """bfloat16 and float16 teachers give the float32 cache within what their numbers can hold."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.settings import build_settings
 
 from cache_tools import Cache, build_cache
 from cache_tools.attention import from_codes
-from cache_tools.settings import BuildSettings
 
 
 @pytest.fixture(scope="module")
 def built(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
     folder = tmp_path_factory.mktemp("dtypes")
+    signals = {"keep": "topk", "attention_layers": "all", "attention_every": 1}
+    settings = build_settings(folder, sample_teacher, sample_text, seq_len=128, **signals)
     return {
-        dtype: build_cache(
-            BuildSettings(
-                out=folder / f"{dtype}.zarr",
-                language="kin",
-                teacher=str(sample_teacher),
-                text=(str(sample_text),),
-                max_tokens=1500,
-                attention_layers="all",
-                attention_every=1,
-                keep="topk",
-                dtype=dtype,
-            )
-        )
+        dtype: build_cache(replace(settings, out=folder / f"{dtype}.zarr", dtype=dtype))
         for dtype in ("float32", "bfloat16", "float16")
     }
 

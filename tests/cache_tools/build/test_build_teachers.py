@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from helpers.builds import Ended, assert_one_error_line, build, digests
+from helpers.builds import assert_one_error_line, build, build_whole, digests
 from helpers.tiny_teachers import TINY, bert, modernbert, roberta
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
@@ -34,12 +34,8 @@ BOS, PAD, EOS, UNKNOWN, MASK = 0, 1, 2, 3, 401  # where XLM-R has them around 40
 def of_sample(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path) -> dict[str, str]:
     """The digests of a cache from the sample teacher as it is."""
     folder = tmp_path_factory.mktemp("sample")
-    built(build(folder / "kin.zarr", sample_teacher, sample_text, folder / "log", **OPTIONS))
+    build_whole(folder / "kin.zarr", sample_teacher, sample_text, folder / "log", **OPTIONS)
     return digests(folder / "kin.zarr")
-
-
-def built(ended: Ended) -> None:
-    assert (ended.code, ended.stderr) == (0, "")
 
 
 def assert_is_what_the_teacher_says(out: Path, teacher: Path) -> None:
@@ -83,7 +79,7 @@ def test_pickled_weights_give_the_same_cache_as_safetensors(
     teacher = shutil.copytree(sample_teacher, tmp_path / sample_teacher.name)
     torch.save(load_file(teacher / "model.safetensors"), teacher / "pytorch_model.bin")
     (teacher / "model.safetensors").unlink()
-    built(build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS))
+    build_whole(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert digests(tmp_path / "kin.zarr") == of_sample
 
 
@@ -109,7 +105,7 @@ def test_weights_in_several_files_give_the_same_cache(
     places = {name: file for file, chosen in files.items() for name in chosen}
     (teacher / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     (teacher / "model.safetensors").unlink()
-    built(build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS))
+    build_whole(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert digests(tmp_path / "kin.zarr") == of_sample
 
 
@@ -135,7 +131,7 @@ def test_a_tokenizer_that_is_only_a_sentencepiece_model(
 ) -> None:
     teacher, pieces = sentencepiece_teacher
     out = tmp_path / "kin.zarr"
-    built(build(out, teacher, sample_text, tmp_path / "log", **OPTIONS))
+    build_whole(out, teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert_is_what_the_teacher_says(out, teacher)
     lines = sample_text.read_text().splitlines()
     found = original_ids(out, [BOS, PAD, EOS, UNKNOWN, MASK])
@@ -151,7 +147,7 @@ def test_a_text_cannot_write_special_tokens(
     lines = sample_text.read_text().splitlines()[:40]
     (tmp_path / "text.txt").write_text("\n".join(f"{line} <mask> <s> <pad> </s> {line}" for line in lines))
     out = tmp_path / "kin.zarr"
-    built(build(out, sentencepiece_teacher[0], tmp_path / "text.txt", tmp_path / "log", **OPTIONS))
+    build_whole(out, sentencepiece_teacher[0], tmp_path / "text.txt", tmp_path / "log", **OPTIONS)
     found = [i for row in original_rows(out) for i in row[1:-1]]
     assert {BOS, PAD, MASK}.isdisjoint(found)
     assert found.count(EOS) < len(lines)
@@ -164,7 +160,7 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
     pieces = BertWordPieceTokenizer(str(teacher / "vocab.txt"), lowercase=False)
 
     out = tmp_path / "kin.zarr"
-    built(build(out, teacher, sample_text, tmp_path / "log", **OPTIONS))
+    build_whole(out, teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert_is_what_the_teacher_says(out, teacher)
     special = [pieces.token_to_id(f"[{name}]") for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
     found = " ".join(pieces.id_to_token(i) for i in original_ids(out, special)).replace(" ##", "")
@@ -173,7 +169,7 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
 
     too_long = build(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 65})
     assert_one_error_line(too_long, 2, "--seq-len 65", "at most 64")
-    built(build(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 64}))
+    build_whole(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 64})
 
 
 @pytest.mark.parametrize("family", [roberta, modernbert])
@@ -181,5 +177,5 @@ def test_other_families(tmp_path: Path, sample_text: Path, family: Callable[[Pat
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     family(teacher, sample_text)
-    built(build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS))
+    build_whole(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert_is_what_the_teacher_says(tmp_path / "kin.zarr", teacher)

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import zarr
-from helpers.builds import Running, assert_one_error_line, build
+from helpers.builds import Running, assert_one_error_line, build, build_whole, groups_of
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
@@ -41,8 +40,7 @@ class Built:
 
     @cached_property
     def groups(self) -> dict[str, dict[str, NDArray]]:
-        root = zarr.open_group(self.folder, mode="r")
-        return {g: {name: array[...] for name, array in root[g].arrays()} for g in (*GROUPS, "vocabulary")}
+        return groups_of(self.folder)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +66,7 @@ def build_from(texts: list[str], folder: Path, teacher: Path, **changes: Any) ->
     """Builds `folder/kin.zarr` from a text file with these documents."""
     text, out, options = folder / "text.txt", folder / "kin.zarr", COMMON | changes
     text.write_text("\n".join(texts))
-    ended = build(out, teacher, text, folder / "log", **options)
-    assert (ended.code, ended.stderr) == (0, "")
+    build_whole(out, teacher, text, folder / "log", **options)
     return Built(out, options, texts)
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import zarr
-from helpers.builds import build
+from helpers.builds import build_whole, groups_of
 from numpy.typing import NDArray
 from transformers import AutoModelForMaskedLM
 
@@ -59,8 +58,7 @@ class Built:
 
     @cached_property
     def groups(self) -> dict[str, dict[str, NDArray]]:
-        root = zarr.open_group(self.folder, mode="r")
-        return {g: {name: array[...] for name, array in root[g].arrays()} for g in (*GROUPS, "vocabulary")}
+        return groups_of(self.folder)
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -84,8 +82,7 @@ def built_as(
 ) -> Built:
     folder = tmp_path_factory.mktemp(name)
     out = folder / "kin.zarr"
-    ended = build(out, sample_teacher, sample_text, folder / "log", **COMMON | CACHES[name])
-    assert (ended.code, ended.stderr) == (0, "")
+    build_whole(out, sample_teacher, sample_text, folder / "log", **COMMON | CACHES[name])
     return Built(out, model)
 
 

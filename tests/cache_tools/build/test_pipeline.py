@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers.builds import ENVIRONMENT, build_arguments, digests
 from helpers.scarce_memory import out_of_memory_above
+from helpers.settings import build_settings
 
 from cache_tools import build_cache, open_cache
 from cache_tools.build.pipeline import ShardBuffer, Throughput, fill
@@ -29,17 +30,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSettings:
-    return BuildSettings(
-        out=tmp_path / "kin.zarr",
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        seq_len=64,
-        rows_per_shard=16,
-        keep="topk",
-        top_k=8,
-        device="cpu",
-    )
+    return build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, keep="topk")
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 """Shards that were dropped, or are missing in a copy, are built again from the text to the same bytes."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.builds import digests
+from helpers.settings import build_settings
 
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
@@ -16,18 +18,7 @@ from cache_tools.store.writer import drop_shard
 
 @pytest.fixture(scope="module")
 def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    return BuildSettings(
-        out=tmp_path_factory.mktemp("whole") / "kin.zarr",
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        max_tokens=1500,
-        seq_len=48,
-        rows_per_shard=8,
-        top_k=8,
-        attention_size=8,
-        device="cpu",
-    )
+    return build_settings(tmp_path_factory.mktemp("whole") / "kin.zarr", sample_teacher, sample_text, rows_per_shard=8)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +31,7 @@ def whole(settings: BuildSettings) -> dict[str, str]:
 def copy(settings: BuildSettings, whole: dict[str, str], tmp_path: Path) -> BuildSettings:
     """The same build, complete, in a folder to damage."""
     shutil.copytree(settings.out, tmp_path / "kin.zarr")
-    return BuildSettings(**vars(settings) | {"out": tmp_path / "kin.zarr"})
+    return replace(settings, out=tmp_path / "kin.zarr")
 
 
 @pytest.mark.parametrize("damaged", ["tokens", "signals"])
@@ -65,7 +56,7 @@ def test_a_half_copied_cache_is_finished_elsewhere(copy: BuildSettings, whole: d
     there = tmp_path / "elsewhere" / "kin.zarr"
     merge([open_cache(copy.out)], there)
     assert not (there / "train" / "length" / "c" / "1").exists()
-    build_cache(BuildSettings(**vars(copy) | {"out": there}))
+    build_cache(replace(copy, out=there))
     assert {path: d for path, d in digests(there).items() if not path.endswith("lock")} == {
         path: d for path, d in whole.items() if not path.endswith("lock")
     }

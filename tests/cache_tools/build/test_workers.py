@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.builds import digests
+from helpers.settings import build_settings
 
 from cache_tools import build_cache, open_cache
 from cache_tools.build.pipeline import missing_shards
@@ -19,15 +20,8 @@ from cache_tools.verify.verify import verify
 
 @pytest.fixture(scope="module")
 def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    return BuildSettings(
-        out=tmp_path_factory.mktemp("one") / "kin.zarr",
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        seq_len=64,
-        views=2,
-        rows_per_shard=16,
-        top_k=8,
+    return build_settings(
+        tmp_path_factory.mktemp("one") / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, views=2
     )
 
 

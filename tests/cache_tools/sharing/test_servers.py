@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from helpers.builds import digests
+from helpers.settings import build_settings
 from helpers.sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.cli.main import main
-from cache_tools.settings import BuildSettings
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.verify.verify import verify
@@ -22,20 +22,7 @@ from cache_tools.verify.verify import verify
 def whole(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path) -> Cache:
     """A complete cache of a real teacher that nobody changes."""
     out = tmp_path_factory.mktemp("whole") / "kin.zarr"
-    return build_cache(
-        BuildSettings(
-            out=out,
-            language="kin",
-            teacher=str(sample_teacher),
-            text=(str(sample_text),),
-            max_tokens=1500,
-            seq_len=48,
-            rows_per_shard=12,
-            top_k=8,
-            attention_size=8,
-            device="cpu",
-        )
-    )
+    return build_cache(build_settings(out, sample_teacher, sample_text, rows_per_shard=12))
 
 
 @pytest.fixture(scope="module", params=SERVERS)

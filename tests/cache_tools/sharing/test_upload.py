@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from helpers.builds import digests
+from helpers.settings import build_settings
 
 from cache_tools import build_cache, open_cache
 from cache_tools.build import build
@@ -42,16 +43,8 @@ HASTY = RetryPolicy(seconds=2, retries=1, pause=0.01)
 
 @pytest.fixture
 def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSettings:
-    return BuildSettings(
-        out=tmp_path / "here" / "kin.zarr",
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        seq_len=64,
-        rows_per_shard=16,
-        keep="topk",
-        top_k=8,
-        device="cpu",
+    return build_settings(
+        tmp_path / "here" / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, keep="topk"
     )
 
 

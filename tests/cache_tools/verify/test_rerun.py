@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from helpers.builds import Ended, assert_one_error_line
 from helpers.scarce_memory import out_of_memory_above
+from helpers.settings import build_settings
 from helpers.small_caches import change_json, rewrite, small_recipe
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from cache_tools import build_cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings, RecheckSettings
+from cache_tools.settings import RecheckSettings
 from cache_tools.store.copy import cut, merge
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.ledger import Extent
@@ -34,19 +35,7 @@ ALL_ROWS = 10_000
 def built(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path) -> dict[str, Path]:
     """Complete caches that nobody changes; those of one keep are of one recipe."""
     folder = tmp_path_factory.mktemp("built")
-    settings = BuildSettings(
-        out=folder,
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        device="cpu",
-        max_tokens=1500,
-        seq_len=48,
-        rows_per_shard=16,
-        attention_size=8,
-        attention_every=2,
-        temperatures=(1.0, 2.0),
-    )
+    settings = build_settings(folder, sample_teacher, sample_text, attention_every=2, temperatures=(1.0, 2.0))
     for keep, top_k in (("topk", 8), ("threshold", 32)):
         for dtype in ("float32", "bfloat16"):
             out = folder / f"{keep} {dtype}"

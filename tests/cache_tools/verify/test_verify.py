@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from helpers.builds import digests
+from helpers.settings import build_settings
 from helpers.small_caches import change_json, exchange, flip_byte, rewrite
 
 from cache_tools import build_cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings
 from cache_tools.store.copy import cut
 from cache_tools.store.ledger import Extent
 from cache_tools.verify.verify import verify
@@ -28,19 +28,12 @@ KINDS = {
 }
 
 
-def settings_for(out: Path, teacher: Path, text: Path, kind: str) -> BuildSettings:
-    fixed = {"max_tokens": 1500, "seq_len": 48, "views": 2, "rows_per_shard": 16, "top_k": 8, "attention_size": 8}
-    return BuildSettings(
-        out=out, language="kin", teacher=str(teacher), text=(str(text),), device="cpu", **(fixed | KINDS[kind])
-    )
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path) -> dict[str, Path]:
     """Complete caches of a real teacher that nobody changes."""
     folder = tmp_path_factory.mktemp("built")
     for kind in KINDS:
-        build_cache(settings_for(folder / kind, sample_teacher, sample_text, kind))
+        build_cache(build_settings(folder / kind, sample_teacher, sample_text, views=2, **KINDS[kind]))
     return {kind: folder / kind for kind in KINDS}
 
 
@@ -92,7 +85,7 @@ def test_every_damaged_shard_is_named_and_repaired(
     half = CliRunner().invoke(main, ["verify", str(root)])
     assert half.exit_code == 0
     assert "sound as far as it goes: 5 of" in half.stdout
-    build_cache(settings_for(root, sample_teacher, sample_text, "threshold"))
+    build_cache(build_settings(root, sample_teacher, sample_text, views=2, **KINDS["threshold"]))
     assert digests(root) == digests(built["threshold"])
     assert CliRunner().invoke(main, ["repair", str(root)]).stdout == "nothing is damaged\n"
 
