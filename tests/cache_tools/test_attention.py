@@ -216,7 +216,7 @@ def test_a_model_without_the_attention_interface_is_refused() -> None:
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_attention_that_is_pooled_in_training_equals_sdpa_and_its_gradients(padded: bool) -> None:
+def test_attention_pooled_in_training_equals_sdpa_with_gradients(padded: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 3, 20, 8, generator=generator).requires_grad_() for _ in range(3))
     length = torch.tensor([20, 11])

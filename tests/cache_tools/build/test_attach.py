@@ -165,7 +165,7 @@ def test_text_that_is_not_there(detached: Cache, corpus: Path, option: str) -> N
     assert refused.value.exit_code == 2
 
 
-def test_a_half_built_cache_gets_the_text_of_what_is_there_and_is_built_to_the_end(
+def test_a_half_built_cache_gets_its_text_and_is_then_completed(
     whole: Cache, settings: BuildSettings, corpus: Path, tmp_path: Path
 ) -> None:
     half = Path(shutil.copytree(whole.root, tmp_path / "half"))

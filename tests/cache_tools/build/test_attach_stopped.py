@@ -25,9 +25,7 @@ from cache_tools.store.ledger import SEAL, file_record, token_digest, without_te
 from cache_tools.verify.verify import verify
 
 
-def test_a_death_before_any_file_operation_leaves_a_detached_cache_or_the_whole(
-    whole: Cache, tmp_path: Path, corpus: Path
-) -> None:
+def test_a_crash_at_any_step_leaves_it_detached_or_whole(whole: Cache, tmp_path: Path, corpus: Path) -> None:
     """Called again it is the whole, and what was there already stays as it was written."""
     expected = files(whole.root)
     cache = cut(whole, tmp_path / "count" / "kin.zarr", without_text(whole.extent))
@@ -71,7 +69,7 @@ def test_killed_at_any_moment_and_called_again(whole: Cache, detached: Cache, co
     assert not list(detached.root.glob(".staging-*"))
 
 
-def test_what_a_call_killed_after_its_last_step_has_left_goes_with_the_next(detached: Cache, corpus: Path) -> None:
+def test_the_next_call_removes_what_a_killed_one_left(detached: Cache, corpus: Path) -> None:
     attach(detached, *given(corpus))
     (detached.root / ".staging-dead").mkdir()
     (detached.root / ".staging-dead/lock").touch()
@@ -201,7 +199,7 @@ def test_a_forged_digest_is_not_believed(whole: Cache, detached: Cache, corpus: 
 
 
 @pytest.mark.parametrize("name", TOKEN_ARRAYS)
-def test_files_that_another_encoder_wrote_are_not_taken_for_the_cache(detached: Cache, corpus: Path, name: str) -> None:
+def test_files_of_another_encoder_are_not_taken(detached: Cache, corpus: Path, name: str) -> None:
     """The tokens are right, but the cache would have another id than the one that it is known by."""
     record = detached.root / "ledger/train-00001.json"
     change_json(

@@ -104,7 +104,7 @@ def assert_same_as_whole(work: Path, whole: Build) -> None:
 @pytest.mark.parametrize(
     ("first", "second"), [((i + RANDOM_DELAYS.random()) / KILLS, RANDOM_DELAYS.random()) for i in range(KILLS)]
 )
-def test_killed_twice_at_any_moment_and_run_again_gives_the_same_bytes(
+def test_killed_twice_and_resumed_gives_the_same_bytes(
     first: float, second: float, tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     for share in (first, second):
@@ -116,7 +116,7 @@ def test_killed_twice_at_any_moment_and_run_again_gives_the_same_bytes(
     assert_same_as_whole(tmp_path / "work", whole)
 
 
-def test_killed_while_preparing_leaves_no_cache_and_the_next_run_cleans_up(
+def test_a_build_killed_while_preparing_leaves_no_cache(
     tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     work = tmp_path / "work"
@@ -153,7 +153,7 @@ def test_what_was_committed_before_a_kill_is_never_written_again(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_after_the_shard_in_work_and_says_how_to_go_on(
+def test_a_signal_stops_after_the_current_shard(
     number: signal.Signals, tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "work" / "kin.zarr"
@@ -188,7 +188,7 @@ def test_a_signal_while_preparing_leaves_nothing_behind(
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_a_second_signal_stops_at_once_and_loses_at_most_the_shard_in_work(
+def test_a_second_signal_loses_at_most_the_current_shard(
     tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
     out = tmp_path / "work" / "kin.zarr"

@@ -119,7 +119,7 @@ def assert_rows_are_packed(built: Built, tokenizer: Any) -> None:
         assert (arrays["input_ids"][np.arange(SEQ_LEN) >= arrays["length"][:, None]] == tokenizer.pad_token_id).all()
 
 
-def test_rows_are_the_packed_text_and_no_document_is_in_both_groups(built: Built, tokenizer: Any) -> None:
+def test_rows_are_the_packed_text_each_document_in_one_group(built: Built, tokenizer: Any) -> None:
     assert_rows_are_packed(built, tokenizer)
 
 
@@ -213,7 +213,7 @@ def test_a_text_cannot_write_special_tokens(
     assert pieces.count("mask") > 10, "<mask> in the text is text"
 
 
-def test_a_text_may_be_too_small_for_validation_but_not_for_training(
+def test_a_text_may_lack_validation_rows_but_not_train_rows(
     tmp_path: Path, texts: list[str], sample_teacher: Path
 ) -> None:
     cache = build_from([text for text in texts if not is_for_validation(text)][:3], tmp_path, sample_teacher)

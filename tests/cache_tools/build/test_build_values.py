@@ -127,7 +127,7 @@ def log_mass(logprob: NDArray, chosen: NDArray, temperature: float) -> NDArray:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_the_best_tokens_and_both_tails_are_those_of_the_full_logits(of_the_best: Built, group: str) -> None:
+def test_best_tokens_and_tails_are_those_of_the_full_logits(of_the_best: Built, group: str) -> None:
     arrays, logprob = of_the_best.groups[group], of_the_best.reference[group].logprob
     used = arrays["target_position"] != 65535
     assert len(logprob) == used.sum() > 0
@@ -155,7 +155,7 @@ def test_the_best_tokens_and_both_tails_are_those_of_the_full_logits(of_the_best
 
 @pytest.mark.parametrize("index", range(len(TEMPERATURES)))
 @pytest.mark.parametrize("group", GROUPS)
-def test_a_sample_is_drawn_from_the_full_logits_by_its_definition(of_a_sample: Built, group: str, index: int) -> None:
+def test_a_sample_of_the_full_logits_follows_its_definition(of_a_sample: Built, group: str, index: int) -> None:
     """All tokens of at least 1 / k and the best one for certain; the others where a running sum, which starts anywhere,
     passes multiples of the spacing."""
     arrays = of_a_sample.groups[group]
@@ -212,7 +212,7 @@ def test_unused_slots_hold_no_value(built: Built, group: str) -> None:
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_attention_codes_are_those_of_the_eager_maps_pooled_by_definition(built: Built, group: str) -> None:
+def test_attention_codes_are_those_of_pooled_eager_maps(built: Built, group: str) -> None:
     arrays = built.groups[group]
     length, stored = arrays["length"], arrays["attention"].astype(np.float64)
     size = stored.shape[-1]
@@ -234,7 +234,7 @@ def test_attention_codes_are_those_of_the_eager_maps_pooled_by_definition(built:
         np.testing.assert_allclose(stored[row], codes, rtol=0, atol=0.51, err_msg=f"row {row}")
 
 
-def test_vocabulary_holds_the_head_bias_and_the_embeddings_turned_to_their_principal_directions(built: Built) -> None:
+def test_vocabulary_holds_head_bias_and_principal_components(built: Built) -> None:
     arrays, model = built.groups["vocabulary"], built.model
     chosen = arrays["id"].astype(np.int64)
     np.testing.assert_allclose(arrays["head_bias"], model.lm_head.bias.detach().numpy()[chosen], atol=1e-6)

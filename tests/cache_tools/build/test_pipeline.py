@@ -40,7 +40,7 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSe
         RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried …"),
     ],
 )
-def test_where_memory_runs_out_the_shard_is_begun_again_in_smaller_batches(
+def test_out_of_memory_restarts_the_shard_in_smaller_batches(
     settings: BuildSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError
 ) -> None:
     tried = out_of_memory_above(5, monkeypatch, error)

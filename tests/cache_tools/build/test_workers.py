@@ -54,7 +54,7 @@ def test_another_division_goes_on_where_the_first_stopped(
     assert digests(parts.out) == of_one
 
 
-def test_when_the_time_is_over_no_shard_is_begun_and_the_next_run_goes_on(
+def test_after_the_time_no_shard_begins_and_the_next_run_goes_on(
     settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
 ) -> None:
     short = replace(settings, out=tmp_path / "kin.zarr")
@@ -86,7 +86,7 @@ def test_workers_by_option_or_rank(text: str | None, environment: dict[str, str]
     assert parse_worker(text, environment) == expected
 
 
-def test_halves_built_in_two_places_are_merged_into_the_cache_of_one(
+def test_halves_built_in_two_places_merge_into_the_cache_of_one(
     settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
 ) -> None:
     """The second does not wait for what the first prepares in a folder of its own."""
@@ -96,9 +96,7 @@ def test_halves_built_in_two_places_are_merged_into_the_cache_of_one(
     assert {p: d for p, d in of_one.items() if p != "ledger/lock"} == digests(merged.root)
 
 
-def test_halves_of_other_numerics_are_merged_and_the_teacher_says_the_same_again(
-    settings: BuildSettings, tmp_path: Path
-) -> None:
+def test_halves_of_other_numerics_merge_and_pass_the_teacher(settings: BuildSettings, tmp_path: Path) -> None:
     halves = [
         build_cache(replace(settings, out=tmp_path / dtype, dtype=dtype), Worker(index, 2))
         for index, dtype in enumerate(("float32", "bfloat16"))

@@ -207,9 +207,7 @@ def test_pulling_it_pins_the_cache_with_its_text_or_without(whole: Cache, detach
     assert "expected the cache id 000" in said
 
 
-def test_more_shards_without_text_do_not_come_to_a_cache_that_has_it(
-    whole: Cache, detached: Cache, tmp_path: Path
-) -> None:
+def test_shards_without_text_do_not_join_a_cache_that_has_it(whole: Cache, detached: Cache, tmp_path: Path) -> None:
     part = ready(run("subset", whole.root, tmp_path / "part", "--max-tokens", 64), tmp_path / "part")
     said = refusal(run("pull", detached.root, part.root), 1)
     assert said == (

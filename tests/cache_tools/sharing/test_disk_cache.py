@@ -40,7 +40,7 @@ def lying_in(folder: Path) -> list[bytes]:
     sizes=st.lists(st.integers(1, 60), min_size=10, max_size=10),
     limit=st.integers(60, 200),
 )
-def test_it_gives_what_was_asked_for_and_never_holds_more_than_it_may(
+def test_it_returns_every_file_and_stays_within_its_size(
     tmp_path_factory: pytest.TempPathFactory, asked: list[int], sizes: list[int], limit: int
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
@@ -102,7 +102,7 @@ def test_many_threads_fetch_each_file_once_while_there_is_room(tmp_path: Path) -
     assert fetched == Counter(files(10))
 
 
-def test_many_threads_in_too_small_a_folder_get_what_they_ask_for(tmp_path: Path) -> None:
+def test_many_threads_get_every_file_from_too_small_a_folder(tmp_path: Path) -> None:
     """Files go while others look for them."""
 
     def get(number: int) -> None:
@@ -142,7 +142,7 @@ def test_several_processes_fetch_a_file_once(tmp_path: Path) -> None:
     assert lying_in(tmp_path) == [b"a file"]
 
 
-def test_a_process_that_is_killed_while_it_fetches_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_process_killed_while_it_fetches_holds_up_nobody(tmp_path: Path) -> None:
     running = fetching(tmp_path, 600)
     assert running.stdout is not None and running.stdout.readline() == "fetching\n"
     running.send_signal(signal.SIGKILL)

@@ -88,7 +88,7 @@ def shards_at(url: str) -> int:
     return len(read_listing(locate(url, PATIENCE), PATIENCE).records)
 
 
-def test_a_machine_that_dies_has_lost_nothing_and_another_goes_on(
+def test_a_machine_that_dies_loses_nothing_and_another_goes_on(
     machines: list[Machine], url: str, whole: Cache, tmp_path: Path
 ) -> None:
     """What has arrived can be pulled at every moment, and nobody builds it again."""
@@ -159,7 +159,7 @@ def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str
 
 
 @ONE_SERVER
-def test_another_cache_is_refused_by_name_before_anything_is_built(machines: list[Machine], url: str) -> None:
+def test_another_cache_is_refused_before_anything_is_built(machines: list[Machine], url: str) -> None:
     assert machines[0].build(url).code == 0
     ended = machines[1].build(url, top_k=9, seed=3)
     assert ended.code == 2

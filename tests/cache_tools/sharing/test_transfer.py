@@ -70,7 +70,7 @@ def arrived(folder: Path) -> dict[str, str]:
     return {path: d for path, d in found.items() if not path.startswith(STAGING) and path != "ledger/lock"}
 
 
-def test_a_pull_that_dies_anywhere_leaves_only_whole_files_and_goes_on(whole: Cache, tmp_path: Path) -> None:
+def test_a_pull_killed_anywhere_leaves_whole_files_and_resumes(whole: Cache, tmp_path: Path) -> None:
     sent = arrived(whole.root)
     with crashing(tmp_path / "count", None) as watch:
         pull(whole.root, tmp_path / "count")
@@ -276,7 +276,7 @@ def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: s
     assert fsspec.filesystem("memory").find("/lab/kin", detail=True) == before
 
 
-def test_what_a_killed_push_has_left_of_its_first_file_is_not_in_the_way(whole: Cache, memory: str) -> None:
+def test_a_killed_push_s_first_file_is_not_in_the_way(whole: Cache, memory: str) -> None:
     fsspec.filesystem("memory").pipe("/lab/kin/zarr.json.part-0123abc", b"half")
     assert push(whole.root, memory).exit_code == 0
 

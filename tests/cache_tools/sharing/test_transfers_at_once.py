@@ -106,7 +106,7 @@ def test_a_shard_that_came_without_all_arrays_is_completed(there: Folder, tmp_pa
     assert verify(there.root).damage == []
 
 
-def test_another_version_that_came_without_all_arrays_is_not_completed(there: Folder, tmp_path: Path) -> None:
+def test_another_version_without_all_arrays_is_not_completed(there: Folder, tmp_path: Path) -> None:
     mine, theirs = built(tmp_path / "mine", {"device": "mine"}), built(tmp_path / "theirs")
     late = planned(mine, there)
     carry_out(planned(theirs, there, Part(signals="logits")), there)
@@ -144,7 +144,7 @@ def test_another_cache_that_came_meanwhile_is_not_touched(there: Folder, tmp_pat
     assert before == {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
 
 
-def test_a_cache_that_is_begun_in_the_instant_of_looking_is_not_taken_for_other_files(
+def test_a_cache_begun_meanwhile_is_not_taken_for_other_files(
     there: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, is_empty = built(tmp_path / "one"), Folder.is_empty
@@ -160,7 +160,7 @@ def test_a_cache_that_is_begun_in_the_instant_of_looking_is_not_taken_for_other_
     assert open_cache(there.root).cache_id == cache.cache_id
 
 
-def test_a_beginning_of_another_machine_that_was_never_sealed_says_what_to_do(there: Folder, tmp_path: Path) -> None:
+def test_an_unsealed_push_of_another_machine_says_what_to_do(there: Folder, tmp_path: Path) -> None:
     theirs = built(tmp_path / "theirs")
     make_cache(tmp_path / "mine", RECIPE, attributes={"settings": {"batch_size": 8}})
     carry_out(planned(theirs, there), there)

@@ -129,7 +129,7 @@ def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -
     assert not (tmp_path / "there/ledger/train-00000.json").exists()
 
 
-def test_a_folder_that_refuses_ends_the_build_and_leaves_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
+def test_an_unwritable_folder_ends_the_build_and_keeps_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(CometError, match=r"cannot be written .* what is copied from is safe"):
         build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
@@ -152,7 +152,7 @@ def arrived(url: str) -> int:
     return len(read_listing(locate(url, HASTY), HASTY).records)
 
 
-def test_whose_text_it_is_is_said_and_asked_before_anything_is_done(
+def test_the_text_s_licence_is_asked_before_anything_is_done(
     settings: BuildSettings, memory: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(CometError) as caught:
@@ -214,7 +214,7 @@ def test_places_that_nobody_can_push_to(settings: BuildSettings, url: str, said:
     assert not settings.out.exists()
 
 
-def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
+def test_an_upload_that_fails_for_good_ends_the_build(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The server goes away for good when the second shard comes; what the teacher works on is finished."""
@@ -364,7 +364,7 @@ def signal_after(shards: int, out: Path, numbers: list[signal.Signals]) -> Itera
     sender.join(5)
 
 
-def test_the_first_signal_after_the_time_is_over_stops_nothing_at_once() -> None:
+def test_after_the_time_is_over_the_first_signal_still_waits() -> None:
     """What stops a build is not always a signal: the second signal is the second one."""
     with stop_on_signal() as stop:
         stop.set()
@@ -393,7 +393,7 @@ def test_an_error_of_the_build_lets_uploads_end(
     assert arrived(memory) == committed(settings.out) == 2
 
 
-def test_a_worker_pushes_its_own_shards_and_says_what_others_have_not(
+def test_a_worker_pushes_its_own_shards_and_names_those_missing(
     settings: BuildSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What lies beside them on a shared disk is not there before its own worker has brought it."""

@@ -88,7 +88,7 @@ def test_of_two_versions_of_a_shard_the_first_is_kept(tmp_path: Path) -> None:
         assert merged.missing("train") == [2]
 
 
-def test_other_recipes_are_not_merged_and_the_difference_is_named(whole: Cache, tmp_path: Path) -> None:
+def test_other_recipes_are_not_merged_and_what_differs_is_named(whole: Cache, tmp_path: Path) -> None:
     make_cache(tmp_path / "other", small_recipe(seed=7))
     with pytest.raises(CometError, match=r"other: not of the recipe of .*whole \(seed: 0 against 7\)") as caught:
         merge([whole, open_cache(tmp_path / "other")], tmp_path / "merged")
@@ -135,9 +135,7 @@ def test_another_part_in_the_folder_stays(whole: Cache, tmp_path: Path) -> None:
         ("provenance", r"zarr\.json sha256: \w{64} against \w{64}"),
     ],
 )
-def test_another_cache_in_the_folder_stays_and_the_difference_is_named(
-    whole: Cache, tmp_path: Path, change: str, unlike: str
-) -> None:
+def test_another_cache_in_the_folder_stays_and_is_named(whole: Cache, tmp_path: Path, change: str, unlike: str) -> None:
     other = small_recipe(seed=7, top_k=3) if change == "recipe" else RECIPE
     attributes: dict[str, object] = {"provenance": {"language": "kin"}} if change == "provenance" else {}
     prepare_cache(tmp_path / "there", other, seed=int(change == "tokens"), attributes=attributes)

@@ -190,7 +190,7 @@ def test_swapped_blocks_of_bytes_are_noticed() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 8, 95, 97, 2**31 - 1])
-def test_a_chunk_that_declares_another_size_is_not_decompressed(size: int) -> None:
+def test_a_chunk_of_another_size_is_not_decompressed(size: int) -> None:
     spec = SPECS["topk_logprob"]  # 4 × 3 × 4 float16 = 96 bytes
     packed = bytearray(encode_chunk(spec, random_rows(spec, 4))[:-4])
     packed[4:8] = size.to_bytes(4, "little")
@@ -199,7 +199,7 @@ def test_a_chunk_that_declares_another_size_is_not_decompressed(size: int) -> No
 
 
 @pytest.mark.parametrize("more", [-1, 1, 2**30])
-def test_a_chunk_that_declares_another_compressed_size_is_not_decompressed(more: int) -> None:
+def test_a_chunk_of_another_compressed_size_is_not_decompressed(more: int) -> None:
     """Blosc trusts this number: beyond the end of the chunk it reads memory that is not its own."""
     spec = SPECS["attention"]
     packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.uint8))[:-4])
@@ -271,7 +271,7 @@ def test_a_shard_too_large_for_one_chunk_names_the_option() -> None:
 @pytest.mark.parametrize(
     ("at", "value"), [(0, 3), (1, 2), (2, 0b1001_0101), (2, 0b0011_0001), (2, 0b1001_0000), (3, 2), (8, 0), (9, 16)]
 )
-def test_a_blosc_header_that_the_format_never_writes_is_not_decompressed(at: int, value: int) -> None:
+def test_a_chunk_of_another_blosc_header_is_not_decompressed(at: int, value: int) -> None:
     """Versions, bit shuffle, another compressor, no shuffle, item size, blocks of no or of more than all bytes."""
     spec = SPECS["topk_id"]  # 4 × 3 × 4 int32 = 192 bytes
     packed = bytearray(encode_chunk(spec, random_rows(spec, 4))[:-4])

@@ -227,7 +227,7 @@ def test_a_cache_without_its_ledger(cache: Path, name: str) -> None:
         open_cache(cache)
 
 
-def test_reading_and_verifying_a_cache_needs_neither_torch_nor_transformers(built: Path) -> None:
+def test_reading_and_verifying_imports_no_torch_or_transformers(built: Path) -> None:
     """Checked in a fresh interpreter: students are trained and caches inspected where neither is installed."""
     program = """
 import sys

@@ -90,7 +90,7 @@ def test_every_other_field_is_checked_by_name(name: str, wrong: object, expected
     assert len(message) < 300
 
 
-def test_a_threshold_sample_is_of_two_tokens_at_least_and_drawn_at_temperature_one() -> None:
+def test_a_threshold_sample_needs_two_tokens_and_temperature_one() -> None:
     sampled = recipe_json(small_recipe(keep="threshold"))
     assert parse_recipe(sampled, "kin.zarr").keep == "threshold"
     with pytest.raises(CometError, match=r"^kin\.zarr: recipe field 'top_k': expected at least 2 for a threshold"):

@@ -23,7 +23,7 @@ RECIPE = small_recipe(attention_layers=(), top_k=2)
 PLACE = ("train", 1)
 
 
-def test_whatever_happens_a_cache_holds_what_it_should_or_says_so() -> None:
+def test_a_cache_holds_what_it_should_or_says_so() -> None:
     """`benchmarks/reliability.py` does the same five hundred times."""
     run_state_machine_as_test(
         StoreMachine,
@@ -78,7 +78,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_death_before_any_file_operation_loses_nothing_but_the_call(folder: Path, name: str) -> None:
+def test_a_crash_at_any_step_loses_nothing_but_the_call(folder: Path, name: str) -> None:
     """Whatever the call had done, what there is is sound, and calling again ends where an undisturbed call ends."""
     whole, shards = folder / "whole", make_cache(folder / "whole", RECIPE)
     prepare_cache(folder / "prepared", RECIPE)

@@ -52,7 +52,7 @@ def test_values_are_compared_by_token() -> None:
     assert errors["topk_id"].tolist() == [0, 0, 0]
 
 
-def test_a_token_that_only_one_run_keeps_is_as_far_off_as_it_lies_above_the_others_last() -> None:
+def test_a_token_of_one_run_only_is_compared_to_the_other_s_last() -> None:
     """5 against 6 at the border is no error; 9 of 0.3, which the other run has below 0.1, is one, and so is 8."""
     near = errors_of(topk([7, 3, 5], [0.5, 0.2, 0.1], 0.2, 0.0), topk([7, 3, 6], [0.5, 0.2, 0.1], 0.2, 0.1), TOPK)
     assert near["topk_logprob"].max() == near["kl"].max() == near["tail_logmass_seen"].max() == 0
@@ -118,7 +118,7 @@ def test_samples_are_compared_where_they_are_certain() -> None:
     np.testing.assert_allclose(errors["kl"], kl, rtol=0.01)
 
 
-def test_drawn_tokens_are_as_probable_on_average_as_they_should_be() -> None:
+def test_drawn_tokens_are_unbiased_on_average() -> None:
     """A certain token of 1/2 beside 2⁸ tokens of 2⁻⁹ each: entropy ½ log 2 + ½ log 2⁹."""
     targets = 100
     entropy, certain = np.full(targets, 5 * math.log(2)), np.full((targets, 4), -np.inf)

@@ -109,7 +109,7 @@ def test_the_best_comes_first_then_the_certain_then_the_drawn(name: str, k: int)
         assert weights[: len(drawn)].unique().numel() <= 1
 
 
-def test_where_no_token_reaches_the_threshold_the_best_is_kept_and_the_rest_drawn_evenly() -> None:
+def test_below_the_threshold_the_best_is_kept_and_the_rest_drawn() -> None:
     logits = torch.zeros(1, 1000)
     logits[0, 500] = 1.0
     probability = logits.double().softmax(1)

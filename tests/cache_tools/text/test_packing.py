@@ -83,7 +83,7 @@ def test_share_of_the_validation_documents(targets: float, share: float) -> None
     assert validation_share(targets) == pytest.approx(share)
 
 
-def test_validation_is_a_share_of_the_documents_chosen_by_their_text() -> None:
+def test_validation_documents_are_chosen_by_their_text() -> None:
     hashes = [document_hash(f"interuro ya {n}") for n in range(20_000)]
     assert len(set(hashes)) == len(hashes)
     for share in (0.01, 0.1):

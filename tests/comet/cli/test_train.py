@@ -165,7 +165,7 @@ layer_map = [[-1, 0]]
 """
 
 
-def test_a_recipe_of_one_s_own_validated_every_20_steps_and_told_to_tensorboard(trained: Path, tmp_path: Path) -> None:
+def test_an_own_recipe_with_frequent_validation_and_tensorboard(trained: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     (tmp_path / "mine.toml").write_text(RECIPE)

@@ -259,7 +259,7 @@ def test_a_changed_model_under_the_same_name_is_another_one(
     assert before.parameters < after.parameters and before.runs != after.runs
 
 
-def test_the_same_weights_under_two_names_run_once_and_show_twice(
+def test_equal_weights_under_two_names_run_once_and_show_twice(
     asked: EvaluationSettings, student: Path, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(student, tmp_path / "copy")
@@ -296,7 +296,7 @@ def test_mean_and_sample_deviation(evaluation: Evaluation) -> None:
     assert "60.0 ± 14.1" in score_table(evaluation.data, [one])
 
 
-def test_the_best_candidate_is_judged_on_dev_where_that_is_not_reported(evaluation: Evaluation) -> None:
+def test_the_best_run_is_chosen_on_dev_unless_dev_is_reported(evaluation: Evaluation) -> None:
     def model(*runs: tuple[float, float | None]) -> ModelResult:
         made = tuple(Run(seed, score, chosen, 1.0, []) for seed, (score, chosen) in enumerate(runs))
         return replace(evaluation.models[0], runs=made, how=FineTuning(1, 1, 1.0))

@@ -85,7 +85,7 @@ def test_the_head_is_new_for_each_seed_and_the_body_the_models(sample_teacher: P
     assert one.config.id2label == {0: "positive", 1: "neutral", 2: "negative"}
 
 
-def test_labels_stand_at_the_first_piece_of_each_word_and_nowhere_else(sample_teacher: Path) -> None:
+def test_only_the_first_token_of_each_word_has_its_label(sample_teacher: Path) -> None:
     task = find_task("masakhaner")
     _, tokenizer = load_for_task(str(sample_teacher), task, 0)
     words = ("Mukamanakazikazi", "yagiye", "i", "Kigali")

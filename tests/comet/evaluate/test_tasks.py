@@ -65,7 +65,7 @@ def test_folders_by_language_under_either_name(tmp_path: Path) -> None:
     assert [task.code(language) for language in ("orm", "mlg", "ara")] == ["gaz_Latn", "plt_Latn", "arb_Arab"]
 
 
-def test_compressed_files_windows_lines_and_a_missing_last_line_end_read_the_same(tmp_path: Path) -> None:
+def test_compression_bom_and_line_ends_change_nothing(tmp_path: Path) -> None:
     for name in ("afrisenti", "masakhaner"):
         task = find_task(name)
         plain = load_task(task, "kin", write(tmp_path / name, task))

@@ -247,7 +247,7 @@ def test_a_model_that_says_something_else_is_not_exported(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_figures_that_are_not_near_enough_are_refused_and_nan_never_is() -> None:
+def test_figures_too_far_off_and_nan_are_refused() -> None:
     near = Comparison(10, difference=LARGEST_DIFFERENCE, agreement=LEAST_AGREEMENT, variation=0.05)
     require_close(near, False, "m")
     require_close(near, True, "m")

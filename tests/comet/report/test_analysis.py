@@ -116,7 +116,7 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     np.testing.assert_allclose(look.teacher_confidence, kept.max(1).values / (kept.sum(1) + tail), rtol=1e-4)
 
 
-def test_confidence_is_the_largest_probability_of_the_whole_softmax(look: Analysis, plain: SimpleNamespace) -> None:
+def test_confidence_is_the_largest_probability_of_the_softmax(look: Analysis, plain: SimpleNamespace) -> None:
     np.testing.assert_allclose(look.confidence, plain.probability.max(1).values, rtol=1e-3)
     np.testing.assert_allclose(look.teacher_confidence, plain.batch["topk_logprob"].max(1).values.exp(), rtol=1e-3)
     np.testing.assert_array_equal(look.target_id, plain.batch["target_id"])

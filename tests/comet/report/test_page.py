@@ -130,7 +130,7 @@ def test_control_characters_and_lone_surrogates_can_be_written() -> None:
     assert "\x00" not in html.encode("utf-8").decode("utf-8")
 
 
-def test_without_a_tail_at_temperature_one_the_loss_takes_the_kl_s_place() -> None:
+def test_without_a_tail_at_temperature_one_the_loss_replaces_kl() -> None:
     nan = float("nan")
     before, after = replace(BEFORE, kl=nan), replace(AFTER, kl=nan)
     look = replace(analyse(), kl=np.full(50, nan))

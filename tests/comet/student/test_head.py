@@ -66,7 +66,7 @@ def test_an_empty_rest_is_minus_infinity_and_passes_no_gradient() -> None:
     torch.testing.assert_close(gradient, dense, rtol=1e-5, atol=1e-5)
 
 
-def test_ids_of_minus_one_are_left_out_and_biases_of_minus_infinity_take_ids_away() -> None:
+def test_ids_of_minus_one_and_biases_of_minus_infinity_drop_out() -> None:
     features, weight, bias, kept_id, truth_id = inputs(20, 4, 1)
     kept_id[:, 2] = -1
     bias.data[7] = -torch.inf
@@ -81,7 +81,7 @@ def test_ids_of_minus_one_are_left_out_and_biases_of_minus_infinity_take_ids_awa
 
 
 @pytest.mark.parametrize("head_is_used", [True, False])
-def test_a_weight_that_lookup_and_head_share_has_the_gradient_of_both(head_is_used: bool) -> None:
+def test_a_weight_shared_by_lookup_and_head_sums_both_gradients(head_is_used: bool) -> None:
     _, weight, bias, kept_id, truth_id = inputs(50, 5, 0)
     ids = torch.tensor([3, 3, 49, 0, 7, 3, 12])
 

@@ -36,7 +36,7 @@ def test_the_comet_preset_has_the_paper_s_parameters() -> None:
         (3_460_160, 8_000, "nano"),
     ],
 )
-def test_auto_takes_the_largest_preset_that_is_85_percent_smaller(
+def test_auto_takes_the_largest_preset_85_percent_smaller(
     cache: Cache, parameters: int, vocab_size: int, expected: str
 ) -> None:
     recipe = replace(cache.recipe, teacher_parameters=parameters, vocab_size=vocab_size)

@@ -70,7 +70,7 @@ def test_text_of_the_corpus_is_cut_as_before(narrow: Cache, settings: BuildSetti
     assert same >= 60
 
 
-def test_other_text_is_cut_into_smaller_pieces_and_not_made_unknown(narrow: Cache, settings: BuildSettings) -> None:
+def test_other_text_is_cut_into_smaller_tokens_not_made_unknown(narrow: Cache, settings: BuildSettings) -> None:
     vocabulary = trimmed_vocabulary([narrow])
     whole, trimmed = load_tokenizer(narrow.tokenizer_folder), student_tokenizer(narrow, vocabulary)
     texts = TWEETS + Path(settings.text[0]).read_text(encoding="utf-8").splitlines()[60:]
@@ -155,7 +155,7 @@ def test_the_mass_outside_is_estimated_from_a_sample(narrow: Cache, settings: Bu
     assert estimate == pytest.approx(exact, rel=0.03)
 
 
-def test_training_on_a_trimmed_vocabulary_gives_an_ordinary_student(narrow: Cache, tmp_path: Path) -> None:
+def test_a_trimmed_vocabulary_gives_an_ordinary_student(narrow: Cache, tmp_path: Path) -> None:
     said: list[str] = []
     config = StudentConfig(tmp_path / "student", student="nano", vocabulary="trimmed", steps=20, batch_size=8)
     result = distill([narrow], config, say=said.append)

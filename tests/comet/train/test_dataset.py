@@ -149,7 +149,7 @@ class LargeShards:
 
 
 @pytest.mark.parametrize("shards", [20, 60])
-def test_memory_is_that_of_two_buffers_whatever_the_size_of_the_cache(shards: int) -> None:
+def test_memory_is_that_of_two_buffers_for_any_size_of_cache(shards: int) -> None:
     cache: Any = LargeShards()
     rows = CacheRows([CacheShard(cache, "train", index, 8) for index in range(shards)], ["length"])
     tracemalloc.start()

@@ -48,7 +48,7 @@ def batch_with_a_small_last_one(cache: Cache, processes: int) -> str:
     return str(next(size for size in sizes if 0 < cache.recipe.train_rows % size < processes))
 
 
-def test_three_processes_train_the_student_of_one_also_when_stopped_and_resumed(cache: Cache, tmp_path: Path) -> None:
+def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Path) -> None:
     options = ["--batch-size", batch_with_a_small_last_one(cache, 3), "--epochs", "1"]
     histories = {}
     for processes in (1, 3):

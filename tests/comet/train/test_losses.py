@@ -72,9 +72,7 @@ def test_bucketed_kl_is_the_dense_kl_of_the_merged_distributions(temperature: fl
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_residual_kl_is_the_dense_kl_of_the_teacher_with_its_tail_on_the_true_token(
-    seed: int, temperature: float
-) -> None:
+def test_residual_kl_is_dense_kl_with_the_tail_on_the_label(seed: int, temperature: float) -> None:
     teacher, student = logits_of(seed)
     kept_id = teacher.topk(6, dim=1).indices
     truth_id = torch.cat([kept_id[:2, 3], teacher[2:].argmin(1)])  # two that were kept and three that were not
@@ -103,7 +101,7 @@ def test_bucketed_kl_is_a_lower_bound_and_not_negative(seed: int, k: int, temper
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_trimmed_loss_is_the_dense_loss_on_the_teacher_conditioned_on_seen_ids(temperature: float) -> None:
+def test_the_trimmed_loss_is_the_dense_loss_given_seen_ids(temperature: float) -> None:
     teacher, _ = logits_of(11)
     seen = torch.arange(0, VOCABULARY, 3)
     student = (2.0 * torch.randn(TARGETS, len(seen), dtype=torch.float64)).requires_grad_()
@@ -147,7 +145,7 @@ def mean_over_samples(
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_the_mean_over_threshold_samples_is_the_dense_kl_and_its_gradient(temperature: float) -> None:
+def test_threshold_samples_average_to_the_dense_kl_and_gradient(temperature: float) -> None:
     teacher, student = logits_of(3, scale=1.5)
     reference = dense_kl(teacher, student, temperature)
     values, gradient = mean_over_samples(teacher, student, torch.arange(VOCABULARY), temperature)
@@ -156,7 +154,7 @@ def test_the_mean_over_threshold_samples_is_the_dense_kl_and_its_gradient(temper
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_over_samples_the_trimmed_loss_is_the_conditioned_kl_times_the_teacher_s_mass(temperature: float) -> None:
+def test_the_trimmed_loss_of_samples_is_kl_times_seen_mass(temperature: float) -> None:
     teacher, _ = logits_of(4, scale=1.5)
     seen = torch.arange(0, VOCABULARY, 2)
     student_id = torch.full((VOCABULARY,), -1).index_copy(0, seen, torch.arange(len(seen)))
@@ -222,7 +220,7 @@ def test_attention_losses_equal_loops_over_the_blocks_in_use() -> None:
         assert attention_mse(teacher, student, length)[row].item() == pytest.approx(mse)
 
 
-def test_attention_losses_vanish_for_equal_maps_and_have_finite_gradients() -> None:
+def test_equal_maps_have_no_loss_and_finite_gradients() -> None:
     size, length = 6, torch.tensor([20, 3])
     maps = random_maps(size, length).requires_grad_()
     identity = torch.eye(size * size, dtype=torch.float64)

@@ -118,7 +118,7 @@ def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
     [{"steps": 6}, {"epochs": 1, "batch_size": 64}, {"epochs": 9, "batch_size": 64, "learning_rate": 0.05}],
     ids=["in the middle of an epoch", "at the end of one", "out of patience"],
 )
-def test_killed_after_the_last_step_and_resumed_gives_the_same_student(
+def test_killed_after_the_last_step_resumes_to_the_same_student(
     cache: Cache, tmp_path: Path, options: dict[str, Any]
 ) -> None:
     config = StudentConfig(tmp_path / "whole", student="nano", dtype="float32", save_minutes=0, **options)

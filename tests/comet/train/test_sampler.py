@@ -59,7 +59,7 @@ def plain_order(sizes: list[int], seed: int, epoch: int, buffer: int) -> list[in
 
 @settings(deadline=None, max_examples=40)
 @given(sizes=SIZES, seed=SEEDS, epoch=st.integers(0, 50), buffer=st.integers(1, 5))
-def test_an_epoch_holds_every_row_once_in_the_order_of_its_definition(
+def test_an_epoch_holds_every_row_once_in_the_defined_order(
     sizes: list[int], seed: int, epoch: int, buffer: int
 ) -> None:
     sampler = ShardShuffleSampler(sizes, seed, buffer)
@@ -94,7 +94,7 @@ def test_a_buffer_touches_few_shards() -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(caches=CACHES, seed=SEEDS, epoch=st.integers(0, 20), alpha=st.floats(0.05, 1))
-def test_caches_have_their_share_and_rows_of_a_cache_come_equally_often(
+def test_caches_have_their_share_and_rows_come_equally_often(
     caches: list[list[int]], seed: int, epoch: int, alpha: float
 ) -> None:
     order = list(sampler_of(caches, seed, epoch, alpha=alpha))
@@ -121,7 +121,7 @@ def test_the_shares_are_those_of_the_formula() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(caches=CACHES, seed=SEEDS, first=st.integers(0, 20), alpha=st.floats(0.3, 1))
-def test_the_part_of_a_large_cache_moves_on_until_all_rows_had_their_turn(
+def test_epochs_take_turns_through_the_rows_of_a_large_cache(
     caches: list[list[int]], seed: int, first: int, alpha: float
 ) -> None:
     """Over any epochs in a row, the rows of a cache have come equally often up to two, and all of them in time."""
@@ -139,7 +139,7 @@ def test_the_part_of_a_large_cache_moves_on_until_all_rows_had_their_turn(
 
 @settings(deadline=None, max_examples=60)
 @given(caches=CACHES, seed=SEEDS, epoch=st.integers(0, 20), alpha=st.floats(0.05, 1), buffer=st.integers(1, 5))
-def test_a_row_comes_twice_in_a_buffer_only_where_buffers_are_too_few(
+def test_a_row_repeats_in_a_buffer_only_if_buffers_are_too_few(
     caches: list[list[int]], seed: int, epoch: int, alpha: float, buffer: int
 ) -> None:
     buffers = buffers_of(sampler_of(caches, seed, epoch, alpha=alpha, buffer_shards=buffer))
@@ -181,7 +181,7 @@ def test_two_processes_see_the_batches_of_one() -> None:
     assert [first + second for first, second in zip(*ranks, strict=True)] == one
 
 
-def test_the_buffer_in_work_and_the_next_are_announced_and_the_end_is() -> None:
+def test_the_current_and_next_buffer_and_the_end_are_announced() -> None:
     told: list[Sequence[Buffer]] = []
     sampler = ShardShuffleSampler([2] * 12, seed=0, expect=told.append)
     rows = iter(sampler)
