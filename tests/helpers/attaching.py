@@ -2,10 +2,7 @@
 
 from pathlib import Path
 
-from click.testing import CliRunner, Result
-
 from cache_tools import Cache
-from cache_tools.cli.main import main
 from helpers.builds import digests
 
 
@@ -17,10 +14,6 @@ def given(corpus: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def call(cache: Cache, texts: list[Path], exclude: Path) -> list[str]:
     options = [part for one in texts for part in ("--text", str(one))]
     return ["attach", str(cache.root), *options, "--exclude", str(exclude)]
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def files(folder: Path) -> dict[str, str]:

@@ -75,10 +75,7 @@ def assert_tails_are_the_others(
 ) -> None:
     """Both tails are exactly what the kept ids leave of `logprob` [T, V] float64."""
     others = logprob.scatter(1, kept.ids, -torch.inf)
-    for found, rest in (
-        (kept.tail_logmass, others),
-        (kept.tail_logmass_seen, others.masked_fill(~seen, -torch.inf)),
-    ):
+    for found, rest in ((kept.tail_logmass, others), (kept.tail_logmass_seen, others.masked_fill(~seen, -torch.inf))):
         assert found.dtype == torch.float32
         for index, temperature in enumerate(temperatures):
             reference = (rest / temperature).logsumexp(1)

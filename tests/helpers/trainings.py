@@ -17,14 +17,8 @@ def start_training(cache: Cache | str, output: Path, *options: str, processes: i
     command = [sys.executable, "-m"]
     if processes > 1:
         command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    command += [
-        "comet",
-        "train",
-        "--cache",
-        cache if isinstance(cache, str) else str(cache.root),
-        "--output",
-        str(output),
-    ]
+    source = cache if isinstance(cache, str) else str(cache.root)
+    command += ["comet", "train", "--cache", source, "--output", str(output)]
     command += ["--student", "nano", "--dtype", "float32", "--save-minutes", "0", *options]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numcodecs
 import pytest
-from helpers.attaching import call, files, given, run
+from helpers.attaching import call, files, given
+from helpers.commands import run
 from helpers.settings import build_settings
 from helpers.small_caches import change_json, prepare_cache, small_recipe
 from helpers.tiny_teachers import TEACHERS

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numcodecs
 import pytest
-from helpers.attaching import call, files, given, run
+from helpers.attaching import call, files, given
 from helpers.builds import Running
+from helpers.commands import run
 from helpers.crashes import crashing
 from helpers.small_caches import change_json, flip_byte
 

@@ -82,12 +82,7 @@ def refuse_from(call: int, where: str, real: Callable[..., Any], only_once: bool
 @pytest.mark.usefixtures("threads_before")
 @pytest.mark.parametrize(
     ("function", "call", "only_once"),
-    [
-        ("os.replace", 1, False),
-        ("os.replace", 8, False),
-        ("os.replace", 18, True),
-        ("write_durably", 16, False),
-    ],
+    [("os.replace", 1, False), ("os.replace", 8, False), ("os.replace", 18, True), ("write_durably", 16, False)],
 )
 def test_a_full_disk_ends_the_build_at_once_and_loses_nothing(
     function: str,
@@ -155,10 +150,7 @@ def swap_two_shards(folder: Path) -> None:
 @pytest.mark.usefixtures("threads_before")
 @pytest.mark.parametrize("damage", [flip_a_bit, swap_two_shards])
 def test_tokens_that_were_damaged_after_preparing_end_the_build(
-    damage: Callable[[Path], None],
-    settings: BuildSettings,
-    shards_computed: list[int],
-    monkeypatch: pytest.MonkeyPatch,
+    damage: Callable[[Path], None], settings: BuildSettings, shards_computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare = cache_tools.build.prepare
 

@@ -17,20 +17,14 @@ from typing import Any
 import pytest
 from helpers import REPOSITORY
 from helpers.builds import ENVIRONMENT, Running, assert_one_error_line, build, build_arguments, digests
+from helpers.settings import SMALL
 from safetensors.torch import load_file, save_file
 
 from cache_tools import build_cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 
-OPTIONS: dict[str, Any] = {
-    "max_tokens": 1600,
-    "seq_len": 48,
-    "views": 2,
-    "rows_per_shard": 4,
-    "top_k": 8,
-    "attention_size": 8,
-}
+OPTIONS = SMALL | {"max_tokens": 1600, "views": 2, "rows_per_shard": 4}
 KILLS = 3
 RANDOM_DELAYS = random.Random(20250117)
 

@@ -107,18 +107,8 @@ def test_a_cache_says_with_which_options_it_is_built_again(
     (tmp_path / "in" / "teacher").symlink_to(sample_teacher)
     command = ["build", "--lang", "rw", "--teacher", str(tmp_path / "in" / "teacher"), "--views", "2", "--top-k", "8"]
     command += ["--text", str(tmp_path / "in" / "kin.txt"), "--exclude", str(tmp_path / "in" / "dev.tsv")]
-    command += [
-        "--temperatures",
-        "1,2",
-        "--max-tokens",
-        "700",
-        "--attention-layers",
-        "-1,-3",
-        "--mask-prob",
-        "0.2",
-        "--seed",
-        "5",
-    ]
+    command += ["--temperatures", "1,2", "--max-tokens", "700", "--attention-layers", "-1,-3"]
+    command += ["--mask-prob", "0.2", "--seed", "5"]
     assert CliRunner().invoke(main, [*command, "--out", str(tmp_path / "first.zarr")]).exit_code == 0
     toml = CliRunner().invoke(main, ["info", str(tmp_path / "first.zarr"), "--toml"]).stdout
     assert str(tmp_path) not in toml

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from helpers.commands import run
 from helpers.small_caches import commit, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli.main import main
 from cache_tools.cli.share import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
@@ -17,10 +16,6 @@ from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent
 
 RECIPE = small_recipe(train_rows=158)  # 40 shards
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

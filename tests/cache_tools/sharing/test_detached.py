@@ -2,18 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
+from helpers.commands import run
 from helpers.crashes import crashing
 from helpers.small_caches import commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli.main import main
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
@@ -43,18 +41,6 @@ def whole(tmp_path: Path) -> Cache:
 @pytest.fixture
 def detached(whole: Cache, tmp_path: Path) -> Cache:
     return ready(run("subset", whole.root, tmp_path / "detached", "--detach-text"), tmp_path / "detached")
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """The URL of an empty folder in fsspec's memory, a place that is no folder of this machine."""
-    yield "memory://lab/detached"
-    with suppress(FileNotFoundError):
-        fsspec.filesystem("memory").rm("lab", recursive=True)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def ready(done: Result, folder: Path) -> Cache:

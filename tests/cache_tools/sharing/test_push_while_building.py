@@ -5,11 +5,11 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from helpers.builds import Ended, Running, build, build_arguments
+from helpers.settings import SMALL
 from helpers.sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, open_cache
@@ -20,14 +20,7 @@ from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.store.ledger import EXTENT
 from cache_tools.verify.verify import verify
 
-OPTIONS: dict[str, Any] = {
-    "max_tokens": 1600,
-    "seq_len": 48,
-    "views": 2,
-    "rows_per_shard": 4,
-    "top_k": 8,
-    "attention_size": 8,
-}
+OPTIONS = SMALL | {"max_tokens": 1600, "views": 2, "rows_per_shard": 4}
 PATIENCE = RetryPolicy(retries=0)
 ONE_SERVER = pytest.mark.parametrize("server", ["s3"], indirect=True)
 

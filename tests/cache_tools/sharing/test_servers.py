@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from helpers.builds import digests
+from helpers.commands import run
 from helpers.settings import build_settings
 from helpers.sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.cli.main import main
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.verify.verify import verify
@@ -41,10 +40,6 @@ def there(server: Server, whole: Cache) -> str:
     assert done.exit_code == 0, done.output
     assert f"complete\n  cache id           {whole.cache_id}\n" in done.stdout
     return f"{server.pull}/kin.zarr"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def without(folder: Path, *names: str) -> dict[str, str]:

@@ -7,18 +7,17 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import fsspec
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 from helpers.builds import digests
+from helpers.commands import run
 from helpers.crashes import crashing
 from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.concurrent import map_concurrently, retry
@@ -40,18 +39,6 @@ PATIENCE = RetryPolicy(retries=2, pause=0.01)
 def whole(tmp_path: Path) -> Cache:
     make_cache(tmp_path / "whole", RECIPE)
     return open_cache(tmp_path / "whole")
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """The URL of an empty folder in fsspec's memory, a place that is no folder of this machine."""
-    yield "memory://lab/kin"
-    with suppress(FileNotFoundError):
-        fsspec.filesystem("memory").rm("lab", recursive=True)
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 def pull(source: object, folder: Path, *options: object) -> Cache:

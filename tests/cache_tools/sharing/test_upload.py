@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,14 +134,6 @@ def test_an_unwritable_folder_ends_the_build_and_keeps_the_cache(settings: Build
     with pytest.raises(CometError, match=r"cannot be written .* what is copied from is safe"):
         build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
     build_cache(settings)
-
-
-@pytest.fixture
-def memory() -> Iterator[str]:
-    """The URL of an empty folder in fsspec's memory, which is not asked about like a disk."""
-    yield "memory://lab/kin"
-    with suppress(FileNotFoundError):
-        fsspec.filesystem("memory").rm("/", recursive=True)
 
 
 def committed(out: Path) -> int:

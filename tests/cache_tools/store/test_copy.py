@@ -62,8 +62,7 @@ def test_a_part_of_the_arrays(whole: Cache, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "lacking"),
-    [(extent(train=((0, 3),)), "train [2]"), (extent(validation=((0, 1),)), "validation [0]")],
+    ("wanted", "lacking"), [(extent(train=((0, 3),)), "train [2]"), (extent(validation=((0, 1),)), "validation [0]")]
 )
 def test_a_part_of_what_is_not_there(tmp_path: Path, wanted: Extent, lacking: str) -> None:
     cache, _ = half(tmp_path / "half", 0)

@@ -1,32 +1,17 @@
 """Records, seal, extent and attributes that were edited, by accident or with a sound checksum, are refused."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_caches import change_json, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import change_json, flip_byte, prepare_cache, shard_places, small_recipe
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import EXTENT, SEAL
 
 RECIPE = small_recipe()
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache that nobody changes."""
-    root = tmp_path_factory.mktemp("built") / "kin.zarr"
-    make_cache(root)
-    return root
-
-
-@pytest.fixture
-def cache(built: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return Path(shutil.copytree(built, tmp_path / "kin.zarr"))
 
 
 def read_everything(root: Path) -> None:

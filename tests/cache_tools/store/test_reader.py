@@ -1,7 +1,6 @@
 """Whole caches on disk: what was written comes back, and nothing that was changed does."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,20 +27,6 @@ from cache_tools.store.layout import TOKEN_ARRAYS, group_arrays, rows_with_map
 from cache_tools.store.ledger import EXTENT
 
 RECIPE = small_recipe()
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete cache that nobody changes."""
-    root = tmp_path_factory.mktemp("built") / "kin.zarr"
-    make_cache(root)
-    return root
-
-
-@pytest.fixture
-def cache(built: Path, tmp_path: Path) -> Path:
-    """A copy of it to damage."""
-    return Path(shutil.copytree(built, tmp_path / "kin.zarr"))
 
 
 def test_every_array_comes_back(tmp_path: Path) -> None:

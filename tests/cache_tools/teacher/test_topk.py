@@ -4,14 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers.dense import (
-    SEEDS,
-    TEMPERATURES,
-    assert_equals_the_dense_reference,
-    random_logits,
-    random_seen,
-    topk_of,
-)
+from helpers.dense import SEEDS, TEMPERATURES, assert_equals_the_dense_reference, random_logits, random_seen, topk_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

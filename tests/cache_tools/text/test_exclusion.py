@@ -170,10 +170,7 @@ def test_files_that_cannot_be_items(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path, f"the folder holds no {endings} file"),
         (tmp_path / "test.tsv", "no such file or folder"),
-        (
-            tmp_path / "test.doc",
-            f"expected {endings} (all but .parquet also with .gz, .xz, .zst), found 'test.doc'",
-        ),
+        (tmp_path / "test.doc", f"expected {endings} (all but .parquet also with .gz, .xz, .zst), found 'test.doc'"),
     ):
         with pytest.raises(CometError) as caught:
             read(path)
@@ -229,20 +226,21 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    options = [
-        "--max-tokens",
-        "900",
-        "--views",
-        "1",
-        "--seq-len",
-        "32",
-        "--attention-layers",
-        "none",
+    options = ["--max-tokens", "900", "--views", "1", "--seq-len", "32", "--attention-layers", "none"]
+    excluded = ["--exclude", str(folder / "dev.tsv"), "--exclude", str(folder / "test.txt")]
+    return [
+        "build",
+        "--lang",
+        "kin",
+        "--sample",
         "--device",
         "cpu",
+        "--out",
+        str(folder / "kin.zarr"),
+        *options,
+        *excluded,
+        *more,
     ]
-    excluded = ["--exclude", str(folder / "dev.tsv"), "--exclude", str(folder / "test.txt")]
-    return ["build", "--lang", "kin", "--sample", "--out", str(folder / "kin.zarr"), *options, *excluded, *more]
 
 
 def test_the_command_says_and_records_what_it_left_out(tmp_path: Path, lines: list[str]) -> None:

@@ -266,10 +266,7 @@ def test_calibration_of_a_hand_made_case() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    pairs=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60),
-    bins=st.integers(1, 12),
-)
+@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), bins=st.integers(1, 12))
 def test_calibration_is_that_of_a_plain_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
     found = calibration(np.array([c for c, _ in pairs]), np.array([r for _, r in pairs]), bins)
     error, total = 0.0, 0

@@ -20,12 +20,7 @@ from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill
 from comet.settings import StudentConfig
 from comet.student.model import PRESETS, earlier_student, new_student
-from comet.student.vocabulary import (
-    full_vocabulary,
-    student_tokenizer,
-    trimmed_state,
-    trimmed_vocabulary,
-)
+from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_state, trimmed_vocabulary
 from comet.train.dataset import collate, in_vocabulary, shards_of, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
