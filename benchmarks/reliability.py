@@ -24,11 +24,11 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-sys.path += [str(Path(__file__).parents[1] / "tests" / part) for part in ("cache_tools", "attacks")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "tests", "tests/attacks")]
 
-from builds import Ended, Running, build_arguments, digests
 from forging import sound_cache
-from hostile_json import changed, hostile_files, read_what_it_says
+from helpers.builds import Ended, Running, build_arguments, digests
+from helpers.hostile_json import changed, hostile_files, read_what_it_says
 from running import attacks, faults, hostile_cache, warm_process
 
 from cache_tools import open_cache
@@ -208,9 +208,9 @@ def change_file(root: Path, drawn: random.Random) -> str:
 
 def state_machine(folder: Path, runs: int) -> Result:
     """The store against a model in memory; a difference ends this command with the steps that lead to it."""
+    from helpers.store_machine import StoreMachine
     from hypothesis import HealthCheck, settings
     from hypothesis.stateful import run_state_machine_as_test
-    from store_machine import StoreMachine
 
     checks = list(HealthCheck)
     run_state_machine_as_test(

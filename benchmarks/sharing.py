@@ -24,12 +24,12 @@ from typing import Any
 import click
 from tqdm import tqdm
 
-sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("tests", "tests/cache_tools")]
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "tests")]
 
-import hostile_server as hostile
-from builds import digests
-from sharing_servers import free_port, nginx, nginx_process
-from small_caches import make_cache, small_recipe
+from helpers import hostile_server as hostile
+from helpers.builds import digests
+from helpers.sharing_servers import free_port, nginx, nginx_process
+from helpers.small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache
 from cache_tools.store.recipe import Recipe

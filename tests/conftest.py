@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import REPOSITORY
 
 import cache_tools.sample
 
@@ -13,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start, as `one_thread` is of this one
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # the servers of the tests are here
 SAMPLE = Path(cache_tools.sample.__file__).parent
-SHARED = Path(__file__).parents[2] / "shared"
+SHARED = REPOSITORY.parent / "shared"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,11 +5,10 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("cache_tools", "comet")
 BESIDE = ("pyproject.toml", "README.md", "LICENSE")
 

@@ -14,9 +14,9 @@ from typing import Any
 import google_crc32c
 from numpy.typing import NDArray
 
-sys.path.append(str(Path(__file__).parents[1] / "cache_tools"))
+sys.path.append(str(Path(__file__).parents[1]))
 
-from small_caches import change_json, recipe_json
+from helpers.small_caches import change_json, recipe_json
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
@@ -33,7 +33,7 @@ from cache_tools.store.layout import (
 from cache_tools.store.ledger import EXTENT, SEAL, file_record, token_digest, without_text
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 
-GOLDEN = Path(__file__).parents[1] / "cache_tools" / "golden"
+GOLDEN = Path(__file__).parents[1] / "cache_tools" / "store" / "golden"
 RECORD = "ledger/train-00000.json"
 ROOT = "zarr.json"
 ARRAY = "train/entropy/zarr.json"

@@ -23,8 +23,8 @@ from typing import Any
 
 import click
 import forging
-from builds import server
-from crashes import is_writing
+from helpers.builds import server
+from helpers.crashes import is_writing
 
 from cache_tools import open_cache
 from cache_tools.cli.main import main

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.settings import build_settings
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
@@ -11,21 +12,9 @@ from cache_tools.settings import BuildSettings
 
 @pytest.fixture(scope="session")
 def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
-    return BuildSettings(
-        out=tmp_path_factory.mktemp("caches") / "kin.zarr",
-        language="kin",
-        teacher=str(sample_teacher),
-        text=(str(sample_text),),
-        seq_len=64,
-        views=2,
-        rows_per_shard=16,
-        keep="topk",
-        top_k=16,
-        temperatures=(1.0, 2.0),
-        attention_layers="all",
-        attention_size=8,
-        attention_every=3,
-    )
+    out = tmp_path_factory.mktemp("caches") / "kin.zarr"
+    signals = {"keep": "topk", "top_k": 16, "temperatures": (1.0, 2.0), "attention_layers": "all", "attention_every": 3}
+    return build_settings(out, sample_teacher, sample_text, max_tokens=None, seq_len=64, views=2, **signals)
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_teachers import TEACHERS
+from helpers.settings import build_settings
+from helpers.tiny_teachers import TEACHERS
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache, build_cache
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings
 from comet import StudentConfig, distill
 
 
@@ -17,7 +17,7 @@ def cache_of(family: str, text: Path, folder: Path) -> Cache:
     teacher = folder / family
     teacher.mkdir()
     TEACHERS[family](teacher, text)
-    return build_cache(BuildSettings(folder / "kin.zarr", "kin", str(teacher), (str(text),), seq_len=48, views=2))
+    return build_cache(build_settings(folder / "kin.zarr", teacher, text, max_tokens=None, views=2))
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from helpers import REPOSITORY
 
 from cache_tools import build_cache
 from cache_tools.settings import BuildSettings
 from comet import StudentConfig, distill
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,7 @@ def main_job() -> ModuleType:
     return module
 
 
-def test_a_student_of_real_text_comes_near_its_teacher_on_text_neither_saw(
+def test_a_student_of_real_text_is_near_its_teacher_on_new_text(
     shared: Path, main_job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = BuildSettings(

@@ -5,13 +5,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import hostile_server as hostile
 import pytest
 import torch
 from click.testing import CliRunner
-from hostile_server import Server
+from helpers import hostile_server as hostile
+from helpers.hostile_server import Server
+from helpers.trainings import checkpoints_of, start_training, wait_for_checkpoint
 from safetensors.torch import load_file
-from trainings import checkpoints_of, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
 from comet.cli.train import train
@@ -70,9 +70,7 @@ def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp
     assert set(chunks(server).values()) == {1}
 
 
-def test_a_training_whose_server_goes_away_ends_in_one_line_and_goes_on_later(
-    cache: Cache, here: Path, tmp_path: Path
-) -> None:
+def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, here: Path, tmp_path: Path) -> None:
     """With a local cache of one shard nothing is at hand of what comes next."""
     options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
     output = tmp_path / "afar"
@@ -94,7 +92,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_goes_on_later(
     assert same_students(here, output)
 
 
-def test_a_second_signal_does_not_wait_for_a_server_that_is_silent(cache: Cache, tmp_path: Path) -> None:
+def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_path: Path) -> None:
     output = tmp_path / "afar"
     with hostile.serving(cache.root.parent) as server:
         options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")

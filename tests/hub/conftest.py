@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients
-from hub_data import card, parquet
-from hub_server import Hub
+from helpers.hub_clients import Clients
+from helpers.hub_data import card, parquet
+from helpers.hub_server import Hub
 
 TEACHER = "Davlan/afro-xlmr-large"
 WIKIPEDIA = "datasets/wikimedia/wikipedia"

@@ -8,9 +8,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hub_clients import REPOSITORY, Clients
-from hub_data import card
-from hub_server import Hub
+from helpers import REPOSITORY
+from helpers.hub_clients import Clients
+from helpers.hub_data import card
+from helpers.hub_server import Hub
 
 from comet.student.model import PRESETS, count_parameters
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_data import parquet
-from hub_server import Hub
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_data import parquet
+from helpers.hub_server import Hub
 
 from cache_tools import build_cache, open_cache
 from cache_tools.settings import BuildSettings
@@ -59,7 +59,7 @@ def test_a_build_without_options(
     assert facts["teacher_revision"] == commits["Davlan/afro-xlmr-large"] and facts["teacher_licence"] == "cc-by-4.0"
 
 
-def test_a_build_goes_on_at_its_commits_when_the_hub_has_moved_on(
+def test_a_build_resumes_at_its_commits_after_the_hub_moved_on(
     hub: Hub, clients: Clients, lines: list[str], sample_teacher: Path, tmp_path: Path
 ) -> None:
     teacher = files(sample_teacher)
@@ -128,7 +128,7 @@ def test_the_dry_run_reads_from_the_hub_and_leaves_nothing(clients: Clients, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
 
 
-def test_pickled_weights_are_taken_only_where_there_are_no_others(
+def test_pickled_weights_are_taken_only_without_safetensors(
     hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path
 ) -> None:
     torch = pytest.importorskip("torch")
@@ -152,9 +152,7 @@ def test_pickled_weights_are_taken_only_where_there_are_no_others(
         assert "tf_model.h5" not in asked and not [r for r in hub.requests if "discussions" in r or "refs" in r]
 
 
-def test_a_commit_of_which_others_have_cached_only_a_part_is_completed(
-    hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path
-) -> None:
+def test_a_commit_cached_in_part_is_completed(hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path) -> None:
     commit = hub.add("lab/part", files(sample_teacher))
     part = clients.home / "hub" / "models--lab--part" / "snapshots" / commit
     part.mkdir(parents=True)

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_data import card
-from hub_server import Hub
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_data import card
+from helpers.hub_server import Hub
 
 SPLITS = {"train": (0, 24), "validation": (24, 32), "test": (32, 44)}
 QUICK = ["--lang", "kin", "--seeds", "1", "--epochs", "1", "--device", "cpu"]
@@ -70,7 +70,7 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, clients: Clients, topics: dict
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_data_of_an_earlier_call_is_used_without_the_hub_and_said_to_be(
+def test_without_the_hub_data_of_an_earlier_call_is_used(
     hub: Hub, clients: Clients, topics: dict[str, bytes], tmp_path: Path
 ) -> None:
     assert evaluate(clients, tmp_path, "Davlan/afro-xlmr-large").code == 0

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_data import card, parquet
-from hub_server import Fault, Hub, Request
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_data import card, parquet
+from helpers.hub_server import Fault, Hub, Request
 
 from cache_tools import open_cache
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from hub_clients import Clients, Ended
-from hub_server import Hub
+from helpers.hub_clients import Clients, Ended
+from helpers.hub_server import Hub
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings

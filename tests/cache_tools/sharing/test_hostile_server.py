@@ -1,0 +1,221 @@
+"""What a broken or hostile server does to a pull: it ends in one line in seconds, and only sound files have names."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from helpers import hostile_server as hostile
+from helpers.builds import digests
+from helpers.hostile_server import Mischief, Server
+from helpers.small_caches import make_cache, small_recipe
+
+from cache_tools import open_cache
+from cache_tools.cli.main import main
+from cache_tools.sharing.locations import remote
+from cache_tools.sharing.locations.remote import RetryPolicy
+
+CHUNK = "train/attention/c/1/0/0/0"
+RECORD = "ledger/train-00001.json"
+SEAL = "ledger/seal.json"
+VOCABULARY = "vocabulary/embedding/c/0/0"
+PATIENT = RetryPolicy(retries=2, pause=0.02)
+HASTY = RetryPolicy(seconds=1.5, retries=0)
+BOUND = 20.0  # seconds; what a pull may take here, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("whole") / "kin.zarr"
+    make_cache(root, small_recipe())
+    return root
+
+
+@pytest.fixture
+def server(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
+    with hostile.serving(whole) as running:
+        yield running
+
+
+def pull(url: str, folder: Path, *options: str) -> Result:
+    before = time.monotonic()
+    done = CliRunner().invoke(main, ["pull", url, str(folder / "kin.zarr"), *options])
+    assert time.monotonic() - before < BOUND
+    return done
+
+
+def refused(done: Result, folder: Path, whole: Path) -> str:
+    """The one line of a pull that failed, after which every file in the folder is one of the cache's."""
+    assert done.exit_code in (1, 2), done.output
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert [path.name for path in folder.iterdir()] in ([], ["kin.zarr"])
+    if (folder / "kin.zarr").exists():
+        assert digests(folder / "kin.zarr").items() <= digests(whole).items()
+    return done.stderr.removeprefix("error: ").rstrip("\n")
+
+
+def complete(done: Result, folder: Path, whole: Path) -> None:
+    assert done.exit_code == 0, done.output
+    assert digests(folder / "kin.zarr") == {p: d for p, d in digests(whole).items() if p != "ledger/lock"}
+    assert open_cache(folder / "kin.zarr").cache_id == open_cache(whole).cache_id
+
+
+LOST = "run the same command again to go on"
+BROKEN: dict[str, tuple[str, Mischief, str]] = {
+    "an endless chunk": (CHUNK, hostile.endless, "more than the "),
+    "an endless record": (RECORD, hostile.endless, "larger than the 4194304 bytes it may have"),
+    "endless metadata": ("zarr.json", hostile.endless, "larger than the 1048576 bytes it may have"),
+    "a huge record": (RECORD, hostile.huge, "larger than the 4194304 bytes it may have"),
+    "a huge seal": (SEAL, hostile.huge, "larger than the 4194304 bytes it may have"),
+    "a truncated chunk": (CHUNK, hostile.truncated, LOST),
+    "a truncated record": (RECORD, hostile.truncated, LOST),
+    "a shorter chunk": (CHUNK, hostile.shorter_than_the_ledger, LOST),
+    "a longer chunk": (CHUNK, hostile.longer_than_the_ledger, "that the ledger names; what is there is damaged"),
+    "wrong bytes in a chunk": (CHUNK, hostile.wrong_bytes, "that are not those of the ledger (sha256 "),
+    "wrong bytes in the vocabulary": (VOCABULARY, hostile.wrong_bytes, "that are not those of the ledger (sha256 "),
+    "wrong bytes in a record": (RECORD, hostile.wrong_bytes, "the cache is damaged"),
+    "wrong bytes in the seal": (SEAL, hostile.wrong_bytes, "the cache is damaged"),
+    "a page to log in": (RECORD, hostile.page, "not a valid JSON record"),
+    "a chunk that is gone": (CHUNK, hostile.answering(404), "not there, though the ledger names it"),
+    "no permission": (CHUNK, hostile.answering(401), "the server answered 401; check the URL, and what its tool needs"),
+    "an error that stays": (CHUNK, hostile.answering(503), f"the server answered 503; {LOST}"),
+    "a reset that stays": (CHUNK, hostile.reset, LOST),
+    "a redirect to a file": (CHUNK, hostile.redirecting("file:///etc/passwd"), "redirects to file:, which is refused"),
+    "a redirect to ftp": ("zarr.json", hostile.redirecting("ftp://host/x"), "redirects to ftp:, which is refused"),
+    "a redirect in a circle": (CHUNK, hostile.redirecting(f"/{CHUNK}"), "redirects more than 5 times"),
+}
+SLOW: dict[str, tuple[str, Mischief, str]] = {
+    "a slow chunk": (CHUNK, hostile.slow_body, LOST),
+    "slow headers": (CHUNK, hostile.slow_headers, LOST),
+    "a slow record": (RECORD, hostile.slow_body, LOST),
+    "silence": (CHUNK, hostile.silent, LOST),
+    "silence at first": ("zarr.json", hostile.silent, LOST),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN | SLOW)
+def test_one_line_and_only_sound_files_have_names(
+    server: Server, whole: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And once the server is as it should be, the same command goes on to the end."""
+    path, mischief, said = (BROKEN | SLOW)[case]
+    server.mischief[path] = (mischief, None)
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: HASTY if case in SLOW else PATIENT)
+    message = refused(pull(server.url, tmp_path), tmp_path, whole)
+    assert message.startswith(server.url) and said in message
+    assert path in message
+    server.mischief.clear()
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
+    complete(pull(server.url, tmp_path), tmp_path, whole)
+
+
+@pytest.mark.parametrize("mischief", [hostile.answering(503), hostile.answering(429), hostile.reset, hostile.truncated])
+@pytest.mark.parametrize("path", [CHUNK, RECORD, "zarr.json"])
+def test_what_passes_is_waited_for(server: Server, whole: Path, tmp_path: Path, path: str, mischief: Mischief) -> None:
+    server.mischief[path] = (mischief, PATIENT.retries)
+    complete(pull(server.url, tmp_path), tmp_path, whole)
+    assert server.asked[path] >= PATIENT.retries + 1
+
+
+def test_what_stays_is_not_asked_for_again(server: Server, whole: Path, tmp_path: Path) -> None:
+    server.mischief[CHUNK] = (hostile.wrong_bytes, None)
+    refused(pull(server.url, tmp_path), tmp_path, whole)
+    assert server.asked[CHUNK] == 1
+
+
+def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole: Path, tmp_path: Path) -> None:
+    for path in digests(whole):
+        server.mischief[f"moved/{path}"] = (hostile.redirecting(f"{server.url}/{path}"), None)
+    complete(pull(f"{server.url}/moved", tmp_path), tmp_path, whole)
+
+
+def test_files_are_asked_for_once_and_whole(server: Server, whole: Path, tmp_path: Path) -> None:
+    """Any static server will do: no HEAD, no ranges, no listing."""
+    complete(pull(server.url, tmp_path), tmp_path, whole)
+    assert set(server.asked) - set(digests(whole)) == set()
+    assert {count for path, count in server.asked.items() if "/c/" in path} == {1}
+    assert not any("Range" in headers for headers in server.headers_seen)
+    server.asked.clear()
+    complete(pull(server.url, tmp_path), tmp_path, whole)
+    assert not any("/c/" in path for path in server.asked)
+
+
+@pytest.mark.parametrize(
+    "mischief", [hostile.answering(401), hostile.wrong_bytes, hostile.reset, hostile.answering(503)]
+)
+def test_credentials_are_used_but_never_shown(server: Server, whole: Path, tmp_path: Path, mischief: Mischief) -> None:
+    url = server.url.replace("http://", "http://ann:pass%21word@") + "?token=s3cret&b=other"
+    server.mischief[CHUNK] = (mischief, None)
+    done = pull(url, tmp_path)
+    refused(done, tmp_path, whole)
+    assert not [secret for secret in ("ann", "pass", "s3cret", "other", "token") if secret in done.output]
+    assert {headers["Authorization"] for headers in server.headers_seen} == {"Basic YW5uOnBhc3Mhd29yZA=="}
+    assert {headers["path"].partition("?")[2] for headers in server.headers_seen} == {"token=s3cret&b=other"}
+    server.mischief.clear()
+    complete(pull(url, tmp_path), tmp_path, whole)
+
+
+def test_another_cache_at_the_destination_stays(server: Server, tmp_path: Path) -> None:
+    make_cache(tmp_path / "kin.zarr", small_recipe(seed=7, top_k=3))
+    before = digests(tmp_path / "kin.zarr")
+    done = pull(server.url, tmp_path)
+    assert done.exit_code == 2
+    assert done.stderr.endswith(
+        "kin.zarr: holds another cache; choose another place (seed: 7 against 0; top_k: 3 against 4)\n"
+    )
+    assert digests(tmp_path / "kin.zarr") == before
+
+
+def test_foreign_files_at_the_destination_stay(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "kin.zarr").mkdir()
+    (tmp_path / "kin.zarr" / "thesis.tex").write_text("mine")
+    done = pull(server.url, tmp_path)
+    assert done.stderr == f"error: {tmp_path / 'kin.zarr'}: holds files, but no cache; choose an empty place\n"
+    assert digests(tmp_path / "kin.zarr").keys() == {"thesis.tex"}
+
+
+def test_passwords_of_netrc_go_to_their_host_alone(
+    server: Server, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login ann password secret\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    server.mischief[f"moved/{CHUNK}"] = (hostile.redirecting(f"http://localhost:{server.server_port}/{CHUNK}"), None)
+    shutil.copytree(whole, server.files / "moved", ignore=shutil.ignore_patterns("moved"))
+    try:
+        complete(pull(f"{server.url}/moved", tmp_path / "there"), tmp_path / "there", whole / "moved")
+    finally:
+        shutil.rmtree(server.files / "moved")
+    given = {headers["Host"]: headers.get("Authorization") for headers in server.headers_seen}
+    assert given == {
+        f"127.0.0.1:{server.server_port}": "Basic YW5uOnNlY3JldA==",
+        f"localhost:{server.server_port}": None,
+    }
+
+
+def test_a_proxy_of_the_environment_is_used(
+    server: Server, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", server.url)
+    complete(pull("http://cache.invalid", tmp_path), tmp_path, whole)
+    assert all(headers["path"].startswith("http://cache.invalid/") for headers in server.headers_seen)
+    assert {headers["Host"] for headers in server.headers_seen} == {"cache.invalid"}
+
+
+def test_a_connection_that_was_closed_while_idle_is_made_again(
+    server: Server, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostile.Handler, "protocol_version", "HTTP/1.1")
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: RetryPolicy(retries=0))
+    server.mischief = dict.fromkeys(digests(whole), (hostile.hanging_up, None))
+    server.mischief |= {f"ledger/{name}": (hostile.hanging_up, None) for name in ("seal.json", "extent.json")}
+    complete(pull(server.url, tmp_path), tmp_path, whole)
+
+
+def test_a_web_server_that_holds_the_cache_is_not_pushed_to(server: Server, whole: Path) -> None:
+    done = CliRunner().invoke(main, ["push", str(whole), server.url, "--i-may-share-this"])
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {server.url}: http servers are only read from; push to a folder that one serves\n"

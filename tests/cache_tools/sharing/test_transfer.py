@@ -1,0 +1,387 @@
+"""Moving a cache: in the right order, in parts, past crashes and full disks, and never over anything that is there."""
+
+import errno
+import os
+import random
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from click.testing import Result
+from helpers.builds import digests
+from helpers.commands import run
+from helpers.crashes import crashing
+from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
+
+from cache_tools import Cache, open_cache
+from cache_tools.errors import CometError
+from cache_tools.settings import Part
+from cache_tools.sharing.concurrent import map_concurrently, retry
+from cache_tools.sharing.listing import read_listing
+from cache_tools.sharing.locations import remote
+from cache_tools.sharing.locations.folder import Folder
+from cache_tools.sharing.locations.http import shown
+from cache_tools.sharing.locations.remote import Remote, RetryPolicy, Unreachable
+from cache_tools.sharing.plan import plan
+from cache_tools.sharing.transfer import Transfer
+from cache_tools.store.staging import STAGING
+from cache_tools.verify.verify import verify
+
+RECIPE = small_recipe()
+PATIENCE = RetryPolicy(retries=2, pause=0.01)
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Cache:
+    make_cache(tmp_path / "whole", RECIPE)
+    return open_cache(tmp_path / "whole")
+
+
+def pull(source: object, folder: Path, *options: object) -> Cache:
+    done = run("pull", source, folder, *options)
+    assert done.exit_code == 0, done.output
+    return open_cache(folder)
+
+
+def push(folder: object, destination: object) -> Result:
+    return run("push", folder, destination, "--i-may-share-this")
+
+
+def arrived(folder: Path) -> dict[str, str]:
+    """The files that have their names; a process that only seems to have died still holds its staging folder."""
+    found = {path: digest for path, digest in digests(folder).items() if digest != "folder"}
+    return {path: d for path, d in found.items() if not path.startswith(STAGING) and path != "ledger/lock"}
+
+
+def test_a_pull_killed_anywhere_leaves_whole_files_and_resumes(whole: Cache, tmp_path: Path) -> None:
+    sent = arrived(whole.root)
+    with crashing(tmp_path / "count", None) as watch:
+        pull(whole.root, tmp_path / "count")
+    generator, deaths = random.Random(0), 0
+    for at in sorted(generator.sample(range(watch.operations), 16)):
+        there = tmp_path / str(at)
+        with crashing(there, at) as died:
+            run("pull", whole.root, there)
+        deaths += died.crashed  # not all: two threads may both make a folder, so the number of operations varies
+        left = arrived(there)
+        assert left.items() <= sent.items()
+        assert in_order(set(left), set(sent), whole)
+        assert pull(whole.root, there).cache_id == whole.cache_id
+        assert arrived(there) == sent
+    assert deaths >= 14
+
+
+def in_order(left: set[str], sent: set[str], cache: Cache) -> bool:
+    """A shard only after the seal, a record only with its files, the seal only with its own, the extent at the end."""
+    needs = {"ledger/seal.json": set(cache.seal.files), "ledger/extent.json": sent - {"ledger/extent.json"}}
+    for group, shard in shard_places(RECIPE):
+        files = {spec.chunk_path(shard) for spec in cache.specs[group].values()}
+        needs |= {f"ledger/{group}-{shard:05d}.json": files} | {path: {"ledger/seal.json"} for path in files}
+    return all(needs[path] <= left for path in left & needs.keys())
+
+
+def test_what_was_cut_is_not_moved_again(tmp_path: Path) -> None:
+    make_cache(tmp_path / "larger", small_recipe(train_rows=200))
+    larger = open_cache(tmp_path / "larger")
+    found = read_listing(Folder(larger.root), PATIENCE)
+    there = Folder(tmp_path / "there")
+    first = plan(found, there, Part(), PATIENCE)
+    moved: list[int] = []
+
+    def until_half(size: int) -> None:
+        moved.append(size)
+        if sum(moved) > 0.8 * first.size:
+            raise CometError("cut")
+
+    with there.staging(), pytest.raises(CometError, match=r"^cut$"):
+        Transfer(first, PATIENCE, until_half).run()
+    again = plan(found, there, Part(), PATIENCE)
+    assert 0 < again.size < 0.8 * first.size
+    with there.staging():
+        Transfer(again, PATIENCE, lambda size: None).run()
+    assert open_cache(there.root).cache_id == again.cache_id == larger.cache_id
+
+
+def test_a_damaged_source_gives_nothing_of_the_shard(whole: Cache, tmp_path: Path) -> None:
+    flip_byte(whole.root / "train/topk_id/c/1/0/0")
+    done = run("pull", whole.root, tmp_path / "there")
+    assert done.exit_code == 1
+    assert "train/topk_id/c/1/0/0: " in done.stderr and "that are not those of the ledger" in done.stderr
+    assert not (tmp_path / "there" / "train/topk_id/c/1/0/0").exists()
+    assert not (tmp_path / "there" / "ledger/train-00001.json").exists()
+
+
+def test_a_disk_that_is_full_is_one_line(whole: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = run("pull", whole.root, tmp_path / "there")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: {tmp_path / 'there'}: cannot be written (No space left on device); what is copied from is safe. Mend "
+        "the folder and run the same command again to go on\n"
+    )
+    monkeypatch.undo()
+    assert pull(whole.root, tmp_path / "there").cache_id == whole.cache_id
+
+
+def test_the_first_failure_stops_the_others_with_its_own_error() -> None:
+    stop, begun = threading.Event(), []
+
+    def work(item: int) -> None:
+        begun.append(item)
+        if item == 3:
+            raise CometError("the fourth")
+        assert stop.wait(2.0)
+
+    with pytest.raises(CometError, match=r"^the fourth$"):
+        map_concurrently(work, range(60), stop)
+    assert len(begun) < 20
+
+
+def test_only_what_may_pass_is_tried_again() -> None:
+    for error, times in ((Unreachable("away"), 3), (CometError("wrong"), 1)):
+        calls = []
+
+        def fail(error: CometError = error, calls: list[int] = calls) -> None:
+            calls.append(1)
+            raise error
+
+        with pytest.raises(CometError, match=str(error)):
+            retry(fail, PATIENCE, threading.Event())
+        assert len(calls) == times
+
+
+def test_a_larger_part_adds_only_what_is_missing(whole: Cache, tmp_path: Path) -> None:
+    """Other shards, other arrays, and the product of both."""
+    there = Folder(tmp_path / "there")
+    found = read_listing(Folder(whole.root), PATIENCE)
+    everything = plan(found, there, Part(), PATIENCE).size
+    total = 0
+    for part in (Part(max_tokens=64), Part(max_tokens=128, signals="logits"), Part(signals="attention"), Part()):
+        planned = plan(found, there, part, PATIENCE)
+        with there.staging():
+            Transfer(planned, PATIENCE, lambda size: None).run()
+        total += planned.size
+        assert verify(there.root).damage == []
+        assert open_cache(there.root).cache_id == planned.cache_id
+    assert planned.size == 0
+    assert total == everything
+    assert open_cache(there.root).cache_id == whole.cache_id
+
+
+def test_arrays_of_a_stopped_pull_are_completed(whole: Cache, tmp_path: Path) -> None:
+    """There are records of shards, but no extent that says which arrays they came with."""
+    pull(whole.root, tmp_path / "there", "--signals", "logits")
+    (tmp_path / "there" / "ledger/extent.json").unlink()
+    assert pull(whole.root, tmp_path / "there").cache_id == whole.cache_id
+    assert verify(tmp_path / "there").damage == []
+
+
+def test_a_part_pins_the_whole_or_itself(whole: Cache, tmp_path: Path) -> None:
+    part = pull(whole.root, tmp_path / "one", "--max-tokens", 64, "--id", whole.cache_id)
+    assert pull(whole.root, tmp_path / "other", "--max-tokens", 64, "--id", part.cache_id).cache_id == part.cache_id
+
+
+def built(root: Path, places: list[tuple[str, int]], numerics: dict[str, str]) -> Path:
+    shards = prepare_cache(root, RECIPE)
+    for place in places:
+        commit(root, RECIPE, place, shards[place], numerics)
+    return root
+
+
+def test_a_shard_of_another_builder_stays(tmp_path: Path) -> None:
+    """The destination's version is kept, and everything else comes."""
+    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    mine = built(tmp_path / "mine", places[:1], {"device": "another"})
+    there = tmp_path / "there"
+    assert run("pull", mine, there).exit_code == 1
+    before = (there / "ledger/train-00000.json").read_bytes()
+    theirs = built(tmp_path / "theirs", places, NUMERICS)
+    pull(theirs, there)
+    assert (there / "ledger/train-00000.json").read_bytes() == before
+    planned = plan(read_listing(Folder(theirs), PATIENCE), Folder(there), Part(), PATIENCE)
+    assert planned.cache_id == open_cache(there).cache_id != open_cache(theirs).cache_id
+    assert verify(there).damage == []
+
+
+def test_another_version_cannot_complete_a_shard(tmp_path: Path) -> None:
+    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    one = built(tmp_path / "one", places, NUMERICS)
+    other = built(tmp_path / "other", places, {"device": "another"})
+    pull(one, tmp_path / "there", "--signals", "logits")
+    done = run("pull", other, tmp_path / "there")
+    assert done.exit_code == 2
+    assert done.stderr == (
+        f"error: {tmp_path / 'there'}: shard train 0: is another version than that of {other}, which cannot complete "
+        "it; choose another place\n"
+    )
+
+
+def test_a_source_without_the_arrays_that_the_destination_has(whole: Cache, tmp_path: Path) -> None:
+    run("subset", whole.root, tmp_path / "maps", "--signals", "attention")
+    pull(whole.root, tmp_path / "there", "--signals", "logits", "--max-tokens", 64)
+    done = run("pull", tmp_path / "maps", tmp_path / "there")
+    assert done.exit_code == 1
+    lacking = "topk_id, topk_logprob, tail_logmass, tail_logmass_seen"
+    assert done.stderr == (
+        f"error: {tmp_path / 'there'}: shard train 1: would lack {lacking}, which {tmp_path / 'maps'} does not hold "
+        "either\n"
+    )
+
+
+def test_a_dropped_shard_is_pulled_again(whole: Cache, tmp_path: Path) -> None:
+    there = pull(whole.root, tmp_path / "there").root
+    flip_byte(there / "train/topk_id/c/1/0/0")
+    assert run("repair", there).exit_code == 0
+    assert pull(whole.root, there).cache_id == whole.cache_id
+    assert verify(there).damage == []
+
+
+def test_a_place_that_is_no_folder(whole: Cache, memory: str, tmp_path: Path) -> None:
+    assert push(whole.root, memory).exit_code == 0
+    assert pull(memory, tmp_path / "there").cache_id == whole.cache_id
+    assert "nothing to move" in push(whole.root, memory).stdout
+    assert fsspec.filesystem("memory").cat("/lab/kin/README.md").startswith(b"---\nlanguage: ")
+
+
+def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: str, tmp_path: Path) -> None:
+    make_cache(tmp_path / "other", small_recipe(seed=7))
+    push(whole.root, memory)
+    before = fsspec.filesystem("memory").find("/lab", detail=True)
+    done = push(tmp_path / "other", memory)
+    assert done.exit_code == 2
+    assert done.stderr == f"error: {memory}: holds another cache; choose another place (seed: 0 against 7)\n"
+    fsspec.filesystem("memory").pipe("/lab/thesis/chapter.tex", b"mine")
+    done = push(whole.root, "memory://lab/thesis")
+    assert done.stderr == "error: memory://lab/thesis: holds files, but no cache; choose an empty place\n"
+    assert fsspec.filesystem("memory").find("/lab/kin", detail=True) == before
+
+
+def test_a_killed_push_s_first_file_is_not_in_the_way(whole: Cache, memory: str) -> None:
+    fsspec.filesystem("memory").pipe("/lab/kin/zarr.json.part-0123abc", b"half")
+    assert push(whole.root, memory).exit_code == 0
+
+
+def test_a_file_that_cannot_be_written_from_afar_is_one_line(
+    whole: Cache, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: object, path: str, value: bytes, **options: object) -> None:
+        raise PermissionError("no key of ann:secret may write s3://ann:secret@lab/kin?token=1")
+
+    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENCE)
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
+    done = push(whole.root, memory)
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: {memory}/zarr.json: PermissionError no key of ann:secret may write s3://lab/kin; check the URL, and "
+        "what its tool needs to log in\n"
+    )
+
+
+def test_what_comes_too_slowly_is_given_up(whole: Cache, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever kind of server it is."""
+    push(whole.root, memory)
+    read = Remote._read
+
+    def slowly(self: Remote, path: str) -> Iterator[bytes]:
+        for block in read(self, path):
+            time.sleep(0.02)
+            yield block
+
+    monkeypatch.setattr(Remote, "_read", slowly)
+    with pytest.raises(CometError, match=r"zarr\.json: comes at less than 16 KiB a second; run the same command again"):
+        read_listing(Remote(memory, RetryPolicy(seconds=0.005, retries=0)), PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("pull", "gopher://x/y", "there"), "gopher://x/y: fsspec does not know gopher://"),
+        (
+            ("pull", "zip::s3://a/b", "there"),
+            "zip::s3://a/b: chained URLs are not supported; give the one of the cache",
+        ),
+        (("pull", "whole", "memory://x"), "memory://x: pull copies into a folder; to another place, push from there"),
+        (("push", "memory://x", "there"), "memory://x: push copies from a folder; from another place, pull"),
+    ],
+)
+def test_calls_that_cannot_be(whole: Cache, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    done = run(*(str(tmp_path / a) if a in ("whole", "there") else a for a in arguments))
+    assert (done.exit_code, done.stderr) == (2, f"error: {said}\n")
+    assert not (tmp_path / "there").exists()
+
+
+def test_what_is_missing_for_a_kind_of_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "find_spec", lambda name: None)
+    with pytest.raises(CometError, match=r"^s3://lab/kin: needs s3fs; pip install 'comet-distill\[s3\]'$"):
+        Remote("s3://lab/kin", PATIENCE)
+
+
+def test_urls_are_shown_without_secrets() -> None:
+    assert shown("https://ann:pa@ss@host:8080/kin/?token=x#y") == "https://host:8080/kin"
+    assert shown("s3://bucket/kin") == "s3://bucket/kin"
+    assert shown("hf://datasets/lab/kin@0123abc") == "hf://datasets/lab/kin@0123abc"
+    assert shown("/lab/a?b") == "/lab/a?b"
+
+
+def test_what_libraries_say_is_repeated_without_secrets() -> None:
+    place = Remote("https://ann:pass%21word@lab.example.org/kin?token=s3cret", PATIENCE)
+    said = place._reason(
+        OSError("no s3cret or pass!word (pass%21word) for https://ann:pass%21word@lab.example.org/kin")
+    )
+    assert said == "OSError no … or … (…) for https://lab.example.org/kin"
+
+
+def test_rsync_cp_and_zip_copy_a_cache(whole: Cache, tmp_path: Path) -> None:
+    shutil.copytree(whole.root, tmp_path / "copied")
+    shutil.make_archive(str(tmp_path / "kin"), "zip", whole.root)
+    shutil.unpack_archive(tmp_path / "kin.zip", tmp_path / "unzipped")
+    for name in ("copied", "unzipped"):
+        assert verify(tmp_path / name).damage == []
+        assert open_cache(tmp_path / name).cache_id == whole.cache_id
+    (tmp_path / "copied" / "train/topk_id/c/2/0/0").unlink()
+    assert [damage.shard for damage in verify(tmp_path / "copied").damage] == [("train", 2)]
+
+
+def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -> None:
+    """The smaller part stays complete, and what came of the larger one is said to be of a pull, if it is sound."""
+    there = pull(whole.root, tmp_path / "there", "--max-tokens", 64, "--signals", "logits").root
+    part = open_cache(there).cache_id
+    to = Folder(there)
+    planned = plan(read_listing(Folder(whole.root), PATIENCE), to, Part(), PATIENCE)
+    cut = Transfer(planned, PATIENCE, lambda size: None)
+    with to.staging():
+        cut.shard(("train", 0))
+        cut.shard(("train", 2))
+        cut.files(planned.source.records["train", 1], planned.lacking["train", 1][:3])
+    assert open_cache(there).cache_id == part
+    done = run("verify", there)
+    assert done.exit_code == 0, done.output
+    note = (
+        "files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way or was stopped"
+    )
+    assert f"note: {1 + len(whole.extent.arrays) + 1 + 3} {note}" in done.stdout
+    assert done.stdout.endswith("sound and complete\n")
+    flip_byte(there / "train/attention/c/0/0/0/0")
+    done = run("verify", there)
+    assert done.exit_code == 1
+    assert "train/attention/c/0/0/0/0: not the file that the ledger describes" in done.stdout
+    assert "damaged shards: train 0\n" in done.stdout
+    assert run("repair", there).exit_code == 0
+    assert pull(whole.root, there).cache_id == whole.cache_id
+    assert verify(there).damage == verify(there).notes == []
+
+
+@pytest.mark.parametrize("name", ["train/topk_id/c/9/0/0", "ledger/train-00009.json", "train/topk_id/c/01/0/0"])
+def test_a_shard_that_the_whole_cache_has_not_is_unknown(whole: Cache, name: str) -> None:
+    (whole.root / name).parent.mkdir(parents=True, exist_ok=True)
+    (whole.root / name).write_bytes(b"x")
+    assert [damage.message for damage in verify(whole.root).damage] == [
+        f"{whole.root / name}: unknown file; it belongs to nothing in this cache"
+    ]

@@ -1,0 +1,426 @@
+"""`--push-to`: another place that is a sound cache at every moment of the build, and nothing waits for it."""
+
+import os
+import re
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from helpers.builds import digests
+from helpers.settings import build_settings
+
+from cache_tools import build_cache, open_cache
+from cache_tools.build import build
+from cache_tools.build import pipeline as fill
+from cache_tools.build.build import stop_on_signal
+from cache_tools.build.workers import Worker
+from cache_tools.errors import CometError
+from cache_tools.interrupts import StoppedAtOnce
+from cache_tools.settings import BuildSettings
+from cache_tools.sharing.card import CARD
+from cache_tools.sharing.listing import id_of, read_listing
+from cache_tools.sharing.locations.location import locate
+from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.transfer import Transfer
+from cache_tools.sharing.upload import Uploads
+from cache_tools.store.copy import cut
+from cache_tools.store.ledger import Extent
+from cache_tools.store.records import write_durably
+from cache_tools.verify.verify import verify
+
+HASTY = RetryPolicy(seconds=2, retries=1, pause=0.01)
+
+
+@pytest.fixture
+def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSettings:
+    return build_settings(
+        tmp_path / "here" / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, keep="topk"
+    )
+
+
+def without_locks(folder: Path) -> dict[str, str]:
+    """All files but locks and the card."""
+    return {path: digest for path, digest in digests(folder).items() if not path.endswith(("lock", CARD))}
+
+
+@pytest.mark.parametrize("url", ["{}", "file://{}"])
+def test_what_is_pushed_while_building_is_the_cache(settings: BuildSettings, tmp_path: Path, url: str) -> None:
+    there = tmp_path / "there" / "kin.zarr"
+    cache = build_cache(settings, push_to=url.format(there))
+    assert without_locks(there) == without_locks(settings.out)
+    assert open_cache(there).cache_id == cache.cache_id
+    assert f"| cache id | `{cache.cache_id}` |" in (there / CARD).read_text()
+
+
+def test_every_shard_is_pushed_as_soon_as_it_is_committed(settings: BuildSettings, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    with pytest.raises(CometError, match="stopped with"):
+        build_cache(settings, max_hours=1e-9, push_to=str(there))
+    here, copy = open_cache(settings.out), open_cache(there)
+    done = [p for p in (("validation", 0), ("train", 0)) if here.record(*p) is not None]
+    assert len(done) == 1
+    for name, array in copy.read_shard(*done[0]).items():
+        np.testing.assert_array_equal(array, here.read_shard(*done[0])[name])
+    build_cache(settings, push_to=str(there))
+    assert without_locks(there) == without_locks(settings.out)
+
+
+def test_shards_committed_before_are_pushed_too(settings: BuildSettings, tmp_path: Path) -> None:
+    build_cache(settings)
+    build_cache(settings, push_to=str(tmp_path / "there"))
+    assert without_locks(tmp_path / "there") == without_locks(settings.out)
+
+
+def test_a_half_pushed_shard_is_pushed_again(settings: BuildSettings, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    build_cache(settings, push_to=str(there))
+    (there / "ledger/train-00000.json").unlink()
+    (there / "train/topk_id/c/0/0/0").write_bytes(b"half")
+    build_cache(settings, push_to=str(there))
+    assert without_locks(there) == without_locks(settings.out)
+
+
+def test_a_shard_that_is_there_already_stays(settings: BuildSettings, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    build_cache(replace(settings, batch_size=2, out=there))
+    before = {path: (there / path).stat().st_mtime_ns for path in without_locks(there) if (there / path).is_file()}
+    build_cache(replace(settings, batch_size=2), push_to=str(there))
+    assert before == {path: (there / path).stat().st_mtime_ns for path in before}
+
+
+def test_another_cache_is_never_touched(settings: BuildSettings, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    build_cache(replace(settings, top_k=4, out=there))
+    before = digests(there)
+    said = r"there: exists and is another cache than the one asked for \(--top-k: asked 8, the cache has 4\); choose "
+    with pytest.raises(CometError, match=said + "another --push-to, or give the options it was begun with"):
+        build_cache(settings, push_to=str(there))
+    assert digests(there) == before
+
+
+def test_foreign_files_are_never_overwritten(settings: BuildSettings, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    write_durably(there / "zarr.json", b"mine")
+    with pytest.raises(
+        CometError, match=r"there: holds another cache; choose another place \(.*there/zarr.json: not a"
+    ):
+        build_cache(settings, push_to=str(there))
+    assert (there / "zarr.json").read_bytes() == b"mine"
+
+
+def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -> None:
+    build_cache(settings)
+    shutil.copyfile(settings.out / "train/topk_id/c/1/0/0", settings.out / "train/topk_id/c/0/0/0")
+    said = (
+        rf"--push-to {settings.out}/train/topk_id/c/0/0/0: more than the .* damaged; {settings.out} keeps what is built"
+    )
+    with pytest.raises(CometError, match=said):
+        build_cache(settings, push_to=str(tmp_path / "there"))
+    assert not (tmp_path / "there/ledger/train-00000.json").exists()
+
+
+def test_an_unwritable_folder_ends_the_build_and_keeps_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CometError, match=r"cannot be written .* what is copied from is safe"):
+        build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
+    build_cache(settings)
+
+
+def committed(out: Path) -> int:
+    return len(list((out / "ledger").glob("*-*.json")))
+
+
+def arrived(url: str) -> int:
+    return len(read_listing(locate(url, HASTY), HASTY).records)
+
+
+def test_the_text_s_licence_is_asked_before_anything_is_done(
+    settings: BuildSettings, memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CometError) as caught:
+        build_cache(settings, push_to=memory)
+    assert caught.value.exit_code == 2
+    assert str(caught.value) == (
+        f"--push-to {memory}: the licence of text.txt (licence not stated) is unknown or restricts its use; if you may "
+        "share the text, say so with --i-may-share-this"
+    )
+    assert (
+        "a cache holds its text word for word; this one that of text.txt (licence not stated)"
+        in capsys.readouterr().out
+    )
+    assert not settings.out.exists()
+    assert locate(memory, HASTY).is_empty()
+    cache = build_cache(settings, push_to=memory, i_may_share_this=True)
+    said = capsys.readouterr().out
+    assert f"{memory}: complete, cache id {cache.cache_id}\n" in said
+    assert f"| cache id | `{cache.cache_id}` |" in fsspec.filesystem("memory").cat(f"/lab/kin/{CARD}").decode()
+
+
+def test_credentials_are_written_and_said_nowhere(
+    settings: BuildSettings, tmp_path: Path, memory: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    url = memory.replace("memory://lab", "memory://ann:s3cret@lab") + "?token=t0ken"
+    pushed = build_cache(settings, push_to=url, i_may_share_this=True)
+    build_cache(replace(settings, out=tmp_path / "other"), push_to=url, i_may_share_this=True)
+    with pytest.raises(CometError) as caught:
+        build_cache(replace(settings, out=tmp_path / "third", top_k=4), push_to=url, i_may_share_this=True)
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    system = fsspec.filesystem("memory")
+    there = [system.cat(path) for path in system.find("/")]
+    assert len(there) > len(pushed.seal.files) and len(files) > 2 * len(pushed.seal.files)
+    shown = "".join(capfd.readouterr()) + str(caught.value)
+    assert "memory://lab/kin: complete" in shown and "memory://lab/kin: exists and is another cache" in shown
+    for secret in ("s3cret", "t0ken", "ann"):
+        assert not any(secret.encode() in content for content in files + there)
+        assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (
+            "http://127.0.0.1:9/kin",
+            "http://127.0.0.1:9/kin: http servers are only read from; push to a folder that one",
+        ),
+        (
+            "hf://datasets/lab/kin",
+            "hf://datasets/lab/kin: every file would be a commit of its own; push to a folder, t",
+        ),
+        ("gopher://lab/kin", "gopher://lab/kin: fsspec does not know gopher://"),
+    ],
+)
+def test_places_that_nobody_can_push_to(settings: BuildSettings, url: str, said: str) -> None:
+    with pytest.raises(CometError, match=f"^{re.escape(said)}") as caught:
+        build_cache(settings, push_to=url, i_may_share_this=True)
+    assert caught.value.exit_code == 2
+    assert not settings.out.exists()
+
+
+def test_an_upload_that_fails_for_good_ends_the_build(
+    settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server goes away for good when the second shard comes; what the teacher works on is finished."""
+    settings = replace(settings, rows_per_shard=4)
+    put, tries = MemoryFileSystem.pipe_file, []
+
+    def gone(self: Any, path: str, value: bytes, **options: Any) -> None:
+        if "train/topk_id/c/1/" in path:
+            tries.append(path)
+            raise ConnectionError("no route to lab")
+        put(self, path, value, **options)
+
+    monkeypatch.setattr(build, "RetryPolicy", lambda: HASTY)
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", gone)
+    with slow_teacher(monkeypatch, 0.2), pytest.raises(CometError) as caught:
+        build_cache(settings, push_to=memory, i_may_share_this=True)
+    assert str(caught.value) == (
+        f"--push-to {memory}/train/topk_id/c/1/0/0: ConnectionError no route to lab; run the same command again to go "
+        f"on; {settings.out} keeps what is built"
+    )
+    assert len(tries) == 1 + HASTY.retries
+    assert f"pushing to {memory} has failed; no further shard is begun\n" in capsys.readouterr().out
+    built = committed(settings.out)
+    cache = open_cache(settings.out)
+    assert 3 <= built < sum(map(cache.recipe.shards, cache.specs)) - 3
+    assert verify(settings.out).damage == []
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", put)
+    cache = build_cache(settings, push_to=memory, i_may_share_this=True)
+    assert what_is_at(memory) == cache.cache_id
+
+
+def what_is_at(url: str) -> str:
+    source = read_listing(locate(url, HASTY), HASTY)
+    return id_of(source.cache, source.cache.extent, source.records)
+
+
+@contextmanager
+def slow_teacher(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
+    commit = fill.commit_shard
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(seconds)
+        commit(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fill, "commit_shard", slowly)
+        yield
+
+
+@contextmanager
+def held_uploads(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> Iterator[None]:
+    """No shard begins to move before the condition is true."""
+    move = Transfer.move
+
+    def later(self: Transfer, *arguments: Any) -> None:
+        while not until() and not self.stop.wait(0.01):
+            pass
+        move(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transfer, "move", later)
+        yield
+
+
+def until_waited_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
+    """Whether the build has come to its end and waits for uploads."""
+    wait, is_waiting = Uploads.wait, threading.Event()
+
+    def waits(self: Uploads) -> None:
+        is_waiting.set()
+        wait(self)
+
+    monkeypatch.setattr(Uploads, "wait", waits)
+    return is_waiting.is_set
+
+
+def test_the_teacher_does_not_wait_for_uploads(
+    settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not one shard leaves before the last is built."""
+    with held_uploads(monkeypatch, lambda: committed(settings.out) == 5):
+        cache = build_cache(settings, push_to=memory, i_may_share_this=True)
+    assert "tokens in" in capsys.readouterr().out
+    assert what_is_at(memory) == cache.cache_id
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_uploads_end_and_says_so(
+    settings: BuildSettings,
+    memory: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    with (
+        signal_after(1, settings.out, [number]),
+        slow_teacher(monkeypatch, 0.2),
+        held_uploads(monkeypatch, until_waited_for(monkeypatch)),
+        pytest.raises(CometError, match=r"stopped with \d shards to go"),
+    ):
+        build_cache(settings, push_to=memory, i_may_share_this=True)
+    built = committed(settings.out)
+    assert 1 <= built < 5
+    assert arrived(memory) == built
+    lines = capsys.readouterr().out.splitlines()
+    assert f"pushing the last {built} shards to {memory}" in lines
+    assert f"{memory}: {5 - built} shards are not there yet" in lines
+
+
+def test_a_second_signal_waits_for_no_upload(
+    settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = time.monotonic()
+    with (
+        signal_after(1, settings.out, [signal.SIGINT, signal.SIGINT]),
+        held_uploads(monkeypatch, lambda: False),
+        pytest.raises(StoppedAtOnce, match="stopped at once; the shard in work is lost"),
+    ):
+        build_cache(settings, push_to=memory, i_may_share_this=True)
+    assert time.monotonic() - begun < 20
+    assert arrived(memory) == 0
+    while uploading := [thread for thread in threading.enumerate() if thread.name.startswith("push ")]:
+        uploading[0].join(5)
+        assert not uploading[0].is_alive()
+    assert what_is_at_after(settings, memory) == open_cache(settings.out).cache_id
+
+
+def what_is_at_after(settings: BuildSettings, url: str) -> str:
+    build_cache(settings, push_to=url, i_may_share_this=True)
+    return what_is_at(url)
+
+
+@contextmanager
+def signal_after(shards: int, out: Path, numbers: list[signal.Signals]) -> Iterator[None]:
+    """Sends signals to this process, half a second apart, when so many shards are committed."""
+
+    def send() -> None:
+        while committed(out) < shards:
+            time.sleep(0.005)
+        for number in numbers:
+            os.kill(os.getpid(), number)
+            time.sleep(0.5)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    yield
+    sender.join(5)
+
+
+def test_after_the_time_is_over_the_first_signal_still_waits() -> None:
+    """What stops a build is not always a signal: the second signal is the second one."""
+    with stop_on_signal() as stop:
+        stop.set()
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(StoppedAtOnce):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_error_of_the_build_lets_uploads_end(
+    settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends it, what is committed is on its way to a safe place."""
+    commit = fill.commit_shard
+
+    def full(*arguments: Any) -> None:
+        if committed(settings.out) == 2:
+            raise CometError("the disk is full")
+        commit(*arguments)
+
+    monkeypatch.setattr(fill, "commit_shard", full)
+    with (
+        held_uploads(monkeypatch, until_waited_for(monkeypatch)),
+        pytest.raises(CometError, match=r"^the disk is full$"),
+    ):
+        build_cache(settings, push_to=memory, i_may_share_this=True)
+    assert arrived(memory) == committed(settings.out) == 2
+
+
+def test_a_worker_pushes_its_own_shards_and_names_those_missing(
+    settings: BuildSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What lies beside them on a shared disk is not there before its own worker has brought it."""
+    cache, there = build_cache(settings), tmp_path / "there"
+    for index, left, said in ((0, 2, "2 shards are not there yet"), (1, 0, f"complete, cache id {cache.cache_id}")):
+        build_cache(settings, Worker(index, 2), push_to=str(there))
+        assert committed(there) == 5 - left
+        assert f"{there}: {said}\n" in capsys.readouterr().out
+        assert (f"| cache id | `{cache.cache_id}` |" in (there / CARD).read_text()) == (not left)
+
+
+def test_a_part_without_arrays_is_not_built_on(settings: BuildSettings, tmp_path: Path) -> None:
+    cache = build_cache(settings)
+    logits = [name for name in cache.extent.arrays if name != "attention"]
+    cut(cache, tmp_path / "there", replace(cache.extent, arrays=tuple(logits)))
+    with pytest.raises(
+        CometError, match=r"there: holds a part of a cache, without attention, which cannot be built on"
+    ):
+        build_cache(settings, push_to=str(tmp_path / "there"))
+
+
+def test_the_first_shards_of_a_cache_are_built_on(settings: BuildSettings, tmp_path: Path) -> None:
+    """What lies there is a smaller complete cache; it becomes the whole."""
+    cache = build_cache(settings)
+    few = Extent(cache.extent.recipe_id, cache.extent.arrays, {"train": ((0, 2),), "validation": ((0, 1),)})
+    cut(cache, tmp_path / "there", few)
+    fresh = build_cache(replace(settings, out=tmp_path / "fresh"), push_to=str(tmp_path / "there"))
+    assert fresh.cache_id == cache.cache_id == open_cache(tmp_path / "there").cache_id
+
+
+def test_other_sealed_files_of_the_same_recipe_are_refused(settings: BuildSettings, tmp_path: Path) -> None:
+    """Two machines have prepared the same text, each by itself."""
+    build_cache(replace(settings, batch_size=2))
+    build_cache(replace(settings, out=tmp_path / "there", batch_size=3))
+    with pytest.raises(
+        CometError, match=r"there: holds another cache than .*kin.zarr \(zarr.json sha256: .* choose an"
+    ):
+        build_cache(settings, push_to=str(tmp_path / "there"))

@@ -1,0 +1,182 @@
+"""A real small model learns small tasks, the same way for the same seed, and is scored on all that it was given."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.small_tasks import write_entities, write_topics
+from safetensors.torch import load_file, save_file
+
+from cache_tools.errors import CometError
+from comet.evaluate.datasets import Example, TaskData, load_task
+from comet.evaluate.finetuning import (
+    IGNORED,
+    UNSEEN,
+    FineTuning,
+    default_learning_rate,
+    encode,
+    fine_tune,
+    first_pieces,
+    load_for_task,
+    longest_input,
+    predict,
+    targets_of,
+)
+from comet.evaluate.tasks import find_task
+
+CPU = torch.device("cpu")
+HOW = FineTuning(epochs=3, batch_size=4, learning_rate=5e-4)
+
+
+@pytest.fixture(scope="module")
+def topics(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    return load_task(find_task("sib200"), "kin", write_topics(tmp_path_factory.mktemp("sib200") / "kin"))
+
+
+@pytest.fixture(scope="module")
+def entities(tmp_path_factory: pytest.TempPathFactory) -> TaskData:
+    return load_task(find_task("masakhaner"), "kin", write_entities(tmp_path_factory.mktemp("ner") / "kin"))
+
+
+def tuned(name: Path, data: TaskData, seed: int, how: FineTuning = HOW) -> tuple[torch.nn.Module, list[list[str]]]:
+    model, tokenizer = load_for_task(str(name), data.task, seed)
+    fine_tune(model, encode(tokenizer, data.train.examples, data.task, 64), data.task, how, seed, CPU, "it")
+    return model, predict(model, encode(tokenizer, data.reported.examples, data.task, 64), data.task, 8, CPU)
+
+
+def test_it_learns_to_classify_and_the_seed_decides_everything(sample_teacher: Path, topics: TaskData) -> None:
+    gold = [example.labels for example in topics.reported.examples]
+    model, predictions = tuned(sample_teacher, topics, seed=0)
+    assert topics.task.score(gold, predictions) == 1.0
+    assert all(parameter.grad is None for parameter in model.parameters())  # none is carried into the next step
+    again, _ = tuned(sample_teacher, topics, seed=0)
+    other, _ = tuned(sample_teacher, topics, seed=1)
+    weights = model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+    assert not all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
+
+
+def test_it_learns_to_tag(sample_teacher: Path, entities: TaskData) -> None:
+    gold = [example.labels for example in entities.reported.examples]
+    _, predictions = tuned(sample_teacher, entities, seed=0, how=replace(HOW, epochs=8))
+    assert entities.reported.name == "dev"
+    assert [len(p) for p in predictions] == [len(g) for g in gold]
+    assert entities.task.score(gold, predictions) > 0.9
+
+
+def test_without_training_it_knows_nothing(sample_teacher: Path, topics: TaskData) -> None:
+    """So that what the tests above see was learnt."""
+    model, tokenizer = load_for_task(str(sample_teacher), topics.task, 0)
+    predictions = predict(model, encode(tokenizer, topics.reported.examples, topics.task, 64), topics.task, 8, CPU)
+    assert topics.task.score([e.labels for e in topics.reported.examples], predictions) < 0.7
+
+
+def test_the_head_is_new_for_each_seed_and_the_body_the_models(sample_teacher: Path) -> None:
+    one, two, three = (load_for_task(str(sample_teacher), find_task("afrisenti"), seed)[0] for seed in (0, 0, 1))
+    saved = load_file(sample_teacher / "model.safetensors")
+    for name, tensor in one.state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, two.state_dict()[name])
+        if name.startswith("roberta."):
+            assert torch.equal(tensor, saved[name].float()), name
+    assert not torch.equal(one.classifier.dense.weight, three.classifier.dense.weight)
+    assert one.config.id2label == {0: "positive", 1: "neutral", 2: "negative"}
+
+
+def test_only_the_first_token_of_each_word_has_its_label(sample_teacher: Path) -> None:
+    task = find_task("masakhaner")
+    _, tokenizer = load_for_task(str(sample_teacher), task, 0)
+    words = ("Mukamanakazikazi", "yagiye", "i", "Kigali")
+    example = Example(words, ("B-PER", "O", "O", "B-LOC"))
+    encoded = encode(tokenizer, [example], task, 64)
+    pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids[0])
+    assert [pieces[i][0] for i in encoded.positions[0]] == ["▁"] * 4 and len(pieces) > 6
+    targets = targets_of(encoded, [0], task, len(pieces))[0]
+    assert targets[encoded.positions[0]].tolist() == [task.labels.index(label) for label in example.labels]
+    assert (targets != IGNORED).sum() == 4
+
+
+def test_a_word_without_a_piece_is_unseen() -> None:
+    assert first_pieces([None, 0, 0, 2, None], words=4) == [1, UNSEEN, 3, UNSEEN]
+
+
+@pytest.mark.parametrize(("name", "missing"), [("masakhaner", "O"), ("masakhapos", "_")])
+def test_words_beyond_the_limit_are_counted_and_scored(sample_teacher: Path, name: str, missing: str) -> None:
+    task = find_task(name)
+    model, tokenizer = load_for_task(str(sample_teacher), task, 0)
+    label = task.labels[1]
+    examples = [Example(("Kigali",) * 20, (label,) * 20), Example(("Kigali",), (label,))]
+    encoded = encode(tokenizer, examples, task, 8)
+    assert (encoded.truncated, max(map(len, encoded.input_ids))) == (1, 8)
+    seen = 20 - encoded.unseen
+    assert 0 < seen <= 6 and encoded.input_ids[0][-1] == tokenizer.eos_token_id
+    predictions = predict(model, encoded, task, 2, CPU)
+    assert [len(one) for one in predictions] == [20, 1]
+    assert predictions[0][seen:] == [missing] * (20 - seen)
+    assert not targets_of(encoded, [0], task, 8)[0][-1] >= 0
+    all_right = [[label] * seen + [missing] * (20 - seen), [label]]
+    assert task.score([example.labels for example in examples], all_right) < 0.7
+
+
+def test_texts_beyond_the_limit_are_counted(sample_teacher: Path) -> None:
+    task = find_task("afrisenti")
+    _, tokenizer = load_for_task(str(sample_teacher), task, 0)
+    encoded = encode(tokenizer, [Example(("yego " * 30,), ("positive",)), Example(("yego",), ("positive",))], task, 8)
+    assert (encoded.truncated, encoded.unseen) == (1, 0)
+    assert len(encoded.input_ids[0]) == 8 > len(encoded.input_ids[1])
+
+
+def test_padding_changes_no_prediction(sample_teacher: Path, entities: TaskData) -> None:
+    model, tokenizer = load_for_task(str(sample_teacher), entities.task, 3)
+    examples = [*entities.reported.examples, Example(("Yego",) * 40, ("O",) * 40)]
+    encoded = encode(tokenizer, examples, entities.task, 64)
+    alone = predict(model, encoded, entities.task, 1, CPU)
+    assert predict(model, encoded, entities.task, 9, CPU) == alone
+    assert len({label for one in alone for label in one}) > 1
+
+
+def test_the_learning_rate_rises_for_narrow_models() -> None:
+    assert default_learning_rate(1024) == 2e-5
+    assert default_learning_rate(256) == pytest.approx(3.2e-4)
+    assert default_learning_rate(64) == 5e-4
+
+
+def test_the_positions_bound_the_input(sample_teacher: Path) -> None:
+    assert longest_input(load_for_task(str(sample_teacher), find_task("sib200"), 0)[0]) == 512
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(sample_teacher: Path, topics: TaskData) -> None:
+    with pytest.raises(
+        CometError, match=r"it, seed 0: the loss is (nan|inf) at step \d+ of 18; give a --learning-rate"
+    ):
+        tuned(sample_teacher, topics, 0, replace(HOW, learning_rate=1e30))
+
+
+def test_a_body_with_missing_parts_is_refused(sample_teacher: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    shutil.copytree(sample_teacher, folder)
+    tensors = load_file(folder / "model.safetensors")
+    gone = "roberta.encoder.layer.1.output.dense.weight"
+    del tensors[gone]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CometError, match=rf"broken: its weights lack {gone}, which would be random"):
+        load_for_task(str(folder), find_task("sib200"), 0)
+
+
+def test_a_model_with_a_head_already_is_refused(sample_teacher: Path, tmp_path: Path) -> None:
+    task = find_task("sib200")
+    model, tokenizer = load_for_task(str(sample_teacher), task, 0)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(CometError, match="has been fine-tuned for a task already; expected a masked LM"):
+        load_for_task(str(tmp_path), task, 0)
+
+
+def test_what_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(CometError, match=rf"--model {tmp_path}: cannot be loaded; expected a masked LM") as caught:
+        load_for_task(str(tmp_path), find_task("sib200"), 0)
+    assert caught.value.exit_code == 2
+    with pytest.raises(CometError, match=r"--model \S+nowhere: cannot be loaded: no such folder, and not a name on"):
+        load_for_task(str(tmp_path / "nowhere"), find_task("sib200"), 0)

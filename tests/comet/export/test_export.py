@@ -1,0 +1,271 @@
+"""Exported models say what torch says, and nothing is exported that does not."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import numpy_helper
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
+
+import comet
+from cache_tools import Cache
+from cache_tools.errors import CometError
+from comet.cli.export import export_model
+from comet.export import export as exporting
+from comet.export import onnx_model
+from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
+from comet.export.export import ExportSettings, export
+from comet.export.onnx_model import open_session, run
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
+
+KINDS = {"texts": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
+LABELS = {0: "negative", 1: "neutral", 2: "positive"}
+
+
+def save(cache: Cache, vocabulary: StudentVocabulary, folder: Path) -> Path:
+    """A student as `comet-train` leaves it, before its first step."""
+    torch.manual_seed(0)
+    new_student(PRESETS[-1], [cache], vocabulary, 0.0, seed=0).eval().save_pretrained(folder)
+    tokenizer = student_tokenizer(cache, vocabulary)
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def student(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(cache, full_vocabulary(cache.recipe), tmp_path_factory.mktemp("full") / "kin-student")
+
+
+@pytest.fixture(scope="module")
+def classifiers(cache: Cache, student: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The student with a classifier's head on it, of texts and of tokens."""
+    folders = {}
+    for name, kind in KINDS.items():
+        folders[name] = folder = tmp_path_factory.mktemp(name) / "classifier"
+        torch.manual_seed(1)
+        model = kind.from_pretrained(student, id2label=LABELS, label2id={v: k for k, v in LABELS.items()})
+        for part in model.classifier.parameters():  # as far apart as a trained one's answers
+            torch.nn.init.normal_(part, std=0.3)
+        model.save_pretrained(folder)
+        student_tokenizer(cache, full_vocabulary(cache.recipe)).save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The student's folder, as the command made it, and what the command said."""
+    output = tmp_path_factory.mktemp("exported") / "exported"
+    return output, command(str(student), "--output", str(output))
+
+
+def command(*arguments: str) -> Result:
+    return CliRunner().invoke(export_model, arguments)
+
+
+def snippet_of(folder: Path) -> str:
+    (script,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return str(script)
+
+
+def said_by(folder: Path) -> list[str]:
+    """What the script of README.md prints, as it stands, where neither torch nor transformers can be imported."""
+    forbidden = "import sys\nsys.modules['torch'] = sys.modules['transformers'] = None\n"
+    command = [sys.executable, "-c", forbidden + snippet_of(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_the_command_says_what_it_made(exported: tuple[Path, Result]) -> None:
+    output, result = exported
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert re.search(r"exporting a XLMRobertaForMaskedLM of [\d,]+ parameters", result.output)
+    assert re.search(
+        r"exported: [\d.]+ MiB; largest difference of a logit to torch \S+ \(allowed 0.0001\)", result.output
+    )
+    assert {path.name for path in output.iterdir()} == {
+        "model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "README.md",
+    }  # fmt: skip
+    assert [path.name for path in output.parent.iterdir()] == ["exported"]
+    assert len({path.stat().st_mode for path in output.iterdir()}) == 1
+
+
+def test_a_masked_lm_fills_in_what_torch_fills_in(student: Path, exported: tuple[Path, Result]) -> None:
+    _, tokenizer = exporting.load(student)
+    model = AutoModelForMaskedLM.from_pretrained(student).eval()
+    text = "Umwana yagiye ku <mask>."
+    ids = tokenizer(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**ids).logits[0, ids["input_ids"][0] == tokenizer.mask_token_id]
+    best = tokenizer.convert_ids_to_tokens(logits[0].topk(5).indices.tolist())
+    assert said_by(exported[0])[0] == f"{text} {best}"
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_classifier_of_texts_says_its_labels(classifiers: dict[str, Path], tmp_path: Path, int8: bool) -> None:
+    folder = export(ExportSettings(classifiers["texts"], int8, tmp_path / "exported"), say=lambda _: None)
+    lines = said_by(folder)
+    assert len(lines) == 2 and all(line.split()[-1] in LABELS.values() for line in lines)
+    if not int8:
+        model, tokenizer = exporting.load(classifiers["texts"])
+        text = "Umwana yagiye ku ishuri."
+        with torch.no_grad():
+            best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
+        assert lines[0] == f"{text} {LABELS[best]}"
+
+
+def test_a_classifier_of_tokens_says_one_label_a_word(classifiers: dict[str, Path], tmp_path: Path) -> None:
+    folder = export(ExportSettings(classifiers["tokens"], output=tmp_path / "exported"), say=lambda _: None)
+    first, second = said_by(folder)
+    assert re.findall(r"\('(\w+)', '(?:negative|neutral|positive)'\)", first) == ["Mukamana", "yagiye", "i", "Kigali"]
+    assert re.findall(r"\('(\w+)', '(?:negative|neutral|positive)'\)", second) == ["Muraho", "neza"]
+
+
+def test_a_trimmed_student_keeps_its_own_tokenizer(threshold_cache: Cache, student: Path, tmp_path: Path) -> None:
+    vocabulary = trimmed_vocabulary([threshold_cache])
+    trimmed = save(threshold_cache, vocabulary, tmp_path / "trimmed")
+    folder = export(ExportSettings(trimmed, output=tmp_path / "exported"), say=lambda _: None)
+    logits = run(open_session(folder / "model.onnx"), np.array([[0, 5, 2]]), np.ones((1, 3), np.int64))
+    assert logits.shape == (1, 3, len(vocabulary))
+    assert "Muraho" in said_by(folder)[1]
+
+
+def test_padding_and_the_rest_of_the_batch_change_nothing(exported: tuple[Path, Result]) -> None:
+    session = open_session(exported[0] / "model.onnx")
+    ids = np.array([[0, 30, 40, 50, 2], [0, 60, 2, 1, 1], [0, 2, 1, 1, 1]])
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+    together = run(session, ids, mask)
+    for row, length in enumerate(mask.sum(1)):
+        alone = run(session, ids[row : row + 1, :length], np.ones((1, length), np.int64))
+        np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
+
+
+def test_int8_is_smaller_and_says_how_near_it_is(student: Path, exported: tuple[Path, Result], tmp_path: Path) -> None:
+    said: list[str] = []
+    folder = export(ExportSettings(student, int8=True, output=tmp_path / "int8"), said.append)
+    share = (folder / "model.onnx").stat().st_size / (exported[0] / "model.onnx").stat().st_size
+    assert share < 0.6  # the head of a masked LM is in it beside the embeddings
+    assert re.search(r"best answer at \d+\.\d% of the positions \(at least 90%\)", said[-1])
+    matrices = [one for one in onnx.load(folder / "model.onnx").graph.initializer if len(one.dims) > 1]
+    assert not [one.name for one in matrices if one.data_type == onnx.TensorProto.FLOAT]
+
+
+def test_no_file_names_a_folder_of_the_machine(student: Path, exported: tuple[Path, Result]) -> None:
+    inside = str(Path(comet.__file__).parent).encode(), str(student.parent).encode()
+    for path in exported[0].iterdir():
+        assert not any(name in path.read_bytes() for name in inside), path.name
+
+
+def test_an_existing_folder_stays_as_it_is(student: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "exported" / "mine.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    result = command(str(student), "--output", str(kept.parent))
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith("exported: exists; give another --output, or remove it")
+    assert kept.read_text() == "mine" and len(list(kept.parent.iterdir())) == 1
+
+
+def test_one_that_came_to_exist_meanwhile_stays_too(student: Path, tmp_path: Path) -> None:
+    settings = ExportSettings(student, output=tmp_path / "exported")
+    settings.folder.mkdir()
+    (settings.folder / "mine.txt").write_text("mine")
+    with pytest.raises(CometError, match="exported: came to exist meanwhile"):
+        export(settings, say=lambda _: None)
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"]
+    assert [path.name for path in settings.folder.iterdir()] == ["mine.txt"]
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name == "onnxruntime" else real(name, package)
+
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", find)
+    result = command(str(student), "--output", str(tmp_path / "exported"))
+    assert result.exit_code == 1
+    assert "comet-export needs onnxruntime: pip install 'comet-distill[onnx]'" in result.output
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), r"cannot be loaded; expected config.json"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"no"), r"cannot be loaded; expected config.json"),
+        (lambda folder: rewrite(folder, architectures=["XLMRobertaModel"]), "architecture XLMRobertaModel; expected"),
+        (lambda folder: rewrite(folder, num_hidden_layers=9), r"its weights lack .*, which would be random numbers"),
+    ],
+)
+def test_what_is_no_such_model_is_refused(student: Path, tmp_path: Path, break_it: Any, message: str) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for path in student.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    break_it(folder)
+    with pytest.raises(CometError, match=message):
+        export(ExportSettings(folder, output=tmp_path / "exported"), say=lambda _: None)
+    assert not (tmp_path / "exported").exists()
+
+
+def rewrite(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def test_a_model_that_says_something_else_is_not_exported(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The exporter is made to write one layer's weights slightly wrong."""
+    real = onnx_model.write_onnx
+
+    def wrong(model: Any, path: Path) -> None:
+        real(model, path)
+        proto = onnx.load(path)
+        weights = next(one for one in proto.graph.initializer if len(one.dims) == 2 and min(one.dims) > 8)
+        weights.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weights) * 1.05, weights.name))
+        onnx.save(proto, path)
+
+    monkeypatch.setattr(onnx_model, "write_onnx", wrong)
+    with pytest.raises(CometError, match=r"the exported logits differ from torch's by .*, expected at most 0.0001"):
+        export(ExportSettings(student, output=tmp_path / "exported"), say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_too_far_off_and_nan_are_refused() -> None:
+    near = Comparison(10, difference=LARGEST_DIFFERENCE, agreement=LEAST_AGREEMENT, variation=0.05)
+    require_close(near, False, "m")
+    require_close(near, True, "m")
+    for far in (replace(near, difference=1.1e-4), replace(near, difference=float("nan"))):
+        with pytest.raises(CometError, match="m: the exported logits differ from torch's by"):
+            require_close(far, False, "m")
+    for far in (replace(near, agreement=0.89), replace(near, variation=0.051), replace(near, variation=float("nan"))):
+        with pytest.raises(CometError, match="m: in int8 its best answer is torch's at"):
+            require_close(far, True, "m")
+
+
+def test_the_comparison_counts_every_position() -> None:
+    ours = [np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32)), np.zeros((100, 2), np.float32)]
+    theirs = [np.log(np.array([[0.25, 0.75], [0.9, 0.1]], np.float32)), np.zeros((100, 2), np.float32)]
+    compared = compare(iter(ours), iter(theirs))
+    assert compared.positions == 102
+    assert compared.difference == pytest.approx(np.log(2), rel=1e-6)
+    assert compared.agreement == 101 / 102
+    assert compared.variation == pytest.approx(0.25 / 102)
+    with pytest.raises(ValueError, match="shape"):
+        compare(iter(ours), iter(theirs[1:]))

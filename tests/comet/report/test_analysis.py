@@ -1,0 +1,327 @@
+"""The close-up says of each target what the validation says of all, and its bins are those of a plain loop."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cache_tools import Cache
+from cache_tools.attention import block_members, pool_weights
+from comet.report import analysis as closeup
+from comet.report.analysis import (
+    Analysis,
+    AnnotatedRow,
+    CalibrationBin,
+    Guess,
+    MaskedPosition,
+    analyse,
+    by_frequency,
+    calibration,
+    expected_calibration_error,
+    first_row,
+)
+from comet.report.summary import sample_row
+from comet.student.model import PRESETS, new_student
+from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
+from comet.train.validation import validate, validation_rows
+
+CPU = torch.device("cpu")
+
+
+def distiller_of(cache: Cache) -> Distiller:
+    return Distiller(
+        new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0), cache.recipe, DEFAULT
+    )
+
+
+def counts_of(cache: Cache) -> np.ndarray:
+    counts = np.zeros(cache.recipe.vocab_size, dtype=np.int64)
+    counts[cache.vocabulary.id] = cache.vocabulary.count
+    return counts
+
+
+@pytest.fixture(scope="module")
+def tokenizer(cache: Cache) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(cache.tokenizer_folder, local_files_only=True)
+
+
+@pytest.fixture(scope="module")
+def look(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> Analysis:
+    return analyse(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+
+
+@pytest.fixture(scope="module")
+def plain(cache: Cache) -> SimpleNamespace:
+    """All validation rows as one batch, and what plain transformers makes of them."""
+    rows = CacheRows(shards_of([cache], "validation"), cache.extent.arrays)
+    batch = collate(rows.__getitems__(list(range(len(rows)))))
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0).eval()
+    student.set_attn_implementation("eager")
+    mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
+    with torch.no_grad():
+        output = student(batch["input_ids"], attention_mask=mask, output_attentions=True)
+    logits = output.logits[batch["target_row"], batch["target_position"]]
+    return SimpleNamespace(batch=batch, probability=logits.softmax(1), attentions=output.attentions)
+
+
+def assert_means(look: Analysis, distiller: Distiller, cache: Cache, collator: Any = collate) -> None:
+    measured = validate(distiller, validation_rows(shards_of([cache], "validation")), 8, CPU, collator)
+    assert len(look.target_id) == measured.targets
+    assert look.kl.mean() == pytest.approx(measured.kl, rel=1e-5)
+    assert look.correct.mean() == pytest.approx(measured.accuracy)
+    assert look.teacher_correct.mean() == pytest.approx(measured.teacher_accuracy)
+    assert look.agrees.mean() == pytest.approx(measured.agreement)
+
+
+@pytest.mark.parametrize("kept", ["topk", "threshold"])
+def test_means_over_the_targets_are_the_validation_s(kept: str, request: pytest.FixtureRequest) -> None:
+    cache = request.getfixturevalue("cache" if kept == "topk" else "threshold_cache")
+    distiller = distiller_of(cache)
+    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder, local_files_only=True)
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    assert_means(look, distiller, cache)
+    assert look.correct.mean() != look.teacher_correct.mean(), "else mixing them up would go unnoticed"
+
+
+def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
+    vocabulary = trimmed_vocabulary([cache])
+    student = new_student(PRESETS[-1], [cache], vocabulary, 0.0, seed=0)
+    distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary)
+
+    def translated(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+        return in_vocabulary(collate(arrays), vocabulary)
+
+    shards, counts = shards_of([cache], "validation"), counts_of(cache)
+    tokenizer = student_tokenizer(cache, vocabulary)
+    look = analyse(distiller, shards, tokenizer, counts[vocabulary.teacher_id], CPU, translated)
+    assert_means(look, distiller, cache, translated)
+    whole = analyse(distiller_of(cache), shards, student_tokenizer(cache, full_vocabulary(cache.recipe)), counts, CPU)
+    np.testing.assert_array_equal(look.count, whole.count)
+    assert [e.pieces for e in look.examples] == [e.pieces for e in whole.examples]
+    first = [place.student[0].probability for place in look.examples[0].places]
+    assert first == pytest.approx(look.confidence[: len(first)].tolist(), rel=1e-4), "nothing outside V_seen is asked"
+    rows = CacheRows(shards, cache.extent.arrays)
+    batch = translated(rows.__getitems__(list(range(len(rows)))))
+    kept, tail = batch["topk_logprob"].exp(), batch["tail_logmass"][:, cache.recipe.temperatures.index(1.0)].exp()
+    np.testing.assert_allclose(look.teacher_confidence, kept.max(1).values / (kept.sum(1) + tail), rtol=1e-4)
+
+
+def test_confidence_is_the_largest_probability_of_the_softmax(look: Analysis, plain: SimpleNamespace) -> None:
+    np.testing.assert_allclose(look.confidence, plain.probability.max(1).values, rtol=1e-3)
+    np.testing.assert_allclose(look.teacher_confidence, plain.batch["topk_logprob"].max(1).values.exp(), rtol=1e-3)
+    np.testing.assert_array_equal(look.target_id, plain.batch["target_id"])
+
+
+def test_every_target_knows_how_often_its_token_occurs(look: Analysis, cache: Cache) -> None:
+    count = dict(zip(cache.vocabulary.id.tolist(), cache.vocabulary.count.tolist(), strict=True))
+    assert look.count.tolist() == [count[i] for i in look.target_id.tolist()]
+    assert look.parameters < look.teacher_parameters == cache.recipe.teacher_parameters
+
+
+def test_only_the_first_targets_are_looked_at(
+    look: Analysis, cache: Cache, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closeup, "MOST_TARGETS", 7)
+    monkeypatch.setattr(closeup, "BATCH_ROWS", 1)
+    short = analyse(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    np.testing.assert_array_equal(short.target_id, look.target_id[:7])
+    np.testing.assert_allclose(short.kl, look.kl[:7], rtol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_distiller_is_left_in_the_mode_it_was_in(
+    cache: Cache, tokenizer: PreTrainedTokenizerBase, training: bool
+) -> None:
+    distiller = distiller_of(cache).train(training)
+    analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    assert distiller.training is training
+
+
+def test_maps_are_those_of_the_matched_layers(look: Analysis, plain: SimpleNamespace, cache: Cache) -> None:
+    matched = distiller_of(cache).matched
+    assert [(p.row, p.teacher_layer, p.student_layer) for p in look.maps] == [
+        (0, *pair)
+        for pair in matched  # the cache has maps of row 0, not of row 1
+    ]
+    length = plain.batch["length"]
+    members = block_members(length, plain.batch["input_ids"].shape[1], cache.recipe.attention_size)
+    for pair in look.maps:
+        expected = pool_weights(plain.attentions[pair.student_layer], members)[pair.row]
+        np.testing.assert_allclose(pair.student, expected, atol=1e-5)
+        stored = plain.batch["attention"][0, cache.recipe.attention_layers.index(pair.teacher_layer)]
+        np.testing.assert_array_equal(pair.teacher, stored)
+        teacher, student = pair.teacher.astype(np.float64), pair.student.astype(np.float64)
+        assert pair.kl == pytest.approx(
+            (teacher * np.log(np.maximum(teacher, 1e-30) / student)).sum(1).mean(), rel=1e-3
+        )
+
+
+def test_maps_end_where_a_short_row_ends(cache: Cache) -> None:
+    distiller = distiller_of(cache)
+    size, layers = cache.recipe.attention_size, len(distiller.matched)
+    batch = {
+        "attention": torch.zeros(1, len(cache.recipe.attention_layers), size, size),
+        "length": torch.tensor([5]),
+        "map_row": torch.tensor([0]),
+    }
+    batch["attention"][..., :5, :5] = 0.2
+    for pair in closeup.map_pairs(0, batch, torch.full((1, layers, size, size), 0.2), distiller):
+        assert pair.teacher.shape == pair.student.shape == (5, 5)
+        assert pair.kl == pytest.approx(0.0, abs=1e-6)
+
+
+def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
+    distiller = Distiller(student, cache.recipe, replace(DEFAULT, attention_weight=0.0))
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    assert look.maps == [] and len(look.examples) == closeup.EXAMPLE_ROWS
+
+
+def test_of_a_sample_only_tokens_of_known_probability_are_shown(
+    threshold_cache: Cache, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """What a drawn token stands for is not its probability."""
+    cache = threshold_cache
+    shards = shards_of([cache], "validation")
+    look = analyse(distiller_of(cache), shards, tokenizer, counts_of(cache), CPU)
+    rows = CacheRows(shards, cache.extent.arrays)
+    batch = collate(rows.__getitems__(list(range(len(look.examples)))))
+    certain = batch["sample_logweight"][:, 0].exp()  # [T, k]; drawn ones weigh 1 / k, or more where the best is below
+    least = 1.001 / cache.recipe.top_k
+    fewer = 0
+    for row, example in enumerate(look.examples):
+        targets = torch.nonzero(batch["target_row"] == row)[:, 0].tolist()
+        for place, target in zip(example.places, targets, strict=False):
+            shown = {guess.text: guess.probability for guess in place.teacher}
+            known = {}
+            for slot, (i, weight) in enumerate(zip(batch["sample_id"][target, 0], certain[target], strict=True)):
+                if slot == 0 or (weight > least and certain[target, 0] > least):
+                    known[closeup.piece(tokenizer, int(i))] = float(weight)
+            assert shown.items() == dict(sorted(known.items(), key=lambda item: -item[1])[: closeup.GUESSES]).items()
+            fewer += len(shown) < closeup.GUESSES
+    assert fewer
+
+
+def test_without_a_tail_at_temperature_one_there_is_no_kl(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
+    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
+    recipe = replace(cache.recipe, temperatures=(3.0, 2.0))
+    distiller = Distiller(student, recipe, replace(DEFAULT, temperature=2.0))
+    look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
+    assert np.isnan(look.kl).all()
+    assert all(math.isnan(b.kl) and not math.isnan(b.accuracy) for b in by_frequency(look))
+
+
+def test_examples_show_the_row_and_the_best_guesses(
+    look: Analysis, plain: SimpleNamespace, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    batch = plain.batch
+    for row, example in enumerate(look.examples):
+        targets = torch.nonzero(batch["target_row"] == row)[:, 0]
+        assert example.targets == len(targets)
+        assert len(example.pieces) == batch["length"][row]
+        shown = targets[: closeup.MOST_PLACES].tolist()
+        assert [p.position for p in example.places] == batch["target_position"][shown].tolist()
+        for place, target in zip(example.places, shown, strict=True):
+            true_id = int(batch["target_id"][target])
+            assert place.truth == closeup.piece(tokenizer, true_id)
+            probability, ids = plain.probability[target].topk(closeup.GUESSES)
+            assert [g.text for g in place.student] == [closeup.piece(tokenizer, i) for i in ids.tolist()]
+            assert [g.probability for g in place.student] == pytest.approx(probability.tolist(), rel=1e-3)
+            assert [g.correct for g in place.student] == (ids == true_id).tolist()
+            best = batch["topk_id"][target, : closeup.GUESSES]
+            assert [g.correct for g in place.teacher] == (best == true_id).tolist()
+            expected = batch["topk_logprob"][target, : closeup.GUESSES].exp().tolist()
+            assert [g.probability for g in place.teacher] == pytest.approx(expected, rel=1e-3)
+    masked = [e.pieces[p.position] for e in look.examples for p in e.places]
+    assert masked.count("<mask>") > len(masked) / 2
+
+
+def test_pieces_are_short_and_readable(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = tokenizer.convert_tokens_to_ids(["▁mu", "<mask>", "."])
+    assert [closeup.piece(tokenizer, i) for i in ids] == ["▁mu", "<mask>", "."]
+    assert closeup.piece(tokenizer, 10**6) == "[1000000]"
+    monkeypatch.setattr(closeup, "LONGEST_PIECE", 4)
+    assert closeup.piece(tokenizer, ids[1]) == "<ma…"
+
+
+def test_calibration_of_a_hand_made_case() -> None:
+    confidence = np.array([0.0, 0.1, 0.1000001, 0.55, 0.6, 1.0])
+    correct = np.array([False, True, False, True, True, True])
+    bins = calibration(confidence, correct)
+    assert [(b.low, b.high, b.targets) for b in bins] == [(0, 0.1, 2), (0.1, 0.2, 1), (0.5, 0.6, 2), (0.9, 1.0, 1)]
+    assert bins[0] == CalibrationBin(0.0, 0.1, 2, pytest.approx(0.05), 0.5)
+    expected = (2 * 0.45 + 1 * 0.1000001 + 2 * (1 - 0.575) + 0) / 6
+    assert expected_calibration_error(bins) == pytest.approx(expected)
+    assert math.isnan(expected_calibration_error(calibration(np.array([]), np.array([], dtype=bool))))
+
+
+@settings(deadline=None, max_examples=60)
+@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), bins=st.integers(1, 12))
+def test_calibration_is_that_of_a_plain_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
+    found = calibration(np.array([c for c, _ in pairs]), np.array([r for _, r in pairs]), bins)
+    error, total = 0.0, 0
+    for b in range(bins):
+        inside = [(c, r) for c, r in pairs if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)]
+        if inside:
+            accuracy = sum(r for _, r in inside) / len(inside)
+            confidence = sum(c for c, _ in inside) / len(inside)
+            error += len(inside) / len(pairs) * abs(accuracy - confidence)
+            one = next(x for x in found if x.low == b / bins)
+            assert (one.targets, one.high) == (len(inside), (b + 1) / bins)
+            assert (one.accuracy, one.confidence) == pytest.approx((accuracy, confidence))
+            total += 1
+    assert total == len(found)
+    assert expected_calibration_error(found) == pytest.approx(error)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    targets=st.lists(
+        st.tuples(st.integers(0, 10**7), st.floats(0, 20), st.booleans(), st.booleans()), min_size=1, max_size=50
+    )
+)
+def test_frequency_bins_are_those_of_a_plain_loop(targets: list[tuple[int, float, bool, bool]]) -> None:
+    count, kl, correct, teacher = (np.array(column) for column in zip(*targets, strict=True))
+    empty = np.zeros(len(targets))
+    look = Analysis(count, count, kl, correct, teacher, correct, empty, empty, [], [], 1, 1)
+    found = by_frequency(look)
+    for one in found:
+        inside = [t for t in targets if one.low <= t[0] <= one.high]
+        assert one.targets == len(inside) > 0
+        assert one.kl == pytest.approx(sum(t[1] for t in inside) / len(inside))
+        assert one.accuracy == pytest.approx(sum(t[2] for t in inside) / len(inside))
+        assert one.teacher_accuracy == pytest.approx(sum(t[3] for t in inside) / len(inside))
+    assert sum(one.targets for one in found) == len(targets)
+    assert all(one.high == (10 * one.low - 1 if one.low else 9) for one in found)
+
+
+def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
+    shards = shards_of([cache], "train")
+    distiller = distiller_of(cache).train()
+    lines = sample_row(first_row(distiller, shards, tokenizer, CPU)).split("\n")
+    assert distiller.training
+    arrays = cache.read_shard("train", 0)
+    assert lines[0].startswith("the first row of the cache: <s>")
+    assert len(lines) == 1 + min(4, int((arrays["target_position"][0] != 65535).sum()))
+    truth = tokenizer.convert_ids_to_tokens(int(arrays["target_id"][0, 0])).strip("▁")
+    best = tokenizer.convert_ids_to_tokens(int(arrays["topk_id"][0, 0, 0])).strip("▁")
+    assert lines[1].startswith(f"  at token {arrays['target_position'][0, 0]}: {truth}; the teacher says {best} ")
+
+
+def test_a_row_cannot_drive_the_terminal() -> None:
+    evil = AnnotatedRow(
+        ["<s>", "\x1b[2Jgone", "\n\r"], [MaskedPosition(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])], 1
+    )
+    shown = sample_row(evil)
+    assert "\x1b" not in shown
+    assert len(shown.split("\n")) == 2

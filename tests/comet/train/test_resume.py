@@ -1,0 +1,219 @@
+"""Trainings that were killed or stopped go on to the very student that an undisturbed one gives, bit by bit."""
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
+
+from cache_tools import Cache
+from cache_tools.errors import CometError
+from cache_tools.store.records import with_checksum
+from comet.distillation import distill
+from comet.settings import StudentConfig
+from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
+
+STEPS = 40
+
+
+def start(cache: Cache, output: Path, *options: str) -> subprocess.Popen[str]:
+    return start_training(cache, output, "--steps", str(STEPS), "--batch-size", "4", *options)
+
+
+def digest(student: Path) -> str:
+    return hashlib.sha256((student / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> str:
+    output = tmp_path_factory.mktemp("undisturbed") / "student"
+    running = start(cache, output)
+    _, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert not output.with_name("student.checkpoints").exists()
+    return digest(output)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_any_moment_and_resumed_gives_the_same_student(
+    cache: Cache, undisturbed: str, tmp_path: Path, seed: int
+) -> None:
+    """Twice: at a random step, and again a little later. SIGKILL may fall into the writing of a checkpoint."""
+    output, chance = tmp_path / "student", random.Random(seed)
+    options: list[str] = []
+    for step in sorted(chance.sample(range(2, STEPS - 15), 2)):
+        running = start(cache, output, *options)
+        wait_for_checkpoint(running, output, step)
+        time.sleep(chance.random() * 0.05)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        options = ["--resume"] if checkpoints_of(output) else []
+    running = start(cache, output, *options)
+    said, errors = running.communicate(timeout=300)
+    assert running.returncode == 0, errors
+    assert "going on after step" in said
+    assert digest(output) == undisturbed
+    assert not output.with_name("student.checkpoints").exists()
+
+
+def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
+    """Per step, in one that was stopped by SIGTERM and resumed, against one in a single run."""
+    options = ["--set", "logging_steps=1", "--steps", "60"]
+    found = []
+    for name, stop_at in (("whole", None), ("stopped", 11)):
+        output = tmp_path / name
+        running = start(cache, output, *options)
+        if stop_at is not None:
+            wait_for_checkpoint(running, output, stop_at)
+            running.send_signal(signal.SIGTERM)
+            _, errors = running.communicate(timeout=300)
+            assert running.returncode == 1
+            assert "stopping after a last checkpoint" in errors
+            assert errors.splitlines()[-1].startswith("error: stopped after step ")
+            assert errors.splitlines()[-1].endswith("run again with --resume to go on")
+            assert not output.exists()
+            running = start(cache, output, *options, "--resume")
+        wait_for_checkpoint(running, output, 27)
+        running.send_signal(signal.SIGKILL)
+        running.communicate()
+        newest = max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1]))
+        found.append(losses(newest))
+    both = min(len(history) for history in found)
+    assert both >= 25
+    assert found[0][:both] == found[1][:both]
+
+
+def die_when_trained(cache: Cache, config: StudentConfig) -> None:
+    """A training that is killed after its last step, before its student is saved."""
+    kill = KeyboardInterrupt("killed")
+
+    def die(self: object, *args: object, **kwargs: object) -> None:
+        raise kill
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("comet.distillation.save_student", die)
+        with pytest.raises(KeyboardInterrupt):
+            distill([cache], config)
+
+
+@pytest.fixture
+def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
+    """What a training that was killed leaves, and its settings."""
+    config = StudentConfig(tmp_path / "student", student="nano", steps=6, batch_size=4, save_minutes=0)
+    die_when_trained(cache, config)
+    assert len(checkpoints_of(config.output)) == 2, "the last two are kept"
+    return config
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 6}, {"epochs": 1, "batch_size": 64}, {"epochs": 9, "batch_size": 64, "learning_rate": 0.05}],
+    ids=["in the middle of an epoch", "at the end of one", "out of patience"],
+)
+def test_killed_after_the_last_step_resumes_to_the_same_student(
+    cache: Cache, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    config = StudentConfig(tmp_path / "whole", student="nano", dtype="float32", save_minutes=0, **options)
+    whole, killed = distill([cache], config), replace(config, output=tmp_path / "killed")
+    if "learning_rate" in options:
+        assert whole.steps < 9 * 5 and whole.best_step < whole.steps, "it gave up"
+    die_when_trained(cache, killed)
+    resumed = distill([cache], replace(killed, resume=True))
+    assert (resumed.steps, resumed.best_step) == (whole.steps, whole.best_step)
+    assert digest(killed.output) == digest(whole.output)
+
+
+def test_an_unfinished_training_is_never_overwritten(cache: Cache, stopped: StudentConfig) -> None:
+    before = sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
+    with pytest.raises(CometError, match=r"an earlier training was not finished; go on with it by --resume, or remove"):
+        distill([cache], stopped)
+    assert before == sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
+
+
+def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig) -> None:
+    with pytest.raises(
+        CometError, match=r"was begun differently \(batch_size: 4 before, 8 now; seed: 0 before, 1 now\)"
+    ):
+        distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
+
+
+def test_another_cache_or_recipe_is_refused_by_what_differs(
+    cache: Cache, threshold_cache: Cache, stopped: StudentConfig
+) -> None:
+    words = f"cache 1 keep: topk before, threshold now; cache 1 id: {cache.cache_id} before, {threshold_cache.cache_id}"
+    with pytest.raises(CometError, match=rf"was begun differently \({words} now\); give the options"):
+        distill([threshold_cache], replace(stopped, resume=True))
+    with pytest.raises(CometError, match=r"\(.*cache 2 keep: None before, topk now; .*cache 2 id: None before, "):
+        distill([cache, cache], replace(stopped, resume=True))
+    other = replace(stopped.recipe, kd_weight=0.5)
+    with pytest.raises(CometError, match=r"was begun differently \(recipe kd_weight: 1.0 before, 0.5 now\)"):
+        distill([cache], replace(stopped, resume=True, objective=other))
+
+
+def test_a_resumed_training_has_as_many_processes(cache: Cache, stopped: StudentConfig) -> None:
+    """With another number the losses would be equal within rounding only."""
+    run = stopped.output.with_name("student.checkpoints") / "run.json"
+    begun = json.loads(run.read_text())
+    assert begun["processes"] == 1
+    with_two = {name: value for name, value in begun.items() if name != "checksum"} | {"processes": 2}
+    run.write_bytes(with_checksum(with_two))
+    with pytest.raises(CometError, match=r"was begun differently \(processes: 2 before, 1 now\)"):
+        distill([cache], replace(stopped, resume=True))
+
+
+def test_nothing_to_resume(cache: Cache, tmp_path: Path) -> None:
+    with pytest.raises(CometError, match=r"--resume: no whole checkpoint in .*; begin without --resume"):
+        distill([cache], StudentConfig(tmp_path / "student", student="nano", resume=True))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "list gone", "list damaged"])
+def test_a_damaged_checkpoint_is_never_taken(stopped: StudentConfig, damage: str) -> None:
+    first, second = sorted(checkpoints_of(stopped.output), key=lambda path: int(path.name.split("-")[1]))
+    victim = second / ("optimizer.pt" if damage in ("cut", "gone") else "complete.json")
+    if damage == "cut":
+        victim.write_bytes(victim.read_bytes()[:-1])
+    elif damage == "list damaged":
+        victim.write_bytes(victim.read_bytes().replace(b"a", b"b"))
+    else:
+        victim.unlink()
+    assert newest_checkpoint(second.parent) == first
+
+
+def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
+    config = StudentConfig(tmp_path / "student", student="nano", steps=2)
+    with Checkpoints(config.output, {}, resume=False), pytest.raises(CometError, match="another process is training"):
+        distill([cache], config)
+    distill([cache], config)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html", "student.toml"]
+
+
+@pytest.mark.parametrize("asked", ["due", "stop"])
+@pytest.mark.parametrize(
+    ("epoch", "step", "at_step", "at_epoch"),
+    [(0.5, 10, True, False), (1.0, 20, False, True), (2.25, 45, True, False), (3.0, 60, False, False)],
+)
+def test_the_last_step_of_an_epoch_is_saved_with_its_validation(
+    epoch: float, step: int, at_step: bool, at_epoch: bool, asked: str
+) -> None:
+    """A checkpoint between the two would be resumed without the validation, and perhaps with another best student; one
+    of the last step of all would be resumed with a step too much."""
+    keeper = SaveCheckpoints(None, minutes=0 if asked == "due" else 60)  # type: ignore[arg-type]
+    keeper.stop = asked == "stop"
+    state = SimpleNamespace(epoch=epoch, global_step=step, max_steps=60)
+    control = SimpleNamespace(should_save=False, should_training_stop=False, should_evaluate=True)
+    keeper.on_step_end(None, state, control)
+    assert control.should_save is at_step
+    assert control.should_training_stop is (asked == "stop")
+    control.should_save = False
+    keeper.on_epoch_end(None, state, control)
+    assert control.should_save is at_epoch
+    assert control.should_evaluate is not (asked == "stop" and at_step), "a stop inside an epoch validates nothing"

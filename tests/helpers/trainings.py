@@ -1,0 +1,43 @@
+"""Trainings as processes of their own, for tests that stop or kill them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cache_tools import Cache
+from comet.train.checkpoints import is_whole
+from helpers import REPOSITORY
+
+
+def start_training(cache: Cache | str, output: Path, *options: str, processes: int = 1) -> subprocess.Popen[str]:
+    """A small student of a cache, here or at a URL, with a checkpoint after every step."""
+    command = [sys.executable, "-m"]
+    if processes > 1:
+        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
+    source = cache if isinstance(cache, str) else str(cache.root)
+    command += ["comet", "train", "--cache", source, "--output", str(output)]
+    command += ["--student", "nano", "--dtype", "float32", "--save-minutes", "0", *options]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def checkpoints_of(output: Path) -> list[Path]:
+    return [path for path in output.with_name(f"{output.name}.checkpoints").glob("checkpoint-*") if is_whole(path)]
+
+
+def wait_for_checkpoint(running: subprocess.Popen[str], output: Path, step: int) -> None:
+    folder = output.with_name(f"{output.name}.checkpoints")
+    limit = time.monotonic() + 120
+    while running.poll() is None and time.monotonic() < limit:
+        if any(int(path.name.split("-")[1]) >= step for path in folder.glob("checkpoint-*")):
+            return
+        time.sleep(0.002)
+
+
+def losses(checkpoint: Path) -> list[tuple[float, ...]]:
+    """Step, loss and its parts, as logged."""
+    history = json.loads((checkpoint / "trainer_state.json").read_text())["log_history"]
+    return [(line["step"], line["loss"], line["kd"], line["attention"]) for line in history if "loss" in line]
