@@ -29,7 +29,7 @@ sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "tests",
 from forging import sound_cache
 from helpers.builds import Ended, Running, build_arguments, digests
 from helpers.hostile_json import changed, hostile_files, read_what_it_says
-from running import attacks, faults, hostile_cache, warm_process
+from running import ATTACKS, faults, hostile_cache, warm_process
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
@@ -242,20 +242,20 @@ def fuzz(folder: Path, inputs: int) -> Result:
 
 def hostile(folder: Path) -> Result:
     """Every attack of tests/attacks, against what it is meant for."""
-    every, succeeded, seconds, memory = attacks(), {}, dict[str, float](), dict[str, int]()
+    succeeded, seconds, memory = {}, dict[str, float](), dict[str, int]()
     with warm_process(folder / "sound") as warm:
-        commands = {attack.AGAINST for attack in every.values()}
+        commands = {attack.against for attack in ATTACKS.values()}
         ordinary = {command: warm.run(command, warm.sound) for command in commands}
-        for name, attack in tqdm(every.items(), "hostile", disable=None):
-            outcome = warm.run(attack.AGAINST, hostile_cache(attack, folder / name))
-            if found := faults(attack, outcome, ordinary[attack.AGAINST]):
+        for name, attack in tqdm(ATTACKS.items(), "hostile", disable=None):
+            outcome = warm.run(attack.against, hostile_cache(attack, folder / name))
+            if found := faults(attack, outcome, ordinary[attack.against]):
                 succeeded[name] = found
             seconds[name] = outcome.seconds
-            memory[name] = max(outcome.peak_bytes - ordinary[attack.AGAINST].peak_bytes, 0)
+            memory[name] = max(outcome.peak_bytes - ordinary[attack.against].peak_bytes, 0)
             shutil.rmtree(folder / name)
     slowest, largest = max(seconds, key=lambda n: seconds[n]), max(memory, key=lambda n: memory[n])
     return {
-        "attacks": len(every), "refused or harmless": len(every) - len(succeeded), "succeeded": succeeded,
+        "attacks": len(ATTACKS), "refused or harmless": len(ATTACKS) - len(succeeded), "succeeded": succeeded,
         "most seconds": [slowest, round(seconds[slowest], 2)],
         "most MB above a sound cache": [largest, round(memory[largest] / 1e6)], "ok": not succeeded,
     }  # fmt: skip

@@ -1,14 +1,14 @@
-"""What is run against a hostile cache, and what it costs: each run a process of its own, forked from one that is warm.
+"""Run commands against hostile caches and measure what they cost, each in a process forked from a warm one.
 
-The warm process has everything imported, so time and memory are those of the work. What runs may write nowhere but
-in its cache and in the folder for temporary files, start no program, load no pickle and open no connection.
+The warm process has everything imported, so time and memory are those of the work. A command may write only to its
+cache and to the folder for temporary files, start no program, load no pickle and open no connection.
+
+    python tests/attacks/running.py NAME    runs one attack alone
 """
 
-import importlib
 import json
 import os
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -18,13 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import chunk_attacks
 import click
-import forging
+import json_attacks
+import path_attacks
+import record_attacks
+import tokenizer_attacks
+import value_attacks
 from helpers.builds import server
 from helpers.crashes import is_writing
+from forging import Attack, sound_cache
 
 from cache_tools import open_cache
 from cache_tools.cli.main import main
@@ -33,8 +38,12 @@ from comet.distillation import choose_vocabulary, open_for_training
 from comet.student.vocabulary import student_tokenizer
 from comet.train.dataset import CacheRows, collate, shards_of
 
-HELPERS = {"forging", "running", "payload", "test_attacks"}
-PATIENCE = 20.0  # seconds after which a process is taken for stuck
+TABLES = [
+    table.ATTACKS
+    for table in (json_attacks, record_attacks, chunk_attacks, path_attacks, value_attacks, tokenizer_attacks)
+]
+ATTACKS: dict[str, Attack] = {name: attack for table in TABLES for name, attack in table.items()}
+PATIENCE = 20.0  # seconds before a process counts as stuck
 MORE_MEMORY = 300 * 10**6  # bytes above those of a sound cache, and
 MOST_SECONDS = 2.0  # that an attack may cost
 MOST_MEMORY = 4 * 2**30  # bytes of address space that it may take: a bomb must not hurt the machine
@@ -43,14 +52,14 @@ FORBIDDEN = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "pick
 
 @click.group()
 def reading() -> None:
-    """What `comet-train` does with a cache before its first step."""
+    """Do what `comet-train` does with a cache before its first step."""
 
 
 @reading.command()
 @click.argument("cache", type=click.Path(path_type=Path))
 @one_line_errors
 def train(cache: Path) -> None:
-    """Every array as batches, the vocabularies and the tokenizers of a student."""
+    """Read every array as batches, and the vocabularies and tokenizers of a student."""
     (opened,) = open_for_training([cache])
     for group in ("train", "validation"):
         rows = CacheRows(shards_of([opened], group), opened.extent.arrays)
@@ -63,7 +72,7 @@ def train(cache: Path) -> None:
 @click.argument("cache", type=click.Path(path_type=Path))
 @one_line_errors
 def tokenizer(cache: Path) -> None:
-    """Only the vocabularies and the tokenizers."""
+    """Read only the vocabularies and the tokenizers."""
     make_tokenizers(cache)
 
 
@@ -75,7 +84,7 @@ def make_tokenizers(cache: Path) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: exit code (negative: a signal), what it printed, its cost, and what it did that is forbidden."""
+    """The exit code of a run (negative: a signal), its output, its cost, and its forbidden actions."""
 
     code: int
     stdout: str
@@ -86,7 +95,7 @@ class Outcome:
 
 
 def call(command: str, cache: Path) -> int:
-    """Runs it in this process. Returns the exit code."""
+    """Run a command in this process and return its exit code."""
     name, *options = command.split()
     try:
         (reading if name in reading.commands else main).main([name, *options, str(cache)], standalone_mode=False)
@@ -96,7 +105,7 @@ def call(command: str, cache: Path) -> int:
 
 
 def run_forked(command: str, cache: Path, log: Path) -> Outcome:
-    """Runs it in a process forked from this one."""
+    """Run a command in a process forked from this one."""
     if not (pid := os.fork()):
         run_watched(command, cache, log)
     limit = time.monotonic() + PATIENCE
@@ -105,13 +114,13 @@ def run_forked(command: str, cache: Path, log: Path) -> Outcome:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0.002)
     texts = [(log / name).read_text(errors="backslashreplace") for name in ("stdout", "stderr")]
-    # of the processor, since the machine may be busy; who waits for ever takes all of PATIENCE
+    # seconds of the processor, since the machine may be busy; a run that waits for ever counts as all of PATIENCE
     facts = json.loads((log / "facts").read_text()) if (log / "facts").exists() else [PATIENCE, []]
     return Outcome(os.waitstatus_to_exitcode(ended[1]), *texts, ended[2].ru_maxrss * 1024, *facts)
 
 
 def run_watched(command: str, cache: Path, log: Path) -> None:
-    """In the new process: output and facts go to files in `log`."""
+    """Run a command in the new process; write output and facts to files in `log`."""
     code, forbidden = 99, []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -142,7 +151,7 @@ def is_allowed(path: str, cache: Path, log: Path) -> bool:
 
 
 def serve(requests: Connection, sound: Path) -> None:
-    """The warm process: has run everything once, and then runs what it is asked for, until the connection ends."""
+    """Run everything once on a sound cache, then each requested command until the connection ends."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
@@ -179,25 +188,28 @@ class Warm:
 
 @contextmanager
 def warm_process(folder: Path) -> Iterator[Warm]:
-    warm = Warm(forging.sound_cache(folder, "threshold"))
+    warm = Warm(sound_cache(folder, "threshold"))
     try:
         yield warm
     finally:
         warm.close()
 
 
-def faults(attack: ModuleType, outcome: Outcome, ordinary: Outcome) -> list[str]:
-    """In what an attack succeeded: nothing, if it was refused (or shown as harmless text) in the words it expects, and
-    cost little more than a sound cache."""
+def faults(attack: Attack, outcome: Outcome, ordinary: Outcome) -> list[str]:
+    """Return in what an attack succeeded.
+
+    Nothing, if it was refused, or shown as harmless text, in the expected words, at little more than the cost of a
+    sound cache (`ordinary`).
+    """
     printed = outcome.stdout + outcome.stderr
     lines = outcome.stderr.splitlines()
-    if attack.AGAINST.startswith("verify"):  # it reports all damage, a line each
-        refused = outcome.code == 1 and not lines and attack.REFUSED in outcome.stdout
-    elif hasattr(attack, "REFUSED"):
-        refused = outcome.code in (1, 2) and not outcome.stdout and len(lines) == 1 and attack.REFUSED in lines[0]
+    if attack.against.startswith("verify"):  # it reports all damage, a line each
+        refused = outcome.code == 1 and not lines and attack.refused in outcome.stdout
+    elif attack.refused:
+        refused = outcome.code in (1, 2) and not outcome.stdout and len(lines) == 1 and attack.refused in lines[0]
         refused = refused and lines[0].startswith("error: ") and "unexpected" not in lines[0]
     else:
-        refused = outcome.code == 0 and not lines and attack.SHOWN in outcome.stdout
+        refused = outcome.code == 0 and not lines and attack.shown in outcome.stdout
     found = {
         f"not refused as it should be: exit code {outcome.code}, {printed!r:.2000}": not refused,
         f"printed what drives a terminal: {printed!r:.2000}": not printed.replace("\n", "").isprintable(),
@@ -209,25 +221,20 @@ def faults(attack: ModuleType, outcome: Outcome, ordinary: Outcome) -> list[str]
     return [fault for fault, so in found.items() if so]
 
 
-def attacks() -> dict[str, ModuleType]:
-    """Every attack by its name."""
-    here = Path(__file__).parent
-    names = sorted(path.stem for path in here.glob("*.py") if path.stem not in HELPERS)
-    return {name: importlib.import_module(name) for name in names}
-
-
-def hostile_cache(attack: ModuleType, folder: Path) -> Path:
-    """A sound cache in a new folder, attacked."""
-    cache = forging.sound_cache(folder, getattr(attack, "KEEP", "threshold"))
-    attack.attack(cache)
+def hostile_cache(attack: Attack, folder: Path) -> Path:
+    """Return a sound cache in a new folder, attacked."""
+    cache = sound_cache(folder, attack.keep)
+    attack.change(cache)
     return cache
 
 
-def alone() -> None:
-    """The attack that is this program: prints what comes of it."""
-    attack = sys.modules["__main__"]
-    folder = Path(tempfile.mkdtemp())
-    try:
-        sys.exit(call(attack.AGAINST, hostile_cache(attack, folder)))
-    finally:
-        shutil.rmtree(folder)
+@click.command()
+@click.argument("name", type=click.Choice(sorted(ATTACKS)))
+def run_alone(name: str) -> None:
+    """Run one attack, with the output and the exit code of the command."""
+    with tempfile.TemporaryDirectory() as folder:
+        sys.exit(call(ATTACKS[name].against, hostile_cache(ATTACKS[name], Path(folder))))
+
+
+if __name__ == "__main__":
+    run_alone()
