@@ -33,12 +33,12 @@ from cache_tools import build_cache, open_cache
 from cache_tools.build.dry_run import estimate
 from cache_tools.build.pipeline import Throughput, fill
 from cache_tools.build.prepare import prepare
+from cache_tools.build.resolve import find_inputs
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.forward import HostBatch, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.head import SLICE, product
 from cache_tools.teacher.model import Teacher, load_teacher
-from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = Path(str(files("cache_tools.sample")))
@@ -84,7 +84,8 @@ def with_rows(settings: BuildSettings, rows: int) -> BuildSettings:
 
 
 def prepared(settings: BuildSettings) -> None:
-    prepare(settings, load_teacher(settings.teacher), load_teacher_tokenizer(settings.teacher))
+    inputs = find_inputs(settings)
+    prepare(inputs, settings.out, *inputs.load_teacher())
 
 
 def filled(cache: Path, teacher: Teacher, device: torch.device) -> Throughput:

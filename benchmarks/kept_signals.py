@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.teacher.forward import rounded
-from cache_tools.teacher.head import BlockedHead
+from cache_tools.teacher.head import BlockedHead, rounded_nats
 from cache_tools.teacher.threshold import keep_threshold_sample
 from cache_tools.teacher.topk import TopLogits, keep_topk
 from comet.train.losses import bucketed_kl, residual_kl, sampled_kl
@@ -52,7 +51,7 @@ Way = Callable[[Portion, int, float], Kept]
 
 def stored(kept: TopLogits) -> TopLogits:
     """As it comes back from a cache, where log-probabilities are float16."""
-    return TopLogits(kept.ids, kept.logprob.half().float(), rounded(kept.tail_logmass), kept.tail_logmass_seen)
+    return TopLogits(kept.ids, kept.logprob.half().float(), rounded_nats(kept.tail_logmass), kept.tail_logmass_seen)
 
 
 def arrays_of(kept: TopLogits, *names: str) -> dict[str, NDArray]:
@@ -170,7 +169,7 @@ def half_and_half(portion: Portion, k: int, temperature: float) -> Kept:
 def threshold_sample(portion: Portion, k: int, temperature: float) -> Kept:
     """What a cache stores with `--keep threshold --top-k k`."""
     sample = keep_threshold_sample(portion.features, portion.head, k, (temperature,), portion.offset)
-    ids, logweight, entropy = sample.ids[:, 0], sample.logweight[:, 0].half(), rounded(sample.entropy)
+    ids, logweight, entropy = sample.ids[:, 0], sample.logweight[:, 0].half(), rounded_nats(sample.entropy)
     padded = torch.cat([portion.logits, portion.logits.new_full((len(ids), 1), -torch.inf)], 1)
     at = ids.where(ids >= 0, portion.logits.shape[1])
     rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)

@@ -12,11 +12,11 @@ from transformers import PrinterCallback, XLMRobertaForMaskedLM
 from cache_tools import Cache
 from cache_tools.attention import AttentionCapture
 from cache_tools.teacher.model import Teacher
-from comet.distillation import arrays_needed, choose_vocabulary, training_arguments
+from comet.preparation import choose_vocabulary, training_arguments
 from comet.settings import StudentConfig
 from comet.student.model import choose_shape, new_student
 from comet.student.vocabulary import StudentVocabulary
-from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
+from comet.train.dataset import CacheRows, arrays_to_read, shards_of, student_collator
 from comet.train.distiller import Distiller, match_layers
 from comet.train.losses import attention_kl
 from comet.train.objective import DEFAULT, PAPER, Objective
@@ -157,7 +157,7 @@ class OnlineDistiller(Distiller):
             parts["attention"] = attention_kl(theirs, ours.maps(), length).mean()
         elif layers:
             every = self.cache.attention_every
-            parts["attention"] = self.attention_loss(batch, ours.maps()).sum() * every / len(length)
+            parts["attention"] = self.map_distance(batch, ours.maps()).sum() * every / len(length)
         weights = {"kd": recipe.kd_weight, "attention": recipe.attention_weight}  # numbers in the recipes above
         return {"loss": torch.stack([weights[n] * part for n, part in parts.items()]).sum()} | parts
 
@@ -185,9 +185,11 @@ def train(
     trainer = DistillationTrainer(
         distiller,
         arguments,
-        CacheRows(shards_of([cache], "train"), arrays_needed(cache, distiller, vocabulary)),
+        CacheRows(
+            shards_of([cache], "train"), arrays_to_read(cache.recipe, distiller.matches_attention, vocabulary.trimmed)
+        ),
         validation_rows(shards_of([cache], "validation")),
-        collator=lambda arrays: in_vocabulary(collate(arrays), vocabulary),
+        collator=student_collator(cache.recipe, vocabulary),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

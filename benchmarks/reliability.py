@@ -35,7 +35,7 @@ from cache_tools import open_cache
 from cache_tools.errors import CometError
 from cache_tools.text.tokenizer import load_tokenizer
 from cache_tools.verify.verify import verify
-from comet.distillation import choose_vocabulary
+from comet.preparation import choose_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 
 SAMPLE = Path(str(files("cache_tools.sample")))

@@ -29,7 +29,7 @@ from whole_trainings import killed, memory_with_ten_times_the_cache, starts
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.attention import enable_capture
 from cache_tools.settings import BuildSettings
-from comet.distillation import choose_vocabulary
+from comet.preparation import choose_vocabulary
 from comet.student.model import COMET, new_student
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller
@@ -79,7 +79,7 @@ class Step:
 
     def batch(self, cache: Cache, rows: int) -> Batch:
         arrays = CacheRows(shards_of([cache], "train"), list(cache.extent.arrays)).__getitems__(range(rows))
-        return in_vocabulary(collate(arrays), self.vocabulary)
+        return in_vocabulary(collate(arrays), self.vocabulary, cache.recipe)
 
     def __call__(self, batch: Batch) -> None:
         self.distiller(**batch)["loss"].backward()
@@ -173,7 +173,7 @@ def waiting_for_data(root: Path) -> dict[str, Any]:
     for turn in range(25):
         index = [next(order) for _ in range(16)]
         started = time.perf_counter()
-        batch = in_vocabulary(collate(rows.__getitems__(index)), step.vocabulary)
+        batch = in_vocabulary(collate(rows.__getitems__(index)), step.vocabulary, cache.recipe)
         elapsed = timed(lambda b=batch: step(b))
         if turn:
             waiting, working = waiting + time.perf_counter() - started - elapsed, working + elapsed

@@ -19,7 +19,8 @@ from transformers import AutoModelForMaskedLM
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
-from comet.distillation import choose_vocabulary, distill
+from comet.distillation import distill
+from comet.preparation import choose_vocabulary
 from comet.settings import StudentConfig
 from comet.train.checkpoints import newest_checkpoint
 from comet.train.dataset import CacheRows, collate, shards_of

@@ -59,7 +59,7 @@ def build_cache(
     destination.fetch(cache, missing_shards(cache, worker))
     restore_lost(cache, missing_shards(cache, worker), inputs.texts, inputs.excluded, tokenizer)
     with (
-        _stop_event(max_hours) as stop,
+        stop_event(max_hours) as stop,
         destination.pushing(cache, committed_shards(cache, worker), stop) as committed,
     ):
         if missing_shards(cache, worker):
@@ -81,7 +81,7 @@ def _begun(out: Path) -> Cache | None:
 
 
 @contextmanager
-def _stop_event(hours: float | None) -> Iterator[threading.Event]:
+def stop_event(hours: float | None = None) -> Iterator[threading.Event]:
     """An event that is set at the first SIGINT or SIGTERM, or after so many hours; a second signal raises
     StoppedAtOnce."""
     stop = threading.Event()

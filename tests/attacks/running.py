@@ -27,14 +27,14 @@ import path_attacks
 import record_attacks
 import tokenizer_attacks
 import value_attacks
+from forging import Attack, sound_cache
 from helpers.builds import server
 from helpers.crashes import is_writing
-from forging import Attack, sound_cache
 
 from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.cli.terminal import one_line_errors
-from comet.distillation import choose_vocabulary, open_for_training
+from comet.preparation import choose_vocabulary, open_for_training
 from comet.student.vocabulary import student_tokenizer
 from comet.train.dataset import CacheRows, collate, shards_of
 

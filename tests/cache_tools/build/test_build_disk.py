@@ -152,13 +152,13 @@ def swap_two_shards(folder: Path) -> None:
 def test_tokens_that_were_damaged_after_preparing_end_the_build(
     damage: Callable[[Path], None], settings: BuildSettings, shards_computed: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare = cache_tools.build.prepare
+    prepare_once = cache_tools.build.build.prepare_once
 
     def prepare_and_damage(*args: Any) -> None:
-        prepare(*args)
+        prepare_once(*args)
         damage(settings.out / "train" / "input_ids" / "c")
 
-    monkeypatch.setattr(cache_tools.build.build, "prepare", prepare_and_damage)
+    monkeypatch.setattr(cache_tools.build.build, "prepare_once", prepare_and_damage)
     with pytest.raises(CometError, match=r"damaged|not the ones that were sealed"):
         build_cache(settings)
     assert len(list((settings.out / "ledger").glob("train-*.json"))) == 2

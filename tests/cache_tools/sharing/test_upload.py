@@ -22,7 +22,7 @@ from helpers.settings import build_settings
 from cache_tools import build_cache, open_cache
 from cache_tools.build import build
 from cache_tools.build import pipeline as fill
-from cache_tools.build.build import stop_on_signal
+from cache_tools.build.build import stop_event
 from cache_tools.build.workers import Worker
 from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
@@ -358,7 +358,7 @@ def signal_after(shards: int, out: Path, numbers: list[signal.Signals]) -> Itera
 
 def test_after_the_time_is_over_the_first_signal_still_waits() -> None:
     """What stops a build is not always a signal: the second signal is the second one."""
-    with stop_on_signal() as stop:
+    with stop_event() as stop:
         stop.set()
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(StoppedAtOnce):

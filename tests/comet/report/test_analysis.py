@@ -99,7 +99,7 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary)
 
     def translated(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return in_vocabulary(collate(arrays), vocabulary)
+        return in_vocabulary(collate(arrays), vocabulary, cache.recipe)
 
     shards, counts = shards_of([cache], "validation"), counts_of(cache)
     tokenizer = student_tokenizer(cache, vocabulary)

@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     shard = shards_of([cache], "validation")[0]
     arrays = {name: array.copy() for name, array in cache.read_shard("validation", shard.index).items()}
     plain = collate(arrays)
-    batch = in_vocabulary(plain, vocabulary)
+    batch = in_vocabulary(plain, vocabulary, cache.recipe)
     assert (vocabulary.teacher_id[batch["target_id"]] == plain["target_id"].numpy()).all()
     assert (vocabulary.teacher_id[batch["input_ids"]] == plain["input_ids"].numpy()).all()
     ids, values, others = ("topk_id", "topk_logprob", "tail_logmass")
@@ -120,11 +120,11 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary).eval()
     with torch.no_grad():
         features, _ = distiller.features(batch)
-        kept, _, rest, _ = distiller.head(features, batch, 1.0)
+        found = distiller.logits(features, batch, 1.0)
         logits = student.lm_head.decoder(features).masked_fill(vocabulary.unscored, -torch.inf)
     asked = logits.logsumexp(1)
-    torch.testing.assert_close(torch.logaddexp(kept.logsumexp(1), rest), asked, rtol=1e-5, atol=1e-5)
-    assert (vocabulary.scored_id[torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)] >= 0).all()
+    torch.testing.assert_close(torch.logaddexp(found.kept.logsumexp(1), found.rest), asked, rtol=1e-5, atol=1e-5)
+    assert (vocabulary.scored_id[torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)[0]] >= 0).all()
 
 
 def test_the_mass_outside_is_what_the_cache_says(narrow: Cache) -> None:

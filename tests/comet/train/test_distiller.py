@@ -137,16 +137,18 @@ def test_the_residual_loss_is_that_of_the_recipe(cache: Cache) -> None:
     batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
     distiller = distiller_of(cache, replace(DEFAULT, logit_loss="residual", temperature=2.0))
     features, _ = distiller.features(batch)
-    kept, truth, rest, _ = distiller.head(features, batch, 2.0)
-    is_truth = batch["topk_id"] == batch["target_id"][:, None]
-    assert is_truth.any() and not is_truth.any(1).all(), "some true tokens were kept and some were not"
+    student = distiller.logits(features, batch, 2.0)
+    is_label = batch["topk_id"] == batch["target_id"][:, None]
+    assert is_label.any() and not is_label.any(1).all(), "some true tokens were kept and some were not"
     tail = batch["tail_logmass"][:, cache.recipe.temperatures.index(2.0)]
-    expected = 4 * residual_kl(batch["topk_logprob"], tail, is_truth, kept, rest, truth, 2.0).mean()
+    expected = (
+        4 * residual_kl(batch["topk_logprob"], tail, is_label, student.kept, student.rest, student.label, 2.0).mean()
+    )
     assert distiller(**batch)["kd"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_residual_needs_the_best_tokens(threshold_cache: Cache) -> None:
-    with pytest.raises(CometError, match=r"logit_loss residual: needs a cache of the best tokens \(--keep topk\)"):
+    with pytest.raises(CometError, match="logit_loss residual: needs a cache built with --keep topk, this one"):
         distiller_of(threshold_cache, replace(DEFAULT, logit_loss="residual"))
 
 

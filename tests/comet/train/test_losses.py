@@ -13,11 +13,12 @@ from comet.train.losses import (
     attention_mse,
     attention_projection,
     bucketed_kl,
-    condition_on_seen,
     hard_cross_entropy,
+    project,
     residual_kl,
     sampled_kl,
 )
+from comet.train.signals import in_student_ids
 
 TARGETS, VOCABULARY = 5, 60
 
@@ -113,7 +114,7 @@ def test_the_trimmed_loss_is_the_dense_loss_given_seen_ids(temperature: float) -
     unseen = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, seen, False)
     others = logprob.scatter(1, kept_id, -torch.inf).masked_fill(unseen, -torch.inf)
     tail = (others / temperature).logsumexp(1)
-    kept, conditioned = condition_on_seen(kept_id, logprob.gather(1, kept_id), student_id)
+    kept, conditioned = in_student_ids(kept_id, logprob.gather(1, kept_id), student_id)
     padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1)
     at = torch.where(kept < 0, len(seen), kept)
     rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
@@ -130,12 +131,12 @@ DRAWS = 4000
 def mean_over_samples(
     teacher: Tensor, student: Tensor, student_id: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """The sampled loss [T] and its gradient, means over evenly spread offsets; `student_id` as in condition_on_seen."""
+    """The sampled loss [T] and its gradient, means over evenly spread offsets; `student_id` as in in_student_ids."""
     seen = student_id >= 0
     head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), seen)
     offset = ((torch.arange(DRAWS) + 0.5) / DRAWS).double().repeat_interleave(TARGETS)  # [DRAWS × T]
     drawn = keep_threshold_sample(torch.eye(TARGETS).repeat(DRAWS, 1), head, 12, (temperature,), offset)
-    kept_id, logweight = condition_on_seen(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
+    kept_id, logweight = in_student_ids(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
     entropy = (drawn.entropy if seen.all() else drawn.entropy_seen)[:, 0].double()
     padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1).repeat(DRAWS, 1)
     at = torch.where(kept_id < 0, student.shape[1], kept_id)
@@ -186,7 +187,7 @@ def test_a_slot_left_out_changes_neither_value_nor_gradient() -> None:
 def test_ids_that_are_left_out_stay_so() -> None:
     """−1 in a sample of fewer than k tokens must not become some token's id."""
     student_id = torch.tensor([5, -1, 7])
-    kept, value = condition_on_seen(torch.tensor([[2, 1, 0, -1]]), torch.zeros(1, 4), student_id)
+    kept, value = in_student_ids(torch.tensor([[2, 1, 0, -1]]), torch.zeros(1, 4), student_id)
     assert kept.tolist() == [[7, -1, 5, -1]]
     assert value.tolist() == [[0.0, -torch.inf, 0.0, -torch.inf]]
 
@@ -227,7 +228,7 @@ def test_equal_maps_have_no_loss_and_finite_gradients() -> None:
     for loss in (
         attention_kl(maps.detach(), maps, length),
         attention_mse(maps.detach(), maps, length),
-        attention_projection(maps.detach(), maps, identity),
+        attention_projection(maps.detach(), project(maps, identity), length),
     ):
         torch.testing.assert_close(loss, torch.zeros_like(loss))
         assert torch.isfinite(torch.autograd.grad(loss.sum(), maps)[0]).all()
@@ -240,4 +241,4 @@ def test_the_projection_is_applied_to_the_flattened_map() -> None:
     by_hand = [
         (matrix @ student[0, layer].flatten() - teacher[0, layer].flatten()).square().sum().item() for layer in (0, 1)
     ]
-    assert attention_projection(teacher, student, matrix)[0].item() == pytest.approx(sum(by_hand) / 2)
+    assert attention_projection(teacher, project(student, matrix), length)[0].item() == pytest.approx(sum(by_hand) / 2)

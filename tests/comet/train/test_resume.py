@@ -99,7 +99,7 @@ def die_when_trained(cache: Cache, config: StudentConfig) -> None:
         raise kill
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comet.distillation.save_student", die)
+        patch.setattr("comet.output.save_student", die)
         with pytest.raises(KeyboardInterrupt):
             distill([cache], config)
 

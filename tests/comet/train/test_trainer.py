@@ -9,7 +9,8 @@ from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.distillation import distill, training_arguments
+from comet.distillation import distill
+from comet.preparation import training_arguments
 from comet.settings import StudentConfig
 from comet.student.model import PRESETS, new_student
 from comet.student.vocabulary import full_vocabulary
