@@ -226,21 +226,9 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    options = ["--max-tokens", "900", "--views", "1", "--seq-len", "32", "--attention-layers", "none"]
-    excluded = ["--exclude", str(folder / "dev.tsv"), "--exclude", str(folder / "test.txt")]
-    return [
-        "build",
-        "--lang",
-        "kin",
-        "--sample",
-        "--device",
-        "cpu",
-        "--out",
-        str(folder / "kin.zarr"),
-        *options,
-        *excluded,
-        *more,
-    ]
+    call = ["build", "--lang", "kin", "--sample", "--device", "cpu", "--out", str(folder / "kin.zarr"), *more]
+    call += ["--max-tokens", "900", "--views", "1", "--seq-len", "32", "--attention-layers", "none"]
+    return [*call, "--exclude", str(folder / "dev.tsv"), "--exclude", str(folder / "test.txt")]
 
 
 def test_the_command_says_and_records_what_it_left_out(tmp_path: Path, lines: list[str]) -> None:
