@@ -12,7 +12,7 @@ from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from comet.report.analysis import analyse
 from comet.report.page import History, page
-from comet.report.summary import facts, kl_name, model_card
+from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled, StudentConfig, run_identity
 from comet.student.model import StudentShape, token_counts
 from comet.student.vocabulary import student_tokenizer
@@ -76,7 +76,7 @@ def make_report(
     return page(
         config.output.name,
         facts(caches, config.objective, result, run_identity(config, caches)),
-        kl_name(caches[0], result.vocabulary.trimmed),
+        kl_note(caches[0], result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
         result.after,
