@@ -11,7 +11,7 @@ from cache_tools.errors import CometError
 from comet.preparation import Preparation
 from comet.report.analysis import analyse
 from comet.report.page import History, page
-from comet.report.summary import facts, kl_name, model_card
+from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
@@ -98,7 +98,7 @@ def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepB
     return page(
         result.output.name,
         facts(caches, prepared.config.objective, result, prepared.identity),
-        kl_name(caches[0], result.vocabulary.trimmed),
+        kl_note(caches[0], result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
         result.after,

@@ -1,4 +1,7 @@
-"""Small charts as SVG and heat maps as PNG, in the colours that the page around them gives to their classes."""
+"""Small charts as SVG and heat maps as PNG, whose classes the page around them colours for day and night.
+
+By hand, for matplotlib 3.11 and its dependencies take 97 MB on disk and 0.5 s of every import.
+"""
 
 import base64
 import math

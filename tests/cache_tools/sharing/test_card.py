@@ -59,10 +59,10 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
 
 
 def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
-    named = {"name": "a|b\n## Free\x1b[31m", "licence": "cc0-1.0"}
+    named = {"name": "a|b\n## Free\x1b[31m", "licence": "[cc0-1.0](http://x) <script>"}
     cache = made_from(tmp_path / "kin", named)
     lines = card(cache, cache.extent, 1, None).splitlines()
-    assert r"| a\|b\n## Free\x1b[31m | cc0-1.0 |" in lines
+    assert r"| a\|b\\n\#\# Free\\x1b\[31m | \[cc0-1.0\](http://x) \<script\> |" in lines
     assert not any(line.startswith("## Free") for line in lines)
 
 

@@ -219,7 +219,7 @@ def test_its_card_says_how_to_attach(whole: Cache, tmp_path: Path) -> None:
     there = ready(run("push", whole.root, tmp_path / "there", "--detach-text"), tmp_path / "there")
     card = (there.root / CARD).read_text()
     assert f"| cache id | `{there.cache_id}` |\n| cache id with its text | `{whole.cache_id}` |\n" in card
-    assert f"does not hold it: who has it puts it back. {NOT_ANONYMOUS}\n" in card
+    assert f"does not hold it: anyone who has the text can re-attach it. {NOT_ANONYMOUS}\n" in card
     assert "word for word" not in card
     assert f"--id {there.cache_id}\n{ATTACH.format('kin.zarr')}\ncomet-cache verify kin.zarr --deep\n" in card
     assert "with its text" not in (whole_card := card_of(whole, tmp_path)) and "attach" not in whole_card
