@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import tomli_w
 
 from cache_tools.cli.terminal import WrongCall
 from cache_tools.errors import CometError
@@ -95,22 +96,17 @@ def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
 
 
 def as_toml(options: Mapping[str, Any]) -> str:
-    """A file for `--config`; None leaves an option out, tables come last."""
-    lines = [f"{name} = {toml_value(x)}" for name, x in options.items() if x is not None and not isinstance(x, dict)]
-    for name, table in options.items():
-        if isinstance(table, dict) and table:
-            lines += ["", f"[{name}]", *(f"{key} = {toml_value(x)}" for key, x in table.items() if x is not None)]
-    return "\n".join([*lines, ""])
+    """Return a file for `--config`, in which None and {} leave an option out.
+
+    Every character that is not printable is escaped, also those that TOML allows, since terminals may obey them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in tomli_w.dumps(plain(options)))
 
 
-def toml_value(value: Any) -> str:
+def plain(value: Any) -> Any:
+    """Return the value in the types that TOML has: no None in tables, and text for everything else that it lacks."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items() if part not in (None, {})}
     if isinstance(value, list | tuple):
-        return f"[{', '.join(toml_value(part) for part in value)}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{name} = {toml_value(part)}' for name, part in value.items())} }}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    quoted = json.dumps(str(value), ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+        return [plain(part) for part in value]
+    return value if isinstance(value, str | int | float) else str(value)

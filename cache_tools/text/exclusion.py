@@ -5,15 +5,14 @@ items of those, then the documents; out goes which documents share a run of word
 items is the business of `text.py`.
 """
 
-import re
-import sys
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain, repeat
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from cache_tools.text.packing import document_hash
@@ -26,7 +25,8 @@ UNKNOWN = document_hash(" ")  # any word that no item has; no word is a blank
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 FILTER_BITS = 22
 
-NOT_WORDS = re.compile(r"https?://\S+|@\w+|[_ʼʻ]")
+WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
+NOT_WORDS = regex.compile(r"https?://\S+|@[\p{L}\p{N}_]+|[_ʼʻ]")
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,7 @@ def words(text: str) -> list[str]:
 @lru_cache(maxsize=2**18)  # most of a text is the same few thousand words
 def token_words(token: str) -> tuple[str, ...]:
     """The words of a text without white space."""
-    return tuple(word_pattern().findall(NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", token).casefold())))
-
-
-@cache
-def word_pattern() -> re.Pattern[str]:
-    """`re` has no class for combining marks, without which a letter with two of them would end its word."""
-    marks = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
-    ends = np.flatnonzero(np.diff(marks, append=0) != 1)
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    ranges = "".join(f"{chr(marks[first])}-{chr(marks[last])}" for first, last in zip(begins, ends, strict=True))
-    return re.compile(rf"\w[\w{ranges}]*")
+    return tuple(WORD.findall(NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", token).casefold())))
 
 
 def index_ngrams(items: Iterable[list[str]]) -> NgramIndex:

@@ -41,7 +41,7 @@ def test_values_of_every_kind_by_either_spelling(tmp_path: Path) -> None:
     path = written(tmp_path, "[set]\nwarmup_steps = 3\nreport_to = 'none'\nbf16 = true\n[recipe]\nhard_weight = 0.5\n")
     assert options_of(path, train.params) == {
         "settings": ["warmup_steps=3", "report_to='none'", "bf16=True"],
-        "recipe": {"hard_weight": 0.5},
+        "objective": {"hard_weight": 0.5},
     }
 
 
@@ -132,7 +132,7 @@ def test_a_cache_says_with_which_options_it_is_built_again(
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     options: dict[str, Any] = {
-        "lang": 'k"i\\n\u00e9\x1b\x7f\u202e😊',
+        "lang": 'k"i\\n\u00e9\x1b\x7f\x9b\u202e😊',
         "text": ["a b", "c"],
         "top-k": 3,
         "mask-prob": 1e-7,
