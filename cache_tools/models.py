@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 
 
 def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -27,9 +27,7 @@ def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -
         device = torch.device(requested)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CometError(
-            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
-        ) from None
+        raise CometError(f"--device {requested}: not available here ({first_line(error)})", exit_code=2) from None
     return device
 
 
@@ -53,8 +51,7 @@ def loading_errors(name: str, what: str) -> Any:
             "tensors, which is never run; get the file again, or a model.safetensors"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CometError(
             f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
-            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
+            f"tokenizer and model.safetensors or pytorch_model.bin. transformers: {first_line(error)}"
         ) from error

@@ -21,7 +21,7 @@ from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
-from cache_tools.store.provenance import left_out
+from cache_tools.store.provenance import describe_exclusion
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import read_bounded, sync_folder
 from cache_tools.store.staging import claimed_folder
@@ -60,7 +60,7 @@ def prepare(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedToke
         spool = spool_documents(sources, evaluation, tokenizer, work, settings.token_limit)
         made_from = provenance(settings, sources, evaluation, spool)
         if evaluation:
-            tqdm.write(f"left out {left_out(made_from)}")
+            tqdm.write(f"left out {describe_exclusion(made_from)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
@@ -229,7 +229,7 @@ def provenance(
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
         "excluded": [source.record() for source in evaluation],
-        "excluded_documents": spool.left_out,
+        "excluded_documents": spool.excluded,
         "excluded_run_words": NGRAM_WORDS,
     }
 

@@ -13,7 +13,7 @@ from cache_tools.settings import BuildSettings, is_hub_text
 from cache_tools.store.reader import open_cache
 from cache_tools.teacher.model import teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
-from cache_tools.text.hub_text import HubText, parse_hub_text, pin
+from cache_tools.text.hub_text import HubText, parse_hub_text, pin_revision
 
 
 def pinned(settings: BuildSettings, elsewhere: Mapping[str, Any] = MappingProxyType({})) -> BuildSettings:
@@ -32,14 +32,16 @@ def pinned(settings: BuildSettings, elsewhere: Mapping[str, Any] = MappingProxyT
     if not Path(teacher).is_dir() and not begun:
         name, revision = split_revision(teacher)
         tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {visible(teacher_licence(teacher))})")
-    return replace(settings, text=tuple(texts[t].pinned if t in texts else t for t in settings.text), teacher=teacher)
+    return replace(
+        settings, text=tuple(texts[t].at_revision if t in texts else t for t in settings.text), teacher=teacher
+    )
 
 
 def pinned_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
     recorded = {entry.get("name"): entry.get("revision") for entry in begun.get("text", [])}
     if text.revision is None and is_commit(revision := recorded.get(text.name)):
         return replace(text, revision=revision)
-    return pin(text)
+    return pin_revision(text)
 
 
 def pinned_teacher(name: str, begun: Mapping[str, Any]) -> str:

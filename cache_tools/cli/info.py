@@ -10,7 +10,7 @@ import click
 from cache_tools.cli.config import as_toml
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
 from cache_tools.store.ledger import cache_id, whole_extent
-from cache_tools.store.provenance import attach_call, left_out
+from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.hub_text import parse_hub_text
@@ -19,7 +19,7 @@ from cache_tools.text.languages import LANGUAGES, language_table
 
 def describe(cache: Cache) -> dict[str, object]:
     """Facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
-    recipe, made_from = cache.recipe, cache.provenance
+    recipe, provenance = cache.recipe, cache.provenance
     missing = sum(len(cache.missing(group)) for group in GROUPS)
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
     size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
@@ -29,21 +29,21 @@ def describe(cache: Cache) -> dict[str, object]:
     layers = ", ".join(str(layer) for layer in recipe.attention_layers)
     every = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
     size_of_map = f"{recipe.attention_size}×{recipe.attention_size}"
-    text_tokens = made_from.get("text_tokens")
+    text_tokens = provenance.get("text_tokens")
     is_whole = cache.extent == whole_extent(recipe)
-    excluded = listed(made_from.get("excluded", []), "name")
+    excluded = listed(provenance.get("excluded", []), "name")
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         **({} if is_whole else {"part": part_of_whole(cache)}),
-        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, made_from)}),
-        "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
-        "text": listed(made_from.get("text", []), "name"),
-        **from_hub("text", made_from.get("text", [])),
+        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
+        "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
+        "text": listed(provenance.get("text", []), "name"),
+        **from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
-        **({"excluded": excluded, "left_out": left_out(made_from)} if excluded else {}),
-        "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
+        **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
+        "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
-        **from_hub("teacher", [{name: made_from.get(f"teacher_{name}") for name in ("revision", "licence")}]),
+        **from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
@@ -85,13 +85,13 @@ def options_of_build(cache: Cache) -> dict[str, object]:
 
     What came from the hub is named with its commit, files and folders without where they lay.
     """
-    recipe, made_from = cache.recipe, cache.provenance
+    recipe, provenance = cache.recipe, cache.provenance
     return {
-        "lang": made_from.get("language"),
-        "teacher": at_revision(str(made_from.get("teacher")), made_from.get("teacher_revision")),
-        "text": [text_option(source) for source in made_from.get("text", [])],
-        "max-tokens": made_from.get("max_tokens"),
-        "exclude": [str(source.get("name")) for source in made_from.get("excluded", [])] or None,
+        "lang": provenance.get("language"),
+        "teacher": at_revision(str(provenance.get("teacher")), provenance.get("teacher_revision")),
+        "text": [text_option(source) for source in provenance.get("text", [])],
+        "max-tokens": provenance.get("max_tokens"),
+        "exclude": [str(source.get("name")) for source in provenance.get("excluded", [])] or None,
         "seq-len": recipe.seq_len,
         "views": recipe.views,
         "mask-prob": recipe.mask_prob,
@@ -110,7 +110,7 @@ def options_of_build(cache: Cache) -> dict[str, object]:
 
 def text_option(source: dict[str, Any]) -> str:
     name, revision = str(source.get("name")), source.get("revision")
-    return replace(parse_hub_text(name), revision=revision).pinned if revision else name
+    return replace(parse_hub_text(name), revision=revision).at_revision if revision else name
 
 
 def at_revision(name: str, revision: object) -> str:

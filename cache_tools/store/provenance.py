@@ -62,10 +62,9 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def left_out(made_from: dict[str, Any]) -> str:
-    """How many documents of the text are not in the cache because of `--exclude`, out of how many, and why."""
-    count, files = made_from["excluded_documents"], len(made_from["excluded"])
-    return (
-        f"{count:,} of {count + made_from['documents']:,} documents that share {made_from['excluded_run_words']} words "
-        f"in a row with {files} evaluation file{'s' if files > 1 else ''}"
-    )
+def describe_exclusion(provenance: dict[str, Any]) -> str:
+    """Return how many documents of the text `--exclude` left out, of how many, and why."""
+    count, files = provenance["excluded_documents"], len(provenance["excluded"])
+    total, words = count + provenance["documents"], provenance["excluded_run_words"]
+    plural = "s" if files > 1 else ""
+    return f"{count:,} of {total:,} documents that share {words} words in a row with {files} evaluation file{plural}"

@@ -32,7 +32,7 @@ class Spool:
     ids: Path
     table: Path
     counts: NDArray[np.int64]  # [V] how often each id occurs
-    left_out: int  # documents that share a run of words with an evaluation item
+    excluded: int  # documents that share a run of words with an evaluation item
 
     @property
     def total(self) -> int:
@@ -93,7 +93,7 @@ def spool_documents(
     texts = (text for source in sources for text in documents(source))
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
-        total = left_out = 0
+        total = excluded = 0
         while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
             shared = contain_ngram(chunk, runs)
             kept = np.flatnonzero(~shared)
@@ -110,7 +110,7 @@ def spool_documents(
             table["tokens"] = lengths[: last + 1]
             table_file.write(table.tobytes())
             counts += np.bincount(ids, minlength=len(counts))
-            left_out += int(shared[:end].sum())
+            excluded += int(shared[:end].sum())
             total += len(ids)
             progress.update(len(ids))
     if not total:
@@ -118,7 +118,7 @@ def spool_documents(
         raise CometError(
             f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2
         )
-    return Spool(id_path, table_path, counts, left_out)
+    return Spool(id_path, table_path, counts, excluded)
 
 
 def pack_groups(

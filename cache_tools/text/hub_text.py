@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from logging import CRITICAL
 from pathlib import Path
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 from cache_tools.settings import HUB_PREFIX
 from cache_tools.text.hub import COMMIT, NAME, bound_waiting, card_licence, hub_errors, split_revision
 
@@ -36,7 +36,7 @@ class HubText:
         return f"{HUB_PREFIX}{self.repository}" + (f":{self.config}" if self.config else "")
 
     @property
-    def pinned(self) -> str:
+    def at_revision(self) -> str:
         """The name with its revision, as `--text` takes it."""
         return f"{HUB_PREFIX}{self.repository}@{self.revision}" + (f":{self.config}" if self.config else "")
 
@@ -61,7 +61,7 @@ def parse_hub_text(given: str) -> HubText:
     return HubText(*split_revision(match[1]), match[2])
 
 
-def pin(text: HubText) -> HubText:
+def pin_revision(text: HubText) -> HubText:
     """The same text at a commit. Raises CometError when the hub does not say which."""
     if text.revision is not None and COMMIT.fullmatch(text.revision):
         return text
@@ -112,8 +112,7 @@ def data_set_errors(text: HubText) -> Iterator[None]:
     except Exception as error:
         if refusal := why_not(text, error):
             raise CometError(f"{what}: {refusal}", exit_code=2) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(f"{what}: cannot be read ({reason}); download it and {WAY_OUT}") from error
+        raise CometError(f"{what}: cannot be read ({first_line(error)}); download it and {WAY_OUT}") from error
 
 
 def why_not(text: HubText, error: Exception) -> str | None:
@@ -136,5 +135,5 @@ def why_not(text: HubText, error: Exception) -> str | None:
         wrong = f"it has no part {text.config!r}" if text.config else "it has several parts"
         return f"{wrong}; expected hf:{text.repository}:CONFIG with one of {', '.join(near)}{more}"
     if "Bad split" in said:
-        return f"it has no split 'train', which is the one that is read: {said.splitlines()[0]}"
+        return f"it has no split 'train', which is the one that is read: {first_line(error)}"
     return None

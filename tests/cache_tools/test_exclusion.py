@@ -216,7 +216,7 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
         find_sources(asked.text), find_sources((str(evaluation),)), tokenizer, empty, asked.token_limit
     )
     assert [len(ids) for _, ids in spool.documents()] == [sizes[i] for i in kept]
-    assert spool.left_out == left_out
+    assert spool.excluded == left_out
 
 
 def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teacher: Path) -> None:
