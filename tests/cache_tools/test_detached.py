@@ -189,7 +189,7 @@ def test_parts_of_it_are_merged(whole: Cache, detached: Cache, tmp_path: Path) -
     assert merged.cache_id == detached.cache_id
     said = refusal(run("merge", part.root, whole.root, tmp_path / "both"))
     assert said.startswith(f"{whole.root}: holds other tokens or arrays than {part.root} (arrays: length, ")
-    assert said.endswith("; give both their text first, with comet-cache attach")
+    assert said.endswith("; attach the text to both first, with comet-cache attach")
     assert not (tmp_path / "both").exists()
 
 
