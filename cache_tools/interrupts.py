@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, for work that wants to end in good order."""
+"""Ctrl-C and SIGTERM, for work that must stop cleanly."""
 
 import signal
 import threading
@@ -10,12 +10,12 @@ from cache_tools.errors import CometError
 
 
 class StoppedAtOnce(CometError):
-    """Somebody does not want to wait for work in hand."""
+    """Raised on a second interrupt, which does not wait for unfinished work."""
 
 
 @contextmanager
 def signals_handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """SIGINT and SIGTERM go to `handler`, where this thread can receive signals at all."""
+    """Send SIGINT and SIGTERM to `handler`, if this thread can receive signals at all."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

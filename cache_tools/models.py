@@ -1,4 +1,4 @@
-"""What teachers and students have in common as models of transformers: where they compute, and their identity."""
+"""Models of transformers, teachers and students alike: device, identity of the weights, loading errors."""
 
 import hashlib
 import os
@@ -15,9 +15,9 @@ from cache_tools.errors import CometError, first_line
 
 
 def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
+    """Return the device; `auto` is the first GPU if there is one, under torchrun that of this process's local rank.
 
-    Raises CometError when a device is asked for that is not there.
+    Raises CometError if the requested device is not available.
     """
     if requested == "auto":
         if not torch.cuda.is_available():
@@ -32,7 +32,7 @@ def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
+    """Return SHA-256 over name, dtype, shape and content of every tensor: file names and formats make no difference."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -42,13 +42,13 @@ def weights_sha256(model: PreTrainedModel) -> str:
 
 @contextmanager
 def loading_errors(name: str, what: str) -> Any:
-    """Turns what transformers raises for missing or broken files into one clear line."""
+    """Turn the errors of transformers for missing or broken files into one clear line."""
     try:
         yield
     except UnpicklingError as error:
         raise CometError(
-            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
-            "tensors, which is never run; get the file again, or a model.safetensors"
+            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle of more than tensors, which "
+            "is never run; download the file again, or a model.safetensors"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise CometError(

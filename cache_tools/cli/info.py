@@ -1,4 +1,4 @@
-"""comet-cache info and languages: what a cache is, in a few facts for a person or a machine."""
+"""comet-cache info and languages: the main facts about a cache, as text, JSON or options."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from cache_tools.text.languages import LANGUAGES, language_table
 
 
 def describe(cache: Cache) -> dict[str, object]:
-    """Facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
+    """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
     recipe, provenance = cache.recipe, cache.provenance
     missing = sum(len(cache.missing(group)) for group in GROUPS)
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
@@ -45,7 +45,7 @@ def describe(cache: Cache) -> dict[str, object]:
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
         **from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         "teacher_sha256": recipe.teacher_sha256,
-        "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
+        "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
@@ -63,7 +63,7 @@ def describe(cache: Cache) -> dict[str, object]:
 
 
 def part_of_whole(cache: Cache) -> str:
-    """How many of the shards, and which arrays not, a smaller copy holds."""
+    """Return how many of the shards a smaller copy holds, and which arrays it lacks."""
     held = {group: len(cache.extent.indices(group)) for group in GROUPS}
     shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
     without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
@@ -75,15 +75,15 @@ def listed(records: list[dict[str, Any]], field: str) -> str:
 
 
 def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
-    """Commits of the hub and licences, as far as they are known."""
+    """Return the commits and licences of sources from the hub, as far as known."""
     facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
     return {field: value for field, value in facts.items() if value}
 
 
 def options_of_build(cache: Cache) -> dict[str, object]:
-    """The options of `comet-cache build` that give this cache again, every automatic choice made.
+    """Return the options of `comet-cache build` that give this cache again, with every automatic choice.
 
-    What came from the hub is named with its commit, files and folders without where they lay.
+    Sources from the hub have their commit, files and folders only their name.
     """
     recipe, provenance = cache.recipe, cache.provenance
     return {
@@ -127,11 +127,11 @@ def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.option("--toml", is_flag=True, help="The options it was built with, for comet-cache build --config.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--toml", is_flag=True, help="Print the options that build it again, for comet-cache build --config.")
 @one_line_errors
 def info(cache: Path, as_json: bool, toml: bool) -> None:
-    """What is in a cache, from what it was made, how far it is, and how big."""
+    """Show what a cache holds, its origin, progress and size."""
     from cache_tools.store.reader import open_cache
 
     if toml:
@@ -145,10 +145,10 @@ def info(cache: Path, as_json: bool, toml: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 def languages(as_json: bool) -> None:
-    """The languages that AfroXLMR knows best, their codes and default corpora."""
+    """List the languages that AfroXLMR was adapted to, with codes and default corpora."""
     if as_json:
         facts = [{name: getattr(x, name) for name in ("code", "name", "synonyms", "corpora")} for x in LANGUAGES]
         click.echo(json.dumps(facts, indent=1))

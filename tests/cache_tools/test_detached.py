@@ -131,7 +131,7 @@ def test_a_damaged_shard_is_dropped_and_pulled_again(whole: Cache, detached: Cac
     done = run("repair", detached.root)
     assert done.stdout.splitlines() == [
         "dropped shard train 1",
-        "1 shards dropped; the same `comet-cache pull` brings them again",
+        "1 shards dropped; the same `comet-cache pull` fetches them again",
     ]
     assert not any(path.is_file() for path in detached.root.glob("train/*/c/1/**/*"))
     assert ready(run("pull", whole.root, detached.root, "--detach-text"), detached.root).cache_id == cache_id
