@@ -93,7 +93,7 @@ def writing_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise CometError(
             f"{folder}: cannot be written ({error.strerror or error}); the source is safe. Fix the folder and run "
-            "the same command again to continue"
+            "the same command again to go on"
         ) from error
 
 

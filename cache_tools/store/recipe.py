@@ -1,4 +1,7 @@
-"""The recipe: everything that decides the values in a cache. Its hash is the recipe id."""
+"""The recipe: everything that decides the values in a cache. Its hash is the recipe id.
+
+Checked here and not by a schema library, since many of the rules relate two fields.
+"""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any

@@ -1,4 +1,4 @@
-"""Temporary folders, locked while their owner is alive, so that those of killed processes can be removed."""
+"""Temporary folders, locked while their owner is alive; unlike those of tempfile they are removed after a kill, too."""
 
 import os
 import shutil

@@ -1,7 +1,8 @@
 """Which documents repeat part of an evaluation item: words, word n-grams and their hashes.
 
 A corpus comes from the same news sites and tweets as the test sets on which a student is later measured. Documents that
-share an n-gram with any item are excluded. Pure functions; `sources.py` reads the items.
+share an n-gram with any item are excluded. Exact, unlike the libraries for near-duplicates (MinHash), which compare
+whole documents. Pure functions; `sources.py` reads the items.
 """
 
 import unicodedata
