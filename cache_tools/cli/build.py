@@ -97,7 +97,7 @@ def build(
     dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None,
     i_may_share_this: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Run a teacher once over a text and keep the signals that students need in a cache.
+    """Run a teacher once over a text and cache the signals that students need.
 
     Run the same command again after a crash or a stop to continue.
     """

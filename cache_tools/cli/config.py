@@ -96,7 +96,7 @@ def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
 
 
 def as_toml(options: Mapping[str, Any]) -> str:
-    """Return a file for `--config`, in which None and {} leave an option out.
+    """Return a file for `--config`, without options that are None or {}.
 
     Every character that is not printable is escaped, also those that TOML allows, since terminals may obey them.
     """

@@ -1,6 +1,4 @@
-"""Help with headings and examples. By hand: libraries for option groups put the groups around the options as
-decorators.
-"""
+"""Help with headings and examples; by hand, since libraries for option groups wrap the options in decorators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,9 +35,7 @@ class GroupedHelp(click.Command):
 
 
 class GroupedCommands(click.Group):
-    """A group whose help lists its commands under headings. `sections`: heading → name of a command → short
-    description.
-    """
+    """A group whose help lists its commands under headings. `sections`: heading → command → short description."""
 
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
