@@ -1,4 +1,4 @@
-"""What teachers and students have in common as models of transformers: where they compute, and their identity."""
+"""Models of transformers, teachers and students alike: device, identity of the weights, loading errors."""
 
 import hashlib
 import os
@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 
 
 def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
+    """Return the device; `auto` is the first GPU if there is one, under torchrun that of this process's local rank.
 
-    Raises CometError when a device is asked for that is not there.
+    Raises CometError if the requested device is not available.
     """
     if requested == "auto":
         if not torch.cuda.is_available():
@@ -28,14 +28,12 @@ def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -
         device = torch.device(requested)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CometError(
-            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
-        ) from None
+        raise CometError(f"--device {requested}: not available here ({first_line(error)})", exit_code=2) from None
     return device
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
+    """Return SHA-256 over name, dtype, shape and content of every tensor: file names and formats make no difference."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -45,19 +43,18 @@ def weights_sha256(model: PreTrainedModel) -> str:
 
 @contextmanager
 def loading_errors(name: str, what: str) -> Any:
-    """Turns what transformers raises for missing or broken files into one clear line."""
+    """Turn the errors of transformers for missing or broken files into one clear line."""
     try:
         yield
     except UnpicklingError as error:
         raise CometError(
-            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
-            "tensors, which is never run; get the file again, or a model.safetensors"
+            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle of more than tensors, which "
+            "is never run; download the file again, or a model.safetensors"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CometError(
             f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
-            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
+            f"tokenizer and model.safetensors or pytorch_model.bin. transformers: {first_line(error)}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
-from cache_tools.store.provenance import left_out
+from cache_tools.store.provenance import describe_exclusion
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import read_bounded, sync_folder
 from cache_tools.store.staging import claimed_folder, remove_abandoned
@@ -72,7 +72,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
         provenance = make_provenance(inputs, spool)
         if inputs.excluded:
-            tqdm.write(f"left out {left_out(provenance)}")
+            tqdm.write(f"left out {describe_exclusion(provenance)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
@@ -240,7 +240,7 @@ def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
         "excluded": inputs.excluded_records,
-        "excluded_documents": spool.left_out,
+        "excluded_documents": spool.excluded,
         "excluded_run_words": NGRAM_WORDS,
     }
 

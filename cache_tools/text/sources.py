@@ -1,8 +1,8 @@
 """Documents and evaluation items from files, folders and the hub, one at a time.
 
-A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row
-of a `.parquet` file. Blank lines are not documents. Evaluation items lie in the same files, in tables (`.tsv`, `.csv`)
-and in CoNLL files, a token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
+A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row of a
+`.parquet` file. Blank lines are not documents. Evaluation items may also come from tables (`.tsv`, `.csv`) and CoNLL
+files, one token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
 """
 
 import csv
@@ -19,8 +19,6 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import zstandard
-
 from cache_tools.errors import CometError
 from cache_tools.settings import is_hub_text
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
@@ -30,12 +28,12 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 ITEM_FORMATS = (*FORMATS, ".tsv", ".csv", ".conll")
 LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
 MAX_LINE_BYTES = 64 * 2**20
-READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """One text file. `name` is what a cache records of it; the folder it lies in stays private."""
+    """One text file. A cache records `name`; its folder stays private."""
 
     path: Path
     name: str
@@ -43,21 +41,21 @@ class TextFile:
 
     @property
     def format(self) -> str:
-        """`.txt`, `.jsonl`, …: the ending below that of a compression."""
+        """The ending without that of a compression: `.txt`, `.jsonl`, …."""
         return text_format(self.path)
 
     def sha256(self) -> str:
-        """SHA-256 of the file as it lies on the disk."""
+        """Return SHA-256 of the file as it is on disk."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def record(self) -> dict[str, object]:
-        """What a cache keeps of the file, and a resumed build compares."""
+        """Return the fields that a cache keeps of the file and a resumed build compares."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
 
 def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
-    """What `--text` stands for, in order: files, those of folders, and data sets of the hub.
+    """Return the sources of `--text`, in order: files, those of folders, and data sets of the hub.
 
     Raises CometError as `find_sources` and `parse_hub_text` do.
     """
@@ -68,9 +66,9 @@ def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
 def find_sources(
     paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
 ) -> tuple[TextFile, ...]:
-    """The files of these formats that `paths` (files or folders) stand for, folders in the order of their file names.
+    """Return the files of these formats at `paths` (files or folders), those of a folder in the order of their names.
 
-    Raises CometError when a path does not exist, a file has another ending, or a folder holds none such file.
+    Raises CometError if a path does not exist, a file has another ending, or a folder holds no such file.
     """
     sources: list[TextFile] = []
     for given in paths:
@@ -94,7 +92,7 @@ def find_sources(
 
 
 def text_format(path: Path) -> str:
-    """The format that a file name promises, empty if none that can be read."""
+    """Return the format by a file's name, empty if it cannot be read."""
     if path.suffix in COMPRESSIONS:
         inner = Path(path.stem).suffix
         return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
@@ -102,10 +100,10 @@ def text_format(path: Path) -> str:
 
 
 def documents(source: TextFile | HubText) -> Iterator[str]:
-    """The documents of one file or data set, stripped, in order.
+    """Yield the documents of one file or data set, stripped, in order.
 
-    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
-    or a record without a text, and as `hub_documents` does.
+    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
+    record without a text, and as `hub_documents` does.
     """
     if isinstance(source, HubText):
         yield from hub_documents(source)
@@ -120,11 +118,11 @@ def documents(source: TextFile | HubText) -> Iterator[str]:
 
 
 def items(source: TextFile) -> Iterator[str]:
-    """The items of an evaluation file in order; some may hold no word.
+    """Yield the items of an evaluation file in order; some may have no words.
 
-    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names
-    are too short to stand for anything but a document of just that. Quotes in a `.tsv` are characters like others,
-    as in AfriSenti. Raises CometError as `documents` does.
+    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names are
+    too short to match any document but one of just that. Quotes in a `.tsv` are ordinary characters, as in AfriSenti.
+    Raises CometError as `documents` does.
     """
     if source.format == ".tsv":
         for _, line in lines(source):
@@ -149,12 +147,12 @@ def csv_fields(source: TextFile) -> Iterator[str]:
 
 
 def is_conll(source: TextFile) -> bool:
-    """Whether every line that is not blank is a token and its label, as in MasakhaNER's and MasakhaPOS' `.txt`."""
+    """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS."""
     return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
 
 
 def conll_sentences(source: TextFile) -> Iterator[str]:
-    """The tokens (first column) of each sentence, joined by blanks; blank lines stand between sentences."""
+    """Yield the tokens (first column) of each sentence, joined by spaces; blank lines separate sentences."""
     tokens: list[str] = []
     for _, line in lines(source):
         if line.strip():
@@ -166,7 +164,7 @@ def conll_sentences(source: TextFile) -> Iterator[str]:
 
 
 def lines(source: TextFile) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, its end included."""
+    """Yield number and text of each line, including its end."""
     with open_binary(source) as file:
         number = 0
         while raw := read_line(file, source, number + 1):
@@ -184,50 +182,16 @@ def lines(source: TextFile) -> Iterator[tuple[int, str]]:
 
 
 def open_binary(source: TextFile) -> BinaryIO:
-    """The decompressed bytes of a file."""
+    """Open a file for its decompressed bytes."""
     if source.path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(source.path, "rb"))
     if source.path.suffix == ".xz":
         return cast(BinaryIO, lzma.open(source.path, "rb"))
     if source.path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(ZstdFrames(source.path), 2**20))
+        import pyarrow  # here: slow to import; unlike zstandard's reader it raises an error for a truncated file
+
+        return io.BufferedReader(cast(io.RawIOBase, pyarrow.input_stream(source.path, compression="zstd")), 2**20)
     return source.path.open("rb")
-
-
-class ZstdFrames(io.RawIOBase):
-    """The decompressed bytes of all zstd frames of a file; a frame that is cut short raises EOFError.
-
-    zstandard's own reader ends quietly there, and the rest of the corpus would be missing without a word.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.frame: zstandard.ZstdDecompressionObj | None = None
-        self.compressed = b""
-        self.pending = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        while not self.pending:
-            self.compressed = self.compressed or self.file.read(2**17)
-            if not self.compressed:
-                if self.frame is not None:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.pending = self.frame.decompress(self.compressed)
-            self.compressed = b""
-            if self.frame.eof:
-                self.compressed, self.frame = self.frame.unused_data, None
-        count = min(len(buffer), len(self.pending))
-        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
-        return count
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
@@ -256,7 +220,7 @@ def json_text(line: str, source: TextFile, number: int) -> str:
 
 
 def parquet_documents(source: TextFile) -> Iterator[str]:
-    import pyarrow  # here: it is slow to import, and only Parquet needs it
+    import pyarrow  # here: slow to import, and only Parquet needs it
     import pyarrow.parquet
 
     number = 0

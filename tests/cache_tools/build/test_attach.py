@@ -40,7 +40,7 @@ def test_a_cache_that_was_detached_and_attached_is_the_cache(whole: Cache, detac
     assert (report.damage, report.notes, report.attaching) == ([], [], None)
     again = run(*call(detached, [corpus / "a.txt", corpus / "b.txt"], corpus / "test.txt"))
     assert again.exit_code == 0
-    assert again.stdout.startswith(f"{detached.root}: holds its text already; nothing to attach\n")
+    assert again.stdout.startswith(f"{detached.root}: already holds its text; nothing to attach\n")
 
 
 @pytest.mark.parametrize("kind", TEACHERS)

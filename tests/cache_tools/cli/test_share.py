@@ -168,7 +168,7 @@ def test_other_recipes_are_not_merged(tmp_path: Path) -> None:
     make_cache(tmp_path / "other", small_recipe(seed=7, top_k=3))
     done = run("merge", tmp_path / "one", tmp_path / "other", tmp_path / "merged")
     assert done.exit_code == 2
-    assert re.search(r"other: not of the recipe of .*one \(seed: 0 against 7; top_k: 4 against 3\)", done.stderr)
+    assert re.search(r"other: another recipe than .*one \(seed: 0 against 7; top_k: 4 against 3\)", done.stderr)
     assert not (tmp_path / "merged").exists()
 
 

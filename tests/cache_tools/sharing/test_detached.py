@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_dropped_and_pulled_again(whole: Cache, detached: Cac
     done = run("repair", detached.root)
     assert done.stdout.splitlines() == [
         "dropped shard train 1",
-        "1 shards dropped; the same `comet-cache pull` brings them again",
+        "1 shards dropped; the same `comet-cache pull` fetches them again",
     ]
     assert not any(path.is_file() for path in detached.root.glob("train/*/c/1/**/*"))
     assert ready(run("pull", whole.root, detached.root, "--detach-text"), detached.root).cache_id == cache_id
@@ -175,7 +175,7 @@ def test_parts_of_it_are_merged(whole: Cache, detached: Cache, tmp_path: Path) -
     assert merged.cache_id == detached.cache_id
     said = refusal(run("merge", part.root, whole.root, tmp_path / "both"))
     assert said.startswith(f"{whole.root}: holds other tokens or arrays than {part.root} (arrays: length, ")
-    assert said.endswith("; give both their text first, with comet-cache attach")
+    assert said.endswith("; attach the text to both first, with comet-cache attach")
     assert not (tmp_path / "both").exists()
 
 

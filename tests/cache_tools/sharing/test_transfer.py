@@ -123,8 +123,8 @@ def test_a_disk_that_is_full_is_one_line(whole: Cache, tmp_path: Path, monkeypat
     done = run("pull", whole.root, tmp_path / "there")
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {tmp_path / 'there'}: cannot be written (No space left on device); what is copied from is safe. Mend "
-        "the folder and run the same command again to go on\n"
+        f"error: {tmp_path / 'there'}: cannot be written (No space left on device); the source is safe. Fix the "
+        "folder and run the same command again to go on\n"
     )
     monkeypatch.undo()
     assert pull(whole.root, tmp_path / "there").cache_id == whole.cache_id
