@@ -7,8 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, printable
-from cache_tools.sharing.detached import NOT_ANONYMOUS
-from cache_tools.sharing.parts import ATTENTION
+from cache_tools.sharing.parts import ATTENTION, NOT_ANONYMOUS
 from cache_tools.store.layout import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call

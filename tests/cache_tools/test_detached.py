@@ -17,7 +17,7 @@ from cache_tools.cli.main import main
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
-from cache_tools.sharing.detached import NOT_ANONYMOUS
+from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.store.layout import TEXT_ARRAYS
 from cache_tools.store.ledger import whole_extent, with_tokens, without_text
 from cache_tools.verify.verify import verify
@@ -213,8 +213,8 @@ def test_more_shards_without_text_do_not_come_to_a_cache_that_has_it(
     part = ready(run("subset", whole.root, tmp_path / "part", "--max-tokens", 64), tmp_path / "part")
     said = refusal(run("pull", detached.root, part.root), 1)
     assert said == (
-        f"{part.root}: shard train 1: would lack input_ids, target_id, which {detached.root} does not hold either; "
-        "choose another place, attach the text there, and merge the two"
+        f"{part.root}: shard train 1 would lack input_ids, target_id, which {detached.root} does not hold either; "
+        "choose another location, attach the text there, and merge the two"
     )
     assert open_cache(part.root).cache_id == part.cache_id
 
@@ -273,7 +273,7 @@ def test_a_place_that_has_the_text_is_no_place_without_it(whole: Cache, tmp_path
     assert run("pull", whole.root, tmp_path / "there").exit_code == 0
     said = refusal(run(command, whole.root, tmp_path / "there", "--detach-text"))
     assert said == (
-        f"{tmp_path / 'there'}: holds the text of this cache already; leave --detach-text away, or choose another place"
+        f"{tmp_path / 'there'}: already holds the text of this cache; omit --detach-text, or choose another location"
     )
 
 
@@ -286,5 +286,5 @@ def test_text_that_a_stopped_push_left_is_found(whole: Cache, tmp_path: Path) ->
         run("push", whole.root, there, "--i-may-share-this")
     assert text_files(there) and (there / "ledger/seal.json").exists() and not (there / "ledger/extent.json").exists()
     said = refusal(run("push", whole.root, there, "--detach-text"))
-    assert " is of the text, left by a copy of the whole that was stopped; choose another place, or remove" in said
+    assert " holds text, left by a copy of the whole that was stopped; choose another location, or remove" in said
     assert not (there / "ledger/extent.json").exists()

@@ -81,7 +81,7 @@ def test_a_file_larger_than_all_of_it_is_refused(tmp_path: Path) -> None:
 
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
-    with pytest.raises(CometError, match=r": Not a directory; choose another --local-cache or less --local-size$"):
+    with pytest.raises(CometError, match=r": Not a directory; choose another --local-cache or a smaller --local-size$"):
         DiskCache(LocalCache(tmp_path / "a file", 300))
 
 
@@ -119,7 +119,7 @@ FETCHING = """
 import sys, time
 from pathlib import Path
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.kept import DiskCache
+from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.store.ledger import file_record
 
 def fetch():
@@ -166,7 +166,7 @@ def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         with pytest.raises(CometError, match=r"locks/\w\w: another process has held this lock for 0 minutes; stop it"):
             kept.get(file_record(data), never)
         kept.closed.set()
-        with pytest.raises(CometError, match=r": stopped; nothing more is read into it$"):
+        with pytest.raises(CometError, match=r": closed; nothing more is read into it$"):
             kept.get(file_record(data), never)
         go_on.set()
 

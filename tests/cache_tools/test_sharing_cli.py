@@ -10,7 +10,7 @@ from small_caches import commit, make_cache, prepare_cache, shard_places, small_
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
-from cache_tools.cli.share import records_of
+from cache_tools.cli.parts import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
 from cache_tools.store.layout import TOKEN_ARRAYS
@@ -58,7 +58,9 @@ def test_one_training_shard_is_always_in_a_part(whole: Cache, tmp_path: Path) ->
     for name, option in (("fraction", ("--fraction", 1e-6)), ("tokens", ("--max-tokens", 1))):
         done = run("subset", whole.root, tmp_path / name, *option)
         assert done.exit_code == 0
-        said = re.match(r"(\d+)% of the bytes instead of 0%: vocabulary and validation always come along", done.stdout)
+        said = re.match(
+            r"(\d+)% of the bytes instead of 0%: vocabulary, validation and one training shard are", done.stdout
+        )
         assert (said is not None) == (name == "fraction")
         assert open_cache(tmp_path / name).extent.shards == {"train": ((0, 1),), "validation": ((0, 1),)}
 
@@ -112,7 +114,7 @@ def test_nothing_to_take_a_part_of(tmp_path: Path) -> None:
     done = run("subset", tmp_path / "none", tmp_path / "part", "--fraction", 0.5)
     assert (done.exit_code, done.stderr) == (
         1,
-        f"error: {tmp_path / 'none'}: no training shard is built yet; there is nothing to take a part of\n",
+        f"error: {tmp_path / 'none'}: no training shard is built yet, so there is no part to take\n",
     )
 
 
@@ -127,7 +129,7 @@ def test_a_url_with_a_slash_too_few_is_no_folder(whole: Cache, tmp_path: Path, m
 def test_a_part_must_be_named(whole: Cache, tmp_path: Path) -> None:
     done = run("subset", whole.root, tmp_path / "part")
     assert done.exit_code == 2
-    assert done.stderr == "error: subset: which part? Give --fraction, --max-tokens, --signals or --detach-text\n"
+    assert done.stderr == "error: subset: no part chosen; give --fraction, --max-tokens, --signals or --detach-text\n"
     assert run("subset", whole.root, tmp_path / "part", "--fraction", 0).exit_code == 2
     assert not (tmp_path / "part").exists()
 
@@ -160,7 +162,7 @@ def test_of_different_versions_the_first_is_kept_and_said(tmp_path: Path) -> Non
     same = half(tmp_path / "same", [("train", 1), ("train", 2)], device="cpu")
     done = run("merge", one, other, same, tmp_path / "merged")
     assert done.exit_code == 0, done.output
-    said = f"of 2 shards there are different versions; the first is kept: train 0 of {one}, train 1 of {other}"
+    said = f"2 shards have different versions; the first is kept: train 0 of {one}, train 1 of {other}"
     assert said in done.stdout.splitlines()
     merged = open_cache(tmp_path / "merged")
     devices = {(record.group, record.shard): record.numerics["device"] for record in records_of(merged)}

@@ -11,14 +11,14 @@ from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import Plan, plan
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
-PATIENCE = RetryPolicy(retries=0)
+POLICY = RetryPolicy(retries=0)
 PLACES = shard_places(RECIPE)
 
 
@@ -36,11 +36,11 @@ def built(root: Path, numerics: dict[str, str] = NUMERICS, seed: int = 0) -> Cac
 
 
 def planned(cache: Cache, to: Folder, part: Part | None = None) -> Plan:
-    return plan(read_listing(Folder(cache.root), PATIENCE), to, part or Part(), PATIENCE)
+    return plan(read_listing(Folder(cache.root), POLICY), to, part or Part(), POLICY)
 
 
 def transfer(planned: Plan) -> Transfer:
-    return Transfer(planned, PATIENCE, lambda size: None)
+    return Transfer(planned, POLICY, lambda size: None)
 
 
 def carry_out(planned: Plan, to: Folder) -> None:
@@ -73,7 +73,7 @@ def test_of_two_versions_that_come_at_once_one_is_whole(
 ) -> None:
     """The other one comes whole when half of this one's files are there, and so under this one's other half."""
     mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
-    late, other, move = planned(mine, there), planned(theirs, there), Transfer.file
+    late, other, move = planned(mine, there), planned(theirs, there), Transfer.copy_file
     files = {spec.chunk_path(0) for spec in mine.specs["train"].values()}
     moved: list[str] = []
 
@@ -84,7 +84,7 @@ def test_of_two_versions_that_come_at_once_one_is_whole(
             if len(moved) == len(files) // 2:
                 carry_out(other, Folder(there.root))
 
-    monkeypatch.setattr(Transfer, "file", file)
+    monkeypatch.setattr(Transfer, "copy_file", file)
     carry_out(late, there)
     assert len(moved) == 2 * len(files), "all of them came again"
     assert verify(there.root).damage == []
@@ -98,7 +98,7 @@ def test_a_shard_that_came_without_all_arrays_is_completed(there: Folder, tmp_pa
     carry_out(planned(cache, there, Part(signals="logits")), there)
     with there.staging():
         for shard in late.lacking:
-            transfer(late).shard(shard)
+            transfer(late).copy_shard(shard)
     again = planned(cache, there)
     assert again.size == 0
     carry_out(again, there)
@@ -112,18 +112,16 @@ def test_another_version_that_came_without_all_arrays_is_not_completed(there: Fo
     carry_out(planned(theirs, there, Part(signals="logits")), there)
     with (
         there.staging(),
-        pytest.raises(CometError, match=r"shard train 0: is another version than that of .*mine, which"),
+        pytest.raises(CometError, match=r"shard train 0 is another version than that of .*mine and cannot"),
     ):
-        transfer(late).shard(("train", 0))
+        transfer(late).copy_shard(("train", 0))
 
 
 def test_another_extent_that_came_meanwhile_is_not_dropped(there: Folder, tmp_path: Path) -> None:
     cache = built(tmp_path / "one")
     late = planned(cache, there, Part(max_tokens=64))
     carry_out(planned(cache, there, Part(signals="logits")), there)
-    with pytest.raises(
-        CometError, match=r"there: another part of this cache has come there meanwhile; run the same co"
-    ):
+    with pytest.raises(CometError, match=r"there: another part of this cache was copied there meanwhile; run the sam"):
         carry_out(late, there)
     assert "attention" not in open_cache(there.root).extent.arrays
     carry_out(planned(cache, there, Part()), there)
@@ -139,7 +137,7 @@ def test_another_cache_that_came_meanwhile_is_not_touched(there: Folder, tmp_pat
     if until == "zarr.json":
         (there.root / SEAL).unlink()
     before = {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
-    with pytest.raises(CometError, match=r"there: another cache has come there meanwhile; choose another place"):
+    with pytest.raises(CometError, match=r"there: another cache was begun there meanwhile; choose another location"):
         carry_out(late, there)
     assert before == {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
 
@@ -168,8 +166,8 @@ def test_a_beginning_of_another_machine_that_was_never_sealed_says_what_to_do(th
     with pytest.raises(CometError) as caught:
         planned(open_cache(tmp_path / "mine"), there)
     assert str(caught.value) == (
-        f"{there.name}: holds another cache; choose another place (of the same recipe, begun by another machine and "
-        "never sealed: remove it if nobody is at work on it)"
+        f"{there.name}: holds another cache; choose another location (same recipe, begun by another machine and never "
+        "sealed: remove it if no build of it is running)"
     )
 
 
@@ -179,13 +177,13 @@ def test_what_is_begun_can_be_pulled_as_far_as_it_is(
     """The extent is there before the first shard, but after the arrays that earlier shards lacked."""
     cache = built(tmp_path / "one")
     carry_out(planned(cache, there, Part(max_tokens=64, signals="logits")), there)
-    growing, write = planned(cache, there), Transfer.extent
+    growing, write = planned(cache, there), Transfer.write_extent
 
     def extent(self: Transfer) -> None:
         write(self)
         assert verify(there.root).damage == []
 
-    monkeypatch.setattr(Transfer, "extent", extent)
+    monkeypatch.setattr(Transfer, "write_extent", extent)
     with there.staging():
         transfer(growing).begin()
         copy = open_cache(there.root)
@@ -195,7 +193,7 @@ def test_what_is_begun_can_be_pulled_as_far_as_it_is(
         for shard in PLACES:
             record = cache.record(*shard)
             assert record is not None
-            transfer(growing).move(shard, record, cache.extent.arrays)
+            transfer(growing).copy_arrays(shard, record, cache.extent.arrays)
             assert verify(there.root).damage == []
     assert open_cache(there.root).cache_id == cache.cache_id
 
