@@ -56,17 +56,17 @@ def chunks(server: Server) -> dict[str, int]:
 
 
 def test_it_reads_as_from_a_folder_and_every_file_once(server: Server, whole: Cache, local: LocalCache) -> None:
-    afar = open_remote(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     assert chunks(server) == {}, "nothing is read that nobody asks for"
-    assert (afar.cache_id, afar.recipe, afar.name) == (whole.cache_id, whole.recipe, server.url)
-    assert afar.vocabulary.count.tolist() == whole.vocabulary.count.tolist()
+    assert (remote.cache_id, remote.recipe, remote.name) == (whole.cache_id, whole.recipe, server.url)
+    assert remote.vocabulary.count.tolist() == whole.vocabulary.count.tolist()
     for _ in range(2):
-        same(afar, whole)
+        same(remote, whole)
     same(open_remote(server.url, local, PATIENT), whole)
     assert set(chunks(server).values()) == {1}
-    assert digests(afar.root).items() <= digests(whole.root).items()
-    assert afar.shard_files is not None
-    assert afar.shard_files.described.endswith(f", fetched when needed; up to 1.00MB kept in {local.folder}")
+    assert digests(remote.root).items() <= digests(whole.root).items()
+    assert remote.shard_files is not None
+    assert remote.shard_files.described.endswith(f", fetched when needed; up to 1.00MB kept in {local.folder}")
 
 
 def test_only_the_arrays_that_are_asked_for_move(server: Server, whole: Cache, local: LocalCache) -> None:
@@ -77,10 +77,11 @@ def test_only_the_arrays_that_are_asked_for_move(server: Server, whole: Cache, l
 def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, whole: Cache, local: LocalCache) -> None:
     largest = max(path.stat().st_size for path in whole.root.rglob("*/c/**/*") if path.is_file())
     small = LocalCache(local.folder, 2 * largest)
-    afar = open_remote(server.url, small, PATIENT)
+    remote = open_remote(server.url, small, PATIENT)
     for _ in range(2):
-        same(afar, whole)
-    assert afar.shard_files is not None and "; later epochs fetch again what was evicted" in afar.shard_files.described
+        same(remote, whole)
+    assert remote.shard_files is not None
+    assert "; later epochs fetch again what was evicted" in remote.shard_files.described
     assert sum(path.stat().st_size for path in (local.folder / "files").iterdir()) <= small.size
 
 
@@ -98,18 +99,18 @@ def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, wh
 def test_what_is_not_as_the_ledger_says_is_never_kept(
     server: Server, whole: Cache, local: LocalCache, mischief: Mischief, said: str
 ) -> None:
-    afar = open_remote(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     server.mischief[CHUNK] = mischief, None
     with pytest.raises(CometError, match=rf"^{server.url}/{CHUNK}: .*{said}"):
-        afar.read_shard("train", 1)
+        remote.read_shard("train", 1)
     server.mischief.clear()
-    same(afar, whole)
+    same(remote, whole)
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(server: Server, whole: Cache, local: LocalCache) -> None:
-    afar = open_remote(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     server.mischief[CHUNK] = hostile.reset, 2
-    same(afar, whole)
+    same(remote, whole)
 
 
 def test_a_person_is_told_that_it_is_tried_again(
@@ -149,13 +150,13 @@ def test_a_folder_is_opened_where_it_lies(whole: Cache, local: LocalCache) -> No
 
 
 def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
-    afar = open_remote(server.url, local, RetryPolicy(retries=50, pause=0.02))
+    remote = open_remote(server.url, local, RetryPolicy(retries=50, pause=0.02))
     server.mischief[CHUNK] = hostile.answering(503), None
     errors: list[CometError] = []
 
     def read() -> None:
         try:
-            afar.read_shard("train", 1)
+            remote.read_shard("train", 1)
         except CometError as error:
             errors.append(error)
 
@@ -163,8 +164,8 @@ def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
     thread.start()
     while not server.requests[CHUNK]:
         time.sleep(0.01)
-    afar.close()
+    remote.close()
     thread.join(10)
     assert not thread.is_alive() and len(errors) == 1
     with pytest.raises(CometError, match=r": closed; nothing more is read into it$"):
-        afar.read_shard("train", 0)
+        remote.read_shard("train", 0)

@@ -47,7 +47,7 @@ def detached(whole: Cache, tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def memory() -> Iterator[str]:
-    """The URL of an empty folder in fsspec's memory, a place that is no folder of this machine."""
+    """The URL of an empty folder in fsspec's memory, a location that is no folder of this machine."""
     yield "memory://lab/detached"
     with suppress(FileNotFoundError):
         fsspec.filesystem("memory").rm("lab", recursive=True)
@@ -78,11 +78,11 @@ def test_what_lacks_is_the_text(whole: Cache, detached: Cache) -> None:
     assert detached.extent.shards == whole.extent.shards
     assert with_tokens(detached.extent, RECIPE) == whole.extent == whole_extent(RECIPE)
     assert len(text_files(whole.root)) == 8 and text_files(detached.root) == []
-    for place in shard_places(RECIPE):
-        assert detached.record(*place) == whole.record(*place)
-        arrays = detached.read_shard(*place)
+    for key in shard_places(RECIPE):
+        assert detached.record(*key) == whole.record(*key)
+        arrays = detached.read_shard(*key)
         assert arrays.keys() == set(detached.extent.arrays)
-        assert all(array.tobytes() == whole.read_shard(*place)[name].tobytes() for name, array in arrays.items())
+        assert all(array.tobytes() == whole.read_shard(*key)[name].tobytes() for name, array in arrays.items())
 
 
 def test_info_says_it_and_how_to_attach(detached: Cache) -> None:
@@ -255,14 +255,14 @@ def test_pushed_to_another_kind_of_place(whole: Cache, memory: str, tmp_path: Pa
 
 def test_pushed_while_it_is_built(tmp_path: Path) -> None:
     shards = prepare_cache(tmp_path / "half", RECIPE)
-    places = shard_places(RECIPE)
-    for place in places[:2]:
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    keys = shard_places(RECIPE)
+    for key in keys[:2]:
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     assert "2 shards are not built yet" in refusal(
         run("push", tmp_path / "half", tmp_path / "there", "--detach-text"), 1
     )
-    for place in places[2:]:
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    for key in keys[2:]:
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     there = ready(run("push", tmp_path / "half", tmp_path / "there", "--detach-text"), tmp_path / "there")
     assert there.extent == without_text(whole_extent(RECIPE))
     assert text_files(there.root) == []

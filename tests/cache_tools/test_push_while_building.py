@@ -76,7 +76,7 @@ def machines(tmp_path: Path, server: Server, sample_teacher: Path, sample_text: 
 
 @pytest.fixture
 def url(server: Server, request: pytest.FixtureRequest) -> str:
-    """A place on the server that no other test uses."""
+    """A location on the server that no other test uses."""
     return f"{server.push}/{re.sub(r'[^a-z_]', '-', request.node.name)}"
 
 
@@ -94,10 +94,10 @@ def test_a_machine_that_dies_has_lost_nothing_and_another_goes_on(
     """What has arrived can be pulled at every moment, and nobody builds it again."""
     dying, fresh = machines
     total = sum(map(whole.recipe.shards, ("train", "validation")))
-    place = locate(url, POLICY)
+    location = locate(url, POLICY)
     running = dying.start(url)
     for path in (EXTENT, "ledger/train-00001.json"):
-        assert running.wait_until(lambda path=path: place.size_of(path) is not None)
+        assert running.wait_until(lambda path=path: location.size_of(path) is not None)
         os.kill(running.pid, signal.SIGSTOP)
         done = pull(url, tmp_path / "pulled")
         assert done.exit_code == 1, done.output
@@ -111,9 +111,9 @@ def test_a_machine_that_dies_has_lost_nothing_and_another_goes_on(
     ended = fresh.build(url)
     assert (ended.code, ended.stderr) == (0, ""), ended
     said = ended.stdout.splitlines()
-    assert f"{place.name}: the cache is begun there; going on with it in {fresh.out}" in said
-    assert f"{place.name}: holds {there} of the {total} shards to build; fetching them" in said
-    assert f"{place.name}: complete, cache id {whole.cache_id}" in said
+    assert f"{location.name}: the cache is begun there; going on with it in {fresh.out}" in said
+    assert f"{location.name}: holds {there} of the {total} shards to build; fetching them" in said
+    assert f"{location.name}: complete, cache id {whole.cache_id}" in said
     assert open_cache(fresh.out).cache_id == whole.cache_id
     assert pull(url, tmp_path / "pulled", "--id", whole.cache_id).exit_code == 0
     assert verify(tmp_path / "pulled", deep=True).damage == []

@@ -1,4 +1,4 @@
-"""`--push-to`: another place that is a sound cache at every moment of the build, and nothing waits for it."""
+"""`--push-to`: another location that is a sound cache at every moment of the build, and nothing waits for it."""
 
 import os
 import re
@@ -205,7 +205,7 @@ def test_credentials_are_written_and_said_nowhere(
     [
         (
             "http://127.0.0.1:9/kin",
-            "http://127.0.0.1:9/kin: http servers are only read from; push to a folder that one",
+            "http://127.0.0.1:9/kin: HTTP is read-only; push to a folder that the server",
         ),
         (
             "hf://datasets/lab/kin",

@@ -102,8 +102,8 @@ def test_signals_that_a_cache_does_not_hold(whole: Cache, tmp_path: Path) -> Non
 
 def test_a_part_of_a_half_built_cache_is_complete(tmp_path: Path) -> None:
     shards = prepare_cache(tmp_path / "half", RECIPE)
-    for place in (("train", 1), ("train", 3), ("train", 4), ("validation", 0)):
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    for key in (("train", 1), ("train", 3), ("train", 4), ("validation", 0)):
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     assert run("subset", tmp_path / "half", tmp_path / "part", "--max-tokens", 128).exit_code == 0
     assert open_cache(tmp_path / "part").extent.shards["train"] == ((1, 2), (3, 4))
     open_cache(tmp_path / "part").require_complete()
@@ -134,18 +134,18 @@ def test_a_part_must_be_named(whole: Cache, tmp_path: Path) -> None:
     assert not (tmp_path / "part").exists()
 
 
-def half(root: Path, places: list[tuple[str, int]], **numerics: str) -> Path:
+def half(root: Path, keys: list[tuple[str, int]], **numerics: str) -> Path:
     shards = prepare_cache(root, small_recipe())
-    for place in places:
-        commit(root, small_recipe(), place, shards[place], numerics)
+    for key in keys:
+        commit(root, small_recipe(), key, shards[key], numerics)
     return root
 
 
 def test_halves_of_two_labs_are_the_cache_of_one(tmp_path: Path) -> None:
     make_cache(tmp_path / "whole")
-    places = shard_places(small_recipe())
+    keys = shard_places(small_recipe())
     numerics = {"device": "cpu", "dtype": "float32"}
-    sources = [half(tmp_path / str(i), places[i::2], **numerics) for i in range(2)]
+    sources = [half(tmp_path / str(i), keys[i::2], **numerics) for i in range(2)]
     done = run("merge", *sources, tmp_path / "merged")
     assert done.exit_code == 0, done.output
     assert open_cache(tmp_path / "merged").cache_id == open_cache(tmp_path / "whole").cache_id

@@ -44,7 +44,7 @@ def whole(tmp_path: Path) -> Cache:
 
 @pytest.fixture
 def memory() -> Iterator[str]:
-    """The URL of an empty folder in fsspec's memory, a place that is no folder of this machine."""
+    """The URL of an empty folder in fsspec's memory, a location that is no folder of this machine."""
     yield "memory://lab/kin"
     with suppress(FileNotFoundError):
         fsspec.filesystem("memory").rm("lab", recursive=True)
@@ -201,21 +201,21 @@ def test_a_part_pins_the_whole_or_itself(whole: Cache, tmp_path: Path) -> None:
     assert pull(whole.root, tmp_path / "other", "--max-tokens", 64, "--id", part.cache_id).cache_id == part.cache_id
 
 
-def built(root: Path, places: list[tuple[str, int]], numerics: dict[str, str]) -> Path:
+def built(root: Path, keys: list[tuple[str, int]], numerics: dict[str, str]) -> Path:
     shards = prepare_cache(root, RECIPE)
-    for place in places:
-        commit(root, RECIPE, place, shards[place], numerics)
+    for key in keys:
+        commit(root, RECIPE, key, shards[key], numerics)
     return root
 
 
 def test_a_shard_of_another_builder_stays(tmp_path: Path) -> None:
     """The destination's version is kept, and everything else comes."""
-    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
-    mine = built(tmp_path / "mine", places[:1], {"device": "another"})
+    keys = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    mine = built(tmp_path / "mine", keys[:1], {"device": "another"})
     there = tmp_path / "there"
     assert run("pull", mine, there).exit_code == 1
     before = (there / "ledger/train-00000.json").read_bytes()
-    theirs = built(tmp_path / "theirs", places, NUMERICS)
+    theirs = built(tmp_path / "theirs", keys, NUMERICS)
     pull(theirs, there)
     assert (there / "ledger/train-00000.json").read_bytes() == before
     planned = plan(read_listing(Folder(theirs), POLICY), Folder(there), Part(), POLICY)
@@ -224,9 +224,9 @@ def test_a_shard_of_another_builder_stays(tmp_path: Path) -> None:
 
 
 def test_another_version_cannot_complete_a_shard(tmp_path: Path) -> None:
-    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
-    one = built(tmp_path / "one", places, NUMERICS)
-    other = built(tmp_path / "other", places, {"device": "another"})
+    keys = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    one = built(tmp_path / "one", keys, NUMERICS)
+    other = built(tmp_path / "other", keys, {"device": "another"})
     pull(one, tmp_path / "there", "--signals", "logits")
     done = run("pull", other, tmp_path / "there")
     assert done.exit_code == 2
@@ -347,8 +347,8 @@ def test_urls_are_shown_without_secrets() -> None:
 
 
 def test_what_libraries_say_is_repeated_without_secrets() -> None:
-    place = Remote("https://ann:pass%21word@lab.example.org/kin?token=s3cret", POLICY)
-    said = place._reason(
+    location = Remote("https://ann:pass%21word@lab.example.org/kin?token=s3cret", POLICY)
+    said = location._reason(
         OSError("no s3cret or pass!word (pass%21word) for https://ann:pass%21word@lab.example.org/kin")
     )
     assert said == "OSError no … or … (…) for https://lab.example.org/kin"

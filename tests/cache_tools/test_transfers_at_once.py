@@ -1,4 +1,4 @@
-"""Several transfers to one place at once: what one has completed stays, and nothing is mixed or dropped in silence."""
+"""Several transfers to one location at once: what one has completed stays, and nothing is mixed or silently dropped."""
 
 import threading
 from pathlib import Path
@@ -19,7 +19,7 @@ from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 POLICY = RetryPolicy(retries=0)
-PLACES = shard_places(RECIPE)
+KEYS = shard_places(RECIPE)
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def there(tmp_path: Path) -> Folder:
 def built(root: Path, numerics: dict[str, str] = NUMERICS, seed: int = 0) -> Cache:
     """A complete cache. With another seed its teacher said something else of the same tokens."""
     prepare_cache(root, RECIPE)
-    for place in PLACES:
-        commit(root, RECIPE, place, random_shard(RECIPE, *place, seed), numerics)
+    for key in KEYS:
+        commit(root, RECIPE, key, random_shard(RECIPE, *key, seed), numerics)
     return open_cache(root)
 
 
@@ -88,7 +88,7 @@ def test_of_two_versions_that_come_at_once_one_is_whole(
     carry_out(late, there)
     assert len(moved) == 2 * len(files), "all of them came again"
     assert verify(there.root).damage == []
-    numerics = {p: record.numerics for p in PLACES if (record := open_cache(there.root).record(*p))}
+    numerics = {p: record.numerics for p in KEYS if (record := open_cache(there.root).record(*p))}
     assert numerics["train", 0] == {"device": "mine"}
 
 
@@ -188,9 +188,9 @@ def test_what_is_begun_can_be_pulled_as_far_as_it_is(
         transfer(growing).begin()
         copy = open_cache(there.root)
         assert copy.extent == cache.extent
-        assert [p for p in PLACES if copy.record(*p) is not None] == [("train", 0), ("validation", 0)]
+        assert [p for p in KEYS if copy.record(*p) is not None] == [("train", 0), ("validation", 0)]
         assert verify(there.root).damage == []
-        for shard in PLACES:
+        for shard in KEYS:
             record = cache.record(*shard)
             assert record is not None
             transfer(growing).copy_arrays(shard, record, cache.extent.arrays)

@@ -53,7 +53,7 @@ def same_students(one: Path, other: Path) -> bool:
 def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"), "--local-size", "5MB")
     said = trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local)
-    assert f"of shards, read as they are needed; up to 5.00MB are kept in {tmp_path}/local\n" in said
+    assert f"of shards, fetched when needed; up to 5.00MB kept in {tmp_path}/local\n" in said
     assert same_students(here, tmp_path / "afar")
     assert set(chunks(server).values()) == {1}, "and every file came once"
     server.requests.clear()
@@ -85,7 +85,7 @@ def test_a_training_whose_server_goes_away_ends_in_one_line_and_goes_on_later(
         _, errors = running.communicate(timeout=120)
         assert running.returncode == 1
         assert errors.splitlines()[-1].startswith(f"error: {url}/train/")
-        assert errors.splitlines()[-1].endswith("the ledger names it; the cache there is damaged")
+        assert errors.splitlines()[-1].endswith("the ledger lists it; the cache there is damaged")
         assert checkpoints_of(output) and not output.exists()
         server.mischief.clear()
         running = start_training(url, output, *options, "--resume")
