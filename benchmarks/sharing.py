@@ -45,6 +45,7 @@ from cache_tools.store.staging import STAGING
 
 REPOSITORY = Path(__file__).parents[1]
 Result = dict[str, Any]
+Get = Callable[[str, int], int]  # url and size of a file → the bytes that arrived
 FOLDER_GOAL, HTTP_GOAL, CLIENT_GOAL = 0.7, 0.8, 1.25
 BROKEN: dict[str, hostile.Mischief] = {
     "connection reset": hostile.reset,
@@ -54,16 +55,20 @@ BROKEN: dict[str, hostile.Mischief] = {
 }
 
 
-def start_pull(source: str, folder: Path) -> subprocess.Popen[str]:
+def start_pull(source: str, folder: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "cache_tools", "pull", source, str(folder)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def pull(source: str, folder: Path) -> tuple[int, str]:
+def pull(source: str, folder: Path, seconds: float | None = None) -> int:
+    """Return the exit code of a pull, which is killed after so many seconds."""
     running = start_pull(source, folder)
-    output, _ = running.communicate()
-    return running.returncode, output
+    try:
+        return running.wait(seconds)
+    except subprocess.TimeoutExpired:
+        running.kill()
+        return running.wait()
 
 
 def arrived(folder: Path) -> dict[str, str]:
@@ -85,18 +90,17 @@ def cuts(folder: Path, trials: int) -> Result:
             kind = drawn.choice(["client killed", *BROKEN])
             if kind == "client killed":
                 source = f"{server.pull}/kin.zarr"
-                code = killed(source, there, drawn.uniform(0.3, 1) * seconds)
+                code = pull(source, there, drawn.uniform(0.3, 1) * seconds)
             else:
                 source = f"{broken.url}/kin.zarr"
                 path = drawn.choice(sorted(expected))
                 times = None if kind == "wrong bytes" else 1
                 broken.mischief, broken.requests = {f"kin.zarr/{path}": (BROKEN[kind], times)}, Counter()
-                code, _ = pull(source, there)
+                code = pull(source, there)
                 broken.mischief = {}
             ends[f"{kind}: {'went on' if code == 0 else 'ended'}"] += 1
             wrong_names += not (arrived(there).items() <= expected.items())
-            code, _ = pull(source, there)
-            complete += code == 0 and arrived(there) == expected
+            complete += pull(source, there) == 0 and arrived(there) == expected
             shutil.rmtree(there)
     return {
         "cuts": dict(ends), "wrong bytes under a final name": wrong_names, "complete and identical": complete,
@@ -106,21 +110,9 @@ def cuts(folder: Path, trials: int) -> Result:
 
 def duration(source: str, folder: Path) -> float:
     started = time.monotonic()
-    code, output = pull(source, folder)
-    if code:
-        raise SystemExit(output)
+    if pull(source, folder):
+        raise SystemExit(f"{source}: cannot be pulled")
     return time.monotonic() - started
-
-
-def killed(source: str, folder: Path, seconds: float) -> int:
-    """Return the exit code of a pull that is killed after so many seconds, unless it ended before."""
-    running = start_pull(source, folder)
-    try:
-        running.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        running.kill()
-        running.communicate()
-    return running.returncode
 
 
 def restarts(folder: Path, trials: int) -> Result:
@@ -136,8 +128,7 @@ def restarts(folder: Path, trials: int) -> Result:
             time.sleep(drawn.uniform(0.3, 1) * seconds)
         time.sleep(1.0)
         with nginx_process(folder / "nginx", files, port):
-            running.communicate()
-            complete += running.returncode == 0 and arrived(there) == expected
+            complete += running.wait() == 0 and arrived(there) == expected
         shutil.rmtree(there)
     return {"trials": trials, "complete and identical": complete, "ok": complete == trials}
 
@@ -156,16 +147,12 @@ def throughput(folder: Path, shards: int, rounds: int) -> Result:
     names = sorted(arrived(files / "kin.zarr"))
     size = sum((files / "kin.zarr" / name).stat().st_size for name in names)
     with nginx(folder / "nginx", files) as server:
-        urls = folder / "urls"
-        there = folder / "there"
+        urls, there = folder / "urls", folder / "there"
         lines = [f'url = "{server.pull}/kin.zarr/{name}"\noutput = "{there}/{name}"\ncreate-dirs\n' for name in names]
         urls.write_text("".join(lines))
-        curl = ["curl", "-sSf", "-K", str(urls)]
+        cp, curl = ["cp", "-r", str(files / "kin.zarr"), str(there)], ["curl", "-sSf", "-K", str(urls)]
         work: dict[str, Callable[[], object]] = {
-            "cp and sha256": lambda: (
-                subprocess.run(["cp", "-r", files / "kin.zarr", there], check=True),
-                summed(there),
-            ),
+            "cp and sha256": lambda: (subprocess.run(cp, check=True), summed(there)),
             "pull of a folder": lambda: comet_cache("pull", str(files / "kin.zarr"), str(there)),
             "curl": lambda: subprocess.run(curl, check=True),
             "curl and sha256": lambda: (subprocess.run(curl, check=True), summed(there)),
@@ -234,23 +221,23 @@ def clients(folder: Path, scale: float, rounds: int) -> Result:
     return {"rounds": rounds, "processor time ÷ ours": ratios, "ok": slowest > CLIENT_GOAL}
 
 
-def fetch_all(client: Callable[[], Callable[[str, int], int]], urls: list[str], size: int) -> None:
+def fetch_all(client: Callable[[], Get], urls: list[str], size: int) -> None:
     get = client()
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda url: get(url, size), urls)) == {size}
 
 
-def ours() -> Callable[[str, int], int]:
+def ours() -> Get:
     client = HttpClient(timeout=30.0)
     return lambda url, size: sum(map(len, client.blocks(url, time_limit=60.0)))
 
 
-def fsspec_whole() -> Callable[[str, int], int]:
+def fsspec_whole() -> Get:
     files = fsspec.filesystem("http", skip_instance_cache=True)
     return lambda url, size: len(files.cat_file(url))
 
 
-def fsspec_blocks() -> Callable[[str, int], int]:
+def fsspec_blocks() -> Get:
     files = fsspec.filesystem("http", skip_instance_cache=True)
 
     def get(url: str, size: int) -> int:
@@ -260,7 +247,7 @@ def fsspec_blocks() -> Callable[[str, int], int]:
     return get
 
 
-def httpx_blocks() -> Callable[[str, int], int]:
+def httpx_blocks() -> Get:
     httpx = import_module("httpx2" if find_spec("httpx2") else "httpx")  # depends on the version of huggingface_hub
     client = httpx.Client(timeout=30.0)
 
@@ -271,12 +258,7 @@ def httpx_blocks() -> Callable[[str, int], int]:
     return get
 
 
-CLIENTS = {
-    "ours": ours,
-    "fsspec, in blocks": fsspec_blocks,
-    "fsspec, whole files in memory": fsspec_whole,
-    "httpx": httpx_blocks,
-}
+CLIENTS = {"ours": ours, "fsspec": fsspec_blocks, "fsspec in memory": fsspec_whole, "httpx": httpx_blocks}
 
 
 def tenth(folder: Path, shards: int) -> Result:

@@ -32,25 +32,12 @@ detach_option = click.option(
 
 def part_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that select a part of a cache."""
-    options: list[Callable[..., Any]] = [
-        click.option(
-            "--fraction",
-            type=click.FloatRange(0, 1, min_open=True),
-            help="This share of the cache's bytes: the first training shards, and all of validation.",
-        ),
-        click.option(
-            "--max-tokens",
-            type=click.IntRange(1),
-            help="The first training shards up to this many tokens, padding included.",
-        ),
-        click.option(
-            "--signals", type=click.Choice(SIGNALS), default="all", help="The teacher's signals to copy with the text."
-        ),
-        detach_option,
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    fraction = "This share of the cache's bytes: the first training shards, and all of validation."
+    max_tokens = "The first training shards up to this many tokens, padding included."
+    signals = "The teacher's signals to copy with the text."
+    command = click.option("--signals", type=click.Choice(SIGNALS), default="all", help=signals)(detach_option(command))
+    command = click.option("--max-tokens", type=click.IntRange(1), help=max_tokens)(command)
+    return click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help=fraction)(command)
 
 
 @click.command(

@@ -11,7 +11,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.listing import ROOT, Listing, id_of, read_extent, read_records, write_files
 from cache_tools.sharing.locations.location import Location
-from cache_tools.sharing.parts import detach, part_extent, require_detached, require_no_text
+from cache_tools.sharing.parts import bytes_of, detach, part_extent, require_detached, require_no_text
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.store.copy import ranges, shortened
 from cache_tools.store.layout import TEXT_ARRAYS
@@ -48,9 +48,7 @@ class Plan:
     @property
     def whole_size(self) -> int:
         """Bytes of all files of the destination in the end, commit records not counted."""
-        held = [self.records[shard] for shard in self.extent.keys() if shard in self.records]
-        sealed = sum(file.size for file in self.source.cache.seal.files.values())
-        return sealed + sum(record.files[name].size for record in held for name in self.extent.arrays)
+        return bytes_of(self.source.cache.seal, self.extent, self.records.values())
 
     @property
     def missing(self) -> list[ShardKey]:
@@ -113,9 +111,9 @@ def require_id(source: Listing, extent: Extent, expected_id: str) -> None:
 
 
 def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bool:
-    """Return whether the destination has the seal of the source. If not, it is empty, or this cache is begun there.
+    """Return whether the destination has the seal of the source.
 
-    Raises CometError if it holds anything else, or cannot be written to.
+    Raises CometError if it cannot be written to, or holds anything but this cache, or the first files of it.
     """
     destination.require_writable()
     stop = threading.Event()
@@ -124,7 +122,7 @@ def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> boo
         require_empty(destination, policy)
         return False
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
-        unsealed = "same recipe, begun by another machine and never sealed: remove it if no build of it is running"
+        unsealed = "same recipe, started by another machine and never sealed: remove it if no build of it is running"
         same_recipe = "same recipe, other sealed files" if seal is not None else unsealed
         difference = recipe_difference(source, root, same_recipe, destination.name)
         raise CometError(
@@ -134,7 +132,7 @@ def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> boo
 
 
 def require_empty(location: Location, policy: RetryPolicy) -> None:
-    """Raises CometError if the location holds files, unless a cache has just been begun there."""
+    """Raises CometError if the location holds files, unless a cache has just been started there."""
     stop = threading.Event()
     is_empty = retry(location.is_empty, policy, stop)
     if not is_empty and retry(lambda: location.size_of(ROOT), policy, stop) is None:

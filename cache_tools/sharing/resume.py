@@ -1,4 +1,4 @@
-"""Building on a cache that was begun at another location."""
+"""Building on a cache that was started at another location."""
 
 from collections.abc import Sequence
 from dataclasses import replace

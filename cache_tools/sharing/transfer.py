@@ -23,10 +23,6 @@ Progress = Callable[[int], object]
 """Called with the number of bytes that arrived; with a negative number if they have to be read again."""
 
 
-class Stopped(CometError):
-    """Raised by transfers that end because another one failed."""
-
-
 @dataclass
 class Transfer:
     """The execution of a plan."""
@@ -65,10 +61,10 @@ class Transfer:
         self._write(SEAL, source.metadata[SEAL])
 
     def require_own_root(self) -> None:
-        """Raises CometError if another cache was begun at the destination since the plan was made."""
+        """Raises CometError if another cache was started at the destination since the plan was made."""
         source, name = self.plan.source, self.plan.destination.name
         if any(self._read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
-            raise CometError(f"{name}: another cache was begun there meanwhile; choose another location", exit_code=2)
+            raise CometError(f"{name}: another cache was started there meanwhile; choose another location", exit_code=2)
 
     def write_extent(self) -> None:
         """Raises CometError if the destination was given another extent since the plan was made."""
@@ -132,7 +128,7 @@ class Transfer:
             done += size
             self.progress(size)
             if self.stop.is_set():
-                raise Stopped(f"{source.name}/{path}: stopped")
+                raise CometError(f"{source.name}/{path}: stopped, as another file failed")
 
         try:
             with closing(source.blocks(path, record.size)) as blocks:

@@ -37,7 +37,7 @@ def pushing(
     """
 
     def on_failure() -> None:
-        tqdm.write(f"pushing to {to.name} failed; no further shard is begun")
+        tqdm.write(f"pushing to {to.name} failed; no further shard is started")
         stop.set()
 
     planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)

@@ -243,7 +243,7 @@ def test_an_upload_that_fails_for_good_ends_the_build_in_one_line(
         f"on; {settings.out} keeps what is built"
     )
     assert len(tries) == 1 + HASTY.retries
-    assert f"pushing to {memory} failed; no further shard is begun\n" in capsys.readouterr().out
+    assert f"pushing to {memory} failed; no further shard is started\n" in capsys.readouterr().out
     built = committed(settings.out)
     cache = open_cache(settings.out)
     assert 3 <= built < sum(map(cache.recipe.shards, cache.specs)) - 3

@@ -137,7 +137,7 @@ def test_another_cache_that_came_meanwhile_is_not_touched(there: Folder, tmp_pat
     if until == "zarr.json":
         (there.root / SEAL).unlink()
     before = {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
-    with pytest.raises(CometError, match=r"there: another cache was begun there meanwhile; choose another location"):
+    with pytest.raises(CometError, match=r"there: another cache was started there meanwhile; choose another location"):
         carry_out(late, there)
     assert before == {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
 
@@ -166,8 +166,8 @@ def test_a_beginning_of_another_machine_that_was_never_sealed_says_what_to_do(th
     with pytest.raises(CometError) as caught:
         planned(open_cache(tmp_path / "mine"), there)
     assert str(caught.value) == (
-        f"{there.name}: holds another cache; choose another location (same recipe, begun by another machine and never "
-        "sealed: remove it if no build of it is running)"
+        f"{there.name}: holds another cache; choose another location (same recipe, started by another machine and "
+        "never sealed: remove it if no build of it is running)"
     )
 
 

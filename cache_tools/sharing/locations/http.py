@@ -94,9 +94,13 @@ class HttpClient:
                 self._deadlines[connection] = time.monotonic() + time_limit
             is_read, answer = False, None
             try:
-                answer = self._get(connection, parts, authorization(parts) if same_origin(first, parts) else {})
+                is_same_origin = parts[:2] == first[:2]
+                answer = self._get(connection, parts, authorization(parts) if is_same_origin else {})
                 if answer.status not in REDIRECTS:
-                    require_file(answer.status, url)
+                    if answer.status in (404, 410):
+                        raise FileNotFoundError(redacted(url))
+                    if answer.status != 200:
+                        raise StatusError(answer.status)
                     while block := answer.read(BLOCK):
                         yield block
                     if answer.length:
@@ -118,7 +122,7 @@ class HttpClient:
     def _acquire(self, parts: SplitResult) -> Connection:
         """Return an idle or new connection, through the proxy of the environment if there is one."""
         with self._lock:
-            if idle := self._idle[parts.scheme, parts.netloc]:
+            if idle := self._idle[parts[:2]]:
                 return idle.pop()
         host, port = parts.hostname or "", parts.port
         proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
@@ -134,7 +138,7 @@ class HttpClient:
     def _release(self, parts: SplitResult, connection: Connection) -> None:
         connection.is_reused = True
         with self._lock:
-            self._idle[parts.scheme, parts.netloc].append(connection)
+            self._idle[parts[:2]].append(connection)
 
     def _get(self, connection: Connection, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         """Return the answer to a GET, asked again once if the server had closed the idle connection."""
@@ -164,13 +168,6 @@ def watch(client: "weakref.ref[HttpClient]") -> None:
         time.sleep(WATCH_SECONDS)
 
 
-def require_file(status: int, url: str) -> None:
-    if status in (404, 410):
-        raise FileNotFoundError(redacted(url))
-    if status != 200:
-        raise StatusError(status)
-
-
 def authorization(parts: SplitResult) -> dict[str, str]:
     """Return the header with user and password of the URL, else of ~/.netrc, else none."""
     user, password = parts.username, parts.password
@@ -184,10 +181,6 @@ def authorization(parts: SplitResult) -> dict[str, str]:
         user, password = found[0], found[2]
     pair = f"{unquote(user)}:{unquote(password or '')}".encode()
     return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
-
-
-def same_origin(one: SplitResult, other: SplitResult) -> bool:
-    return (one.scheme, one.netloc) == (other.scheme, other.netloc)
 
 
 def redirect_target(parts: SplitResult, location: str) -> SplitResult:

@@ -4,7 +4,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
@@ -190,15 +190,9 @@ class Remote:
                         file.write(block)
                 self.fs.mv(staged, final)
             except BaseException:
-                self._remove(staged)
+                with suppress(Exception):  # else it stays, under a name that no cache uses
+                    self.fs.rm_file(staged)
                 raise
-
-    def _remove(self, address: str) -> None:
-        """Remove an unfinished file. If that fails it stays, under a name that no cache uses."""
-        try:
-            self.fs.rm_file(address)
-        except Exception:
-            return
 
     @contextmanager
     def _errors(self, path: str) -> Iterator[None]:
@@ -230,13 +224,8 @@ class Remote:
 def secrets(url: str) -> list[str]:
     """Return the password, the query and its values, raw and decoded, as far as the URL has them."""
     parts = urlsplit(url)
-    values = [
-        parts.password,
-        unquote(parts.password or ""),
-        parts.query,
-        *(value for _, value in parse_qsl(parts.query)),
-    ]
-    return [value for value in values if value]
+    values = [value for _, value in parse_qsl(parts.query)]
+    return [one for one in (parts.password, unquote(parts.password or ""), parts.query, *values) if one]
 
 
 def http_status(error: Exception) -> int | None:
