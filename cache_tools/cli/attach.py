@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cache_tools.cli.help import GroupedHelp
-from cache_tools.cli.share import show_result
+from cache_tools.cli.parts import show_result
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 
 SECTIONS = {"Text": ("text", "exclude")}

@@ -6,7 +6,8 @@ from cache_tools.cli.attach import attach_text
 from cache_tools.cli.build import build
 from cache_tools.cli.help import GroupedCommands
 from cache_tools.cli.info import info, languages
-from cache_tools.cli.share import merge_caches, pull, push, subset
+from cache_tools.cli.parts import merge_caches, subset
+from cache_tools.cli.transfer import pull, push
 from cache_tools.cli.verify import repair, verify_cache
 
 COMMANDS = {

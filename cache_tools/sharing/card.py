@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, printable
-from cache_tools.sharing.detached import NOT_ANONYMOUS
+from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call

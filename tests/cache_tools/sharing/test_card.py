@@ -109,5 +109,5 @@ def test_a_card_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "there" / CARD).write_text("# Ours\n")
     done = push(cache, tmp_path / "there")
     assert done.exit_code == 0
-    assert f"{tmp_path / 'there'}/README.md is not comet-cache's and stays as it is\n" in done.stdout
+    assert f"{tmp_path / 'there'}/README.md was not written by comet-cache and is kept\n" in done.stdout
     assert (tmp_path / "there" / CARD).read_text() == "# Ours\n"
