@@ -34,7 +34,7 @@ EXAMPLES = (
 def export_model(model: Path, int8: bool, output: Path | None) -> None:
     """Export MODEL, a folder written by comet-train or `comet-eval --output`, to run with onnxruntime alone.
 
-    The exported model is compared with torch on real text before it is published. Its README.md shows how to use it.
+    The exported model is compared with torch on real text. Its README.md shows how to use it.
     """
     from comet.export.export import ExportSettings, export
 

@@ -222,7 +222,7 @@ def save_best(
         model.cpu().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", finetuned_card(data, result, run))
-    return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) lies in {output}"
+    return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) is in {output}"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ from comet.export.onnx_model import open_session, run
 LARGEST_DIFFERENCE = 1e-4  # of float32 logits
 LEAST_AGREEMENT = 0.9  # of int8: share of the positions with torch's best class or token
 LARGEST_VARIATION = 0.05  # of int8: mean total variation
-BATCHES = (1, 1, 1, 2, 3, 5)  # texts a batch, over and over
+BATCHES = (1, 1, 1, 2, 3, 5)  # texts per batch, repeated
 SENTENCES = 96
 SLICE = 64  # positions compared at a time: a vocabulary may have 250,002 tokens
 
@@ -29,8 +29,8 @@ Logits = NDArray[np.float32]
 class Comparison:
     """Two models compared over all positions (tokens, or whole texts).
 
-    `difference` is the largest of two logits, `agreement` the share of positions with the same best class or
-    token, `variation` the mean total variation ½ Σ |p − q| between the two distributions.
+    `difference` is the largest absolute difference of two logits, `agreement` the share of positions with the same best
+    class or token, `variation` the mean total variation ½ Σ |p − q| between the two distributions.
     """
 
     positions: int

@@ -58,12 +58,13 @@ def test_it_learns_to_classify_and_the_seed_decides_everything(sample_teacher: P
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
 
 
-def test_it_learns_to_tag(sample_teacher: Path, entities: TaskData) -> None:
+def test_it_learns_to_tag(sample_teacher: Path, entities: TaskData, capsys: pytest.CaptureFixture[str]) -> None:
     gold = [example.labels for example in entities.reported.examples]
     _, predictions = tuned(sample_teacher, entities, seed=0, how=replace(HOW, epochs=8))
     assert entities.reported.name == "dev"
     assert [len(p) for p in predictions] == [len(g) for g in gold]
     assert entities.task.score(gold, predictions) > 0.9
+    assert capsys.readouterr().out == ""
 
 
 def test_without_training_it_knows_nothing(sample_teacher: Path, topics: TaskData) -> None:
