@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
-from cache_tools.models import choose_device
+from cache_tools.models import choose_device, max_positions
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
@@ -115,8 +115,7 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
             f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} pieces but its head only {vocab_size}; "
             "tokenizer and model do not belong together"
         )
-    # RoBERTa's positions start after the padding id, so two of max_position_embeddings are never used
-    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    positions = max_positions(config)
     if settings.seq_len > positions:
         raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
     if settings.top_k > vocab_size:

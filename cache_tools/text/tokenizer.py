@@ -30,7 +30,7 @@ def load_teacher_tokenizer(name: str) -> PreTrainedTokenizerFast:
     Raises CometError if there is none, if it is not a fast one, or if it lacks a special token that rows need.
     """
     folder = model_folder(name, f"teacher {name}", "give --teacher FOLDER")
-    with loading_errors(name, "tokenizer"):
+    with loading_errors(f"teacher {name}: its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
