@@ -107,7 +107,7 @@ def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepB
 
 
 def save_student(prepared: Preparation, student: XLMRobertaForMaskedLM, result: Distilled) -> None:
-    """Write an ordinary transformers folder, which gets its name only when it is whole: weights, config, tokenizer, card.
+    """Write an ordinary transformers folder, named only when it is whole: weights, config, tokenizer, card.
 
     Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
