@@ -13,7 +13,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -24,8 +24,6 @@ from cache_tools.settings import is_hub_text
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
-FORMATS = (".txt", ".jsonl", ".parquet")
-ITEM_FORMATS = (*FORMATS, ".tsv", ".csv", ".conll")
 LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
 MAX_LINE_BYTES = 64 * 2**20
 READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
@@ -54,85 +52,12 @@ class TextFile:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
 
-def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
-    """Return the sources of `--text`, in order: files, those of folders, and data sets of the hub.
-
-    Raises CometError as `find_sources` and `parse_hub_text` do.
-    """
-    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
-    return tuple(chain.from_iterable(found))
-
-
-def find_sources(
-    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
-) -> tuple[TextFile, ...]:
-    """Return the files of these formats at `paths` (files or folders), those of a folder in the order of their names.
-
-    Raises CometError if a path does not exist, a file has another ending, or a folder holds no such file.
-    """
-    sources: list[TextFile] = []
-    for given in paths:
-        path = Path(given)
-        if not path.exists():
-            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
-        files = (
-            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
-        )
-        if not files:
-            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
-        for file in files:
-            if text_format(file) not in formats:
-                raise CometError(
-                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
-                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
-                    exit_code=2,
-                )
-            sources.append(TextFile(file, file.name, file.stat().st_size))
-    return tuple(sources)
-
-
 def text_format(path: Path) -> str:
     """Return the format by a file's name, empty if it cannot be read."""
     if path.suffix in COMPRESSIONS:
         inner = Path(path.stem).suffix
         return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
     return path.suffix if path.suffix in ITEM_FORMATS else ""
-
-
-def documents(source: TextFile | HubText) -> Iterator[str]:
-    """Yield the documents of one file or data set, stripped, in order.
-
-    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
-    record without a text, and as `hub_documents` does.
-    """
-    if isinstance(source, HubText):
-        yield from hub_documents(source)
-        return
-    if source.format == ".parquet":
-        yield from parquet_documents(source)
-        return
-    for number, line in lines(source):
-        text = json_text(line, source, number) if source.format == ".jsonl" and line.strip() else line
-        if document := text.strip():
-            yield document
-
-
-def items(source: TextFile) -> Iterator[str]:
-    """Yield the items of an evaluation file in order; some may have no words.
-
-    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names are
-    too short to match any document but one of just that. Quotes in a `.tsv` are ordinary characters, as in AfriSenti.
-    Raises CometError as `documents` does.
-    """
-    if source.format == ".tsv":
-        for _, line in lines(source):
-            yield from line.split("\t")
-    elif source.format == ".csv":
-        yield from csv_fields(source)
-    elif source.format == ".conll" or (source.format == ".txt" and is_conll(source)):
-        yield from conll_sentences(source)
-    else:
-        yield from documents(source)
 
 
 def csv_fields(source: TextFile) -> Iterator[str]:
@@ -239,3 +164,98 @@ def parquet_documents(source: TextFile) -> Iterator[str]:
                         yield document
     except (OSError, pyarrow.ArrowException) as error:
         raise CometError(f"{source.name}: cannot be read as Parquet: {error}") from error
+
+
+def _lines_of_text(source: TextFile) -> Iterator[str]:
+    for _, line in lines(source):
+        yield line.strip()
+
+
+def _json_documents(source: TextFile) -> Iterator[str]:
+    for number, line in lines(source):
+        if line.strip():
+            yield json_text(line, source, number).strip()
+
+
+def _text_items(source: TextFile) -> Iterator[str]:
+    return conll_sentences(source) if is_conll(source) else _lines_of_text(source)
+
+
+def _tab_separated_fields(source: TextFile) -> Iterator[str]:
+    for _, line in lines(source):
+        yield from line.split("\t")
+
+
+READERS: dict[str, Callable[[TextFile], Iterator[str]]] = {
+    ".txt": _lines_of_text,
+    ".jsonl": _json_documents,
+    ".parquet": parquet_documents,
+}
+"""By file extension what yields the documents of a file, stripped; an empty one counts for nothing."""
+
+ITEM_READERS = READERS | {
+    ".txt": _text_items,
+    ".tsv": _tab_separated_fields,
+    ".csv": csv_fields,
+    ".conll": conll_sentences,
+}
+"""By file extension what yields the items of an evaluation file; some may have no words."""
+
+FORMATS, ITEM_FORMATS = tuple(READERS), tuple(ITEM_READERS)
+
+
+def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
+    """Return the sources of `--text`, in order: files, those of folders, and data sets of the hub.
+
+    Raises CometError as `find_sources` and `parse_hub_text` do.
+    """
+    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
+    return tuple(chain.from_iterable(found))
+
+
+def find_sources(
+    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
+) -> tuple[TextFile, ...]:
+    """Return the files of these formats at `paths` (files or folders), those of a folder in the order of their names.
+
+    Raises CometError if a path does not exist, a file has another ending, or a folder holds no such file.
+    """
+    sources: list[TextFile] = []
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
+        files = (
+            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
+        )
+        if not files:
+            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
+        for file in files:
+            if text_format(file) not in formats:
+                raise CometError(
+                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
+                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
+                    exit_code=2,
+                )
+            sources.append(TextFile(file, file.name, file.stat().st_size))
+    return tuple(sources)
+
+
+def documents(source: TextFile | HubText) -> Iterator[str]:
+    """Yield the documents of one file or data set, stripped, in order.
+
+    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
+    record without a text, and as `hub_documents` does.
+    """
+    found = hub_documents(source) if isinstance(source, HubText) else READERS[source.format](source)
+    return filter(None, found)
+
+
+def items(source: TextFile) -> Iterator[str]:
+    """Yield the items of an evaluation file in order; some may have no words.
+
+    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names are
+    too short to match any document but one of just that. Quotes in a `.tsv` are ordinary characters, as in AfriSenti.
+    Raises CometError as `documents` does.
+    """
+    return ITEM_READERS[source.format](source)
