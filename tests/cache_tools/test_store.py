@@ -232,7 +232,7 @@ def test_reading_and_verifying_a_cache_needs_neither_torch_nor_transformers(buil
     program = """
 import sys
 import cache_tools
-from cache_tools.verify import verify
+from cache_tools.verify.verify import verify
 cache = cache_tools.open_cache(sys.argv[1])
 assert verify(sys.argv[1]).damage == []
 cache.require_complete()
