@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from helpers import REPOSITORY
 
-import comet.cli.train
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
+from comet.cli.train import train
 
 ALONE = """
 import runpy, socket, sys
@@ -130,7 +130,7 @@ def test_bad_calls_give_one_clear_line_and_leave_nothing(
     make_bad_caches(trained, settings)
     before = sorted(trained.iterdir())
     monkeypatch.chdir(trained)
-    done = CliRunner().invoke(comet.cli.train, [*arguments, "--output", "new"])
+    done = CliRunner().invoke(train, [*arguments, "--output", "new"])
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
     assert sorted(trained.iterdir()) == before
