@@ -13,7 +13,7 @@ from helpers import REPOSITORY
 
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
-from comet.cli.train import train
+from comet.cli import train as command
 
 ALONE = """
 import runpy, socket, sys
@@ -130,7 +130,7 @@ def test_bad_calls_give_one_clear_line_and_leave_nothing(
     make_bad_caches(trained, settings)
     before = sorted(trained.iterdir())
     monkeypatch.chdir(trained)
-    done = CliRunner().invoke(train, [*arguments, "--output", "new"])
+    done = CliRunner().invoke(command.train, [*arguments, "--output", "new"])
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
     assert sorted(trained.iterdir()) == before
