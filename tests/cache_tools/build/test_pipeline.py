@@ -48,7 +48,7 @@ def test_out_of_memory_restarts_the_shard_in_smaller_batches(
     rows = cache.recipe.shard_rows("validation", 0)
     assert tried[:2] == [min(16, rows), min(8, rows)]
     assert max(tried[2:]) <= 8
-    assert "out of memory: going on with batches of 8 rows" in capsys.readouterr().out
+    assert "out of memory: continuing with batches of 8 rows" in capsys.readouterr().out
     sizes = {
         cache.record(group, s).numerics["batch_size"] for group in cache.specs for s in cache.extent.indices(group)
     }
@@ -63,7 +63,7 @@ def test_out_of_memory_restarts_the_shard_in_smaller_batches(
 
 def test_a_row_that_does_not_fit_ends_the_build(settings: BuildSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(0, monkeypatch, torch.OutOfMemoryError("out of memory"))
-    with pytest.raises(CometError, match=r"^memory does not suffice for one row at a time; use a smaller teacher"):
+    with pytest.raises(CometError, match=r"^out of memory with one row at a time; use another --device"):
         build_cache(settings)
 
 
