@@ -21,6 +21,7 @@ from cache_tools.build.pipeline import ShardBuffer, Throughput, fill
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
+from cache_tools.store.ledger import ShardKey
 from cache_tools.teacher.device import choose_batch_size
 from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched
 from cache_tools.teacher.model import load_teacher
@@ -165,11 +166,11 @@ def test_a_rank_takes_the_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("fault", ["missing", "dtype"])
 def test_a_shard_takes_nothing_but_all_of_its_arrays(settings: BuildSettings, fault: str) -> None:
     cache = build_cache(settings)
-    shard = ShardBuffer(cache, ("train", 0), 16, pinned=False)
+    shard = ShardBuffer(cache, ShardKey("train", 0), 16, pinned=False)
     part = {name: array[:4].copy() for name, array in shard.arrays.items()}
     if fault == "missing":
         del part["tail_logmass"]
     else:
         part["topk_logprob"] = part["topk_logprob"].astype(np.float32)
-    with pytest.raises(ValueError, match=r"shard \('train', 0\): expected arrays"):
+    with pytest.raises(ValueError, match=r"shard train 0: expected arrays"):
         shard.put(part)
