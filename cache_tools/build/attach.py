@@ -39,7 +39,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
         return cache
     keys = committed_shards(cache)
     if not keys:
-        raise CometError(f"{cache.root}: no shard is there to attach a text to; pull or merge some first")
+        raise CometError(f"{cache.root}: holds no shard to attach a text to; pull or merge some first")
     left = files_left(cache, keys)
     tokenizer = cached_tokenizer(cache)
     texts = find_texts(text)

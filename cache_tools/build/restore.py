@@ -120,8 +120,7 @@ class RebuiltTokens:
         return files
 
     def error(self, message: str) -> CometError:
-        """Return the error of a text that is not the cache's, with the first row that differs in place of `message` if
-        the keys reveal it."""
+        """Return the error of a text that is not the cache's: the first row that differs, else `message`."""
         reasons = "; ".join([self.first_difference() or message, *self.mismatches])
         return CometError(f"{self.cache.root}: the text does not give its tokens: {reasons}. Nothing was changed")
 

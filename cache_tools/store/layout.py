@@ -66,8 +66,8 @@ def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
     if shard_bytes > MAX_SHARD_BYTES:
         largest = max(specs, key=lambda name: specs[name].chunk_bytes)
         raise CometError(
-            f"a shard of {recipe.rows_per_shard} rows would take {shard_bytes} bytes of memory (most of them for "
-            f"{largest}), more than {MAX_SHARD_BYTES}; use fewer --rows-per-shard",
+            f"a shard of {recipe.rows_per_shard} rows would take {shard_bytes} bytes of memory, most of them for "
+            f"{largest}, more than {MAX_SHARD_BYTES}; use fewer --rows-per-shard",
             exit_code=2,
         )
     return specs

@@ -1,4 +1,4 @@
-"""The signal `attention`: pooled maps of some layers, of one row in so many."""
+"""The signal `attention`: pooled maps of some layers, of every n-th row."""
 
 from dataclasses import dataclass
 

@@ -119,7 +119,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         smallest, most = (bounds[0][1], bounds[1][0]) if power < 1 else (bounds[0][0], bounds[1][1])
         wrong = (tail[:, index] < smallest - 2 * NATS_STEP) | (tail[:, index] > most + 2 * NATS_STEP)
         if np.any(wrong := wrong if others else tail[:, index] != -np.inf):
-            yield f"tail_logmass: at T = {temperature:g} outside what its mass allows at {wrong.sum()} targets"
+            yield f"tail_logmass: at T = {temperature:g} outside the bounds of its mass at {wrong.sum()} targets"
 
 
 def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:

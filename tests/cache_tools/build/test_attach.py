@@ -191,7 +191,7 @@ def test_a_cache_without_a_shard_has_nothing_to_attach_to(tmp_path: Path, sample
     prepare_cache(tmp_path / "kin.zarr", small_recipe())
     extent = without_text(whole_extent(small_recipe()))
     change_json(tmp_path / "kin.zarr/ledger/extent.json", lambda e: e.update(arrays=list(extent.arrays)), sign=True)
-    with pytest.raises(CometError, match=r"no shard is there to attach a text to; pull or merge some first$"):
+    with pytest.raises(CometError, match=r"holds no shard to attach a text to; pull or merge some first$"):
         attach(open_cache(tmp_path / "kin.zarr"), (str(sample_text),))
 
 

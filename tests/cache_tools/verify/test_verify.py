@@ -183,13 +183,13 @@ WRONG = {
         "topk",
         "tail_logmass",
         lambda a: a[..., [1, 0, 2]],
-        "outside what its mass allows",
+        "outside the bounds of its mass",
     ),
     "tails without T = 1": (
         "topk without T = 1",
         "tail_logmass",
         lambda a: a[..., ::-1].copy(),
-        "what its mass allows",
+        "the bounds of its mass",
     ),
     "the best token twice": (BEST, "topk_id", lambda a: np.where(a >= 0, 3, a), "expected 8 different tokens"),
 }
