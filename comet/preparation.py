@@ -64,12 +64,12 @@ def open_for_training(places: Sequence[str | Path], local: LocalCache | None = N
 def _open_at(place: str, local: LocalCache | None) -> Cache:
     if "://" not in place:
         return open_cache(place)
-    from cache_tools.sharing.locations.remote import RetryPolicy
-    from cache_tools.sharing.remote_shards import open_afar
+    from cache_tools.sharing.remote_shards import open_remote
+    from cache_tools.sharing.retry import RetryPolicy
 
     if local is None:
         raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)
-    return open_afar(place, local, RetryPolicy())
+    return open_remote(place, local, RetryPolicy())
 
 
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, XLMRobertaForMaskedLM]:

@@ -69,7 +69,7 @@ def load_teacher(name: str) -> Teacher:
     Raises CometError if it cannot be fetched or loaded, or has no masked-LM head or one of an unknown kind.
     """
     folder = teacher_folder(name)
-    with loading_errors(name, "model"):
+    with loading_errors(f"teacher {name}: its model"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise CometError(f"teacher {name}: a {config.model_type} model is not a masked LM; choose one that is")

@@ -79,8 +79,7 @@ class TopkTargets:
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
         self.kl_note = (
-            f"The KL is bucketed: the {recipe.top_k} best tokens, and all others as one; a lower bound of the KL over "
-            "the vocabulary"
+            f"bucketed: the top {recipe.top_k} tokens, and all others as one, which gives a lower bound of the full KL"
         )
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
@@ -127,7 +126,7 @@ class ThresholdTargets:
 
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
-        self.kl_note = f"The KL is estimated, without bias, from up to {recipe.top_k} sampled tokens of each target"
+        self.kl_note = f"estimated from up to {recipe.top_k} sampled tokens at each target"
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
         return "sample_id", "sample_logweight", "entropy_seen" if trimmed else "entropy"
