@@ -1,4 +1,4 @@
-"""What a pooled attention map is, for teacher and student alike.
+"""Pooled attention maps, for teacher and student alike.
 
 A map [m, m] is the attention of one layer averaged over heads and over the query positions of a block, and summed
 over the key positions of a block, so its rows still sum to 1. The blocks divide the valid tokens of a row evenly:
@@ -6,7 +6,6 @@ with n tokens, position p lies in block floor(p · min(n, m) / n); a row of n < 
 are zero.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ CODE_STEPS = 255
 
 
 def block_members(length: Tensor, seq_len: int, size: int) -> Tensor:
-    """[B, L, m] float32, 1 where a position lies in a block; rows of padding are all zero. `length` [B] int."""
+    """Return [B, L, m] float32: 1 where a position lies in a block, all zero in the padding. `length` [B] int."""
     length = length.to(torch.int64)
     position = torch.arange(seq_len, device=length.device)  # [L]
     block = position * length.clamp(max=size)[:, None] // length[:, None]  # [B, L]
@@ -33,20 +32,20 @@ def block_members(length: Tensor, seq_len: int, size: int) -> Tensor:
 
 
 def query_means(members: Tensor) -> Tensor:
-    """[B, m, L]: averages over the positions of each block; rows of blocks not in use are zero."""
+    """Return [B, m, L], the weights of a mean over the positions of each block; zero for blocks not in use."""
     return (members / members.sum(1, keepdim=True).clamp(min=1.0)).transpose(1, 2)
 
 
 def pool_weights(weights: Tensor, members: Tensor) -> Tensor:
-    """Pools attention weights [B, H, L, L] to maps [B, m, m] by definition."""
+    """Pool attention weights [B, H, L, L] to maps [B, m, m] by definition."""
     return query_means(members) @ weights.float().mean(1) @ members
 
 
 def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, members: Tensor) -> Tensor:
-    """The same maps [B, m, m] without ever holding an L × L matrix: SDPA with the block members as values.
+    """Return the same maps [B, m, m] without ever holding an L × L matrix: SDPA with the block members as values.
 
     `query` and `key` [B, H, L, d]. The members are zero-padded to a multiple of the head size, because kernels that
-    never write the weights want values as wide as the keys.
+    never write the weights need values as wide as the keys.
     """
     heads, width = query.shape[1], query.shape[3]
     slices = []
@@ -58,7 +57,7 @@ def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
 
 
 def softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """[B, H, L, L] attention weights. `mask` [B, 1, L, L] is bool, True where a key may be seen."""
+    """Return attention weights [B, H, L, L]. `mask` [B, 1, L, L] bool, True where a key may be attended to."""
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(2, 3)).float() * scaling
     if mask is not None:
@@ -75,7 +74,7 @@ def attend_and_pool(
     dropout: float,
     members: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The attention itself [B, H, L, d] and the same maps [B, m, m] from one L × L matrix.
+    """Return the attention output [B, H, L, d] and the same maps [B, m, m] from one L × L matrix.
 
     For training on a CPU, where the backward pass of a second SDPA costs more than the matrix.
     """
@@ -85,22 +84,22 @@ def attend_and_pool(
 
 
 def to_codes(maps: Tensor) -> Tensor:
-    """uint8 codes of maps […, m, m], 255 times the square root: as fine as it matters for small values too, in half the
-    bytes of float16. What is not finite becomes 0, so that a row of it is all zero, which no map's is."""
+    """Return uint8 codes of maps […, m, m]: 255 times the square root, fine enough for small values too, in half the
+    bytes of float16. Values that are not finite become 0, so a row of them is all zero, as no row of a map is."""
     return maps.nan_to_num(0.0, 0.0, 0.0).sqrt().mul(CODE_STEPS).round().to(torch.uint8)
 
 
 def from_codes(codes: Tensor) -> Tensor:
-    """Maps […, m, m] float32 from their codes, rows of used blocks summing to 1 again."""
+    """Return maps […, m, m] float32 from their codes; rows of used blocks sum to 1 again."""
     maps = codes.float().square()
     return maps / maps.sum(-1, keepdim=True).clamp(min=1.0)
 
 
 class AttentionCapture:
-    """Collects the pooled maps of some layers during one forward pass of a model prepared by `enable_capture`.
+    """The pooled maps of some layers, collected in one forward pass of a model prepared by `enable_capture`.
 
     Pass it to the model's body as the keyword argument `attention_capture`. `length` [B] int64; `rows` [B'] int64 are
-    those of which maps are wanted, None for all.
+    the rows to collect maps of, None for all.
     """
 
     def __init__(
@@ -123,12 +122,11 @@ class AttentionCapture:
             self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
 
     def maps(self) -> Tensor:
-        """[B', layers, m, m] float32, rows of used blocks summing to 1.
+        """Return maps [B', layers, m, m] float32; rows of used blocks sum to 1.
 
-        Raises CometError when a layer did not pass its attention through the capture.
+        Raises CometError if a layer did not pass its attention through the capture.
         """
-        missing = [layer for layer in self.layers if layer not in self.collected]
-        if missing:
+        if missing := [layer for layer in self.layers if layer not in self.collected]:
             raise CometError(
                 f"attention of layers {missing} could not be captured: this model does not use the attention "
                 "interface of transformers there; build without them (--attention-layers)"
@@ -149,26 +147,25 @@ def capturing_sdpa(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own SDPA attention, which also shows query and key to a capture."""
+    """Run transformers' own SDPA attention; pass query and key to a capture, too."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     if attention_capture is not None and layer in attention_capture.layers:
-        with torch.autocast(query.device.type, enabled=False):  # it would round the maps to half precision
+        with torch.autocast(query.device.type, enabled=False):  # autocast would round the maps to half precision
             if attention_capture.rows is None and query.requires_grad and query.device.type == "cpu":
                 members = attention_capture.members
                 attended, maps = attend_and_pool(query, key, value, attention_mask, scaling, dropout, members)
                 attention_capture.collected[layer] = maps
                 return attended.transpose(1, 2).contiguous(), None
             attention_capture.collect(layer, query, key, attention_mask, scaling)
-    forward: Callable[..., tuple[Tensor, None]] = sdpa_attention_forward
-    return forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 def enable_capture(model: PreTrainedModel) -> None:
-    """Switches a model to SDPA attention that an AttentionCapture can listen to.
+    """Switch a model to SDPA attention that an AttentionCapture can collect maps from.
 
-    Raises CometError when the model does not support the attention interface.
+    Raises CometError if the model does not support the attention interface.
     """
-    # Without the second registration transformers drops the padding mask silently.
+    # Without the second registration transformers silently drops the padding mask.
     AttentionInterface.register(IMPLEMENTATION, capturing_sdpa)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     try:

@@ -1,8 +1,8 @@
-"""What a cache can hold of a text and of its teacher: every array declared once, as data, without numpy or torch.
+"""The contents of a cache, of its text and of its teacher: every array declared once, as data, without numpy or torch.
 
-Layout, bounds, values, verify, subset, card, info and the student's dataset read this table, and a name that it does
-not have is an error. A signal has besides one class that computes and compares it (`cache_tools.teacher.signals`) and
-one that makes losses of it (`comet.train.signals`).
+Layout, bounds, values, verify, subset, card, info and the student's dataset read this table; a name that is not in it
+is an error. Each signal also has one class that computes and compares it (`cache_tools.teacher.signals`) and one that
+makes losses of it (`comet.train.signals`).
 """
 
 import math
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UNUSED_POSITION = 65535
 UNUSED_ID = -1
-NO_CODE = 255  # in every code of a row without a map: no row of a map is 255 everywhere
+NO_CODE = 255  # every code of a row without a map: no row of a map is 255 everywhere
 
 AXES: dict[str, Callable[["Recipe"], int]] = {
     "position": lambda recipe: recipe.seq_len,
@@ -29,11 +29,11 @@ AXES: dict[str, Callable[["Recipe"], int]] = {
     "query_block": lambda recipe: recipe.attention_size,
     "key_block": lambda recipe: recipe.attention_size,
 }
-"""The size of every axis but the first, which is the rows."""
+"""The size of every axis but the first, the rows."""
 
 
 class Legal(Enum):
-    """The legal values at a target, in words. `store.bounds` checks them."""
+    """The legal values at a target, worded for error messages; `store.bounds` checks them."""
 
     RISING = "rising positions, found another"
     TOKEN = "a token, found none"
@@ -49,8 +49,8 @@ class Legal(Enum):
 class DeclaredArray:
     """One array [rows, *axes] of a group.
 
-    `fill` stands where nothing was written and in the slots of unused targets; it is never a legal value. `span` gives
-    the lowest value of an index and the first that is too high.
+    `fill` marks unwritten values and the slots of unused targets; it is never a legal value. `span` returns the lowest
+    value of an index and the first that is too high.
     """
 
     dtype: str
@@ -62,7 +62,7 @@ class DeclaredArray:
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The mean and the largest error that the rows of one shard may have; of a share the mean only."""
+    """The largest mean and the largest single error allowed in the rows of one shard; of a share the mean only."""
 
     mean: float
     largest: float = math.inf
@@ -70,24 +70,24 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Measure:
-    """How far a teacher that is run again may be off: in nats, radians, or as a share of ids; by dtype as `DTYPES`."""
+    """Errors allowed when a teacher is run again: in nats, radians, or as a share of ids; one for each of `DTYPES`."""
 
     unit: str
     tolerances: tuple[Tolerance, Tolerance, Tolerance]
 
 
 HALF = 2.0**-11  # relative rounding of stored float16
-NATS_STEP = 1 / 1024  # of stored tails and entropies: half the bytes, and finer than float16 log-probabilities
+NATS_STEP = 1 / 1024  # step of stored tails and entropies: half the bytes, and finer than float16 log-probabilities
 DTYPES = ("float32", "float16", "bfloat16")  # of the teacher, finest first
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What is kept of the teacher under one name: arrays that belong together, of the family logits or attention.
+    """Arrays of the teacher that belong together, of the family logits or attention.
 
-    `measures` are the errors of a re-run teacher. `kept` describes for `info` and the card what a cache holds, and
-    `fidelity` in what that falls short of the teacher. `fewest` is the smallest `top_k`; `needs_one` tells whether
-    temperature 1 must be among those kept.
+    `measures` are the errors of a re-run teacher. `kept` describes the contents of a cache for `info` and the card,
+    `fidelity` their difference from the teacher. `fewest` is the smallest `top_k`; with `needs_one`, temperature 1 must
+    be among those kept.
     """
 
     name: str
@@ -111,20 +111,18 @@ TOKENS = {
     "target_id": DeclaredArray("int32", ("target",), UNUSED_ID, Legal.TOKEN, _token_ids),
     "row_key": DeclaredArray("uint64", (), 0),
 }
-"""Written by `prepare`; all other arrays of a group are the teacher's."""
+"""Arrays that `prepare` writes; all others of a group are the teacher's."""
 
 TOKEN_ARRAYS = tuple(TOKENS)
 TEXT_ARRAYS = ("input_ids", "target_id")
-"""The token arrays that a text can be read from. A copy without them is detached from its text. The others stay:
-the teacher's arrays need the positions, and the keys prove a text that is attached later."""
+"""The token arrays that reveal the text. A copy without them is detached from its text. The others stay: the
+teacher's arrays need the positions, and the keys prove a text that is attached later."""
 
-_AT_TARGET = ("target",)
 _AT_TEMPERATURE = ("target", "temperature")
 
 _LOGPROB = Measure("nats", (Tolerance(0.002, 0.032), Tolerance(0.012, 0.1), Tolerance(0.13, 0.7)))
 _NATS = Measure("nats", (Tolerance(0.002, 0.004), Tolerance(0.01, 0.06), Tolerance(0.1, 0.5)))
 _KL = Measure("nats", (Tolerance(1e-5, 1e-4), Tolerance(1e-4, 5e-4), Tolerance(1e-3, 5e-3)))
-_FROM_ENTROPIES = Tolerance(0.1, 0.1)  # of the rounding of entropies, in every dtype
 
 THRESHOLD = Signal(
     name="threshold",
@@ -143,7 +141,7 @@ THRESHOLD = Signal(
         "certain_id": Measure("share", (Tolerance(0.001), Tolerance(0.01), Tolerance(0.08))),
         # a coarser dtype draws other tokens, as probable
         "drawn_id": Measure("share", (Tolerance(0.01), Tolerance(1.0), Tolerance(1.0))),
-        "drawn_logprob": Measure("nats", (_FROM_ENTROPIES,) * 3),
+        "drawn_logprob": Measure("nats", (Tolerance(0.1, 0.1),) * 3),  # rounded entropies, in every dtype
     },
     kept=lambda recipe: f"up to {recipe.top_k} tokens by threshold sampling",
     fidelity="Logits: a sample whose expectation is the teacher's whole distribution; its likely tokens are exact.",
@@ -155,8 +153,8 @@ TOPK = Signal(
     name="topk",
     family="logits",
     arrays={
-        "topk_id": DeclaredArray("int32", (*_AT_TARGET, "k"), UNUSED_ID, Legal.DISTINCT, _token_ids),
-        "topk_logprob": DeclaredArray("float16", (*_AT_TARGET, "k"), math.nan, Legal.LOGPROB),
+        "topk_id": DeclaredArray("int32", ("target", "k"), UNUSED_ID, Legal.DISTINCT, _token_ids),
+        "topk_logprob": DeclaredArray("float16", ("target", "k"), math.nan, Legal.LOGPROB),
         "tail_logmass": DeclaredArray("float32", _AT_TEMPERATURE, math.nan, Legal.LOGMASS),
         "tail_logmass_seen": DeclaredArray("float32", _AT_TEMPERATURE, math.nan, Legal.LOGMASS),
     },
@@ -190,7 +188,7 @@ ATTENTION = Signal(
 )
 
 LOGITS = {signal.name: signal for signal in (THRESHOLD, TOPK)}
-"""By the word for it in `--keep`; a cache holds one of them."""
+"""The values of `--keep`; a cache holds one of them."""
 
 SIGNALS = (*LOGITS.values(), ATTENTION)
 FAMILIES = tuple(dict.fromkeys(signal.family for signal in SIGNALS))
@@ -200,24 +198,24 @@ _FAMILY_OF = dict.fromkeys(TOKENS, "tokens") | {name: signal.family for signal i
 
 
 def kept_signals(recipe: "Recipe") -> tuple[Signal, ...]:
-    """The signals of a cache, logits first."""
+    """Return the signals of a cache, logits first."""
     return (LOGITS[recipe.keep], *((ATTENTION,) if recipe.attention_layers else ()))
 
 
 def declared_arrays(recipe: "Recipe") -> dict[str, DeclaredArray]:
-    """The arrays of a group of a cache by name, tokens first."""
+    """Return the arrays of a group of a cache by name, tokens first."""
     return TOKENS | {name: array for signal in kept_signals(recipe) for name, array in signal.arrays.items()}
 
 
 def family_of(array: str) -> str:
-    """tokens, logits or attention. Raises CometError for a name that is not in the table."""
+    """Return "tokens", "logits" or "attention". Raises CometError if the table has no such array."""
     if array not in _FAMILY_OF:
         raise CometError(f"{array}: no array of a cache; expected one of {', '.join(_FAMILY_OF)}")
     return _FAMILY_OF[array]
 
 
 def require_declared(names: Iterable[str], recipe: "Recipe", where: str) -> dict[str, DeclaredArray]:
-    """Return the declarations of these arrays. Raises CometError for one that caches of this recipe do not have."""
+    """Return the declarations of these arrays. Raises CometError if caches of this recipe have no such array."""
     declared = declared_arrays(recipe)
     if unknown := [name for name in names if name not in declared]:
         raise CometError(f"{where}: {unknown[0]}: no array of this cache; expected some of {', '.join(declared)}")

@@ -1,4 +1,4 @@
-"""A build from end to end: resolve its inputs, prepare the rows, run the teacher over them, stop in good order."""
+"""A build from end to end: resolve inputs, prepare rows, run the teacher over them, stop cleanly."""
 
 import threading
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ def build_cache(
     push_to: str | None = None,
     i_may_share_this: bool = False,
 ) -> Cache:
-    """Builds `settings.out`, or resumes it. Returns the cache, complete but for the shards of other workers.
+    """Build `settings.out`, or resume it. Return the cache, complete but for the shards of other workers.
 
-    With `max_hours` no shard is begun after that much time. With `push_to`, a folder or a URL, every shard goes there,
-    too, as soon as it is committed; what is there already is fetched and not built again. A URL needs
-    `i_may_share_this` if a text's licence is unknown or restricts its use.
+    With `max_hours` no shard is begun after that much time. With `push_to`, a folder or a URL, every shard is pushed
+    there as soon as it is committed; shards already there are fetched, not built again. A URL needs `i_may_share_this`
+    if a text's licence is unknown or restricts its use.
     Raises CometError if arguments are invalid, a teacher or text cannot be read, `out` or `push_to` holds another
     cache, a disk or server refuses, or time, SIGINT or SIGTERM ended the build before this worker's last shard.
     """
@@ -41,7 +41,7 @@ def build_cache(
     inputs, device = find_inputs(settings), choose_device(settings.device)
     destination = find_destination(push_to, out, worker)
     existing = destination.existing
-    begun = begun or _begun(out)  # by another worker, while this one waited
+    begun = begun or _begun(out)  # another worker may have begun while this one waited
     provenance = begun.provenance if begun else existing.cache.provenance if existing else {}
     inputs = at_commits(inputs, provenance)
     destination.require_shareable(begun.provenance if begun else {"text": inputs.text_provenance()}, i_may_share_this)
@@ -58,10 +58,8 @@ def build_cache(
     require_requested(inputs, teacher, tokenizer, cache, str(out), "--out")
     destination.fetch(cache, missing_shards(cache, worker))
     restore_lost(cache, missing_shards(cache, worker), inputs.texts, inputs.excluded, tokenizer)
-    with (
-        stop_event(max_hours) as stop,
-        destination.pushing(cache, committed_shards(cache, worker), stop) as committed,
-    ):
+    before = committed_shards(cache, worker)
+    with stop_event(max_hours) as stop, destination.pushing(cache, before, stop) as committed:
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
     if left := missing_shards(cache, worker):
@@ -70,7 +68,7 @@ def build_cache(
 
 
 def _begun(out: Path) -> Cache | None:
-    """The cache in a folder, None if the folder does not exist. Raises CometError for one that cannot be built on."""
+    """Return the cache in a folder, None if there is no folder. Raises CometError if the build cannot resume it."""
     if not out.exists():
         return None
     if not (out / "zarr.json").is_file():
@@ -82,7 +80,7 @@ def _begun(out: Path) -> Cache | None:
 
 @contextmanager
 def stop_event(hours: float | None = None) -> Iterator[threading.Event]:
-    """An event that is set at the first SIGINT or SIGTERM, or after so many hours; a second signal raises
+    """Yield an event that is set at the first SIGINT or SIGTERM, or after so many hours; a second signal raises
     StoppedAtOnce."""
     stop = threading.Event()
     timer = threading.Timer(hours * 3600 if hours else 0.0, stop.set)

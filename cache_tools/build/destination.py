@@ -1,4 +1,4 @@
-"""`--push-to`: a second location of a cache, where a build may have been begun and where its shards go."""
+"""`--push-to`: a second location of a cache, to resume its build from and push its shards to."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,16 +28,16 @@ from cache_tools.store.staging import claimed_folder
 
 @dataclass(frozen=True)
 class Destination:
-    """Where shards go beside `--out`; nowhere without a location. `existing` is the cache that was begun there."""
+    """The location to push shards to, if any. `existing` is the cache already begun there."""
 
     location: Location | None = None
     existing: Listing | None = None
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
     def require_shareable(self, provenance: dict[str, Any], may_share: bool) -> None:
-        """Names the texts that go there. Raises CometError if one leaves the machine without consent.
+        """Print the texts to be pushed. Raises CometError if one would leave the machine without consent.
 
-        A folder needs none: `--out` could be there as well.
+        A folder needs no consent: `--out` could be there as well.
         """
         if self.location is None:
             return
@@ -46,21 +46,21 @@ class Destination:
             require_consent(provenance, f"--push-to {self.location.name}", may_share)
 
     def begin(self, existing: Listing, out: Path) -> None:
-        """Makes `out` from what was sealed there. Raises CometError if that cannot be fetched or written."""
-        tqdm.write(f"{existing.location.name}: the cache is begun there; going on with it in {out}")
+        """Create `out` from the existing cache's sealed files. Raises CometError if fetching or writing them fails."""
+        tqdm.write(f"{existing.location.name}: the cache was begun there; resuming it in {out}")
         with writing_in(out.parent), claimed_folder(out.parent, preparing_prefix(out)) as work:
             take_sealed(existing, work / "cache", self.policy)
             publish(work / "cache", out)
 
     def fetch(self, cache: Cache, missing: Sequence[ShardKey]) -> None:
-        """Fetches those of the missing shards that are there already."""
+        """Fetch those of the missing shards that the existing cache holds."""
         if self.existing is not None:
             require_same_seal(self.existing, cache)
             fetch(self.existing, cache, missing, self.policy)
 
     @contextmanager
     def pushing(self, cache: Cache, before: Sequence[ShardKey], stop: Event) -> Iterator[Callable[[str, int], None]]:
-        """Gives the function to call for each committed shard, which pushes it; see `sharing.upload.pushing`."""
+        """Yield the function that pushes a shard, to call once it is committed; see `sharing.upload.pushing`."""
         if self.location is None:
             yield noop
             return
@@ -69,7 +69,7 @@ class Destination:
 
 
 def find_destination(push_to: str | None, out: Path, worker: Worker) -> Destination:
-    """Looks for a cache at the location. A worker that is not the first waits until one is begun, here or there."""
+    """Look for a cache at the location. All workers but the first wait until one is begun, at `out` or there."""
     if push_to is None:
         return Destination()
     policy = RetryPolicy()

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a build would take. Rows are counted exactly, time and bytes measured on the first few."""
+"""`--dry-run`: the cost of a build. Rows are counted exactly, time and bytes measured on the first few."""
 
 import tempfile
 import time
@@ -24,7 +24,7 @@ PROBE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Rows are exact; bytes and seconds (of the teacher alone, and of preparing the text) are measured on a part."""
+    """The cost of a build. Rows and tokens are exact; bytes and seconds are measured on a part."""
 
     rows: int
     text_tokens: int
@@ -47,9 +47,9 @@ def duration(seconds: float) -> str:
 
 
 def estimate(settings: BuildSettings) -> Estimate:
-    """Prepares the text in a temporary folder and runs the teacher on its first rows for some seconds.
+    """Prepare the text in a temporary folder, and run the teacher on its first rows for PROBE_SECONDS.
 
-    Raises what `build_cache` would raise for the same settings.
+    Raises CometError as `build_cache` does for the same settings.
     """
     begun = open_cache(settings.out).provenance if settings.out.exists() else {}
     inputs = at_commits(find_inputs(settings), begun)
@@ -61,12 +61,11 @@ def estimate(settings: BuildSettings) -> Estimate:
         cache = open_cache(Path(folder) / "cache")
         recipe = cache.recipe
         prepared_bytes = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
-
         device = choose_device(settings.device)
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
         teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
         shard = ShardBuffer(cache, ShardKey("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
-        collect(teacher_pass.launch(shard.batches[0]))  # the first pass of a process is slower
+        collect(teacher_pass.launch(shard.batches[0]))  # warm-up: the first pass of a process is slower
         parts = []
         started = time.monotonic()
         for batch in shard.batches:
@@ -75,7 +74,7 @@ def estimate(settings: BuildSettings) -> Estimate:
                 break
         seconds = time.monotonic() - started
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    probed = len(arrays[next(iter(arrays))])
+    probed = len(next(iter(arrays.values())))
     encoded = sum(len(encode_chunk(cache.specs["train"][name], rows)) for name, rows in arrays.items())
     rows = sum(recipe.rows(group) for group in GROUPS)
     return Estimate(

@@ -1,8 +1,8 @@
 """Stage 1b: the pipeline rows → teacher → store.
 
-One thread reads shards ahead and cuts them into batches, this one queues batches on the device and collects what
-comes back, one encodes and writes whole shards. The next batch is queued before the results of the last are fetched,
-so a GPU has work while the host looks at them.
+One thread reads shards ahead and cuts them into batches, the main thread queues batches on the device and collects the
+results, one thread encodes and writes whole shards. The next batch is queued before the results of the last are
+fetched, so a GPU has work while the host processes them.
 """
 
 import threading
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_tools.build.workers import ALONE, Worker
+from cache_tools.errors import noop
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
@@ -25,12 +26,12 @@ from cache_tools.teacher.device import numerics, smaller_batch
 from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.model import Teacher
 
-ENCODING_AT_ONCE = 1  # shards waiting behind the writer: what the build holds in memory beside the shard in work
-LAUNCHED_AT_ONCE = 2  # batches on the device: the one it works on, and the next
+ENCODING_AT_ONCE = 1  # shards queued for the writer, held in memory beside the shard in work
+LAUNCHED_AT_ONCE = 2  # batches on the device: the running one and the next
 
 
 class Throughput:
-    """How much the teacher has done, how long it took, and how much of that time the device was at work."""
+    """Tokens and rows that the teacher has processed, the time from first to last batch, and the device's busy time."""
 
     def __init__(self) -> None:
         self.tokens = self.rows = 0
@@ -46,7 +47,7 @@ class Throughput:
 
     @property
     def idle(self) -> float:
-        """The share of the time from the first batch to the last in which the device had nothing to do."""
+        """The share of the time from the first batch to the last in which the device was idle."""
         return 1 - self.busy_seconds / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
@@ -55,42 +56,34 @@ class Throughput:
 
 
 class ShardBuffer:
-    """The token rows of a shard on their way through the teacher, and its arrays as far as they have come back."""
+    """The token rows of a shard, cut into batches for the teacher, and the teacher's arrays collected so far."""
 
     def __init__(self, cache: Cache, key: ShardKey, batch_size: int, pinned: bool) -> None:
         self.key, self.recipe, self.pinned = key, cache.recipe, pinned
         self.tokens, self.token_files = cache.read_tokens(*key)
         self.rows = len(self.tokens["length"])
-        specs = cache.specs[key[0]]
-        self.arrays: dict[str, NDArray] = {
-            name: np.empty((self.rows, *spec.shape[1:]), spec.dtype)
-            for name, spec in specs.items()
-            if name not in TOKEN_ARRAYS
-        }
+        specs = {name: spec for name, spec in cache.specs[key.group].items() if name not in TOKEN_ARRAYS}
+        self.arrays = {name: np.empty((self.rows, *spec.shape[1:]), spec.dtype) for name, spec in specs.items()}
         self.cut(batch_size)
 
     def cut(self, batch_size: int) -> None:
-        """Begins (again) with batches of so many rows."""
+        """Start over with batches of `batch_size` rows."""
         self.batch_size, self.collected_rows, self.launched = batch_size, 0, False
-        self.batches: list[HostBatch] = [
-            host_batch(
-                self.recipe,
-                {name: array[start : start + batch_size] for name, array in self.tokens.items()},
-                np.arange(start, min(start + batch_size, self.rows)),
-                self.pinned,
-            )
-            for start in range(0, self.rows, batch_size)
-        ]
+        self.batches: list[HostBatch] = []
+        for start in range(0, self.rows, batch_size):
+            tokens = {name: array[start : start + batch_size] for name, array in self.tokens.items()}
+            numbers = np.arange(start, min(start + batch_size, self.rows))
+            self.batches.append(host_batch(self.recipe, tokens, numbers, self.pinned))
 
     def put(self, part: dict[str, NDArray]) -> bool:
-        """Takes the arrays of the next batch. Returns whether the shard is whole.
+        """Store the arrays of the next batch. Return whether the shard is complete.
 
-        Raises ValueError unless they are all the arrays of a shard, in their dtypes: what is not put is not there.
+        Raises ValueError unless they are all the arrays of a shard, in their dtypes: arrays start uninitialised.
         """
-        found = {name: array.dtype for name, array in part.items()}
-        if found != (expected := {name: array.dtype for name, array in self.arrays.items()}):
+        found, expected = ({name: a.dtype for name, a in arrays.items()} for arrays in (part, self.arrays))
+        if found != expected:
             raise ValueError(f"shard {self.key}: expected arrays {expected}, found {found}")
-        rows = slice(self.collected_rows, self.collected_rows + len(part[next(iter(part))]))
+        rows = slice(self.collected_rows, self.collected_rows + len(next(iter(part.values()))))
         for name, array in part.items():
             self.arrays[name][rows] = array
         self.collected_rows = rows.stop
@@ -98,18 +91,18 @@ class ShardBuffer:
 
 
 def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[ShardKey]:
-    """(group, shard) that this worker still has to build, validation first, so that a part can be measured on."""
+    """Return the shards that this worker has yet to build, validation first, to measure partial caches on."""
     return [key for key in worker_shards(cache, worker) if cache.record(*key) is None]
 
 
-def committed_shards(cache: Cache, worker: Worker = ALONE) -> list[ShardKey]:
-    """The others of this worker's (group, shard)."""
+def committed_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
+    """Return the shards of this worker that are committed."""
     return [key for key in worker_shards(cache, worker) if cache.record(*key) is not None]
 
 
 def worker_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
-    every = sorted(cache.extent.keys(), key=lambda key: key.group, reverse=True)  # stable: shards keep their order
-    return [key for position, key in enumerate(every) if worker.takes(position)]
+    keys = sorted(cache.extent.keys(), key=lambda key: key.group, reverse=True)  # stable: shards keep their order
+    return [key for position, key in enumerate(keys) if worker.takes(position)]
 
 
 def fill(
@@ -118,20 +111,19 @@ def fill(
     device: torch.device,
     stop: threading.Event,
     worker: Worker = ALONE,
-    committed: Callable[[str, int], None] = lambda group, shard: None,
+    committed: Callable[[str, int], None] = noop,
 ) -> Throughput:
     """Run the teacher over the worker's missing shards, calling `committed` after each in the writer thread.
 
-    Returns early, after the shard in work, when `stop` is set. Where memory does not suffice, a shard is begun again
-    in batches of half the size, and so are those after it; its commit record says which size it was.
+    Returns early, after the shard in work, if `stop` is set. If memory runs out, the shard and all after it are
+    computed in batches of half the size; the commit record holds the size.
     An error in any thread ends the build with that error; no thread outlives the call.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dtype, batch_size = getattr(torch, cache.settings["dtype"]), cache.settings["batch_size"]
-    teacher_pass = TeacherPass(
-        teacher.to(device, dtype), cache.recipe, seen_mask(cache.vocabulary.id, cache.recipe.vocab_size)
-    )
+    seen = seen_mask(cache.vocabulary.id, cache.recipe.vocab_size)
+    teacher_pass = TeacherPass(teacher.to(device, dtype), cache.recipe, seen)
     pending = missing_shards(cache, worker)
     launched: deque[tuple[ShardBuffer, Launched]] = deque()
     writing: deque[Future[None]] = deque()
@@ -145,7 +137,7 @@ def fill(
 
         def read_ahead(index: int) -> list[Future[ShardBuffer]]:
             pinned = device.type == "cuda"
-            return [reader.submit(ShardBuffer, cache, p, batch_size, pinned) for p in pending[index : index + 1]]
+            return [reader.submit(ShardBuffer, cache, key, batch_size, pinned) for key in pending[index : index + 1]]
 
         def write(shard: ShardBuffer) -> None:
             record = numerics(device, dtype, shard.batch_size)
@@ -166,7 +158,7 @@ def fill(
         for index in range(len(pending)):
             shard = ahead.pop().result()
             ahead = read_ahead(index + 1)
-            if shard.batch_size > batch_size:  # cut before memory ran out
+            if shard.batch_size > batch_size:  # it was cut before memory ran out
                 shard.cut(batch_size)
             while not shard.launched:
                 try:
@@ -188,8 +180,8 @@ def fill(
 
 
 def progress_bar(cache: Cache, pending: list[ShardKey], worker: Worker) -> tqdm:
-    """A bar in tokens, silent when the output is not a terminal, standing where an earlier run stopped."""
+    """Return a bar in tokens that starts where an earlier run stopped, silent if the output is not a terminal."""
     recipe = cache.recipe
-    todo = sum(recipe.shard_rows(group, shard) for group, shard in pending) * recipe.seq_len
+    todo = sum(recipe.shard_rows(*key) for key in pending) * recipe.seq_len
     total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len if worker == ALONE else todo
     return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)

@@ -1,7 +1,7 @@
 """Stage 1a: text → token rows, vocabulary and a sealed recipe. One process, on the CPU, in bounded memory.
 
-Everything is made in a hidden folder beside the cache and gets the cache's name only when it is sealed. So a cache
-that exists has its rows, masks and vocabulary fixed for good; what a killed `prepare` leaves, the next build removes.
+All files are written to a hidden folder beside the cache, which gets the cache's name once it is sealed. So the rows,
+masks and vocabulary of an existing cache are final; the next build removes the folder of a killed `prepare`.
 """
 
 import hashlib
@@ -42,9 +42,9 @@ EMBEDDING_WIDTH = 256
 
 
 def prepare_once(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Makes the sealed cache `--out` unless it exists.
+    """Prepare the sealed cache `--out` unless it exists.
 
-    Raises CometError as `prepare` does, if the disk refuses, and at SIGINT or SIGTERM, which leave nothing.
+    Raises CometError as `prepare` does, if the disk refuses, and at SIGINT or SIGTERM, which leave no files.
     """
     out = inputs.settings.out
     try:
@@ -57,9 +57,9 @@ def prepare_once(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
 
 
 def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Makes the sealed cache `out`, with tokens and without any of the teacher's signals.
+    """Create the sealed cache `out`, with tokens and without any of the teacher's signals.
 
-    Raises CometError for text that cannot be read or holds no token, and for settings that the teacher does not allow.
+    Raises CometError if the text cannot be read or has no token, or the teacher does not allow the settings.
     """
     settings = inputs.settings
     check_against_teacher(settings, teacher, tokenizer)
@@ -89,7 +89,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
 
 
 def publish(root: Path, out: Path) -> None:
-    """Gives a sealed cache its name, once all of it is on the disk. Raises CometError when the disk refuses."""
+    """Rename a sealed cache to its final name, once all of it is on disk. Raises CometError if the disk refuses."""
     for folder in (*root.rglob("*/"), root):
         sync_folder(folder)
     try:
@@ -97,22 +97,21 @@ def publish(root: Path, out: Path) -> None:
     except OSError as error:
         if not out.exists():
             raise CometError(f"{out}: cannot be created ({error.strerror})") from error
-        # another process sealed the same cache first: theirs is as good, and the caller checks its recipe
+        # another process sealed the cache first: it is as good, and the caller checks its recipe
     sync_folder(out.parent)
 
 
 def preparing_prefix(out: Path) -> str:
-    """How the folders begin that a cache is prepared in."""
+    """Return the prefix of the folders that a cache is prepared in."""
     return f".{out.name}.preparing-"
 
 
 def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises CometError when this teacher cannot do what the settings ask."""
-    config = teacher.model.config
-    vocab_size = len(teacher.head.weight)
+    """Raise CometError if the teacher does not allow the settings."""
+    config, vocab_size = teacher.model.config, len(teacher.head.weight)
     if len(tokenizer) > vocab_size:
         raise CometError(
-            f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} pieces but its head only {vocab_size}; "
+            f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} tokens but its head only {vocab_size}; "
             "tokenizer and model do not belong together"
         )
     positions = max_positions(config)
@@ -124,12 +123,12 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
 
 
 def masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
-    """Raises CometError when the text holds nothing but unknown tokens."""
+    """Return the masking of the corpus. Raises CometError if the text has only unknown tokens."""
     special = tuple(sorted(tokenizer.all_special_ids))
     seen = np.flatnonzero(spool.counts).astype(np.int32)
     seen = seen[~np.isin(seen, special)]
     if not len(seen):
-        raise CometError("--text: the teacher's tokenizer knows no piece of this text; is it the right teacher?")
+        raise CometError("--text: the teacher's tokenizer has only unknown tokens for this text; use another teacher")
     return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
 
 
@@ -165,7 +164,7 @@ def make_recipe(
 
 
 def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
-    """Masks the rows of all views, view 0 first, and writes their token shards. Returns the digest of each shard."""
+    """Mask the rows of all views, view 0 first, and write their token shards. Return the digest of each shard."""
     specs = group_arrays(recipe, group)
     shards = tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None)
     return tuple(
@@ -174,7 +173,7 @@ def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking
 
 
 def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
-    """The vocabulary arrays; see `store.reader.Vocabulary`."""
+    """Return the vocabulary arrays; see `store.reader.Vocabulary`."""
     seen = torch.from_numpy(masking.seen.astype(np.int64))
     count = spool.counts[masking.seen]
     embedding = teacher.input_embedding.detach()[seen]
@@ -187,10 +186,10 @@ def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe)
 
 
 def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: int) -> torch.Tensor:
-    """[V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
+    """Return [V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
 
-    Mean and covariance weigh each row by its count; each direction's largest entry is made positive, so that the
-    result does not depend on the eigensolver's choice of sign.
+    Mean and covariance weigh each row by its count. Each direction's largest entry is made positive, so the result
+    does not depend on the eigensolver's choice of sign.
     """
     rows = embedding.double()
     weight = count.double() / count.sum()
@@ -202,10 +201,10 @@ def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: in
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """The two files that a cache holds of a tokenizer. Raises OSError when they cannot be written."""
+    """Write a tokenizer's two files, as in a cache. Raises OSError if they cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
-    except Exception as error:  # the library raises nothing more special when the disk refuses
+    except Exception as error:  # the library raises a bare Exception if the disk refuses
         raise OSError(str(error)) from error
     for path in folder.iterdir():
         if path.name not in TOKENIZER_FILES:
@@ -213,26 +212,27 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Raises CometError for a tokenizer that readers of the cache would refuse."""
-    pieces, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
+    """Raise CometError for a tokenizer that readers of the cache would refuse."""
+    tokens, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
     try:
-        parse_tokenizer(pieces, vocab_size, TOKENIZER_FILES[0])
+        parse_tokenizer(tokens, vocab_size, TOKENIZER_FILES[0])
         parse_tokenizer_config(config, TOKENIZER_FILES[1])
     except CometError as error:
         raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
 
 
 def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
-    """Where the cache comes from, beside the recipe: names only, no folder, time or host."""
+    """Return the origin of the cache, beside the recipe: names only, no folder, time or host."""
     settings = inputs.settings
     language = find_language(settings.language)
-    local = Path(settings.teacher).is_dir()
     name, revision = split_revision(settings.teacher)
+    if Path(settings.teacher).is_dir():
+        name, revision = Path(settings.teacher).resolve().name, None
     return {
         "language": language.code,
         "language_name": language.name,
-        "teacher": Path(settings.teacher).resolve().name if local else name,
-        "teacher_revision": None if local else revision,
+        "teacher": name,
+        "teacher_revision": revision,
         "teacher_licence": teacher_licence(settings.teacher),
         "text": inputs.text_provenance(),
         "text_tokens": spool.total,
@@ -245,7 +245,7 @@ def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
 
 
 def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:
-    """The automatic choices, made once, so that every worker and every resumed run computes alike."""
+    """Return dtype and batch size, chosen once, so that every worker and every resumed run computes alike."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)
     return {

@@ -1,4 +1,4 @@
-"""Whether a cache is the one that a call of `comet-cache build` asks for."""
+"""Comparison of a cache with the options of a `comet-cache build`."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from cache_tools.text.tokenizer import tokenizer_sha256
 def require_requested(
     inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, cache: Cache, where: str, option: str
 ) -> None:
-    """Raises CometError, naming each option, if the cache at an option's location is not the one asked for."""
+    """Raise CometError, naming each option that differs, unless the cache at `where` is the one asked for."""
     if differences := _differences(inputs, teacher, tokenizer, cache):
         raise CometError(
             f"{where}: exists and is another cache than the one asked for ({'; '.join(differences)}); "
@@ -55,5 +55,5 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
 
 
 def _without_licences(recorded: Any) -> list[dict[str, Any]]:
-    """Records as they were before the hub's licence was added."""
+    """Return the records without the hub's licence, as `BuildInputs.text_records` has them."""
     return [{name: value for name, value in text.items() if name != "licence"} for text in recorded or []]

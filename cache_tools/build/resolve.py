@@ -1,4 +1,4 @@
-"""The inputs of a build, found once and pinned to commits, so that they are the same whenever the build is resumed."""
+"""The inputs of a build, found once and pinned to commits, so that a resumed build has the same ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,26 +35,26 @@ class BuildInputs:
         return [source.record() for source in self.excluded]
 
     def text_provenance(self) -> list[dict[str, object]]:
-        """The records of the texts that a cache keeps: with the licence, which is known of what comes from the hub."""
+        """Return the records of the texts for the provenance: with the licence, if the text comes from the hub."""
         pairs = zip(self.text_records, self.texts, strict=True)
         return [record | ({"licence": t.licence()} if isinstance(t, HubText) else {}) for record, t in pairs]
 
     def load_teacher(self) -> tuple[Teacher, PreTrainedTokenizerFast]:
-        """Loads the teacher and its tokenizer. Raises CometError as `load_teacher` and `load_teacher_tokenizer` do."""
+        """Load the teacher and its tokenizer. Raises CometError as `load_teacher` and `load_teacher_tokenizer` do."""
         return load_teacher(self.settings.teacher), load_teacher_tokenizer(self.settings.teacher)
 
 
 def find_inputs(settings: BuildSettings) -> BuildInputs:
-    """Raises CometError for a text or an evaluation file that does not exist or cannot be read by its name."""
+    """Find the inputs. Raises CometError if a text or evaluation file does not exist or has an unknown ending."""
     excluded = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     return BuildInputs(settings, find_texts(settings.text), excluded)
 
 
 def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
-    """The same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
+    """Return the same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
 
-    `begun` is the provenance of that cache, empty for a new one. For a new cache prints a line that names the text from
-    the hub with its licence, and one that names the teacher. Raises CometError if the hub cannot provide them.
+    `begun` is the provenance of that cache, empty for a new one. Of a new cache, prints the texts from the hub and the
+    teacher, with their licences. Raises CometError if the hub cannot provide them.
     """
     texts = tuple(resolve_text(text, begun) if isinstance(text, HubText) else text for text in inputs.texts)
     from_hub = dict.fromkeys(text for text in texts if isinstance(text, HubText))
@@ -69,7 +69,7 @@ def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
 
 
 def resolve_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
-    """A data set at its commit in a cache already begun, else at the newest."""
+    """Return a data set at its commit in a cache already begun, else at the newest."""
     recorded = {entry.get("name"): entry.get("revision") for entry in begun.get("text", [])}
     if text.revision is None and _is_commit(revision := recorded.get(text.name)):
         return replace(text, revision=revision)

@@ -1,7 +1,7 @@
-"""Tokens that are gone from a cache, or were never part of a copy, made again from the text they came from.
+"""Tokens that are missing from a cache, or were never part of a copy, rebuilt from its text.
 
-What decides is the seal: a shard's tokens are right if they have its digest, whatever the files are called that the
-text came in, and whatever is said of them.
+The seal decides: a shard's tokens are right if they have its digest, whatever the names of the text's files and
+whatever the provenance records of them.
 """
 
 from collections.abc import Sequence
@@ -32,14 +32,10 @@ MOST_NAMED = 5
 SHOWN_TOKENS, SHOWN_CHARACTERS = 24, 60  # of a row that differs
 
 
-def lost_tokens(cache: Cache, shards: list[ShardKey]) -> list[ShardKey]:
-    """Those of these shards of which a file of tokens is not there."""
-
-    def is_there(group: str, shard: int) -> bool:
-        specs = cache.specs[group]
-        return all((cache.root / specs[name].chunk_path(shard)).is_file() for name in TOKEN_ARRAYS)
-
-    return [key for key in shards if not is_there(*key)]
+def has_tokens(cache: Cache, key: ShardKey) -> bool:
+    """Return whether all token files of a shard exist."""
+    specs = cache.specs[key.group]
+    return all((cache.root / specs[name].chunk_path(key.shard)).is_file() for name in TOKEN_ARRAYS)
 
 
 def restore_lost(
@@ -49,94 +45,91 @@ def restore_lost(
     evaluation: tuple[TextFile, ...],
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Reads the text once more for those of these shards, which are not committed, whose tokens are gone.
+    """Rebuild missing tokens of these uncommitted shards from the text.
 
-    Raises CometError when the text cannot be read or gives other tokens than the sealed ones, or the disk refuses.
+    Raises CometError if the text cannot be read or gives other tokens than the sealed ones, or the disk refuses.
     """
-    if not (lost := lost_tokens(cache, shards)):
+    lost = [key for key in shards if not has_tokens(cache, key)]
+    if not lost:
         return
-    tqdm.write(f"the tokens of {len(lost)} shards are not there; making them again from the text")
+    tqdm.write(f"the tokens of {len(lost)} shards are missing; rebuilding them from the text")
     with staging_in(cache.root) as work:
-        text = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
-        for group, shard in lost:
-            put_tokens(cache, group, shard, text.files(group, shard))
+        rebuilt = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
+        for key in lost:
+            put_tokens(cache, *key, rebuilt.files(key))
 
 
 def rebuild_tokens(
     cache: Cache, sources: Sources, evaluation: tuple[TextFile, ...], tokenizer: PreTrainedTokenizerFast, work: Path
 ) -> "RebuiltTokens":
-    """Tokenises and packs a text as the cache's own was, into files in the folder `work`.
+    """Tokenise and pack a text as the cache's own was, into files in the folder `work`.
 
-    Raises CometError for text that cannot be read, and when it does not give as many rows.
+    Raises CometError if the text cannot be read or gives another number of rows.
     """
-    recipe, made_from = cache.recipe, cache.provenance
-    doubts = source_doubts(sources, made_from.get("text", []), "--text")
-    doubts += source_doubts(evaluation, made_from.get("excluded", []), "--exclude")
-    for doubt in doubts:
-        tqdm.write(f"note: {visible(doubt)}; whether it is the text all the same, its tokens will say")
+    recipe, provenance = cache.recipe, cache.provenance
+    mismatches = source_mismatches(sources, provenance.get("text", []), "--text")
+    mismatches += source_mismatches(evaluation, provenance.get("excluded", []), "--exclude")
+    for mismatch in mismatches:
+        tqdm.write(f"note: {visible(mismatch)}; the tokens decide whether it is the same text")
     room = sum(recipe.rows(group) // recipe.views for group in GROUPS) * (recipe.seq_len - 2)
-    limit = min(room, made_from.get("max_tokens") or room)  # what is beyond has no place in the rows
+    limit = min(room, provenance.get("max_tokens") or room)  # tokens beyond do not fit into the rows
     spool = spool_documents(sources, evaluation, tokenizer, work, limit)
-    doubts += count_doubts(spool, made_from)
+    mismatches += count_mismatches(spool, provenance)
     share = validation_share(recipe.mask_prob * recipe.views * spool.total)
     rows = pack_groups(spool, share, recipe.seq_len, tokenizer, work)
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
-    text = RebuiltTokens(cache, rows, masking, tokenizer, tuple(doubts))
+    rebuilt = RebuiltTokens(cache, rows, masking, tokenizer, tuple(mismatches))
     for group in GROUPS:
-        if len(rows[group].length) * recipe.views != recipe.rows(group):
-            raise text.unlike(
-                f"it gives {len(rows[group].length):,} rows of {group}, the cache has "
-                f"{recipe.rows(group) // recipe.views:,}"
-            )
-    return text
+        found, expected = len(rows[group].length), recipe.rows(group) // recipe.views
+        if found * recipe.views != recipe.rows(group):
+            raise rebuilt.error(f"it gives {found:,} rows of {group}, the cache has {expected:,}")
+    return rebuilt
 
 
 @dataclass(frozen=True)
 class RebuiltTokens:
-    """The unmasked rows of a text that is said to be a cache's, and what speaks against it."""
+    """The unmasked rows of a text, and its mismatches with the provenance of the cache."""
 
     cache: Cache
     rows: dict[str, PackedRows]
     masking: Masking
     tokenizer: PreTrainedTokenizerFast
-    doubts: tuple[str, ...]
+    mismatches: tuple[str, ...]
 
-    def files(self, group: str, shard: int) -> dict[str, bytes]:
-        """The token arrays of a shard as the files of the cache.
+    def files(self, key: ShardKey) -> dict[str, bytes]:
+        """Return the files of a shard's token arrays, as in the cache.
 
-        Raises CometError when they are not the sealed ones, naming the first row that differs, and when the files are
+        Raises CometError, naming the first row that differs, if they are not the sealed tokens, and if the files are
         not those of the commit record.
         """
-        cache, specs = self.cache, self.cache.specs[group]
-        arrays = masked_shard(self.rows[group], self.masking, cache.recipe, group, shard)
-        fitting = all(arrays[name].shape[1:] == specs[name].shape[1:] for name in TOKEN_ARRAYS)
-        if not fitting or token_digest(arrays) != cache.seal.token_digests[group][shard]:
+        cache, specs = self.cache, self.cache.specs[key.group]
+        arrays = masked_shard(self.rows[key.group], self.masking, cache.recipe, *key)
+        has_shapes = all(arrays[name].shape[1:] == specs[name].shape[1:] for name in TOKEN_ARRAYS)
+        if not has_shapes or token_digest(arrays) != cache.seal.token_digests[key.group][key.shard]:
             forged = ", though every row has its key: the cache is damaged or forged" * self.has_keys
-            raise self.unlike(f"those of shard {group} {shard} are not the sealed ones{forged}")
+            raise self.error(f"those of shard {key} are not the sealed ones{forged}")
         files = {name: encode_chunk(specs[name], arrays[name]) for name in TOKEN_ARRAYS}
-        record = cache.record(group, shard)
+        record = cache.record(*key)
         if record is not None and not all(record.files[name].matches(files[name]) for name in TOKEN_ARRAYS):
             raise CometError(
-                f"{cache.root}: the tokens of shard {group} {shard} come out right, but not as the very files of its "
-                f"commit record: they were encoded by another version of numcodecs ("
+                f"{cache.root}: the tokens of shard {key} are right, but their files are not those of its commit "
+                f"record: they were encoded by another version of numcodecs ("
                 f"{record.numerics.get('numcodecs', 'not recorded')}; here {numcodecs.__version__}), or the record is "
                 "forged; install that version and run the same command again. Nothing was changed"
             )
         return files
 
-    def unlike(self, otherwise: str) -> CometError:
-        """The error that says in what this is not the text of the cache: the first row that differs, if keys tell."""
-        found = [self.first_difference() or otherwise, *self.doubts]
-        return CometError(
-            f"{self.cache.root}: the text does not give its tokens: {'; '.join(found)}. Nothing was changed"
-        )
+    def error(self, message: str) -> CometError:
+        """Return the error of a text that is not the cache's: the first row that differs, else `message`."""
+        reasons = "; ".join([self.first_difference() or message, *self.mismatches])
+        return CometError(f"{self.cache.root}: the text does not give its tokens: {reasons}. Nothing was changed")
 
     @property
     def has_keys(self) -> bool:
         return "row_key" in self.cache.extent.arrays
 
     def first_difference(self) -> str | None:
-        """The first row whose key is not that of the cache; None where the cache has no keys, or none differs."""
+        """Return the first row whose key is not the cache's; None if the cache has no keys or all are equal."""
         cache, recipe = self.cache, self.cache.recipe
         if not self.has_keys:
             return None
@@ -145,55 +138,52 @@ class RebuiltTokens:
             stored = cache.read_shard(group, shard, ("row_key",))["row_key"]  # [R]
             row = shard * recipe.rows_per_shard + np.arange(len(stored))
             view, number = np.divmod(row, max(recipe.rows(group) // recipe.views, 1))
-            there = number < len(length)
-            differs = ~there
-            keys = mix(content_keys(tokens[number[there]], length[number[there]]), view[there].astype(np.uint64))
-            differs[there] = keys != stored[there]
+            exists = number < len(length)
+            differs = ~exists
+            keys = mix(content_keys(tokens[number[exists]], length[number[exists]]), view[exists].astype(np.uint64))
+            differs[exists] = keys != stored[exists]
             if differs.any():
                 first = int(np.argmax(differs))
                 where = f"row {row[first]:,} of {group} (shard {shard}) is the first that differs"
-                begins = f"here it begins {self.shown(group, number[first])!r}" if there[first] else "it ends before"
-                return f"{where}; {begins}"
+                if not exists[first]:
+                    return f"{where}; the text ends before it"
+                start = self.tokenizer.decode(tokens[number[first]][:SHOWN_TOKENS].tolist(), skip_special_tokens=True)
+                return f"{where}; here it begins {str(start)[:SHOWN_CHARACTERS]!r}"
         return None
-
-    def shown(self, group: str, number: int) -> str:
-        """How a row begins."""
-        ids = self.rows[group].tokens[number][:SHOWN_TOKENS].tolist()
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))[:SHOWN_CHARACTERS]
 
 
 def committed_shards(cache: Cache) -> list[ShardKey]:
-    """The shards of the extent that this copy holds."""
+    """Return the shards of the extent that this copy holds."""
     return [key for key in cache.extent.keys() if cache.record(*key) is not None]
 
 
-def source_doubts(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
-    """In what some files, or data sets, are not those that a cache records, a line each; names alone do not matter."""
-    mine, theirs = [one.record() for one in given], recorded
-    if not theirs:
-        return [f"{option}: the cache was made without any"] if mine and option == "--exclude" else []
-    names = ", ".join(str(one.get("name")) for one in theirs[:MOST_NAMED]) + ", …" * (len(theirs) > MOST_NAMED)
-    if len(mine) != len(theirs):
-        return [f"{option}: {len(mine)} files, but the cache was made with {len(theirs)} ({names})"]
-    here, there = [identity(one) for one in mine], [identity(one) for one in theirs]
-    if here != there and sorted(here) == sorted(there):
+def source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
+    """Return the differences of files or data sets from those that a cache records, a line each; names may differ."""
+    records = [source.record() for source in given]
+    if not recorded:
+        return [f"{option}: the cache was made without any"] if records and option == "--exclude" else []
+    names = ", ".join(str(r.get("name")) for r in recorded[:MOST_NAMED]) + ", …" * (len(recorded) > MOST_NAMED)
+    if len(records) != len(recorded):
+        return [f"{option}: {len(records)} files, but the cache was made with {len(recorded)} ({names})"]
+    found, expected = [identity(r) for r in records], [identity(r) for r in recorded]
+    if found != expected and sorted(found) == sorted(expected):
         return [f"{option}: these files in another order; the cache was made with {names}"]
     return [
-        f"{one['name']}: {'sha256' if 'sha256' in one else 'revision'} differs from the one the cache was made from"
-        for one, a, b in zip(mine, here, there, strict=True)
+        f"{r['name']}: {'sha256' if 'sha256' in r else 'revision'} differs from the one the cache was made from"
+        for r, a, b in zip(records, found, expected, strict=True)
         if a != b
     ][:MOST_NAMED]
 
 
 def identity(record: dict[str, Any]) -> str:
-    """What a file or a data set is recognised by."""
+    """Return the identity of a file or data set: its hash, or its name and revision."""
     return str(record.get("sha256") or (record.get("name"), record.get("revision")))
 
 
-def count_doubts(spool: Spool, made_from: dict[str, Any]) -> list[str]:
+def count_mismatches(spool: Spool, provenance: dict[str, Any]) -> list[str]:
     found = {"documents": spool.document_count, "text_tokens": spool.total}
-    expected = {name: made_from.get(name) for name in found}
+    expected = {name: provenance.get(name) for name in found}
     if None in expected.values() or found == expected:
         return []
-    said, said_there = (f"{x['documents']:,} documents of {x['text_tokens']:,} tokens" for x in (found, expected))
-    return [f"{said}, the cache was made from {said_there}"]
+    here, recorded = (f"{x['documents']:,} documents of {x['text_tokens']:,} tokens" for x in (found, expected))
+    return [f"{here}, the cache was made from {recorded}"]

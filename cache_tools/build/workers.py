@@ -1,8 +1,8 @@
-"""Several builders of one cache: who takes which shards, and who waits for the first.
+"""Several workers that build one cache: their division of the shards, and waiting for the first.
 
-They share at most the folder: each takes whole shards, and the ledger says which are done. A worker that dies costs its
-shard in work; run it again, or any other division of the same build, to go on. In folders of their own they build parts
-that `comet-cache merge` joins.
+Workers share at most the folder: each takes whole shards, and the ledger lists the finished ones. A worker that dies
+loses its shard in work; run it again, or any other division of the same build, to go on. In folders of their own they
+build parts that `comet-cache merge` joins.
 """
 
 import os
@@ -22,15 +22,15 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Worker:
-    """One of `count` builders, `index` from 0. One that `waits` leaves the text to the first, as ranks of torchrun do,
-    which have one folder; others prepare it themselves unless that is done."""
+    """One of `count` workers, `index` from 0. If `waits`, the first prepares the text, as for ranks of torchrun, which
+    share a folder; other workers prepare it themselves unless it is prepared."""
 
     index: int = 0
     count: int = 1
     waits: bool = False
 
     def takes(self, position: int) -> bool:
-        """Whether the shard at this position of the whole cache is this worker's."""
+        """Return whether the shard at this position of the whole cache is this worker's."""
         return position % self.count == self.index
 
     def __str__(self) -> str:
@@ -41,9 +41,9 @@ ALONE = Worker()
 
 
 def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) -> Worker:
-    """`i/n` with i from 1 to n; without it the rank that torchrun gave this process; else the only worker.
+    """Parse `i/n` with i from 1 to n; None means the rank that torchrun gave this process, else the only worker.
 
-    Raises CometError for anything else.
+    Raises CometError for any other text.
     """
     if text is None:
         rank = int(environment.get("RANK", 0))
@@ -55,7 +55,7 @@ def parse_worker(text: str | None, environment: Mapping[str, str] = os.environ) 
 
 
 def wait_for_seal(out: Path, elsewhere: Callable[[], Found | None] = lambda: None) -> Found | None:
-    """Returns when the first worker has prepared the cache: None when it is here, else what `elsewhere` has found."""
+    """Wait until the first worker has prepared the cache. Return None once `out` exists, else `elsewhere`'s result."""
     if not out.exists():
         tqdm.write(f"waiting for worker 1 to prepare {out}")
     while not out.exists():

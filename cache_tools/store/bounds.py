@@ -1,7 +1,7 @@
-"""Checks that must pass before anyone computes with the values of a shard, by the table in `signals`. Pure functions.
+"""Checks of the values of a shard that must pass before any computation, by the table in `signals`. Pure functions.
 
-`check_ranges` keeps every index inside what it indexes, `check_signals` every number finite and every token single;
-`verify.values` has the relations between values.
+`check_ranges` proves every index in range, `check_signals` every number finite and every token unique; `verify.values`
+checks the relations between values.
 """
 
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from cache_tools.signals import ARRAYS, UNUSED_ID, UNUSED_POSITION, Legal, famil
 from cache_tools.store.layout import rows_with_map
 from cache_tools.store.recipe import Recipe
 
-ABOVE_ONE = 2e-3  # what the logarithm of a probability may exceed 0 by, since it was rounded
+ABOVE_ONE = 2e-3  # a rounded log-probability may exceed 0 by this much
 MINUS_INFINITY = 0xFC00  # float16's bits
 
 Arrays = dict[str, NDArray]
 
 
 def check_ranges(arrays: Arrays, recipe: Recipe, where: str) -> None:
-    """Raises CometError for an undeclared array, an id or position out of range, and a map where none belongs."""
+    """Raise CometError for an undeclared array, an id or position out of range, or a map missing or in a wrong row."""
     for name, array in require_declared(arrays, recipe, where).items():
         values = arrays[name]
         if array.span is not None:
@@ -42,9 +42,9 @@ def check_ranges(arrays: Arrays, recipe: Recipe, where: str) -> None:
 
 
 def check_signals(arrays: Arrays, where: str) -> None:
-    """Raises CometError for an undeclared array, and for a value at a target that is not legal, naming the first.
+    """Raise CometError for an undeclared array, and for the first illegal value at a target.
 
-    `arrays` hold target_position, and of the others those to check.
+    `arrays` holds target_position and the arrays to check.
     """
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
     for name, values in arrays.items():
@@ -52,7 +52,7 @@ def check_signals(arrays: Arrays, where: str) -> None:
         if (legal := ARRAYS[name].legal) is None:
             continue
         for illegal in illegal_values(legal, values, arrays):
-            # counted, since in a sound shard all there is lies in the few slots without a target
+            # counting is fast: in a sound shard all illegal values lie in the few slots without a target
             if np.count_nonzero(illegal) != np.count_nonzero(illegal[~used]):
                 at_target = illegal & used.reshape(used.shape + (1,) * (illegal.ndim - 2))
                 row, slot = (int(index) for index in np.argwhere(at_target)[0][:2])
@@ -62,7 +62,7 @@ def check_signals(arrays: Arrays, where: str) -> None:
 
 
 def illegal_values(legal: Legal, values: NDArray, arrays: Arrays) -> Iterator[NDArray[np.bool_]]:
-    """Masks [R, M, …] of the values of one array that are illegal at a target; `arrays` are those beside it."""
+    """Yield masks [R, M, …] of the values of one array that are illegal at a target; `arrays` are its shard's."""
     match legal:
         case Legal.RISING:
             used = values != UNUSED_POSITION
@@ -87,28 +87,25 @@ def illegal_values(legal: Legal, values: NDArray, arrays: Arrays) -> Iterator[ND
 
 
 def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """[…] whether a token occurs twice among […, k], apart from −1."""
+    """Return […]: whether a token occurs twice among […, k], apart from −1."""
     return np.asarray(repetitions(ids).any(-1))
 
 
 def repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """[…, k − 1] where among sorted ids one equals that before it, apart from −1."""
+    """Return […, k − 1]: where, among the sorted ids, one equals its predecessor, apart from −1."""
     ranked = np.sort(ids, axis=-1)
-    found: NDArray[np.bool_] = (ranked[..., 1:] == ranked[..., :-1]) & (ranked[..., 1:] >= 0)
-    return found
+    return (ranked[..., 1:] == ranked[..., :-1]) & (ranked[..., 1:] >= 0)
 
 
 def is_logprob(values: NDArray[np.float16]) -> NDArray[np.bool_]:
-    """Which values are finite and at most 0, but for rounding. On their bits, as numpy's own float16 is slow.
+    """Return which values are finite and, but for rounding, at most 0. Compares bits, as numpy's own float16 is slow.
 
     The sign is the highest bit; the others order numbers of one sign, from 0 to ∞, and then NaN.
     """
     bits = values.view(np.uint16)
     most = np.float16(ABOVE_ONE).view(np.uint16)
-    found: NDArray[np.bool_] = (bits <= most) | ((bits >= 0x8000) & (bits < MINUS_INFINITY))
-    return found
+    return (bits <= most) | ((bits >= 0x8000) & (bits < MINUS_INFINITY))
 
 
 def _is_minus_infinity(values: NDArray[np.float16]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = values.view(np.uint16) == MINUS_INFINITY
-    return found
+    return values.view(np.uint16) == MINUS_INFINITY

@@ -1,6 +1,7 @@
-"""Format 1: which arrays a cache has, their shapes and codecs, and where the files lie. FORMAT.md is its text."""
+"""Cache format 1: arrays, shapes, codecs and file paths, as specified in FORMAT.md."""
 
 import math
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 VOCABULARY = "vocabulary"
 MAX_METADATA_BYTES = 64 * 2**10
 BLOSC_HEADER_BYTES = 16
-BLOSC_VERSIONS = bytes([2, 1])  # of its frame, and of zstd in it
+BLOSC_VERSIONS = bytes([2, 1])  # of Blosc's frame, and of zstd in it
 BLOSC_FLAGS = 0b1000_0001  # zstd, bytes shuffled
 BLOSC_FREE_FLAGS = 0b0001_0010  # blocks that are not split, and a plain copy where nothing is saved
 SMALLEST_BLOCK = 4096  # of a chunk that is larger
@@ -49,12 +50,12 @@ class ArraySpec:
         return math.prod(self.chunk) * self.dtype.itemsize
 
     def chunk_path(self, shard: int) -> str:
-        """The file of one chunk, relative to the cache."""
+        """Return the file of one chunk, relative to the cache."""
         return "/".join([self.path, "c", str(shard)] + ["0"] * (len(self.shape) - 1))
 
 
 def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
-    """The arrays of `train` or `validation`, by name."""
+    """Return the arrays of `train` or `validation`, by name. Raises CometError if a shard would not fit in memory."""
     specs = {}
     for name, array in declared_arrays(recipe).items():
         sizes = tuple(AXES[axis](recipe) for axis in array.axes)
@@ -73,23 +74,24 @@ def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
 
 
 def rows_with_map(codes: NDArray) -> NDArray[np.bool_]:
-    """[R] which rows of attention codes [R, layers, m, m] hold maps, m at least 2."""
-    found: NDArray[np.bool_] = (codes[:, 0, 0] != NO_CODE).any(1)
-    return found
+    """Return [R]: which rows of attention codes [R, layers, m, m] hold maps, m at least 2."""
+    return (codes[:, 0, 0] != NO_CODE).any(1)
 
 
 def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
-    """The arrays about the ids that occur in the corpus, each in one chunk."""
+    """Return the arrays about the ids that occur in the corpus, each in one chunk.
+
+    Raises CometError if they would not fit in memory.
+    """
     seen, width = recipe.seen_size, recipe.embedding_width
-    table: dict[str, tuple[str, int | float, tuple[int, ...], tuple[str, ...]]] = {
-        "id": ("int32", -1, (seen,), ("seen",)),
-        "count": ("int64", -1, (seen,), ("seen",)),
-        "embedding": ("float16", math.nan, (seen, width), ("seen", "component")),
-        "head_bias": ("float32", math.nan, (seen,), ("seen",)),
-    }
+    vector, matrix = (seen,), (seen, width)
     specs = {
-        name: ArraySpec(f"{VOCABULARY}/{name}", shape, shape, np.dtype(dtype), fill, dimensions)
-        for name, (dtype, fill, shape, dimensions) in table.items()
+        "id": ArraySpec(f"{VOCABULARY}/id", vector, vector, np.dtype("int32"), -1, ("seen",)),
+        "count": ArraySpec(f"{VOCABULARY}/count", vector, vector, np.dtype("int64"), -1, ("seen",)),
+        "embedding": ArraySpec(
+            f"{VOCABULARY}/embedding", matrix, matrix, np.dtype("float16"), math.nan, ("seen", "component")
+        ),
+        "head_bias": ArraySpec(f"{VOCABULARY}/head_bias", vector, vector, np.dtype("float32"), math.nan, ("seen",)),
     }
     if sum(spec.chunk_bytes for spec in specs.values()) > MAX_SHARD_BYTES:
         raise CometError(f"a vocabulary of {seen} × {width} would take more than {MAX_SHARD_BYTES} bytes of memory")
@@ -97,13 +99,13 @@ def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
 
 
 def widest_embedding(seen: int) -> int:
-    """The width at which embeddings of so many ids, with the 16 bytes of each id's other arrays, are within bounds."""
+    """Return the largest width of the embeddings of `seen` ids within MAX_SHARD_BYTES; an id's other arrays take 16."""
     return max((MAX_SHARD_BYTES // seen - 16) // 2, 1)
 
 
 def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> "zarr.Array":
-    """Creates the array without data: byte-shuffled zstd in Blosc, then a crc32c on every chunk."""
-    import zarr  # here: it is slow to import, and reading needs none of it
+    """Create the array without data: byte-shuffled zstd in Blosc, then a crc32c on every chunk."""
+    import zarr  # here: it is slow to import, and reading does not need it
     from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
     blosc = BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="shuffle", typesize=spec.dtype.itemsize, blocksize=0)
@@ -122,15 +124,15 @@ def declare_array(store: Path | dict[str, Any], spec: ArraySpec) -> "zarr.Array"
 
 
 def check_array(root: Path, spec: ArraySpec) -> None:
-    """Raises CometError unless the array is declared on disk exactly as the recipe demands.
+    """Raise CometError unless the array is declared on disk exactly as the recipe demands.
 
-    Zarr itself is never given metadata from outside: codecs that it would look up by name are nothing to trust.
+    Zarr itself never reads metadata from outside: it would look up codecs by name, which are not to be trusted.
     """
     check_metadata(root / spec.path / "zarr.json", metadata(spec))
 
 
 def metadata(spec: ArraySpec) -> dict[str, Any]:
-    """What `declare_array` writes about an array."""
+    """Return the metadata that `declare_array` writes for an array."""
     endian = {"configuration": {"endian": "little"}} if spec.dtype.itemsize > 1 else {}
     blosc = {"cname": "zstd", "clevel": ZSTD_LEVEL, "shuffle": "shuffle", "typesize": spec.dtype.itemsize}
     return {
@@ -151,17 +153,17 @@ def metadata(spec: ArraySpec) -> dict[str, Any]:
 
 
 def check_group(root: Path, name: str) -> None:
-    """Raises CometError unless there is a group of this name without attributes."""
+    """Raise CometError unless there is a group of this name without attributes."""
     check_metadata(root / name / "zarr.json", {"zarr_format": 3, "node_type": "group"})
 
 
 def check_metadata(file: Path, expected: dict[str, Any]) -> None:
-    """Raises CometError unless the file says what is expected."""
+    """Raise CometError unless the file holds the expected metadata."""
     compare_metadata(parse_json(read_bounded(file, MAX_METADATA_BYTES), str(file)), expected, file)
 
 
 def compare_metadata(found: dict[str, Any], expected: dict[str, Any], file: Path) -> None:
-    """Raises CometError unless metadata is what is expected; what Zarr versions may leave out must be empty."""
+    """Raise CometError unless metadata is as expected; fields that some Zarr versions omit must be empty."""
     for name in expected | found:
         mine, theirs = expected.get(name), found.get(name)
         if (mine or theirs) and canonical(mine) != canonical(theirs):
@@ -169,7 +171,7 @@ def compare_metadata(found: dict[str, Any], expected: dict[str, Any], file: Path
 
 
 def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:
-    """One chunk as Zarr stores it. A last chunk with fewer rows is filled up with the fill value."""
+    """Return one chunk as Zarr stores it; a last chunk with fewer rows is padded with the fill value."""
     if rows.dtype != spec.dtype or rows.shape[1:] != spec.chunk[1:] or not 0 < len(rows) <= spec.chunk[0]:
         raise ValueError(f"{spec.path}: expected {spec.dtype}{list(spec.chunk)}, found {rows.dtype}{list(rows.shape)}")
     whole = rows
@@ -182,20 +184,18 @@ def encode_chunk(spec: ArraySpec, rows: NDArray) -> bytes:
 
 
 def decode_chunk(spec: ArraySpec, data: bytes, rows: int, out: NDArray | None = None) -> NDArray:
-    """The first `rows` rows of a chunk; in `out` [rows, …] of the array's dtype, if that is given.
+    """Return the first `rows` rows of a chunk, read into `out` [rows, …] of the array's dtype if given.
 
-    Raises CometError when the checksum or the size that the chunk declares is not the expected one.
+    Raises CometError if the chunk's checksum, its declared sizes or its codec is not as expected.
     """
     packed, crc = data[:-CRC_BYTES], int.from_bytes(data[-CRC_BYTES:], "little")
     if len(packed) < BLOSC_HEADER_BYTES or google_crc32c.value(packed) != crc:
         raise CometError(f"{spec.path}: a chunk does not match its crc32c; the cache is damaged")
-    declared = int.from_bytes(packed[4:8], "little")
+    declared, block, compressed = struct.unpack("<3I", packed[4:16])
     if declared != spec.chunk_bytes:
         raise CometError(f"{spec.path}: a chunk declares {declared} bytes, expected {spec.chunk_bytes}")
-    compressed = int.from_bytes(packed[12:16], "little")
-    if compressed != len(packed):  # Blosc believes it, and reads beyond the end
+    if compressed != len(packed):  # Blosc trusts this number and would read beyond the end
         raise CometError(f"{spec.path}: a chunk declares {compressed} compressed bytes, found {len(packed)}")
-    block = int.from_bytes(packed[8:12], "little")
     as_written = packed[:2] == BLOSC_VERSIONS and packed[2] & ~BLOSC_FREE_FLAGS == BLOSC_FLAGS
     if not as_written or packed[3] != spec.dtype.itemsize or not min(declared, SMALLEST_BLOCK) <= block <= declared:
         raise CometError(f"{spec.path}: a chunk that is not zstd in Blosc as the format has it; the cache is damaged")
@@ -213,5 +213,5 @@ def decode_chunk(spec: ArraySpec, data: bytes, rows: int, out: NDArray | None = 
 
 
 def max_file_bytes(spec: ArraySpec) -> int:
-    """The largest file that a chunk of this array can be: Blosc never grows data by more than its header."""
+    """Return the largest possible file of a chunk of this array: Blosc grows data by its header at most."""
     return spec.chunk_bytes + BLOSC_HEADER_BYTES + CRC_BYTES

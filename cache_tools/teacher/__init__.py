@@ -1,1 +1,1 @@
-"""The teacher: loading it, and what is kept of one forward pass. The only part that runs a large model."""
+"""The teacher: loading it, and the signals kept of one forward pass. The only part that runs a large model."""

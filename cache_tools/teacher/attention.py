@@ -1,4 +1,4 @@
-"""The signal `attention`: pooled maps of some layers, of one row in so many."""
+"""The signal `attention`: pooled maps of some layers, of every n-th row."""
 
 from dataclasses import dataclass
 
@@ -26,15 +26,14 @@ class PooledAttention:
         return {}
 
     def compare(self, stored: Arrays, found: Arrays) -> Errors:
-        """Of codes [R, layers, m, m] the angle in radians between the rows of two maps, of blocks in use, flat.
+        """Return the angles in radians between the rows of two maps of codes [R, layers, m, m], of blocks in use, flat.
 
         Codes are the roots of attention, so a row of them has length 1.
         """
-        codes, size = stored["attention"], self.recipe.attention_size
-        has_map = rows_with_map(codes)
-        used = np.arange(size) < stored["length"][has_map, None]  # [R', m]
+        has_map = rows_with_map(stored["attention"])
+        used = np.arange(self.recipe.attention_size) < stored["length"][has_map, None]  # [R', m]
         unit, unit_again = (
             rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-            for rows in (c[has_map].swapaxes(1, 2)[used].astype(float) for c in (codes, found["attention"]))
+            for rows in (run["attention"][has_map].swapaxes(1, 2)[used].astype(float) for run in (stored, found))
         )  # [R' · blocks, layers, m]
         return {"attention": 2 * np.arcsin(np.linalg.norm(unit - unit_again, axis=-1) / 2)}

@@ -1,4 +1,4 @@
-"""Where and how the teacher computes: device, dtype, rows at a time, and the record of it."""
+"""How the teacher computes: dtype, batch size, and the record of both and of the device."""
 
 import numcodecs
 import psutil
@@ -15,7 +15,7 @@ MEMORY_SHARE = 0.8
 
 
 def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 on a CPU."""
+    """Return the requested dtype; `auto` is bfloat16 on GPUs that have it, float16 on older ones, float32 on a CPU."""
     named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if requested != "auto":
         return named[requested]
@@ -25,49 +25,44 @@ def choose_dtype(requested: str, device: torch.device) -> torch.dtype:
 
 
 def choose_batch_size(teacher: Teacher, seq_len: int, device: torch.device, dtype: torch.dtype) -> int:
-    """Rows in one forward pass: a power of two, as many as make sense and as the free memory holds, at least one."""
+    """Return the rows of one forward pass: a power of two, at least 1, as many as are useful and fit in free memory."""
     kind = device.type if device.type in TOKENS_AT_ONCE else "cpu"
     free = torch.cuda.mem_get_info(device)[0] if kind == "cuda" else psutil.virtual_memory().available
     config, width = teacher.model.config, dtype.itemsize
     head = teacher.head.weight.numel() * (4 if kind == "cpu" else width) + 6 * LOGITS_AT_ONCE[kind]
     weights = teacher.parameters * width if kind == "cuda" else 0  # on a CPU they are loaded already
-    # of one layer at a time: query, key, value, attended, two residuals, and the feed-forward before and after gelu
+    # one layer's query, key, value, attention output, two residuals, and its feed-forward before and after gelu
     row = seq_len * width * (6 * config.hidden_size + 2 * config.intermediate_size)
     rows = min(TOKENS_AT_ONCE[kind] // seq_len, int((MEMORY_SHARE * free - head - weights) / row))
     return 1 << max(rows, 1).bit_length() - 1
 
 
 def smaller_batch(error: RuntimeError, batch_size: int) -> int:
-    """Half the batch size when memory ran out. Raises any other error, and CometError when one row is too much."""
+    """Return half the batch size if memory ran out. Raises any other error, and CometError if one row is too much."""
     if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
         raise error
     if batch_size == 1:
         raise CometError(
-            "memory does not suffice for one row at a time; use a smaller teacher or a shorter --seq-len for another "
-            "cache, or another --device, or --dtype bfloat16"
+            "out of memory with one row at a time; use another --device or --dtype bfloat16, or, for another cache, a "
+            "smaller teacher or a shorter --seq-len"
         ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    tqdm.write(f"out of memory: going on with batches of {batch_size // 2} rows")
+    tqdm.write(f"out of memory: continuing with batches of {batch_size // 2} rows")
     return batch_size // 2
 
 
 def numerics(device: torch.device, dtype: torch.dtype, batch_size: int) -> dict[str, str]:
-    """What decides the last bits of a shard, for its commit record: kinds and versions, no host names."""
-    kind = {"device": torch.cuda.get_device_name(device)} if device.type == "cuda" else cpu_numerics()
+    """Return all that a shard's last bits depend on, for its commit record: kinds and versions, no host names."""
+    if device.type == "cuda":
+        kind = {"device": torch.cuda.get_device_name(device)}
+    else:  # vector instructions and the number of threads change the order in which matrix products add
+        instructions, threads = torch.backends.cpu.get_cpu_capability(), str(torch.get_num_threads())
+        kind = {"device": "cpu", "instructions": instructions, "threads": threads}
     return kind | {
         "dtype": str(dtype).removeprefix("torch."),
         "batch_size": str(batch_size),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "numcodecs": numcodecs.__version__,
-    }
-
-
-def cpu_numerics() -> dict[str, str]:
-    """Matrix products add in another order with other vector instructions or another number of threads."""
-    return {
-        "device": "cpu",
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "threads": str(torch.get_num_threads()),
     }

@@ -1,7 +1,7 @@
-"""One forward pass of the teacher over a batch, and what the cache keeps of it.
+"""One forward pass of the teacher over a batch, and the arrays that the cache keeps of it.
 
-A batch goes through in three steps, so that a GPU never waits for the host: `host_batch` prepares it (in a thread
-that reads ahead), `launch` only queues work, `collect` waits for the results. On a CPU `launch` computes.
+A batch goes through three steps, so that a GPU never waits for the host: `host_batch` prepares it (in a thread that
+reads ahead), `launch` only queues work, `collect` waits for the results. On a CPU `launch` computes.
 """
 
 import time
@@ -25,11 +25,11 @@ from cache_tools.text.masking import threshold_offsets
 
 @dataclass(frozen=True)
 class HostBatch:
-    """Rows as the teacher reads them, L' the longest of them; in pinned memory when they go to a GPU.
+    """Rows as the teacher reads them, L' the length of the longest; in pinned memory if they go to a GPU.
 
     `input_ids` [B, L'] int64, `length` [B] int64; of the T targets `row`, `position` [T] int64 and `offset` [T]
-    float64; `slot` [T] says where a target belongs in arrays [B, M], and `slots` is M; `map_row` [B'] int64 are the
-    rows whose maps are kept.
+    float64; `slot` [T] is the column of a target in arrays [B, M], and `slots` is M; `map_row` [B'] int64 are the rows
+    whose maps are kept.
     """
 
     input_ids: Tensor
@@ -48,9 +48,9 @@ class HostBatch:
 
 @dataclass(frozen=True)
 class Launched:
-    """Results that are on their way to the host, and when the device began and finished with them.
+    """Results on their way to the host, and when the device began and finished them.
 
-    `features` [T, H], on the device, are what the head's last layer gets of each target.
+    `features` [T, H], on the device, are the inputs of the head's last layer at each target.
     """
 
     batch: HostBatch
@@ -70,12 +70,12 @@ class DeviceTimer:
         self.at = time.perf_counter()
 
     def wait(self) -> None:
-        """Returns when the device has reached it."""
+        """Wait until the device has reached this instant."""
         if self.event is not None:
             self.event.synchronize()
 
     def until(self, later: "DeviceTimer") -> float:
-        """Seconds; both must have been reached."""
+        """Return the seconds until `later`; the device must have reached both."""
         if self.event is not None and later.event is not None:
             return self.event.elapsed_time(later.event) / 1000
         return later.at - self.at
@@ -84,8 +84,8 @@ class DeviceTimer:
 def host_batch(
     recipe: Recipe, tokens: dict[str, NDArray], numbers: NDArray[np.int64] | None = None, pinned: bool = False
 ) -> HostBatch:
-    """`tokens` are the token arrays of the batch's rows; `numbers` [B] say which rows of a shard they are, the first
-    ones by default."""
+    """Return a batch of rows with these token arrays; `numbers` [B] are the rows' numbers in their shard, by default
+    from 0."""
     position = tokens["target_position"]
     if numbers is None:
         numbers = np.arange(len(position))
@@ -110,7 +110,7 @@ def host_batch(
 class TeacherPass:
     """A teacher on a device, ready to compute the signals of a recipe.
 
-    `teacher` is on the device, in the dtype it computes in; `seen` [V] bool marks the ids that occur in the corpus.
+    `teacher` is on the device, in its compute dtype; `seen` [V] bool marks the ids that occur in the corpus.
     """
 
     def __init__(self, teacher: Teacher, recipe: Recipe, seen: Tensor) -> None:
@@ -142,7 +142,7 @@ class TeacherPass:
 
 
 def to_host(result: Tensor) -> Tensor:
-    """A copy in host memory; from a GPU it is under way when this returns."""
+    """Return a copy in host memory; from a GPU the copy is still under way."""
     if result.device.type == "cpu":
         return result
     host = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)
@@ -150,22 +150,21 @@ def to_host(result: Tensor) -> Tensor:
 
 
 def collect(launched: Launched) -> dict[str, NDArray]:
-    """The teacher's arrays of a batch of rows, named, shaped and typed as in the cache.
+    """Return the teacher's arrays of a batch of rows, named, shaped and typed as in the cache.
 
-    Raises CometError when a value is not finite, as fp16 may overflow.
+    Raises CometError if a value is not finite, as fp16 may overflow.
     """
     launched.finished.wait()
     batch, arrays = launched.batch, {}
     for name, result in launched.results.items():
         values, declared = result.numpy(), ARRAYS[name]
         if family_of(name) == "attention":
-            overflowed, axes = _has_lost_map(values, batch), values.shape[1:]
+            subject, overflowed, axes = "attention is", _has_lost_map(values, batch), values.shape[1:]
             index: tuple[NDArray, ...] = (batch.map_row.numpy(),)
         else:
-            overflowed, axes = _is_illegal(declared, values), (batch.slots, *values.shape[1:])
+            subject, overflowed, axes = "logits are", _is_illegal(declared, values), (batch.slots, *values.shape[1:])
             index = (batch.row.numpy(), batch.slot)
         if overflowed:
-            subject = "attention is" if family_of(name) == "attention" else "logits are"
             raise CometError(
                 f"the teacher's {subject} not finite; in float16 some models overflow: use --dtype float32"
             )
@@ -175,20 +174,20 @@ def collect(launched: Launched) -> dict[str, NDArray]:
 
 
 def _has_lost_map(codes: NDArray, batch: HostBatch) -> bool:
-    """Whether a row of a map [B', layers, m, m] is zero where it is in use, which the codes of NaN are."""
+    """Return whether a used row of codes [B', layers, m, m] is all zero, as codes of NaN are."""
     used = np.arange(codes.shape[-1]) < batch.length[batch.map_row].numpy()[:, None]  # [B', m]
     return not (codes.any(-1) | ~used[:, None]).all()
 
 
 def _is_illegal(declared: DeclaredArray, values: NDArray) -> bool:
-    """Whether one of these numbers at targets [T, …] may not be stored."""
+    """Return whether one of these numbers at targets [T, …] may not be stored."""
     if declared.legal is None or values.dtype.kind != "f":
         return False
     return any(illegal.any() for illegal in illegal_values(declared.legal, values, {}))
 
 
 def seen_mask(ids: NDArray[np.int32], vocab_size: int) -> Tensor:
-    """[V] bool: which ids occur in the corpus."""
+    """Return [V] bool: which ids occur in the corpus."""
     seen = torch.zeros(vocab_size, dtype=torch.bool)
     seen[torch.from_numpy(ids.astype(np.int64))] = True
     return seen

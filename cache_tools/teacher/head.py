@@ -1,8 +1,8 @@
-"""The last linear layer of a masked LM, and its logits in blocks small enough to be looked at once.
+"""The last linear layer of a masked LM, and its logits in blocks, each read only once.
 
-The logits of some targets are formed a slice of the vocabulary at a time, while they are in fast memory each block of
-`BLOCK` tokens is reduced to its largest logit and to its sums of exp(logit / T), and only blocks that matter are
-opened again. Tokens of the corpus and others never share a block, so that their tails can be told apart.
+The logits of some targets are formed a slice of the vocabulary at a time. While they are in fast memory, each block of
+`BLOCK` tokens is reduced to its largest logit and to its sums of exp(logit / T); only blocks that matter are opened
+again. Tokens of the corpus and others never share a block, so that their tails stay separate.
 """
 
 import math
@@ -29,7 +29,7 @@ class Head:
     bias: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """[T, V] float32 logits of features [T, H], never rounded to the compute dtype."""
+        """Return logits [T, V] float32 of features [T, H], never rounded to the compute dtype."""
         return torch.addmm(self.bias.float(), features.float(), self.weight.float().T)
 
 
@@ -47,8 +47,8 @@ class BlockLogits:
     """The logits of T targets over n blocks of tokens; the first `seen_blocks` hold the tokens of the corpus.
 
     `logits` [n, BLOCK, T] and `largest` [n, T] float32; `log_sums[t]` [n, T] float32: log Σ exp(logit / t) of each
-    block; `below[t]` [n, T] float32, if asked for: how far the logits of a block lie below its largest, the mean with
-    weights exp(logit / t); `ids` [n, BLOCK] int32. Places that no token fills have a logit of −∞.
+    block; `below[t]` [n, T] float32, with entropy only: mean distance of a block's logits below its largest, with
+    weights exp(logit / t); `ids` [n, BLOCK] int32. Slots without a token have a logit of −∞.
     """
 
     logits: Tensor
@@ -59,7 +59,7 @@ class BlockLogits:
     seen_blocks: int
 
     def entropies(self, temperature: float) -> tuple[Tensor, Tensor]:
-        """(−Σ p log p over the vocabulary, −Σ p log(p / P) over the tokens of the corpus with mass P), both [T].
+        """Return (−Σ p log p over the vocabulary, −Σ p log(p / P) over the tokens of the corpus with mass P), each [T].
 
         With logits relative to the largest of a target all terms have one sign, so nothing cancels.
         """
@@ -74,20 +74,20 @@ class BlockLogits:
         return log_total - highest / temperature + terms.sum(0), above + terms[seen].sum(0)
 
     def open(self, number: Tensor) -> OpenedBlocks:
-        """The blocks `number` [T, c] of each target."""
+        """Return the blocks `number` [T, c] of each target."""
         _, size, targets = self.logits.shape
         target = torch.arange(targets, device=number.device)[:, None, None]
         token = number[..., None] * size + torch.arange(size, device=number.device)  # [T, c, BLOCK]
-        place = token * self.logits.stride(1) + target
-        whole = self.logits.as_strided((self.logits.shape[0] * size * self.logits.stride(1),), (1,))
-        logits = whole.index_select(0, place.flatten()).view_as(place)
+        index = token * self.logits.stride(1) + target
+        flat = self.logits.as_strided((self.logits.shape[0] * size * self.logits.stride(1),), (1,))
+        logits = flat.index_select(0, index.flatten()).view_as(index)
         return OpenedBlocks(number, logits, rank(logits, self.ids[number]))
 
     def open_likeliest(self, k: int) -> OpenedBlocks:
-        """Blocks that hold the k largest logits of each target, ties to the lower id.
+        """Return blocks that hold the k largest logits of each target, ties to the lower id.
 
-        They are the k blocks with the largest logits of either kind, since inside one kind blocks rise with their
-        ids: among equal ones the lower block has the lower id.
+        They are the k blocks with the largest logits of either kind (corpus, other): inside one kind blocks rise with
+        their ids, so among equal logits the lower block has the lower id.
         """
         number = torch.arange(len(self.largest), dtype=torch.int32, device=self.largest.device)
         key = rank(self.largest.T.contiguous(), number)  # [T, n]
@@ -99,26 +99,25 @@ class BlockLogits:
 class BlockedHead:
     """A head with its tokens in blocks: those of the corpus (`seen` [V] bool) first, each kind by rising id.
 
-    Owns the memory that the logits of one batch of targets are formed in.
+    Owns the memory for the logits of one batch of targets.
     """
 
     def __init__(self, head: Head, seen: Tensor) -> None:
-        vocab_size = len(head.weight)
+        self.plain, vocab_size = head, len(head.weight)
         ids = [in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
         self.ids = torch.cat(ids).int()
         self.seen_blocks = len(ids[0])
-        self.vocab_size, self.plain = vocab_size, head
         token = self.ids.flatten().long()
         present = token < vocab_size
         token = token.where(present, 0)
-        # CPUs multiply half precision into float32 only by way of float32 copies, so one copy is made for good
+        # CPUs multiply half precision into float32 only through float32 copies: make one, once
         dtype = torch.float32 if head.weight.device.type == "cpu" else head.weight.dtype
         self.weight = head.weight[token].to(dtype)  # [n · BLOCK, H]
         self.bias = head.bias[token].float().masked_fill(~present, -torch.inf)[:, None]  # [n · BLOCK, 1]
         self.memory = torch.empty(0, device=head.weight.device)
 
     def portions(self, targets: int) -> list[slice]:
-        """Equal portions of so many targets, small enough for `block_logits`; of none, one that is empty."""
+        """Return equal portions of the targets, small enough for `block_logits`; of no targets, one empty portion."""
         budget = LOGITS_AT_ONCE.get(self.weight.device.type, LOGITS_AT_ONCE["cpu"])
         at_least_one = max(targets, 1)
         count = -(-at_least_one * len(self.weight) // budget)
@@ -128,9 +127,9 @@ class BlockedHead:
     def block_logits(
         self, features: Tensor, temperatures: tuple[float, ...], with_entropy: bool = False
     ) -> BlockLogits:
-        """Logits of features [T, H], T as in `portions`, with the sums for these temperatures and for 1.
+        """Return the logits of features [T, H], T as in `portions`, with the sums for these temperatures and for 1.
 
-        The result lives in memory that the next call uses again.
+        The next call overwrites the memory of the result.
         """
         rows, targets, blocks = len(self.weight), len(features), len(self.ids)
         width = -(-max(targets, 1) // ALIGNMENT) * ALIGNMENT
@@ -173,20 +172,19 @@ class BlockedHead:
 
 
 def mean_below(weight: Tensor, logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
-    """[b, T] the mean of largest − logits with these weights [b, BLOCK, T], which sum to `total`; without those of
-    weight zero, where the difference may be infinite."""
+    """Return [b, T]: the mean of largest − logits with these weights [b, BLOCK, T], which sum to `total`; logits of
+    weight zero are skipped, as their difference may be infinite."""
     difference = (largest[:, None] - logits).masked_fill_(weight == 0, 0.0)  # [b, BLOCK, T]
     return difference.mul_(weight).sum(1) / total
 
 
 def in_blocks(ids: Tensor, filler: int) -> Tensor:
-    """[n, BLOCK] ids in their order, the last block filled up."""
-    missing = -len(ids) % BLOCK
-    return torch.cat([ids, ids.new_full((missing,), filler)]).view(-1, BLOCK)
+    """Return ids [n, BLOCK] in their order, the last block filled up."""
+    return nn.functional.pad(ids, (0, -len(ids) % BLOCK), value=filler).view(-1, BLOCK)
 
 
 def product(weight: Tensor, features: Tensor, out: Tensor) -> None:
-    """weight [v, H] times features [H, T] into `out` [v, T] float32; half-precision products are never rounded."""
+    """Write weight [v, H] times features [H, T] to `out` [v, T] float32; half-precision products are never rounded."""
     if weight.dtype == torch.float32:
         torch.mm(weight, features, out=out)
     else:
@@ -194,10 +192,9 @@ def product(weight: Tensor, features: Tensor, out: Tensor) -> None:
 
 
 def rank(values: Tensor, ids: Tensor) -> Tensor:
-    """int64 keys that order float32 `values` and, among equal ones, put the lower of the int32 `ids` higher.
+    """Return int64 keys that order float32 `values` and, among equal ones, rank the lower of the int32 `ids` higher.
 
-    The upper half is the value as an integer that rises with it, the lower half falls with the id; `ranked_ids` takes
-    the id out again.
+    The upper half is an integer that rises with the value, the lower half falls with the id; `ranked_ids` inverts it.
     """
     bits = (values + 0.0).view(torch.int32)  # −0 becomes 0
     rising = (bits >> 31).bitwise_and_(HIGHEST_ID).bitwise_xor_(bits)
@@ -205,10 +202,10 @@ def rank(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def ranked_ids(rank: Tensor) -> Tensor:
-    """The int64 ids in keys that `rank` made."""
+    """Return the int64 ids in keys from `rank`."""
     return HIGHEST_ID - (rank & HIGHEST_ID)
 
 
 def rounded_nats(values: Tensor) -> Tensor:
-    """To the nearest multiple of NATS_STEP."""
+    """Round to the nearest multiple of NATS_STEP."""
     return (values / NATS_STEP).round() * NATS_STEP

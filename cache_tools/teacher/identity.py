@@ -1,4 +1,4 @@
-"""Which teacher it is: the fields of a recipe that say so."""
+"""The identity of a teacher: the fields of a recipe that follow from it."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SHOWN_DIGITS = 12
 
 
 def identity(teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """Fields of `Recipe` by name, all that follow from the teacher and its tokenizer alone."""
+    """Return the fields of `Recipe`, by name, that follow from the teacher and its tokenizer alone."""
     config = teacher.model.config
     return {
         "teacher_sha256": teacher.sha256,
@@ -32,15 +32,14 @@ def identity(teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> dict[str, 
 
 
 def identity_differences(recipe: Recipe, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """One entry for each field in which this is not the recipe's teacher; empty when it is."""
+    """Return one entry for each field in which this teacher differs from the recipe's."""
 
     def shown(value: object) -> str:
         return f"{str(value)[:SHOWN_DIGITS]}…" if is_digest(value) else str(value)
 
-    found = identity(teacher, tokenizer)
     return [
         f"{name.replace('teacher_sha256', 'teacher_weights_sha256').replace('_', ' ')} differ: "
         f"expected {shown(getattr(recipe, name))}, found {shown(value)}"
-        for name, value in found.items()
+        for name, value in identity(teacher, tokenizer).items()
         if getattr(recipe, name) != value
     ]

@@ -1,4 +1,4 @@
-"""Loading a teacher and saying which one it is."""
+"""Loading a teacher, with the hash of its weights and its licence."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -7,12 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModelForMaskedLM,
-    PreTrainedModel,
-)
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
@@ -23,7 +18,10 @@ from cache_tools.text.hub import licence_of, model_folder
 
 @dataclass(frozen=True)
 class Teacher:
-    """A masked LM taken apart: the body, what its head does before the last linear layer, and that layer."""
+    """A masked LM in parts: the model, its head's transform before the last linear layer, and that layer.
+
+    `sha256` is the hash of the weights as saved.
+    """
 
     model: PreTrainedModel
     transform: Callable[[Tensor], Tensor]
@@ -31,7 +29,7 @@ class Teacher:
     sha256: str
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Teacher":
-        """The same teacher on a device in a dtype; the model is moved, not copied."""
+        """Return the same teacher on a device in a dtype; the model is moved, not copied."""
         self.model.to(device, dtype)  # type: ignore[arg-type]
         head = Head(self.head.weight.to(device, dtype), self.head.bias.to(device, dtype))
         return replace(self, head=head)
@@ -42,22 +40,21 @@ class Teacher:
 
     @property
     def input_embedding(self) -> Tensor:
-        """[V, H]"""
+        """The input embeddings [V, H]."""
         return self.model.get_input_embeddings().weight  # type: ignore[return-value]
 
     def hidden_states(self, input_ids: Tensor, mask: Tensor, capture: AttentionCapture | None) -> Tensor:
-        """[B, L, H] of the last layer. `input_ids` and `mask` [B, L]."""
+        """Return the last layer's hidden states [B, L, H]. `input_ids` and `mask` [B, L]."""
         body: Any = self.model.base_model
-        hidden: Tensor = body(input_ids, attention_mask=mask, attention_capture=capture).last_hidden_state
-        return hidden
+        return body(input_ids, attention_mask=mask, attention_capture=capture).last_hidden_state
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What one forward pass shows of a batch, on the device.
+    """The results of one forward pass over a batch, on the device.
 
-    `features` [T, H] are the input of the head's last layer at each target; `offset` [T] float64 in [0, 1) is where its
-    sampling starts; `capture` holds the attention.
+    `features` [T, H] are the inputs of the head's last layer at each target; `offset` [T] float64 in [0, 1) is where
+    the target's sampling starts; `capture` holds the attention.
     """
 
     features: Tensor
@@ -66,10 +63,10 @@ class Observation:
 
 
 def load_teacher(name: str) -> Teacher:
-    """A masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
+    """Load a masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
 
     Reads safetensors, or `pytorch_model.bin` through torch's weights-only loading; never runs code from the teacher.
-    Raises CometError when it cannot be had or loaded, has no masked-LM head, or has an unknown kind of head.
+    Raises CometError if it cannot be fetched or loaded, or has no masked-LM head or one of an unknown kind.
     """
     folder = teacher_folder(name)
     with loading_errors(f"teacher {name}: its model"):
@@ -84,16 +81,16 @@ def load_teacher(name: str) -> Teacher:
             f"teacher {name}: the checkpoint has no masked-LM head or is incomplete (missing {', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}); a head of random numbers would teach nothing"
         )
-    digest = weights_sha256(model)  # in the dtype it was saved in
+    digest = weights_sha256(model)  # in the dtype of the checkpoint
     model.float().eval().requires_grad_(False)
     enable_capture(model)
     return split_head(model, digest, name)
 
 
 def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
-    """Takes the head apart and proves on one row that the parts give the model's own logits.
+    """Take the head apart, and prove on one row that the parts give the model's own logits.
 
-    Raises CometError when the head is of an unknown kind or the parts give something else.
+    Raises CometError if the head is of an unknown kind or the parts give other logits.
     """
     decoder: Any = model.get_output_embeddings()
     transform = head_transform(model)
@@ -113,7 +110,7 @@ def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
 
 
 def teacher_folder(name: str) -> Path:
-    """Where the teacher's files lie. Raises CometError as `model_folder` does."""
+    """Return the folder of the teacher's files. Raises CometError as `model_folder` does."""
     return model_folder(name, f"teacher {name}", "give --teacher FOLDER")
 
 

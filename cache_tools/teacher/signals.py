@@ -1,4 +1,4 @@
-"""The teacher's side of every signal: one class each, which computes its arrays and compares those of two runs."""
+"""The teacher's side of every signal: one class each that computes its arrays and compares those of two runs."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -17,13 +17,13 @@ from cache_tools.teacher.topk import TopkLogits
 
 
 class TeacherSignal(Protocol):
-    """What a signal of `cache_tools.signals` needs on the teacher's side. Arrays of logits are [T, …], at targets."""
+    """The teacher's side of a signal of `cache_tools.signals`. Arrays of logits are [T, …], at targets."""
 
     def compute(self, observed: Observation, head: BlockedHead) -> dict[str, Tensor]:
         """Return the signal's arrays of a batch, on the device and in their stored dtypes."""
 
     def recompute(self, stored: Arrays, features: Tensor, head: BlockedHead) -> dict[str, Tensor]:
-        """Return arrays that are not stored, but that a comparison with the `stored` ones needs."""
+        """Return arrays that are not stored, but needed for a comparison with the `stored` ones."""
 
     def compare(self, stored: Arrays, found: Arrays) -> Errors:
         """Return the errors of this signal's measures."""
@@ -37,12 +37,12 @@ _CLASSES: dict[str, Callable[[Recipe], TeacherSignal]] = {
 
 
 def teacher_signals(recipe: Recipe) -> dict[str, TeacherSignal]:
-    """The signals of a cache by name."""
+    """Return the signals of a cache by name."""
     return {signal.name: _CLASSES[signal.name](recipe) for signal in kept_signals(recipe)}
 
 
 def errors_of(stored: Arrays, found: Arrays, recipe: Recipe) -> Errors:
-    """By measure of the table, a number for each value, flat; infinite where one of the two runs has no number.
+    """Return, by measure of the table, the error of each value, flat; infinite if a run has no finite number.
 
     `stored` are rows of a cache with `target_position` and `length`, `found` the teacher's arrays of the same rows. A
     signal is compared if both hold all of its arrays.
@@ -53,10 +53,10 @@ def errors_of(stored: Arrays, found: Arrays, recipe: Recipe) -> Errors:
     for signal in kept_signals(recipe):
         if not stored.keys() & found.keys() >= signal.arrays.keys():
             continue
-        here, there = stored, found
-        if signal.family == "logits":  # of which `recompute` has added arrays that no table declares
-            here = {name: stored[name][used] for name in signal.arrays}
-            there = {name: a[used] for name, a in found.items() if name in signal.arrays or name not in ARRAYS}
+        pair = stored, found
+        if signal.family == "logits":  # `recompute` has added arrays that the table does not declare
+            at_targets = {name: a[used] for name, a in found.items() if name in signal.arrays or name not in ARRAYS}
+            pair = {name: stored[name][used] for name in signal.arrays}, at_targets
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-            errors |= signals[signal.name].compare(here, there)
+            errors |= signals[signal.name].compare(*pair)
     return {name: np.where(np.isfinite(e), e, np.inf).ravel() for name, e in errors.items()}

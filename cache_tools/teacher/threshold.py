@@ -3,8 +3,8 @@
 Threshold sampling (Duffield, Lund, Thorup 2007, https://doi.org/10.1145/1314690.1314696) with the threshold τ = 1 / k
 for every target: each token with p ≥ τ is kept and stands for p; of the others one is drawn wherever their running sum
 passes a multiple of τ, and stands for τ (systematic sampling). That makes at most k tokens, fewer where the teacher is
-sure, and a draw tells as much at every target: equal τ gives the least variance of a batch's gradient for equally many
-tokens. The most probable token is always kept; where it is below τ, the k − 1 draws stand for the rest in equal parts.
+certain. Equal τ makes every draw equally informative: a batch's gradient has the least variance for equally many
+tokens. The most probable token is always kept; if it is below τ, the k − 1 draws stand for the rest in equal parts.
 """
 
 import math
@@ -18,26 +18,19 @@ from torch import Tensor
 from cache_tools.signals import HALF
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.comparison import Arrays, Errors, both_ways, bucketed_kl, looked_up
-from cache_tools.teacher.head import (
-    HIGHEST_ID,
-    BlockedHead,
-    BlockLogits,
-    OpenedBlocks,
-    ranked_ids,
-    rounded_nats,
-)
+from cache_tools.teacher.head import HIGHEST_ID, BlockedHead, BlockLogits, OpenedBlocks, ranked_ids, rounded_nats
 from cache_tools.teacher.model import Observation
 
-LEAST_DEVIATION = 2.0  # nats, of the log-probabilities of drawn tokens: a few of them may lie close together by chance
+LEAST_DEVIATION = 2.0  # nats, of the log-probabilities of drawn tokens: a few may lie close together by chance
 NOT_KEPT = torch.iinfo(torch.int64).min
 
 
 @dataclass(frozen=True)
 class ThresholdSample:
-    """What a cache stores of T targets, a sample for each of n_T temperatures.
+    """The stored arrays of T targets, one sample for each of n_T temperatures.
 
     `ids` [T, n_T, k] int64: first the tokens kept for certain by falling p, then the drawn ones by rising id, then −1.
-    `logweight` [T, n_T, k]: log of what each stands for, log p or log τ; −∞ in unused slots. `entropy` [T, n_T]:
+    `logweight` [T, n_T, k]: log of each token's weight, log p or log τ; −∞ in unused slots. `entropy` [T, n_T]:
     −Σ p log p over the vocabulary. `entropy_seen` [T, n_T]: −Σ p log(p / P) over the corpus's tokens, of mass P.
     """
 
@@ -50,12 +43,12 @@ class ThresholdSample:
 def keep_threshold_sample(
     features: Tensor, head: BlockedHead, k: int, temperatures: tuple[float, ...], offset: Tensor
 ) -> ThresholdSample:
-    """A threshold sample of at most k tokens of each target at each temperature.
+    """Draw a threshold sample of at most k tokens of each target at each temperature.
 
     The running sum goes through the head's blocks in their order, block sums first and then the few blocks where it
     passes a multiple of τ. `features` [T, H]; `offset` [T] float64 in [0, 1) is where the sum starts, in multiples of
     2⁻³², so that adding it to a whole number is exact. Should rounding ever lose or add a token, the weights of that
-    target are NaN. Raises ValueError for k below 2, of which no sample can be made.
+    target are NaN. Raises ValueError if k is below 2, too few for a sample.
     """
     if k < 2:
         raise ValueError(f"a threshold sample of {k}: expected at least 2 tokens")
@@ -63,26 +56,26 @@ def keep_threshold_sample(
     for portion in head.portions(len(features)):
         blocks = head.block_logits(features[portion], temperatures, with_entropy=True)
         likeliest = blocks.open_likeliest(k)
-        for_each = [sample_at(t, blocks, likeliest, k, offset[portion, None]) for t in temperatures]
-        parts.append(ThresholdSample(*(torch.stack(columns, dim=1) for columns in zip(*for_each, strict=True))))
+        samples = [sample_at(t, blocks, likeliest, k, offset[portion, None]) for t in temperatures]
+        parts.append(ThresholdSample(*(torch.stack(columns, dim=1) for columns in zip(*samples, strict=True))))
     return ThresholdSample(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(ThresholdSample)))
 
 
 def sample_at(
     temperature: float, blocks: BlockLogits, likeliest: OpenedBlocks, k: int, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(ids [T, k], logweight [T, k], entropy [T], entropy_seen [T]) at one temperature; `start` [T, 1]."""
+    """Return (ids [T, k], logweight [T, k], entropy [T], entropy_seen [T]) at one temperature; `start` [T, 1]."""
     log_block = blocks.log_sums[temperature].T.contiguous()  # [T, n]
     log_total = log_block.logsumexp(1, keepdim=True)  # [T, 1]
     best = likeliest.rank.flatten(1).amax(1)[:, None, None]  # [T, 1, 1]
 
-    def looked_at(opened: OpenedBlocks) -> tuple[Tensor, Tensor, Tensor]:
-        """log p, whether it is kept for certain, and p where it is not, all [T, c, BLOCK]."""
+    def split(opened: OpenedBlocks) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p, whether the token is kept for certain, and p of the other tokens, each [T, c, BLOCK]."""
         logprob = opened.logits / temperature - log_total[..., None]
         is_certain = (logprob >= -math.log(k)) | (opened.rank == best)
         return logprob, is_certain, logprob.masked_fill(is_certain, -torch.inf).double().exp()
 
-    _, is_certain, light = looked_at(likeliest)
+    _, is_certain, light = split(likeliest)
     certain = is_certain.sum((1, 2))[:, None]  # [T, 1]
     mass = (log_block - log_total).double().exp().scatter(1, likeliest.number, light.sum(2))  # [T, n] of the others
     total = mass.sum(1, keepdim=True)
@@ -93,7 +86,7 @@ def sample_at(
     keeps |= torch.zeros_like(keeps).scatter(1, likeliest.number, is_certain.any(2))  # at most k blocks
     opened = blocks.open(keeps.byte().topk(min(k, keeps.shape[1]), dim=1).indices)
 
-    logprob, is_certain, light = looked_at(opened)
+    logprob, is_certain, light = split(opened)
     ends = torch.cat([start, steps], dim=1)  # [T, n + 1]
     taken = taken_within(light, ends.gather(1, opened.number), ends.gather(1, opened.number + 1))
     drawn_key = NOT_KEPT + (opened.rank & HIGHEST_ID)  # below every rank, rising as the id falls
@@ -110,9 +103,10 @@ def sample_at(
 
 
 def systematic_steps(mass: Tensor, draws: Tensor, start: Tensor) -> Tensor:
-    """[T, n] the running sum of `mass` [T, n], scaled and shifted to go from `start` to `draws` + `start` [T, 1].
+    """Return [T, n]: the running sum of `mass` [T, n], scaled and shifted to go from `start` to `draws` + `start`
+    [T, 1].
 
-    Where it passes a whole number a draw falls. The last step is exactly `draws` + `start`.
+    A draw falls wherever it passes a whole number. The last step is exactly `draws` + `start`.
     """
     running = mass.cumsum(1)
     share = running / running[:, -1:].clamp(min=torch.finfo(mass.dtype).tiny)
@@ -120,7 +114,7 @@ def systematic_steps(mass: Tensor, draws: Tensor, start: Tensor) -> Tensor:
 
 
 def taken_within(mass: Tensor, before: Tensor, after: Tensor) -> Tensor:
-    """[T, c, b] bool: where draws fall inside blocks of `mass` [T, c, b], when the running sum enters a block at
+    """Return [T, c, b] bool: where draws fall inside blocks of `mass` [T, c, b], if the running sum enters a block at
     `before` and leaves it at `after` [T, c]."""
     running = mass.cumsum(2)
     share = running / running[..., -1:].clamp(min=torch.finfo(mass.dtype).tiny)
@@ -136,9 +130,8 @@ class ThresholdLogits:
     recipe: Recipe
 
     def compute(self, observed: Observation, head: BlockedHead) -> dict[str, Tensor]:
-        sample = keep_threshold_sample(
-            observed.features, head, self.recipe.top_k, self.recipe.temperatures, observed.offset
-        )
+        k, temperatures = self.recipe.top_k, self.recipe.temperatures
+        sample = keep_threshold_sample(observed.features, head, k, temperatures, observed.offset)
         return {
             "sample_id": sample.ids.int(),
             "sample_logweight": sample.logweight.half(),
@@ -147,7 +140,7 @@ class ThresholdLogits:
         }
 
     def recompute(self, stored: Arrays, features: Tensor, head: BlockedHead) -> dict[str, Tensor]:
-        """`sample_logprob` [T, n_T, k] float32: log-probabilities of the stored ids, NaN in empty slots."""
+        """Return `sample_logprob` [T, n_T, k] float32: log-probabilities of the stored ids, NaN in empty slots."""
         ids = torch.from_numpy(stored["sample_id"].astype(np.int64))  # [T, n_T, k]
         logprob = torch.empty(ids.shape)
         for portion in head.portions(len(features)):
@@ -159,21 +152,19 @@ class ThresholdLogits:
         return {"sample_logprob": logprob.masked_fill(ids < 0, torch.nan)}
 
     def compare(self, stored: Arrays, found: Arrays) -> Errors:
-        """Errors of arrays [T, …]; `found` holds the `sample_logprob` of `recompute`, too.
+        """Return the errors of arrays [T, …]; `found` also holds the `sample_logprob` of `recompute`.
 
         `kl` is over the tokens that both runs keep for certain and the rest as one bucket, a lower bound of the true
-        one. Shares are 1 for each stored id that is not found, else 0. `drawn_logprob`: see `drawn_bias`.
+        KL. Shares are 1 for each stored id that is not found, else 0. `drawn_logprob`: see `drawn_bias`.
         """
         k = self.recipe.top_k
         ids, again = (arrays["sample_id"].reshape(-1, k) for arrays in (stored, found))  # [T · n_T, k]
         value, value_again = (arrays["sample_logweight"].reshape(-1, k).astype(float) for arrays in (stored, found))
         certain, certain_again = certain_slots(value, k), certain_slots(value_again, k)
         drawn = (ids >= 0) & ~certain
-        match = looked_up(np.where(certain, ids, -1), np.where(certain_again, again, -1), value_again)
-        match_again = looked_up(np.where(certain_again, again, -1), np.where(certain, ids, -1), value)
-        highest, highest_again = (
-            np.minimum(v[:, :1], -math.log(k)) for v in (value, value_again)
-        )  # of what is not certain
+        kept, kept_again = np.where(certain, ids, -1), np.where(certain_again, again, -1)
+        match, match_again = looked_up(kept, kept_again, value_again), looked_up(kept_again, kept, value)
+        highest, highest_again = (np.minimum(v[:, :1], -math.log(k)) for v in (value, value_again))  # if not certain
         weights = both_ways(value, match, highest_again, value_again, match_again, highest)
         errors = {"sample_logweight": weights[np.concatenate([certain, certain_again])]}
         for name in ("entropy", "entropy_seen"):
@@ -185,22 +176,21 @@ class ThresholdLogits:
         errors["kl"] = bucketed_kl(value, match, rest, rest_again)
         errors["certain_id"] = np.isnan(match)[certain].astype(float)
         errors["drawn_id"] = np.isnan(looked_up(ids, again, value_again))[drawn].astype(float)
-        others = np.where(certain_again, value_again, -np.inf)
-        errors["drawn_logprob"] = drawn_bias(
-            found["sample_logprob"].reshape(-1, k), drawn, found["entropy"].reshape(-1), others
-        )
+        logprob, entropy = found["sample_logprob"].reshape(-1, k), found["entropy"].reshape(-1)
+        certain_logprob = np.where(certain_again, value_again, -np.inf)
+        errors["drawn_logprob"] = drawn_bias(logprob, drawn, entropy, certain_logprob)
         return errors
 
 
 def drawn_bias(
     logprob: NDArray, drawn: NDArray[np.bool_], entropy: NDArray, certain: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """[1] how far the mean log-probability of the drawn tokens lies from what it should be, beyond six standard
-    errors; empty where nothing is drawn.
+    """Return [1]: the distance of the mean log-probability of the drawn tokens from its expectation, beyond six
+    standard errors; empty if nothing is drawn.
 
     Which tokens are drawn depends on the last bits of many probabilities, their mean does not: a token is drawn in
-    proportion to its p, so that of those that are not certain it should be Σ p log p / Σ p, which entropy [T] and the
-    log-probabilities of the certain [T, k] (−∞ in other slots) give. `logprob` and `drawn` [T, k].
+    proportion to its p, so the mean over tokens that are not certain is expected at Σ p log p / Σ p, which follows from
+    `entropy` [T] and the log-probabilities of the certain tokens [T, k] (−∞ in other slots). `logprob`, `drawn` [T, k].
     """
     certain_terms = (np.exp(certain) * np.where(certain > -np.inf, certain, 0.0)).sum(1)
     expected = -(entropy + certain_terms) / np.maximum(1 - np.exp(certain).sum(1), HALF)  # [T]
@@ -212,7 +202,7 @@ def drawn_bias(
 
 
 def certain_slots(logweight: NDArray[np.float64], k: int) -> NDArray[np.bool_]:
-    """[T, k] which slots hold tokens that stand for their own probability: the first, and where that is not below
+    """Return [T, k]: which slots hold tokens that stand for their own probability: the first, and if that is not below
     τ = 1 / k, all above τ."""
     threshold = float(np.float16(-math.log(k)))
     certain = (logweight > threshold) & (logweight[:, :1] >= threshold)

@@ -1,7 +1,7 @@
 """The signal `topk`: the k most probable tokens of each target, and the mass of all others.
 
-What is not kept is summed itself, never taken as total − kept, which would cancel where the tail is small. Nothing
-here waits for the device: all shapes follow from the settings.
+The tail is summed itself, never taken as total − kept, which would cancel where the tail is small. Nothing here waits
+for the device: all shapes follow from the settings.
 """
 
 from dataclasses import dataclass, fields
@@ -19,7 +19,7 @@ from cache_tools.teacher.model import Observation
 
 @dataclass(frozen=True)
 class TopLogits:
-    """What a cache stores of T targets. Shapes: ids, logprob [T, k]; tails [T, n_T]."""
+    """The stored arrays of T targets: ids, logprob [T, k]; tails [T, n_T]."""
 
     ids: Tensor
     logprob: Tensor
@@ -28,7 +28,7 @@ class TopLogits:
 
 
 def keep_topk(features: Tensor, head: BlockedHead, k: int, temperatures: tuple[float, ...]) -> TopLogits:
-    """The k most probable tokens of each target, best first, ties to the lower id, and the tails. `features` [T, H]."""
+    """Return the top k tokens of each target, best first, ties to the lower id, and the tails. `features` [T, H]."""
     parts = []
     for portion in head.portions(len(features)):
         blocks = head.block_logits(features[portion], temperatures)
@@ -76,10 +76,10 @@ class TopkLogits:
         return {}
 
     def compare(self, stored: Arrays, found: Arrays) -> Errors:
-        """Errors of arrays [T, …]. `kl` is over the tokens that both runs keep and the rest as one bucket."""
+        """Return the errors of arrays [T, …]; `kl` is over tokens that both runs keep and the rest as one bucket."""
         ids, again = stored["topk_id"], found["topk_id"]  # [T, k]
         value, value_again = stored["topk_logprob"].astype(float), found["topk_logprob"].astype(float)
-        match, match_again = looked_up(ids, again, value_again), looked_up(again, ids, value)  # [T, k] NaN: not there
+        match, match_again = looked_up(ids, again, value_again), looked_up(again, ids, value)  # [T, k] NaN: no match
         errors = {"topk_logprob": both_ways(value, match, value_again[:, -1:], value_again, match_again, value[:, -1:])}
         scale = 1 / np.array(self.recipe.temperatures)
         moved = np.isnan(match).sum(1)[:, None] * np.exp(np.maximum(value, value_again)[:, -1:] * scale)  # [T, n_T]
@@ -97,7 +97,7 @@ class TopkLogits:
 
 
 def _tail_errors(tail: NDArray, tail_again: NDArray, moved: NDArray) -> NDArray[np.float64]:
-    """How far apart the log masses are when up to a mass `moved` went from the kept tokens into the tail, or back."""
+    """Return the distance between log masses, up to a mass `moved` from the kept tokens to the tail or back."""
     low, high = np.log(np.maximum(np.exp(tail) - moved, 0.0)), np.log(np.exp(tail) + moved)
     apart = np.maximum(np.maximum(low - tail_again, tail_again - high), 0.0)
     return np.where(tail == tail_again, 0.0, apart)

@@ -1,1 +1,1 @@
-"""Verifying a cache: files, values, and the teacher run again."""
+"""Verification of a cache: files, values, and a rerun of the teacher."""

@@ -1,4 +1,4 @@
-"""What a look at a cache has found."""
+"""The report of a verification."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from cache_tools.settings import RecheckSettings
 from cache_tools.store.ledger import ShardKey
 
-if TYPE_CHECKING:  # it needs torch, which reading does not
+if TYPE_CHECKING:  # tolerance imports the teacher's torch, which reading does not need
     from cache_tools.verify.tolerance import Deviations
 
 
 @dataclass(frozen=True)
 class Damage:
-    """What is wrong, and with which shard; None: with what was sealed, or with a file that belongs to nothing."""
+    """One damage, in words, and its shard; None for sealed files and for files that belong to nothing."""
 
     message: str
     shard: ShardKey | None = None
@@ -21,7 +21,7 @@ class Damage:
 
 @dataclass
 class Report:
-    """What was looked at, and what was found."""
+    """The scope of a verification and its findings."""
 
     root: Path
     deep: bool
@@ -31,16 +31,16 @@ class Report:
     files: int = 0
     size: int = 0  # bytes of these files
     damage: list[Damage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # neither content nor damage: what a dead builder left
-    runs: "list[Deviations] | None" = None  # of the teacher, if there was one
-    attaching: str | None = None  # the call that gives a detached cache its text
+    notes: list[str] = field(default_factory=list)  # neither content nor damage: files of a dead builder
+    runs: "list[Deviations] | None" = None  # of the teacher, if it was run
+    attaching: str | None = None  # the command that attaches a detached cache's text
 
     @property
     def damaged_shards(self) -> list[ShardKey]:
         return sorted({damage.shard for damage in self.damage if damage.shard is not None})
 
     def sound(self, path: Path, data: bytes, matches: bool, shard: ShardKey | None) -> bool:
-        """Counts a file, and notes the damage when it is not the one that the ledger describes."""
+        """Count a file, and record the damage unless it matches the ledger. Return `matches`."""
         self.files, self.size = self.files + 1, self.size + len(data)
         if not matches:
             self.damage.append(Damage(f"{path}: not the file that the ledger describes ({len(data)} bytes)", shard))

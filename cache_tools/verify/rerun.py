@@ -1,4 +1,4 @@
-"""`comet-cache verify --teacher`: the teacher run again on some rows, against what the cache holds of them."""
+"""`comet-cache verify --teacher`: rerun the teacher on some rows and compare with the cache's values."""
 
 from collections.abc import Sequence
 
@@ -26,16 +26,16 @@ from cache_tools.verify.tolerance import Deviations
 
 
 class TeacherRerun:
-    """The teacher of a cache, ready to be run on rows of it, and what came of it, by dtypes and kinds of device.
+    """The teacher of a cache, ready to run on rows of it, and the deviations by dtypes and kinds of device.
 
-    Raises CometError on creation when the teacher is another one, naming each field that differs, and when this copy
-    does not hold the tokens, or none of what the teacher makes of them.
+    Raises CometError on creation if the teacher is another one, naming each field that differs, or if this copy does
+    not hold the tokens or any signal.
     """
 
     def __init__(self, cache: Cache, settings: RecheckSettings) -> None:
         self.cache, self.settings = cache, settings
         self.names, self.device = compared_arrays(cache), choose_device(settings.device)
-        self.runs: list[Deviations] = []
+        self.runs: dict[tuple[str, str, str, str], Deviations] = {}
         name = settings.teacher
         self.teacher, tokenizer = load_teacher(name), load_teacher_tokenizer(name)
         if differences := identity_differences(cache.recipe, self.teacher, tokenizer):
@@ -45,8 +45,8 @@ class TeacherRerun:
                 exit_code=2,
             )
 
-    def over(self, keys: Sequence[ShardKey], seen: NDArray[np.int32]) -> list[tuple[ShardKey, str]]:
-        """Samples rows of these committed shards, a batch at a time, and returns what is wrong with which shard.
+    def run(self, keys: Sequence[ShardKey], seen: NDArray[np.int32]) -> list[tuple[ShardKey, str]]:
+        """Run the teacher on a sample of rows of these committed shards. Return the errors, each with its shard.
 
         `seen` are the ids of the corpus.
         """
@@ -54,37 +54,32 @@ class TeacherRerun:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         chosen = sample_rows(recipe, keys, settings.rows, settings.seed)
-        found: list[tuple[ShardKey, str]] = []
+        errors: list[tuple[ShardKey, str]] = []
         by_dtype: dict[str, list[ShardKey]] = {}
         for key in chosen:
             built_in, _ = self.built(key)
             if built_in not in DTYPES:
-                found.append((key, f"its commit record says dtype {built_in}, expected {', '.join(DTYPES)}"))
+                errors.append((key, f"its commit record has dtype {built_in}, expected {', '.join(DTYPES)}"))
             else:
                 by_dtype.setdefault(dtype_to_run_in(built_in, settings.dtype, device), []).append(key)
         with tqdm(desc="teacher", total=sum(map(len, chosen.values())), unit="row", disable=None) as progress:
-            for turn, (run_in, mine) in enumerate(sorted(by_dtype.items())):
-                if turn:  # what was rounded to the dtype before does not come back
+            for turn, (run_in, shards) in enumerate(sorted(by_dtype.items())):
+                if turn:  # the weights were rounded to the previous dtype
                     self.teacher = load_teacher(settings.teacher)
                 dtype: torch.dtype = getattr(torch, run_in)
                 batch_size = settings.batch_size or choose_batch_size(self.teacher, recipe.seq_len, device, dtype)
                 teacher = self.teacher.to(device, dtype)
                 teacher_pass = TeacherPass(teacher, recipe, seen_mask(seen, recipe.vocab_size))
-                for key in mine:
+                for key in shards:
                     messages, batch_size = self.compare(key, chosen[key], teacher_pass, dtype, batch_size)
-                    found += [(key, message) for message in messages]
+                    errors += [(key, message) for message in messages]
                     progress.update(len(chosen[key]))
-        return found
+        return errors
 
     def compare(
-        self,
-        key: ShardKey,
-        numbers: NDArray[np.int64],
-        teacher_pass: TeacherPass,
-        dtype: torch.dtype,
-        batch_size: int,
+        self, key: ShardKey, numbers: NDArray[np.int64], teacher_pass: TeacherPass, dtype: torch.dtype, batch_size: int
     ) -> tuple[list[str], int]:
-        """What is wrong with these rows of a shard, and the batch size, smaller where memory ran out."""
+        """Return the errors of these rows of a shard, and the batch size, smaller if memory ran out."""
         try:
             stored = {name: array[numbers] for name, array in self.cache.read_shard(*key, self.names).items()}
         except CometError as error:
@@ -94,27 +89,25 @@ class TeacherRerun:
         while start < len(numbers):
             rows = slice(start, start + batch_size)
             try:
-                parts.append(signals_again(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
+                parts.append(recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
                 start = rows.stop
             except RuntimeError as error:
                 batch_size = smaller_batch(error, batch_size)
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         now = numerics(self.device, dtype, batch_size)
-        kind = Deviations(*self.built(key), now["dtype"], now["device"])
-        run = next((run for run in self.runs if run.kind == kind.kind), None)
-        if run is None:
-            self.runs.append(run := kind)
+        kind = (*self.built(key), now["dtype"], now["device"])
+        run = self.runs.setdefault(kind, Deviations(*kind))
         return run.add(len(numbers), errors_of(stored, found, self.cache.recipe)), batch_size
 
     def built(self, key: ShardKey) -> tuple[str, str]:
-        """The dtype and the kind of device of a committed shard."""
+        """Return the dtype and the kind of device that a committed shard was built with."""
         record = self.cache.record(*key)
-        said = record.numerics if record is not None else {}
-        return said.get("dtype", "unknown"), said.get("device", "unknown")
+        recorded = record.numerics if record is not None else {}
+        return recorded.get("dtype", "unknown"), recorded.get("device", "unknown")
 
 
 def compared_arrays(cache: Cache) -> tuple[str, ...]:
-    """The arrays of this copy that the teacher reads and is compared with. Raises CometError as `TeacherRerun` does."""
+    """Return the arrays of this copy that a rerun reads or compares. Raises CometError as `TeacherRerun` does."""
     tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
     kept = kept_signals(cache.recipe)
     signals = [name for signal in kept if held >= set(signal.arrays) for name in signal.arrays]
@@ -131,7 +124,7 @@ def compared_arrays(cache: Cache) -> tuple[str, ...]:
 
 
 def dtype_to_run_in(built_in: str, requested: str, device: torch.device) -> str:
-    """`auto` is the dtype that the shard was built in, but float32 on a GPU that does not have that."""
+    """Return the requested dtype; `auto` is the shard's own, but float32 on a GPU without bfloat16."""
     if requested != "auto":
         return requested
     lacks_bfloat16 = device.type == "cuda" and choose_dtype("auto", device) != torch.bfloat16
@@ -139,10 +132,10 @@ def dtype_to_run_in(built_in: str, requested: str, device: torch.device) -> str:
 
 
 def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) -> dict[ShardKey, NDArray[np.int64]]:
-    """Which rows of each of these shards to look at, ascending, so many in all or all there are.
+    """Return the rows to compare of each of these shards, ascending: `rows` in all, or all rows if there are fewer.
 
-    A pure function of recipe, seed and shards. They are spread as evenly as can be, over as many shards as can be, and
-    the two groups take turns, so that the small validation group is looked at, too.
+    A pure function of recipe, seed and shards. The rows are spread as evenly as possible over as many shards as
+    possible, and the two groups take turns, so that the small validation group is compared, too.
     """
     recipe_hash = np.array([int(recipe.recipe_id[:16], 16)], dtype=np.uint64)
     seeded = {group: mix(mix(recipe_hash, np.uint64(seed)), np.uint64(GROUPS.index(group))) for group in GROUPS}
@@ -150,25 +143,25 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
     for group in GROUPS:
         ordered = sorted((int(mix(seeded[group], np.uint64(s))[0]), s) for g, s in keys if g == group)
         turns += [(turn, group, shard) for turn, (_, shard) in enumerate(ordered)]
-    share = {(group, shard): 0 for _, group, shard in sorted(turns)}
+    share = {ShardKey(group, shard): 0 for _, group, shard in sorted(turns)}
     left = min(rows, sum(recipe.shard_rows(*key) for key in keys))
     while left:
         for key, taken in share.items():
             if left and taken < recipe.shard_rows(*key):
                 share[key], left = taken + 1, left - 1
     chosen = {}
-    for (group, shard), count in share.items():
-        numbers = np.arange(recipe.shard_rows(group, shard))
-        drawn = mix(mix(seeded[group], np.uint64(shard)), numbers.astype(np.uint64))
+    for key, count in share.items():
         if count:
-            chosen[ShardKey(group, shard)] = np.sort(np.argsort(drawn, kind="stable")[:count])
+            numbers = np.arange(recipe.shard_rows(*key), dtype=np.uint64)
+            order = np.argsort(mix(mix(seeded[key.group], np.uint64(key.shard)), numbers), kind="stable")
+            chosen[key] = np.sort(order[:count])
     return chosen
 
 
 @torch.inference_mode()
-def signals_again(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
-    """The teacher's arrays of the rows `stored`, which are these of their shard, as the build makes them, and beside
-    them those that only a comparison needs."""
+def recompute(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
+    """Return the teacher's arrays of the rows `stored`, computed as in a build, and those that only the comparison
+    needs. `numbers` are the rows' numbers in their shard."""
     tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}
     launched = teacher_pass.launch(host_batch(teacher_pass.recipe, tokens, numbers))
     found = collect(launched)

@@ -1,4 +1,4 @@
-"""Files in the folder of a cache that are not of this copy: left by who was stopped, on their way, or of nothing."""
+"""Files in the folder of a cache that are not part of this copy: abandoned, in transfer, or unknown."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from cache_tools.verify.report import Damage, Report
 
 
 def check_names(cache: Cache, report: Report) -> None:
-    """Everything in the folder belongs to the cache, and nothing is a link or anything but a file."""
+    """Report files that do not belong to the cache, links and special files as damage; abandoned files as notes."""
     known, uncommitted = {*cache.seal.files, SEAL, EXTENT, LOCK, CARD}, set[str]()
     for group in GROUPS:
         for shard in cache.extent.indices(group):
@@ -28,36 +28,36 @@ def check_names(cache: Cache, report: Report) -> None:
                 if name not in cache.extent.arrays and (committed or name in TEXT_ARRAYS):
                     continue
                 (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
-    coming = text = 0
+    incoming = text = 0
     for relative, path in files_below(cache.root):
         if path.is_symlink() or not path.is_file():
             report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
         elif relative in uncommitted:
-            report.notes.append(f"{relative}: of a shard that was not committed; the next build replaces it")
+            report.notes.append(f"{relative}: of an uncommitted shard; the next build replaces it")
         elif relative.startswith(STAGING):
-            report.notes.append(f"{relative}: of a builder at work, or killed; the next build removes it")
+            report.notes.append(f"{relative}: of a running or killed builder; the next build removes it")
         elif relative in known:
             continue
-        elif (found := beyond_extent(cache, relative)) is not None:
-            is_text = found[1] in TEXT_ARRAYS and not cache.extent.has_text
-            coming, text = coming + (not is_text), text + is_text
-            check_beyond(cache, *found, report)
+        elif (owner := beyond_extent(cache, relative)) is not None:
+            is_text = owner[1] in TEXT_ARRAYS and not cache.extent.has_text
+            incoming, text = incoming + (not is_text), text + is_text
+            check_beyond(cache, *owner, report)
         else:
             report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
-    if coming:
+    if incoming:
         report.notes.append(
-            f"{coming} files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way "
-            "or was stopped; the same pull goes on with it"
+            f"{incoming} files of shards or arrays that this copy is not meant to hold yet: of a pull that is under "
+            "way or was stopped; the same pull continues with them"
         )
     if text:
         report.notes.append(
-            f"{text} files of the text, which this copy is not meant to hold: it is being attached or pulled, or that "
-            "was stopped; nothing reads them before that has ended"
+            f"{text} files of the text, which this copy is not meant to hold: of an attach or a pull that is under "
+            "way or was stopped; nothing reads them before it ends"
         )
 
 
 def beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | None:
-    """Of which shard of the whole cache a file is, and of which array, None for its record; None for other names."""
+    """Return the file's shard in the whole cache and its array, None for a commit record; None for any other file."""
     for number, group in product({int(n) for n in re.findall("[0-9]{1,9}", relative)}, GROUPS):
         if number >= cache.recipe.shards(group):
             continue
@@ -70,13 +70,12 @@ def beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | 
 
 
 def check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) -> None:
-    """A file that came before the extent that names it: a transfer gives it its name only when it is whole."""
-    group, shard = key
+    """Check a file outside the extent against its shard's record: a transfer names only whole files."""
     try:
-        record = cache.record(group, shard)
+        record = cache.record(*key)
         if record is None or name is None:
             return
-        path = cache.specs[group][name].chunk_path(shard)
+        path = cache.specs[key.group][name].chunk_path(key.shard)
         data = read_bounded(inside(cache.root, path), record.files[name].size)
         report.sound(cache.root / path, data, record.files[name].matches(data), key)
     except CometError as error:
@@ -84,7 +83,7 @@ def check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) 
 
 
 def files_below(root: Path) -> Iterator[tuple[str, Path]]:
-    """Everything under a folder that is not a folder, by relative path, no link followed."""
+    """Yield everything under a folder that is not a folder, with its relative path; follow no link."""
     for folder, names, files in os.walk(root):
         for name in [*files, *(n for n in names if (Path(folder) / n).is_symlink())]:
             path = Path(folder) / name

@@ -1,6 +1,6 @@
-"""What must hold between the values of a sound cache. Pure functions on arrays: each returns what is wrong, in words.
+"""Relations between the values of a sound cache. Pure functions on arrays; each yields errors in words.
 
-Bounds allow for what the format rounds: float16 to 2⁻¹¹ of a value, tails and entropies to 1/1024.
+Bounds allow for the format's rounding: float16 to 2⁻¹¹ of a value, tails and entropies to 1/1024.
 """
 
 import hashlib
@@ -20,26 +20,24 @@ from cache_tools.signals import (
     kept_signals,
     require_declared,
 )
-from cache_tools.store.bounds import check_signals, repeated
+from cache_tools.store.bounds import Arrays, check_signals, repeated
 from cache_tools.store.reader import Vocabulary
 from cache_tools.store.recipe import Recipe
 from cache_tools.text.masking import Masking, mask_rows
 
-MASS = 2e-3  # what kept and tail mass may differ from 1
+MASS = 2e-3  # largest deviation of kept and tail mass from 1
 CODES = 255
 
-Arrays = dict[str, NDArray]
 
-
-def first(where: NDArray[np.bool_]) -> str:
-    """The row (and target) of the first of some wrong values, and how many there are."""
-    places = np.argwhere(where)
-    names = ("row", "target", "slot")
-    return " ".join(f"{n} {i}" for n, i in zip(names, places[0], strict=False)) + f" (of {len(places)})"
+def first(wrong: NDArray[np.bool_]) -> str:
+    """Return the row (and position) of the first of some wrong values [R] or [R, L], and their number."""
+    indices = np.argwhere(wrong)
+    names = ("row", "position")
+    return " ".join(f"{n} {i}" for n, i in zip(names, indices[0], strict=False)) + f" (of {len(indices)})"
 
 
 def unmasked(arrays: Arrays) -> NDArray[np.int32]:
-    """[R, L] the tokens of the rows before they were masked."""
+    """Return the tokens [R, L] of the rows before masking."""
     tokens: NDArray[np.int32] = np.array(arrays["input_ids"])
     row, slot = np.nonzero(arrays["target_position"] != UNUSED_POSITION)
     tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
@@ -47,9 +45,9 @@ def unmasked(arrays: Arrays) -> NDArray[np.int32]:
 
 
 def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:
-    """Rows are `bos … eos` and padding, and their masks are the ones that seed, view and tokens demand.
+    """Check that rows are `bos … eos` and padding, with the masks that seed, view and tokens determine.
 
-    The masking is undone and done again, so this proves positions, targets, replacements and row keys.
+    The rows are unmasked and masked again, which proves positions, labels, replacements and row keys.
     """
     length = arrays["length"].astype(np.int64)  # [R]
     tokens, rows = unmasked(arrays), len(length)
@@ -60,33 +58,33 @@ def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
         yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others at {first(ends)}"
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, seen)
     view = (shard * recipe.rows_per_shard + np.arange(rows)) // (recipe.rows(group) // recipe.views)  # [R]
-    for one in np.unique(view):
-        chosen = view == one
-        again = mask_rows(tokens[chosen], arrays["length"][chosen], int(one), masking)
+    for number in np.unique(view):
+        chosen = view == number
+        expected = mask_rows(tokens[chosen], arrays["length"][chosen], int(number), masking)
         for name in TOKEN_ARRAYS:
-            differs = (arrays[name][chosen] != getattr(again, name)).reshape(chosen.sum(), -1).any(1)
+            differs = (arrays[name][chosen] != getattr(expected, name)).reshape(chosen.sum(), -1).any(1)
             if np.any(differs):
                 row = int(np.flatnonzero(chosen)[np.flatnonzero(differs)[0]])
-                yield f"{name}: not what the masking of view {one} gives at row {row} (of {differs.sum()})"
+                yield f"{name}: differs from the masking of view {number} at row {row} (of {differs.sum()})"
 
 
 def table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:
-    """Violations of the table: unused targets hold the fill value, and those in use legal ones."""
-    used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
+    """Check that unused targets hold the fill value."""
+    is_unused = arrays["target_position"] == UNUSED_POSITION  # [R, M]
     for name in names:
-        declared = ARRAYS[name]
-        if "target" in declared.axes:
-            unused = arrays[name][~used]
-            holds = ~np.isnan(unused) if declared.fill != declared.fill else unused != declared.fill
-            if np.any(holds):
-                yield f"{name}: {np.count_nonzero(holds)} values where there is no target"
+        fill = ARRAYS[name].fill
+        if "target" in ARRAYS[name].axes:
+            unused = arrays[name][is_unused]
+            wrong = ~np.isnan(unused) if np.isnan(fill) else unused != fill
+            if np.any(wrong):
+                yield f"{name}: {np.count_nonzero(wrong)} values where there is no target"
 
 
 def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
-    """The best k are different tokens, best first; their mass and the tail's make 1; tails are within their bounds.
+    """Check that the top k are different tokens, best first, that their mass and the tail's make 1, and tail bounds.
 
     With tail mass m over n tokens, none above the smallest kept probability q, Σ p^a (a = 1 / T) is for a < 1 at least
-    m q^(a−1) and at most n (m/n)^a, which is when all are equal (Jensen); for a > 1 the other way round.
+    m q^(a−1) and at most n (m/n)^a, reached if all are equal (Jensen); for a > 1 the other way round.
     """
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
     ids, logprob, tail, tail_seen = (arrays[name][used] for name in TOPK.arrays)  # [T, k], [T, k], [T, n_T], [T, n_T]
@@ -121,17 +119,15 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         smallest, most = (bounds[0][1], bounds[1][0]) if power < 1 else (bounds[0][0], bounds[1][1])
         wrong = (tail[:, index] < smallest - 2 * NATS_STEP) | (tail[:, index] > most + 2 * NATS_STEP)
         if np.any(wrong := wrong if others else tail[:, index] != -np.inf):
-            yield f"tail_logmass: at T = {temperature:g} outside what its mass allows at {wrong.sum()} targets"
+            yield f"tail_logmass: at T = {temperature:g} outside the bounds of its mass at {wrong.sum()} targets"
 
 
 def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
-    """Samples are different tokens, in leading slots, of falling weight but for the first; their weights make 1 within
-    one draw; entropies are between 0 and the logarithm of the number of tokens."""
+    """Check that samples are different tokens, in leading slots, of falling weight after the first, that their weights
+    make 1 within one draw, and that entropies are between 0 and the logarithm of the number of tokens."""
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
-    ids, logweight, entropy, entropy_seen = (
-        arrays[name][used] for name in THRESHOLD.arrays
-    )  # [T, n_T, k] twice, [T, n_T] twice
-    logweight = logweight.astype(np.float64)
+    ids, logweight, entropy, entropy_seen = (arrays[name][used] for name in THRESHOLD.arrays)
+    logweight = logweight.astype(np.float64)  # as ids [T, n_T, k]; entropies [T, n_T]
     held = ids >= 0  # [T, n_T, k]
     if np.any(wrong := ~held[..., 0] | (np.diff(held.astype(np.int8), axis=-1) > 0).any(-1) | repeated(ids)):
         yield f"sample_id: expected different tokens in the leading slots, found others at {wrong.sum()} targets"
@@ -153,10 +149,10 @@ def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
 
 
 def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
-    """Maps are zero outside the blocks in use; in use, the squares of a row's codes make 1 within their rounding.
+    """Check that maps are zero outside the used blocks, and the squares of a used row's codes make 1 within rounding.
 
-    A code is off by half a step at most, so a value v = s² by √v / 255 + 1 / (4 · 255²), and with Σ v = 1 over n
-    blocks the sum by √n / 255 + n / (4 · 255²) (Cauchy and Schwarz).
+    The error of a code is half a step at most, that of a value v = s² thus √v / 255 + 1 / (4 · 255²), and with Σ v = 1
+    over n blocks that of the sum √n / 255 + n / (4 · 255²) (Cauchy and Schwarz).
     """
     codes = arrays["attention"][:: recipe.attention_every].astype(np.float64)  # [R', layers, m, m]
     blocks = np.minimum(arrays["length"][:: recipe.attention_every].astype(np.int64), recipe.attention_size)  # [R']
@@ -171,36 +167,36 @@ def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
 
 
 _RELATIONS = {"topk": topk_errors, "threshold": sample_errors, "attention": attention_errors}
-"""Of signals whose values hold more than the table says."""
+"""Checks of signals beyond those of the table."""
 
 
 def shard_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> list[str]:
-    """Everything that is wrong with the values of a shard, as far as its arrays are there.
+    """Return all errors in the values of a shard, as far as this copy holds its arrays.
 
-    Raises CometError for an undeclared array, and for an illegal value of a signal that is not all there.
+    Raises CometError for an undeclared array, and for an illegal value of a signal that lacks an array.
     """
     where = f"shard {group} {shard}"
     require_declared(arrays, recipe, where)
-    found: list[str] = []
+    errors: list[str] = []
     if arrays.keys() >= set(TOKEN_ARRAYS):
-        found += token_errors(arrays, recipe, group, shard, seen)
+        errors += token_errors(arrays, recipe, group, shard, seen)
     if "target_position" not in arrays or "length" not in arrays:
-        return found
+        return errors
     for signal in kept_signals(recipe):
         held = [name for name in signal.arrays if name in arrays]
-        found += table_errors(arrays, held)
+        errors += table_errors(arrays, held)
         if len(held) == len(signal.arrays) and signal.name in _RELATIONS:
-            found += _RELATIONS[signal.name](arrays, recipe)
+            errors += _RELATIONS[signal.name](arrays, recipe)
         else:
             check_signals({name: arrays[name] for name in ("target_position", *held)}, where)
-    return found
+    return errors
 
 
 def vocabulary_errors(vocabulary: Vocabulary, recipe: Recipe) -> list[str]:
-    """Ids are the ones that the recipe knows of, none of them special."""
-    found = []
+    """Check that the ids are the recipe's, none of them special. Return the errors."""
+    errors = []
     if hashlib.sha256(vocabulary.id.astype("<i4").tobytes()).hexdigest() != recipe.seen_sha256:
-        found.append("vocabulary/id: not the ids that the recipe knows of")
+        errors.append("vocabulary/id: not the ids of the recipe")
     if np.isin(vocabulary.id, recipe.special_ids).any():
-        found.append("vocabulary/id: a special token is among the ids of the corpus")
-    return found
+        errors.append("vocabulary/id: a special token is among the ids of the corpus")
+    return errors

@@ -1,5 +1,4 @@
-"""Whether a cache is what its ledger says, file by file, and, in depth, whether its values can be right; with a teacher
-whether it gives them again."""
+"""Checks of a cache: files against the ledger, values against their constraints, signals against a teacher rerun."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
 from cache_tools.signals import TOKEN_ARRAYS
-from cache_tools.store.bounds import check_ranges
+from cache_tools.store.bounds import Arrays, check_ranges
 from cache_tools.store.layout import decode_chunk, max_file_bytes
 from cache_tools.store.ledger import TOKENIZER, ShardKey
 from cache_tools.store.provenance import attach_call
@@ -24,18 +23,18 @@ from cache_tools.store.tokenizer import parse_tokenizer
 from cache_tools.text.masking import content_keys
 from cache_tools.verify.report import Damage, Report
 from cache_tools.verify.unexpected_files import check_names
-from cache_tools.verify.values import Arrays, shard_errors, unmasked, vocabulary_errors
+from cache_tools.verify.values import shard_errors, unmasked, vocabulary_errors
 
-if TYPE_CHECKING:  # it needs torch, which reading does not
+if TYPE_CHECKING:  # rerun imports torch, which reading does not need
     from cache_tools.verify.rerun import TeacherRerun
 
 
 def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None = None) -> Report:
-    """Checks every file against the ledger; with `deep` every value, too, and what can be computed again; with
-    `again` runs the teacher again on rows of the shards that are sound so far.
+    """Check every file against the ledger; with `deep` also every value, and all that can be recomputed; with `again`
+    rerun the teacher on rows of the shards that are sound so far.
 
-    Goes on after damage, so that all of it is named. Raises CometError when there is no cache at the path at all, and
-    for another teacher than the cache's.
+    Continues after damage, to report all of it. Raises CometError if there is no cache at the path, or if `again` names
+    another teacher than the cache's.
     """
     report = Report(Path(path), deep, again)
     try:
@@ -47,14 +46,18 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
         return report
     if not cache.extent.has_text:
         report.attaching = attach_call(path, cache.provenance)
-    rerun = prepare_rerun(cache, again) if again is not None else None
+    rerun = None
+    if again is not None:
+        from cache_tools.verify.rerun import TeacherRerun
+
+        rerun = TeacherRerun(cache, again)
     check_sealed(cache, report)
     stream = TokenStream(cache)
-    for group, shard in tqdm(cache.extent.keys(), "verify", unit="shard", disable=None):
-        arrays = check_shard(cache, group, shard, report)
+    for key in tqdm(cache.extent.keys(), "verify", unit="shard", disable=None):
+        arrays = check_shard(cache, key, report)
         if deep and arrays is not None:
-            check_values(cache, group, shard, arrays, report)
-            stream.add(group, shard, arrays)
+            check_values(cache, key, arrays, report)
+            stream.add(key, arrays)
     if deep:
         report.damage += [Damage(message) for message in (*stream.errors(), *tokenizer_errors(cache))]
     check_names(cache, report)
@@ -63,13 +66,8 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
     return report
 
 
-def prepare_rerun(cache: Cache, settings: RecheckSettings) -> "TeacherRerun":
-    from cache_tools.verify.rerun import TeacherRerun
-
-    return TeacherRerun(cache, settings)
-
-
 def check_sealed(cache: Cache, report: Report) -> None:
+    """Check the sealed files; with `report.deep` also the vocabulary."""
     for name, record in cache.seal.files.items():
         try:
             data = read_bounded(inside(cache.root, name), record.size)
@@ -84,15 +82,15 @@ def check_sealed(cache: Cache, report: Report) -> None:
             report.damage.append(Damage(str(error)))
 
 
-def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays | None:
-    """Its arrays, if it is committed and every file of it is sound; decoded only where the report is deep."""
-    key = ShardKey(group, shard)
+def check_shard(cache: Cache, key: ShardKey, report: Report) -> Arrays | None:
+    """Check the files of a shard. With `report.deep`, return its arrays if it is committed and every file is sound."""
+    specs = cache.specs[key.group]
     try:
-        record = cache.record(group, shard)
+        record = cache.record(*key)
         if record is None:
             report.missing += 1
-            if (cache.root / cache.specs[group][TOKEN_ARRAYS[0]].chunk_path(shard)).exists():
-                cache.read_tokens(group, shard)
+            if (cache.root / specs[TOKEN_ARRAYS[0]].chunk_path(key.shard)).exists():
+                cache.read_tokens(*key)
             return None
     except CometError as error:
         report.damage.append(Damage(str(error), key))
@@ -101,27 +99,26 @@ def check_shard(cache: Cache, group: str, shard: int, report: Report) -> Arrays 
     report.files += 1
     arrays, sound = {}, True
     for name in cache.extent.arrays:
-        spec = cache.specs[group][name]
-        path = cache.root / spec.chunk_path(shard)
+        spec, path = specs[name], specs[name].chunk_path(key.shard)
         try:
-            data = read_bounded(inside(cache.root, spec.chunk_path(shard)), max_file_bytes(spec))
-            sound &= report.sound(path, data, record.files[name].matches(data), key)
+            data = read_bounded(inside(cache.root, path), max_file_bytes(spec))
+            sound &= report.sound(cache.root / path, data, record.files[name].matches(data), key)
             if report.deep and sound:
-                arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(group, shard))
+                arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(*key))
         except CometError as error:
             report.damage.append(Damage(str(error), key))
             sound = False
     return arrays if sound and report.deep else None
 
 
-def check_values(cache: Cache, group: str, shard: int, arrays: Arrays, report: Report) -> None:
-    where = f"{cache.root}: shard {group} {shard}"
+def check_values(cache: Cache, key: ShardKey, arrays: Arrays, report: Report) -> None:
+    where = f"{cache.root}: shard {key}"
     try:
         check_ranges(arrays, cache.recipe, where)
-        found = [f"{where}: {m}" for m in shard_errors(arrays, cache.recipe, group, shard, cache.vocabulary.id)]
+        errors = [f"{where}: {m}" for m in shard_errors(arrays, cache.recipe, *key, cache.vocabulary.id)]
     except CometError as error:
-        found = [str(error)]
-    report.damage += [Damage(message, ShardKey(group, shard)) for message in found]
+        errors = [str(error)]
+    report.damage += [Damage(message, key) for message in errors]
 
 
 class TokenStream:
@@ -132,19 +129,20 @@ class TokenStream:
         self.keys: dict[str, list[NDArray[np.uint64]]] = {group: [] for group in GROUPS}
         self.counts = np.zeros(cache.recipe.vocab_size, dtype=np.int64)
 
-    def add(self, group: str, shard: int, arrays: Arrays) -> None:
-        if not arrays.keys() >= set(TOKEN_ARRAYS):
-            return
+    def add(self, key: ShardKey, arrays: Arrays) -> None:
+        """Add the shard's rows of view 0, if the copy holds all token arrays."""
         recipe = self.cache.recipe
-        of_view_0 = recipe.rows(group) // recipe.views - shard * recipe.rows_per_shard
-        if of_view_0 > 0:
-            tokens, length = unmasked(arrays)[:of_view_0], arrays["length"][:of_view_0]
-            self.keys[group].append(content_keys(tokens, length))
+        rows = (
+            recipe.rows(key.group) // recipe.views - key.shard * recipe.rows_per_shard
+        )  # of view 0, from this shard on
+        if rows > 0 and arrays.keys() >= set(TOKEN_ARRAYS):
+            tokens, length = unmasked(arrays)[:rows], arrays["length"][:rows]
+            self.keys[key.group].append(content_keys(tokens, length))
             inside = np.arange(recipe.seq_len) < length[:, None]
             self.counts += np.bincount(tokens[inside], minlength=recipe.vocab_size)
 
     def errors(self) -> Iterator[str]:
-        """What does not agree with the recipe and the vocabulary; nothing where this copy does not hold all rows."""
+        """Yield differences from the recipe and the vocabulary; none if this copy does not hold all rows."""
         recipe = self.cache.recipe
         if any(sum(map(len, self.keys[g])) != recipe.rows(g) // recipe.views for g in GROUPS):
             return
@@ -152,15 +150,15 @@ class TokenStream:
         for group in GROUPS:
             digest.update(b"".join(keys.astype("<u8").tobytes() for keys in self.keys[group]) + group.encode())
         if digest.hexdigest() != recipe.tokens_sha256:
-            yield f"{self.cache.root}: the rows are not the token stream that the recipe knows of"
+            yield f"{self.cache.root}: the rows are not the token stream of the recipe"
         self.counts[list(recipe.special_ids)] = 0
         ids, count = self.cache.vocabulary.id, self.cache.vocabulary.count
         if not np.array_equal(self.counts[ids], count) or self.counts.sum() != count.sum():
-            yield f"{self.cache.root}: vocabulary/count: not how often the tokens occur in the rows"
+            yield f"{self.cache.root}: vocabulary/count: not the counts of the tokens in the rows"
 
 
 def tokenizer_errors(cache: Cache) -> Iterator[str]:
-    """Whether the tokenizer is the one of the recipe. Needs the tokenizers library, which reading does not."""
+    """Yield an error unless the tokenizer is the recipe's. Needs the tokenizers library, which reading does not."""
     from cache_tools.text.tokenizer import backend_sha256, read_backend
 
     path = f"{TOKENIZER}/tokenizer.json"
@@ -176,13 +174,13 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
 
 
 def check_teacher(cache: Cache, rerun: "TeacherRerun", report: Report) -> None:
-    """Run the teacher again on shards that nothing is wrong with yet."""
+    """Rerun the teacher on committed shards without damage so far."""
     try:
         seen = cache.vocabulary.id
     except CometError:  # reported already
-        report.notes.append("the teacher was not run again: the vocabulary that it needs is damaged")
+        report.notes.append("the teacher was not run again: the vocabulary is damaged")
         return
     damaged = set(report.damaged_shards)
-    found = rerun.over([p for p in cache.extent.keys() if p not in damaged and cache.record(*p) is not None], seen)
-    report.runs = rerun.runs
-    report.damage += [Damage(f"{cache.root}: shard {p[0]} {p[1]}: {message}", p) for p, message in found]
+    errors = rerun.run([key for key in cache.extent.keys() if key not in damaged and cache.record(*key)], seen)
+    report.runs = list(rerun.runs.values())
+    report.damage += [Damage(f"{cache.root}: shard {key}: {message}", key) for key, message in errors]

@@ -192,7 +192,7 @@ ATTACKS = {
     ),
     "forged_seed": recipe(
         "Another seed in the recipe, everything signed again: masks that are not the seed's.",
-        "not what the masking of view 0 gives",
+        "differs from the masking of view 0",
         "verify --deep",
         seed=1,
     ),

@@ -67,7 +67,7 @@ ATTACKS = {
         "The tokens of one shard in place of another's, all signed: rows with the logits of others.",
         "verify --deep",
         take_tokens_of_another_shard,
-        "the rows are not the token stream that the recipe knows of",
+        "the rows are not the token stream of the recipe",
     ),
     # the sample
     "id_beyond_the_vocabulary": cell(

@@ -99,8 +99,8 @@ def test_a_text_in_another_file_is_the_text_all_the_same(
     done = run(*call(detached, [tmp_path / "renamed.txt", tmp_path / "b.txt.xz"], corpus / "test.txt"))
     assert done.exit_code == 0, done.output
     assert (
-        "note: b.txt.xz: sha256 differs from the one the cache was made from; whether it is the text all the same, its "
-        "tokens will say\n"
+        "note: b.txt.xz: sha256 differs from the one the cache was made from; the tokens decide whether it is the same "
+        "text\n"
     ) in done.output
     assert "renamed.txt" not in done.output
     assert open_cache(detached.root).cache_id == whole.cache_id
@@ -191,7 +191,7 @@ def test_a_cache_without_a_shard_has_nothing_to_attach_to(tmp_path: Path, sample
     prepare_cache(tmp_path / "kin.zarr", small_recipe())
     extent = without_text(whole_extent(small_recipe()))
     change_json(tmp_path / "kin.zarr/ledger/extent.json", lambda e: e.update(arrays=list(extent.arrays)), sign=True)
-    with pytest.raises(CometError, match=r"no shard is there to attach a text to; pull or merge some first$"):
+    with pytest.raises(CometError, match=r"holds no shard to attach a text to; pull or merge some first$"):
         attach(open_cache(tmp_path / "kin.zarr"), (str(sample_text),))
 
 

@@ -124,7 +124,7 @@ def test_what_a_cache_holds_may_not_change_meanwhile(
         return rebuild_tokens(cache, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cache_tools.build.attach, "rebuild_tokens", read)
-    with pytest.raises(CometError, match=r"what it holds has changed meanwhile; run the same command again$"):
+    with pytest.raises(CometError, match=r"its extent has changed meanwhile; run the same command again$"):
         attach(detached, *given(corpus))
     assert not open_cache(detached.root).extent.has_text
     assert open_cache(detached.root).extent.shards["train"] == ()
@@ -211,7 +211,7 @@ def test_files_of_another_encoder_are_not_taken(detached: Cache, corpus: Path, n
     )
     with pytest.raises(
         CometError,
-        match=r"the tokens of shard train 1 come out right, but not as the very files of its commit record: they were "
+        match=r"the tokens of shard train 1 are right, but their files are not those of its commit record: they were "
         rf"encoded by another version of numcodecs \(0\.15\.0; here {re.escape(numcodecs.__version__)}\), or the "
         r"record is forged; install that version and run the same command again\. Nothing was changed$",
     ):

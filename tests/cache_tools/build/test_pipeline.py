@@ -21,6 +21,7 @@ from cache_tools.build.pipeline import ShardBuffer, Throughput, fill
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
+from cache_tools.store.ledger import ShardKey
 from cache_tools.teacher.device import choose_batch_size
 from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched
 from cache_tools.teacher.model import load_teacher
@@ -48,7 +49,7 @@ def test_out_of_memory_restarts_the_shard_in_smaller_batches(
     rows = cache.recipe.shard_rows("validation", 0)
     assert tried[:2] == [min(16, rows), min(8, rows)]
     assert max(tried[2:]) <= 8
-    assert "out of memory: going on with batches of 8 rows" in capsys.readouterr().out
+    assert "out of memory: continuing with batches of 8 rows" in capsys.readouterr().out
     sizes = {
         cache.record(group, s).numerics["batch_size"] for group in cache.specs for s in cache.extent.indices(group)
     }
@@ -63,7 +64,7 @@ def test_out_of_memory_restarts_the_shard_in_smaller_batches(
 
 def test_a_row_that_does_not_fit_ends_the_build(settings: BuildSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     out_of_memory_above(0, monkeypatch, torch.OutOfMemoryError("out of memory"))
-    with pytest.raises(CometError, match=r"^memory does not suffice for one row at a time; use a smaller teacher"):
+    with pytest.raises(CometError, match=r"^out of memory with one row at a time; use another --device"):
         build_cache(settings)
 
 
@@ -165,11 +166,11 @@ def test_a_rank_takes_the_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("fault", ["missing", "dtype"])
 def test_a_shard_takes_nothing_but_all_of_its_arrays(settings: BuildSettings, fault: str) -> None:
     cache = build_cache(settings)
-    shard = ShardBuffer(cache, ("train", 0), 16, pinned=False)
+    shard = ShardBuffer(cache, ShardKey("train", 0), 16, pinned=False)
     part = {name: array[:4].copy() for name, array in shard.arrays.items()}
     if fault == "missing":
         del part["tail_logmass"]
     else:
         part["topk_logprob"] = part["topk_logprob"].astype(np.float32)
-    with pytest.raises(ValueError, match=r"shard \('train', 0\): expected arrays"):
+    with pytest.raises(ValueError, match=r"shard train 0: expected arrays"):
         shard.put(part)

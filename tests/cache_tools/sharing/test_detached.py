@@ -132,7 +132,7 @@ def test_text_that_was_half_attached_goes_with_its_shard(whole: Cache, detached:
     report = verify(detached.root)
     assert report.damage == []
     (note,) = report.notes
-    assert note.startswith("8 files of the text, which this copy is not meant to hold: it is being attached or pulled")
+    assert note.startswith("8 files of the text, which this copy is not meant to hold: of an attach or a pull")
     flip_byte(detached.root / "train/topk_id/c/1/0/0")
     assert run("repair", detached.root).exit_code == 0
     assert not (detached.root / "train/input_ids/c/1/0").exists()

@@ -104,7 +104,7 @@ def test_a_machine_that_dies_loses_nothing_and_another_goes_on(
     ended = fresh.build(url)
     assert (ended.code, ended.stderr) == (0, ""), ended
     said = ended.stdout.splitlines()
-    assert f"{location.name}: the cache is begun there; going on with it in {fresh.out}" in said
+    assert f"{location.name}: the cache was begun there; resuming it in {fresh.out}" in said
     assert f"{location.name}: holds {there} of the {total} shards to build; fetching them" in said
     assert f"{location.name}: complete, cache id {whole.cache_id}" in said
     assert open_cache(fresh.out).cache_id == whole.cache_id

@@ -224,7 +224,7 @@ def test_an_unknown_dtype_is_damage(copy: Callable[[str], Path], again: RecheckS
     change_json(root / "ledger/train-00001.json", lambda r: r["numerics"].update(dtype="int8"), sign=True)
     (damage,) = verify(root, again=again).damage
     assert damage.shard == ("train", 1)
-    assert damage.message.endswith("its commit record says dtype int8, expected float32, float16, bfloat16")
+    assert damage.message.endswith("its commit record has dtype int8, expected float32, float16, bfloat16")
 
 
 @pytest.fixture

@@ -130,8 +130,8 @@ def test_what_a_dead_builder_left_is_noted(copy: Callable[..., Path]) -> None:
     report = verify(root)
     assert report.damage == []
     assert report.missing == 1
-    assert ".staging-1/sample_id: of a builder at work, or killed; the next build removes it" in report.notes
-    assert "train/sample_id/c/1/0/0/0: of a shard that was not committed; the next build replaces it" in report.notes
+    assert ".staging-1/sample_id: of a running or killed builder; the next build removes it" in report.notes
+    assert "train/sample_id/c/1/0/0/0: of an uncommitted shard; the next build replaces it" in report.notes
 
 
 SAMPLE, BEST, HOT = KINDS
@@ -140,19 +140,19 @@ WRONG = {
         "threshold",
         "input_ids",
         lambda a: np.where(a == a[0, 3], 5, a),
-        "not what the masking of view 0",
+        "differs from the masking of view 0",
     ),
     "another target": (
         "threshold",
         "target_id",
         lambda a: np.where(a == a[0, 0], 7, a),
-        "row_key: not what the masking",
+        "row_key: differs from the masking",
     ),
     "another key": (
         "threshold",
         "row_key",
         lambda a: a + np.uint64(1),
-        "row_key: not what the masking of view 0 gives",
+        "row_key: differs from the masking of view 0",
     ),
     "weights of more than 1": (SAMPLE, "sample_logweight", lambda a: a / 2, "expected weights that make 1"),
     "weights above 1": (SAMPLE, "sample_logweight", lambda a: -a, "expected log weights"),
@@ -183,13 +183,13 @@ WRONG = {
         "topk",
         "tail_logmass",
         lambda a: a[..., [1, 0, 2]],
-        "outside what its mass allows",
+        "outside the bounds of its mass",
     ),
     "tails without T = 1": (
         "topk without T = 1",
         "tail_logmass",
         lambda a: a[..., ::-1].copy(),
-        "what its mass allows",
+        "the bounds of its mass",
     ),
     "the best token twice": (BEST, "topk_id", lambda a: np.where(a >= 0, 3, a), "expected 8 different tokens"),
 }
