@@ -262,7 +262,7 @@ beginning top left. Both maps of a pair are on one scale, its square root, so th
 
 def guesses(example: AnnotatedRow, row: int) -> str:
     """A row as the models saw it, and what they made of its targets."""
-    numbers = {place.position: n for n, place in enumerate(example.places, 1)}
+    numbers = {place.position: n for n, place in enumerate(example.positions, 1)}
     pieces = " ".join(
         f"<mark><bdi>{escape_text(text)}</bdi><sup>{numbers[i]}</sup></mark>"
         if i in numbers
@@ -272,9 +272,9 @@ def guesses(example: AnnotatedRow, row: int) -> str:
     lines = "".join(
         f'<tr><td class="n">{n}</td><td><bdi>{escape_text(place.truth)}</bdi></td>'
         f"<td>{guess_list(place.teacher)}</td><td>{guess_list(place.student)}</td></tr>"
-        for n, place in enumerate(example.places, 1)
+        for n, place in enumerate(example.positions, 1)
     )
-    shown = len(example.places)
+    shown = len(example.positions)
     which = f"the first {shown} of {example.targets}" if shown < example.targets else f"all {shown}"
     return f"""<section class="card"><h3>Validation row {row}, {which} targets</h3>
 <p class="text">{pieces}</p>
