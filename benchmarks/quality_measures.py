@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache
+from cache_tools.models import max_positions
 from comet.evaluate.datasets import TaskData
 from comet.evaluate.finetuning import (
     FineTuning,
@@ -18,7 +19,6 @@ from comet.evaluate.finetuning import (
     encode,
     fine_tune,
     load_for_task,
-    longest_input,
     predict,
 )
 from comet.report.analysis import calibration, expected_calibration_error
@@ -102,7 +102,7 @@ def on_task(model: str, data: TaskData, seed: int, epochs: int) -> dict[str, Any
     """The score of a model folder after fine-tuning with this seed, and its predictions as one letter each."""
     task = data.task
     loaded, tokenizer = load_for_task(model, task, seed)
-    length = min(task.max_length, longest_input(loaded))
+    length = min(task.max_length, max_positions(loaded.config))
     train, reported = (encode(tokenizer, split.examples, task, length) for split in (data.train, data.reported))
     how = FineTuning(epochs, BATCH, default_learning_rate(loaded.config.hidden_size))
     fine_tune(loaded, train, task, how, seed, CPU, Path(model).name)

@@ -10,7 +10,7 @@ from cache_tools.errors import CometError, noop
 
 
 class StoppedAtOnce(CometError):
-    """Raised on a second interrupt, or on the first where nothing can be finished in good order."""
+    """Raised on a second interrupt, or on the first if there is nothing to finish first."""
 
 
 @contextmanager

@@ -1,24 +1,27 @@
-"""What teachers and students have in common as models of transformers: where they compute, and their identity."""
+"""What teacher, student and evaluation share: the device, the identity of weights, limits and loading errors."""
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+import transformers.utils.logging as transformers_logging
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
+
+TEACHER_FILES = "a folder or a name on the hub with config.json, a tokenizer and model.safetensors or pytorch_model.bin"
 
 
 def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """`auto` is a GPU if there is one: the first, or under torchrun the one of this process's local rank.
+    """Return the requested device; `auto` is the first GPU, under torchrun that of the local rank, or else the CPU.
 
-    Raises CometError when a device is asked for that is not there.
+    Raises CometError if the device is not available.
     """
     if requested == "auto":
         if not torch.cuda.is_available():
@@ -28,14 +31,12 @@ def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -
         device = torch.device(requested)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise CometError(
-            f"--device {requested}: not available here ({str(error).splitlines()[0]})", exit_code=2
-        ) from None
+        raise CometError(f"--device {requested}: not available here ({first_line(error)})", exit_code=2) from None
     return device
 
 
 def weights_sha256(model: PreTrainedModel) -> str:
-    """SHA-256 over name, dtype, shape and content of every tensor, so that neither file names nor formats matter."""
+    """Return the SHA-256 over name, dtype, shape and bytes of every tensor, whatever files they were loaded from."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -43,26 +44,44 @@ def weights_sha256(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def max_positions(config: PretrainedConfig) -> int:
+    """Return the most tokens a model can read, `sys.maxsize` if its positions are unlimited.
+
+    RoBERTa's positions start after the padding id, so the first pad_token_id + 1 embeddings are never used.
+    """
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    return int(getattr(config, "max_position_embeddings", sys.maxsize)) - offset
+
+
 @contextmanager
-def loading_errors(name: str, what: str) -> Any:
-    """Turns what transformers raises for missing or broken files into one clear line."""
+def loading_errors(what: str, expected: str = TEACHER_FILES, exit_code: int = 1) -> Iterator[None]:
+    """Turn whatever transformers raises for missing, damaged or foreign files into a CometError on `what`.
+
+    Silences its report of missing weights, which the caller checks.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
+    except CometError:
+        raise
     except UnpicklingError as error:
         raise CometError(
-            f"teacher {name}: its weights cannot be loaded: they are damaged, or a pickle that holds more than "
-            "tensors, which is never run; get the file again, or a model.safetensors"
+            f"{what} cannot be loaded: its weights are damaged, or a pickle that holds more than tensors, which is "
+            "never run; get the file again, or a model.safetensors",
+            exit_code=exit_code,
         ) from error
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # anything: transformers has no error type of its own
         raise CometError(
-            f"teacher {name}: its {what} cannot be loaded; expected a folder or a name on the hub with config.json, a "
-            f"tokenizer and model.safetensors or pytorch_model.bin. transformers says: {reason}"
+            f"{what} cannot be loaded; expected {expected}. transformers reports: {first_line(error)}",
+            exit_code=exit_code,
         ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """What the head of a masked LM does between the body and its last linear layer, None if unknown."""
+    """Return what the head of a masked LM does before its last linear layer, None if its kind is unknown."""
     if hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):  # RoBERTa, XLM-R, CamemBERT …
         head = model.lm_head
         return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))

@@ -1,4 +1,4 @@
-"""What a person asks of `comet-cache build`, of `verify --teacher`, and of the commands that copy a part of a cache."""
+"""Settings of `comet-cache build`, of `verify --teacher`, and of the commands that copy a part of a cache."""
 
 import re
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from pathlib import Path
 from cache_tools.errors import CometError
 from cache_tools.signals import FAMILIES, LOGITS
 
-HUB_PREFIX = "hf:"  # of a data set of the hub, where a file could stand too
+HUB_PREFIX = "hf:"  # marks a data set of the hub, where a file is also allowed
 MAP_SIZE = 64
-HUB_TOKENS = 50_000_000  # about 2 GB of cache, and of a large corpus more than most students need
+HUB_TOKENS = 50_000_000  # about 2 GB of cache, and more text than most students need
 
 
 def is_hub_text(given: str) -> bool:
@@ -18,7 +18,7 @@ def is_hub_text(given: str) -> bool:
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """Options of a build, checked on creation. Raises CometError naming the option that cannot be."""
+    """Options of a build, checked on creation. Raises CometError naming the option if one is invalid."""
 
     out: Path
     language: str
@@ -64,26 +64,26 @@ class BuildSettings:
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
         require(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = 1.0 in self.temperatures or not logits.needs_one
-        reason = f"1 among them, since students are measured at it, with --keep {self.keep}"
+        reason = f"1 among them with --keep {self.keep}, since students are validated at 1"
         require(ok, "--temperatures", shown, reason)
 
     @property
     def token_limit(self) -> int | None:
-        """Tokens of text at which reading stops: what was asked for, else HUB_TOKENS where any comes from the hub."""
+        """Tokens of text at which reading stops: `max_tokens`, else HUB_TOKENS if any text is from the hub."""
         from_hub = any(is_hub_text(text) for text in self.text)
         return self.max_tokens if self.max_tokens is not None else HUB_TOKENS if from_hub else None
 
     @property
     def map_size(self) -> int:
-        """Blocks a side of a pooled map: what was asked for, else MAP_SIZE, or one for each token of shorter rows."""
+        """Blocks per side of a pooled map: `attention_size`, else MAP_SIZE, or one per token if rows are shorter."""
         return self.attention_size if self.attention_size is not None else min(MAP_SIZE, self.seq_len)
 
 
 @dataclass(frozen=True)
 class RecheckSettings:
-    """Options of `verify --teacher`, checked on creation. Raises CometError naming the option that cannot be.
+    """Options of `verify --teacher`, checked on creation. Raises CometError naming the option if one is invalid.
 
-    `dtype` auto is the one that each shard was built in; `batch_size` None is what device and memory allow.
+    `dtype` auto is that in which each shard was built; `batch_size` None is as device and memory allow.
     """
 
     teacher: str
@@ -103,8 +103,8 @@ class RecheckSettings:
 
 
 def parse_layers(text: str, layers: int) -> tuple[int, ...]:
-    """Layer indices, ascending, of a model with `layers` layers: `last`, `all`, `none`, `spread:6`, `every:4`, or
-    `-1,-7`.
+    """Return layer indices, ascending, of a model with `layers` layers, for `last`, `all`, `none`, `spread:6`,
+    `every:4` or `-1,-7`.
 
     `spread:n` takes n layers evenly spread, the last among them, all if there are fewer; `every:n` the last and every
     n-th before it. Raises CometError for anything else.
@@ -132,27 +132,28 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class LocalCache:
-    """Where files of caches at URLs are kept, and the most bytes of shards there."""
+    """The folder for files of remote caches, and the most bytes of shards in it."""
 
     folder: Path
     size: int
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError for anything else."""
+    """Return the bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
     if not found or not (size := int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))):
         raise CometError(f"{text[:40]}: expected a size such as 20GB or 500MB", exit_code=2)
     return size
 
 
-PART_SIGNALS = ("all", *FAMILIES)  # what a smaller copy of a cache can hold beside the tokens
+PART_SIGNALS = ("all", *FAMILIES)  # that a smaller copy of a cache can hold beside the tokens
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding counted; which of `PART_SIGNALS`; and
-    whether it is detached from its text."""
+    """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding included; which of `PART_SIGNALS`; and
+    whether it is detached from its text.
+    """
 
     fraction: float | None = None
     max_tokens: int | None = None
@@ -161,5 +162,5 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all shards and signals, with the text or without."""
+        """Whether it has all shards and signals, with or without the text."""
         return self == Part(detach_text=self.detach_text)

@@ -1,6 +1,5 @@
 """What a training leaves: an ordinary transformers folder, a page about it, and its options."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,10 @@ from transformers import XLMRobertaForMaskedLM
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
 from comet.preparation import Preparation
+from comet.publish import published_folder
 from comet.report.analysis import analyse
 from comet.report.page import History, page
-from comet.report.summary import facts, kl_name, model_card
+from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
@@ -98,7 +98,7 @@ def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepB
     return page(
         result.output.name,
         facts(caches, prepared.config.objective, result, prepared.identity),
-        kl_name(caches[0], result.vocabulary.trimmed),
+        kl_note(caches[0], result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
         result.after,
@@ -107,24 +107,14 @@ def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepB
 
 
 def save_student(prepared: Preparation, student: XLMRobertaForMaskedLM, result: Distilled) -> None:
-    """An ordinary transformers folder, under its name only when it is whole: weights, config, tokenizer, card.
+    """Write an ordinary transformers folder, named only when it is whole: weights, config, tokenizer, card.
 
-    Raises CometError, naming where the student lies instead, if the output has come to exist meanwhile.
+    Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
-    config = prepared.config
-    config.output.parent.mkdir(parents=True, exist_ok=True)
     student.set_attn_implementation("sdpa")
-    folder = Path(tempfile.mkdtemp(prefix=f".{config.output.name}-", dir=config.output.parent))
-    student.cpu().save_pretrained(folder)
-    tokenizer = prepared.tokenizer
-    tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student knows one token type only
-    tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(model_card(prepared.caches, config.objective, result), encoding="utf-8")
-    readable = (folder / "README.md").stat().st_mode  # temporary folders and safetensors are private by default
-    for path in folder.iterdir():
-        path.chmod(readable)
-    folder.chmod(readable | (readable & 0o444) >> 2)
-    try:
-        folder.rename(config.output)
-    except OSError as error:
-        raise CometError(f"{config.output}: came to exist during the training; the student lies in {folder}") from error
+    prepared.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student has one token type only
+    with published_folder(result.output, keep=True) as folder:
+        student.cpu().save_pretrained(folder)
+        prepared.tokenizer.save_pretrained(folder)
+        card = model_card(prepared.caches, prepared.config.objective, result)
+        (folder / "README.md").write_text(card, encoding="utf-8")

@@ -65,12 +65,12 @@ def open_for_training(locations: Sequence[str | Path], local: LocalCache | None 
 def _open_at(location: str, local: LocalCache | None) -> Cache:
     if "://" not in location:
         return open_cache(location)
-    from cache_tools.sharing.locations.remote import RetryPolicy
-    from cache_tools.sharing.remote_shards import open_afar
+    from cache_tools.sharing.remote_shards import open_remote
+    from cache_tools.sharing.retry import RetryPolicy
 
     if local is None:
         raise CometError(f"{location}: a URL needs a local cache to keep shards in; pass `local`", exit_code=2)
-    return open_afar(location, local, RetryPolicy())
+    return open_remote(location, local, RetryPolicy())
 
 
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, XLMRobertaForMaskedLM]:

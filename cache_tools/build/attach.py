@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
 
 from cache_tools.build.resolve import resolve_text
 from cache_tools.build.restore import committed_shards, rebuild_tokens
@@ -23,7 +22,7 @@ from cache_tools.store.records import inside, read_bounded, with_checksum, write
 from cache_tools.store.staging import STAGING, remove_abandoned
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
-from cache_tools.text.tokenizer import backend_sha256, load_tokenizer
+from cache_tools.text.tokenizer import load_cache_tokenizer
 
 
 def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -> Cache:
@@ -42,7 +41,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     if not keys:
         raise CometError(f"{cache.root}: no shard is there to attach a text to; pull or merge some first")
     there = files_there(cache, keys)
-    tokenizer = cached_tokenizer(cache)
+    tokenizer = load_cache_tokenizer(cache)
     texts = find_texts(text)
     sources = tuple(resolve_text(one, cache.provenance) if isinstance(one, HubText) else one for one in texts)
     evaluation = find_sources(exclude, "--exclude", ITEM_FORMATS)
@@ -87,27 +86,6 @@ def files_there(cache: Cache, keys: list[ShardKey]) -> set[str]:
                 )
             found.add(path)
     return found
-
-
-def cached_tokenizer(cache: Cache) -> PreTrainedTokenizerFast:
-    """The tokenizer that a cache holds, set up as `teacher.tokenizer` does it.
-
-    Raises CometError when it is damaged, or not the one of the recipe.
-    """
-    recipe = cache.recipe
-    tokenizer = load_tokenizer(cache.tokenizer_folder, recipe.vocab_size)
-    if others := sorted(set(recipe.special_ids) - set(tokenizer.all_special_ids)):  # with no role of their own
-        tokenizer.add_special_tokens({"extra_special_tokens": tokenizer.convert_ids_to_tokens(others)})
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-    ids = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
-    found = (backend_sha256(tokenizer.backend_tokenizer), *ids, *sorted(tokenizer.all_special_ids))
-    expected = (recipe.tokenizer_sha256, recipe.bos_id, recipe.eos_id, recipe.pad_id, *sorted(recipe.special_ids))
-    if found != expected:
-        raise CometError(
-            f"{cache.root}: its tokenizer is not that of its recipe: expected sha256 and special ids {expected}, found "
-            f"{found}; the cache is damaged"
-        )
-    return tokenizer
 
 
 def widen_extent(cache: Cache, work: Path) -> None:

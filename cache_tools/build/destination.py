@@ -17,8 +17,8 @@ from cache_tools.sharing.card import require_consent, say_whose
 from cache_tools.sharing.listing import Listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location, locate
-from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.resume import fetch, find_existing, require_same_seal, take_sealed
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.upload import pushing
 from cache_tools.store.copy import writing_in
 from cache_tools.store.ledger import ShardKey

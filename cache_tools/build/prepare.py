@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
-from cache_tools.models import choose_device
+from cache_tools.models import choose_device, max_positions
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
-from cache_tools.store.provenance import left_out
+from cache_tools.store.provenance import describe_exclusion
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import read_bounded, sync_folder
 from cache_tools.store.staging import claimed_folder, remove_abandoned
@@ -72,7 +72,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
         provenance = make_provenance(inputs, spool)
         if inputs.excluded:
-            tqdm.write(f"left out {left_out(provenance)}")
+            tqdm.write(f"left out {describe_exclusion(provenance)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = masking_of(settings, spool, tokenizer)
@@ -115,8 +115,7 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
             f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} pieces but its head only {vocab_size}; "
             "tokenizer and model do not belong together"
         )
-    # RoBERTa's positions start after the padding id, so two of max_position_embeddings are never used
-    positions = config.max_position_embeddings - (config.pad_token_id + 1 if "roberta" in config.model_type else 0)
+    positions = max_positions(config)
     if settings.seq_len > positions:
         raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
     if settings.top_k > vocab_size:
@@ -240,7 +239,7 @@ def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
         "excluded": inputs.excluded_records,
-        "excluded_documents": spool.left_out,
+        "excluded_documents": spool.excluded,
         "excluded_run_words": NGRAM_WORDS,
     }
 

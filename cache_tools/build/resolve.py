@@ -13,7 +13,7 @@ from cache_tools.errors import visible
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
-from cache_tools.text.hub_text import HubText, pin
+from cache_tools.text.hub_text import HubText, pin_revision
 from cache_tools.text.sources import ITEM_FORMATS, TextFile, find_sources, find_texts
 from cache_tools.text.tokenizer import load_teacher_tokenizer
 
@@ -73,7 +73,7 @@ def resolve_text(text: HubText, begun: Mapping[str, Any]) -> HubText:
     recorded = {entry.get("name"): entry.get("revision") for entry in begun.get("text", [])}
     if text.revision is None and _is_commit(revision := recorded.get(text.name)):
         return replace(text, revision=revision)
-    return pin(text)
+    return pin_revision(text)
 
 
 def _resolve_teacher(name: str, begun: Mapping[str, Any]) -> str:

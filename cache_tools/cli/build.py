@@ -28,101 +28,69 @@ def comma_numbers(context: click.Context, parameter: click.Parameter, value: str
 
 
 SECTIONS = {
-    "What": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
+    "Input and output": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
     "Rows": ("seq_len", "views", "mask_prob", "seed"),
-    "What is kept": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
-    "How it runs": (
+    "Signals": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
+    "Execution": (
         *("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "i_may_share_this"),
         "dry_run",
     ),
 }
 EXAMPLES = (
-    "comet-cache build --lang kin --sample                      a first run, offline",
+    "comet-cache build --lang kin --sample                      first run, offline",
     "comet-cache build --lang kin --text corpus.txt.xz --dry-run",
     "comet-cache build --lang kin --text corpus.txt.xz --exclude afrisenti",
     "comet-cache build --lang kin --max-hours 7.5               Wikipedia and web text, one night",
-    "comet-cache build --lang kin --push-to s3://lab/kin.zarr   a borrowed machine: run it again on any other",
+    "comet-cache build --lang kin --push-to s3://lab/kin.zarr   continue on any machine",
 )
 
 
 @click.command(cls=GroupedHelp, sections=SECTIONS, examples=EXAMPLES)
 @click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
-@click.option(
-    "--teacher",
-    default=None,
-    help=f"Folder or hub name (NAME[@REVISION]) of a masked LM.  [default: {DEFAULT_TEACHER}]",
-)
-@click.option(
-    "--text",
-    multiple=True,
-    help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet, or hf:NAME[:CONFIG] on the hub. Repeatable."
-    "  [default: the language's, see comet-cache languages]",
-)
-@click.option(
-    "--sample", is_flag=True, help="Use the small teacher and text that ship with comet (kin only): a first run."
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Where the cache goes.  [default: ./LANG.zarr]")
-@click.option(
-    "--max-tokens",
-    type=int,
-    help=f"Stop after the document that reaches this many tokens.  [default: all; with text of the hub {HUB_TOKENS:,}]",
-)
-@click.option(
-    "--exclude",
-    multiple=True,
-    help="Evaluation file or folder (also .tsv, .csv, CoNLL): leave out documents that share 8 words in a row with it. "
-    "Repeatable.",
-)
-@click.option("--seq-len", default=BuildSettings.seq_len, help="Tokens in a row.")
-@click.option(
-    "--views", type=int, default=None, help=f"Maskings of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]"
-)
-@click.option(
-    "--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that are masked in one view."
-)
-@click.option("--top-k", default=BuildSettings.top_k, help="Tokens kept at each target, at most.")
+@click.option("--teacher", help=f"Folder or hub name (NAME[@REVISION]) of a masked LM.  [default: {DEFAULT_TEACHER}]")
+@click.option("--text", multiple=True,
+              help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet, or hf:NAME[:CONFIG] on the hub. "
+              "Repeatable.  [default: that of the language, see comet-cache languages]")  # fmt: skip
+@click.option("--sample", is_flag=True, help="Use comet's small sample teacher and text (kin only), for a first run.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the cache.  [default: ./LANG.zarr]")
+@click.option("--max-tokens", type=int,
+              help="Stop after the document that reaches this many tokens.  [default: all; with text from the hub "
+              f"{HUB_TOKENS:,}]")  # fmt: skip
+@click.option("--exclude", multiple=True,
+              help="Evaluation file or folder (also .tsv, .csv, CoNLL): exclude documents that share 8 words in a row "
+              "with it. Repeatable.")  # fmt: skip
+@click.option("--seq-len", default=BuildSettings.seq_len, help="Tokens per row.")
+@click.option("--views", type=int, help=f"Masked views of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]")
+@click.option("--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that each view masks.")
+@click.option("--top-k", default=BuildSettings.top_k, help="Most tokens kept at each target.")
 @click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,
-              help="threshold: all tokens of probability above 1/k, and an unbiased sample of the others. topk: the "
-              "best k and the mass of all others.")  # fmt: skip
+              help="threshold: every token with probability above 1/k, and an unbiased sample of the others. topk: the "
+              "k best tokens, and the mass of all others.")  # fmt: skip
 @click.option("--attention-layers", default=BuildSettings.attention_layers,
-              help="spread:N (evenly, with the last), every:N, last, all, none, or numbers such as -1,-7.")  # fmt: skip
-@click.option(
-    "--attention-size",
-    type=int,
-    help=f"Attention maps are pooled to so many blocks a side.  [default: {MAP_SIZE}, or --seq-len if less]",
-)
-@click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in so many.")
-@click.option("--temperatures", default="1", callback=comma_numbers, help="Logits are kept for each of these (1,2).")
+              help="Layers whose attention maps are kept: spread:N (evenly, with the last), every:N, last, all, none, "
+              "or numbers such as -1,-7.")  # fmt: skip
+@click.option("--attention-size", type=int,
+              help=f"Blocks per side of a pooled map.  [default: {MAP_SIZE}, or --seq-len if less]")  # fmt: skip
+@click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in this many.")
+@click.option("--temperatures", default="1", callback=comma_numbers, help="Keep logits at these temperatures (1,2).")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              help="What the teacher computes in. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
+              help="Precision of the teacher. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-@click.option("--batch-size", type=int, help="Rows in one forward pass.  [default: what device and memory allow]")
-@click.option(
-    "--rows-per-shard",
-    default=BuildSettings.rows_per_shard,
-    help="Rows in one file of each array; a crash costs at most one shard.",
-)
+@click.option("--batch-size", type=int, help="Rows per forward pass.  [default: as device and memory allow]")
+@click.option("--rows-per-shard", default=BuildSettings.rows_per_shard,
+              help="Rows per file of each array; a crash loses at most one shard.")  # fmt: skip
 @click.option("--seed", default=0, help="Seed of the masking.")
-@click.option(
-    "--max-hours", type=float, help="Begin no shard after this long; run again to go on.  [default: no limit]"
-)
-@click.option(
-    "--worker",
-    metavar="I/N",
-    help="Build the I-th part of N, in one folder with the others or to be merged.  [default: torchrun's rank]",
-)
-@click.option(
-    "--push-to",
-    metavar="URL",
-    help="Push every shard to this folder or URL (ssh://HOST/DIR, s3://BUCKET/DIR, …) as soon as it is committed. What "
-    "is there already is fetched, not built again: run the same command on any machine to go on.",
-)
-@click.option(
-    "--i-may-share-this",
-    is_flag=True,
-    help="With --push-to: go on where a text's licence is unknown or restricts its use.",
-)
-@click.option("--dry-run", is_flag=True, help="Measure on a few rows, print what the build would take, write nothing.")
+@click.option("--max-hours", type=float,
+              help="Start no shard after this many hours; run again to continue.  [default: no limit]")  # fmt: skip
+@click.option("--worker", metavar="I/N",
+              help="Build part I of N, in a shared folder or to be merged.  [default: torchrun's rank]")  # fmt: skip
+@click.option("--push-to", metavar="URL",
+              help="Push every shard to this folder or URL (ssh://HOST/DIR, s3://BUCKET/DIR, …) as soon as it is "
+              "committed. Shards already there are fetched, not rebuilt: run the same command on any machine to "
+              "continue.")  # fmt: skip
+@click.option("--i-may-share-this", is_flag=True,
+              help="With --push-to: push even if a text's licence is unknown or restricts its use.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Measure a few rows, print the cost of the build, write nothing.")
 @config_option
 @one_line_errors
 def build(
@@ -130,9 +98,9 @@ def build(
     dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None,
     i_may_share_this: bool, **options: Any,
 ) -> None:  # fmt: skip
-    """Run a teacher over a text once, and keep what students need in a cache.
+    """Run a teacher once over a text and cache the signals that students need.
 
-    Run the same command again after a crash or a stop: it goes on where it was.
+    Run the same command again after a crash or a stop to continue.
     """
     from cache_tools.build.build import build_cache
     from cache_tools.build.dry_run import estimate
@@ -144,12 +112,12 @@ def build(
     folder = Path(str(files("cache_tools.sample")))
     if sample:
         if code != SAMPLE_LANGUAGE:
-            raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; leave one away", exit_code=2)
+            raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; omit one", exit_code=2)
         teacher, text = teacher or str(folder / "teacher"), text or (str(folder / "text.txt"),)
     text = text or find_language(code).corpora
     if not text:
         raise CometError(
-            f"--lang {code}: no default corpus for it; give --text FILE_OR_FOLDER (`comet-cache languages` lists those "
+            f"--lang {code}: no default corpus; give --text FILE_OR_FOLDER (`comet-cache languages` lists those "
             "that have one)",
             exit_code=2,
         )
@@ -170,4 +138,4 @@ def build(
     facts = describe(cache)
     show_human(cache.root, facts)
     if facts["state"] == "complete":
-        click.echo(f"train a student from it:  comet-train --cache {settings.out}")
+        click.echo(f"train a student:  comet-train --cache {settings.out}")

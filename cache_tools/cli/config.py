@@ -1,4 +1,4 @@
-"""`--config FILE`: the options of a command from a TOML file, by their long names; and such files written."""
+"""`--config FILE`: read the options of a command from a TOML file, by their long names; and write such files."""
 
 import json
 import tomllib
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import tomli_w
 
 from cache_tools.cli.terminal import WrongCall
 from cache_tools.errors import CometError
@@ -20,12 +21,12 @@ config_option = click.option(
     is_eager=True,
     expose_value=False,
     callback=lambda context, parameter, path: read_defaults(context, path),
-    help="TOML file of these options, such as batch-size = 8; what the command line says wins.",
+    help="TOML file of these options, such as batch-size = 8; the command line takes precedence.",
 )
 
 
 class TextOrTable(click.ParamType):
-    """A text, or in a file a table."""
+    """A string, or in a file a table."""
 
     name = "text"
 
@@ -34,7 +35,7 @@ class TextOrTable(click.ParamType):
 
 
 def read_defaults(context: click.Context, path: Path | None) -> None:
-    """Makes what the file says the defaults of the command. Raises WrongCall when it cannot be."""
+    """Make the values of the file the defaults of the command. Raises WrongCall if it is invalid."""
     if path is not None:
         try:
             context.default_map = options_of(path, context.command.params)
@@ -43,10 +44,10 @@ def read_defaults(context: click.Context, path: Path | None) -> None:
 
 
 def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
-    """The values in a file by the names of click's parameters.
+    """Return the values in a file by the names of click's parameters.
 
-    Dashes and underscores mean the same. Raises CometError, with the nearest name, for an option that there is not,
-    one that stands there twice, and a value of another kind.
+    Dashes and underscores mean the same. Raises CometError for an unknown option, with the nearest name, an option that
+    is given twice, and a value of another type.
     """
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -61,17 +62,17 @@ def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
         name = key.replace("_", "-")
         if name not in known:
             near = get_close_matches(name, known, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(known))}"
-            raise CometError(f"--config {path}: there is no option {key!r}; {advice}", exit_code=2)
+            advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(sorted(known))}"
+            raise CometError(f"--config {path}: unknown option {key!r}; {advice}", exit_code=2)
         parameter = known[name]
         if parameter.name in values:
-            raise CometError(f"--config {path}: {name} stands there twice, with a dash and an underscore", exit_code=2)
+            raise CometError(f"--config {path}: {name} is given twice, with dashes and with underscores", exit_code=2)
         values[str(parameter.name)] = value_of(parameter, value, f"--config {path}: {key}")
     return values
 
 
 def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
-    """A value of TOML as click takes it. A list stands for a repeated option, or for one that takes commas."""
+    """Return a TOML value as click takes it. A list stands for a repeated option, or for one that takes commas."""
     expected = None
     if getattr(parameter, "is_flag", False):
         expected = None if isinstance(value, bool) else "true or false"
@@ -81,12 +82,12 @@ def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
         expected = None if isinstance(parameter.type, TextOrTable) else "a value, not a table"
     elif isinstance(value, list):
         if any(isinstance(part, list | dict | bool) for part in value):
-            expected = "a list of texts or numbers"
+            expected = "a list of strings or numbers"
         else:
             value = [str(part) for part in value]
             value = value if parameter.multiple else ",".join(value)
     elif not isinstance(value, str | int | float) or isinstance(value, bool):
-        expected = "a text or a number"
+        expected = "a string or a number"
     elif parameter.multiple:
         value = [value]
     if expected is not None:
@@ -95,22 +96,17 @@ def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
 
 
 def as_toml(options: Mapping[str, Any]) -> str:
-    """A file for `--config`; None leaves an option out, tables come last."""
-    lines = [f"{name} = {toml_value(x)}" for name, x in options.items() if x is not None and not isinstance(x, dict)]
-    for name, table in options.items():
-        if isinstance(table, dict) and table:
-            lines += ["", f"[{name}]", *(f"{key} = {toml_value(x)}" for key, x in table.items() if x is not None)]
-    return "\n".join([*lines, ""])
+    """Return a file for `--config`, without options that are None or {}.
+
+    Every character that is not printable is escaped, also those that TOML allows, since terminals may obey them.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in tomli_w.dumps(plain(options)))
 
 
-def toml_value(value: Any) -> str:
+def plain(value: Any) -> Any:
+    """Return the value in the types that TOML has: no None in tables, and text for everything else that it lacks."""
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items() if part not in (None, {})}
     if isinstance(value, list | tuple):
-        return f"[{', '.join(toml_value(part) for part in value)}]"
-    if isinstance(value, dict):
-        return f"{{ {', '.join(f'{name} = {toml_value(part)}' for name, part in value.items())} }}"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    quoted = json.dumps(str(value), ensure_ascii=False)
-    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in quoted)
+        return [plain(part) for part in value]
+    return value if isinstance(value, str | int | float) else str(value)

@@ -1,6 +1,6 @@
 """Entry points of the console scripts: one clear line if another package owns the name `comet`.
 
-They live in `cache_tools`, and load `comet` by name after the check, because `comet` is what may be shadowed.
+They are in `cache_tools` and load `comet` by name after the check, because `comet` is the name that may be shadowed.
 """
 
 import importlib.util
@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 def shadowed_by() -> str | None:
-    """What owns the name `comet` instead of this project, None if it is ours."""
+    """Return what owns the name `comet` instead of this project, None if it is ours."""
     try:
         distribution("unbabel-comet")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Help that a person finds things in: options and commands under headings, and examples."""
+"""Help with headings and examples; by hand, since libraries for option groups wrap the options in decorators."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,8 +7,10 @@ import click
 
 
 class GroupedHelp(click.Command):
-    """A command whose help lists its options under headings. `sections`: heading → names of parameters, in the order
-    of the help; options that are in none stand under "Other". `examples` are lines of a shell."""
+    """A command whose help lists its options under headings.
+
+    `sections`: heading → names of parameters, in order; all others come under "Other". `examples`: lines of a shell.
+    """
 
     def __init__(
         self, *args: Any, sections: Mapping[str, Sequence[str]], examples: Sequence[str] = (), **kwargs: Any
@@ -33,8 +35,7 @@ class GroupedHelp(click.Command):
 
 
 class GroupedCommands(click.Group):
-    """A group whose help lists its commands under headings. `sections`: heading → name of a command → what it does, in
-    a few words."""
+    """A group whose help lists its commands under headings. `sections`: heading → command → short description."""
 
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""comet-cache info and languages: what a cache is, in a few facts for a person or a machine."""
+"""comet-cache info and languages: the main facts about a cache, as text, JSON or options."""
 
 import json
 from dataclasses import replace
@@ -9,9 +9,9 @@ import click
 
 from cache_tools.cli.config import as_toml
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
-from cache_tools.signals import ATTENTION, LOGITS
+from cache_tools.signals import LOGITS, SIGNALS, kept_signals
 from cache_tools.store.ledger import cache_id, whole_extent
-from cache_tools.store.provenance import attach_call, left_out
+from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.hub_text import parse_hub_text
@@ -19,34 +19,34 @@ from cache_tools.text.languages import LANGUAGES, language_table
 
 
 def describe(cache: Cache) -> dict[str, object]:
-    """Facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
-    recipe, made_from = cache.recipe, cache.provenance
+    """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
+    recipe, provenance = cache.recipe, cache.provenance
     missing = sum(len(cache.missing(group)) for group in GROUPS)
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
     size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
     kept = LOGITS[recipe.keep].kept(recipe)
-    text_tokens = made_from.get("text_tokens")
+    text_tokens = provenance.get("text_tokens")
     is_whole = cache.extent == whole_extent(recipe)
-    excluded = listed(made_from.get("excluded", []), "name")
+    excluded = listed(provenance.get("excluded", []), "name")
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         **({} if is_whole else {"part": part_of_whole(cache)}),
-        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, made_from)}),
-        "language": f"{made_from.get('language_name')} ({made_from.get('language')})",
-        "text": listed(made_from.get("text", []), "name"),
-        **from_hub("text", made_from.get("text", [])),
+        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
+        "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
+        "text": listed(provenance.get("text", []), "name"),
+        **from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
-        **({"excluded": excluded, "left_out": left_out(made_from)} if excluded else {}),
-        "teacher": f"{made_from.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
+        **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
+        "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
-        **from_hub("teacher", [{name: made_from.get(f"teacher_{name}") for name in ("revision", "licence")}]),
+        **from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         "teacher_sha256": recipe.teacher_sha256,
-        "vocabulary": f"{recipe.vocab_size:,} pieces, {recipe.seen_size:,} of them in the text",
+        "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
-        "attention": ATTENTION.kept(recipe) if recipe.attention_layers else "none",
+        **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
         "bytes": size,
     }
     if text_tokens and not missing and is_whole:
@@ -58,7 +58,7 @@ def describe(cache: Cache) -> dict[str, object]:
 
 
 def part_of_whole(cache: Cache) -> str:
-    """How many of the shards, and which arrays not, a smaller copy holds."""
+    """Return how many of the shards a smaller copy holds, and which arrays it lacks."""
     held = {group: len(cache.extent.indices(group)) for group in GROUPS}
     shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
     without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
@@ -70,23 +70,23 @@ def listed(records: list[dict[str, Any]], field: str) -> str:
 
 
 def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
-    """Commits of the hub and licences, as far as they are known."""
+    """Return the commits and licences of sources from the hub, as far as known."""
     facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
     return {field: value for field, value in facts.items() if value}
 
 
 def options_of_build(cache: Cache) -> dict[str, object]:
-    """The options of `comet-cache build` that give this cache again, every automatic choice made.
+    """Return the options of `comet-cache build` that give this cache again, with every automatic choice.
 
-    What came from the hub is named with its commit, files and folders without where they lay.
+    Sources from the hub have their commit, files and folders only their name.
     """
-    recipe, made_from = cache.recipe, cache.provenance
+    recipe, provenance = cache.recipe, cache.provenance
     return {
-        "lang": made_from.get("language"),
-        "teacher": at_revision(str(made_from.get("teacher")), made_from.get("teacher_revision")),
-        "text": [text_option(source) for source in made_from.get("text", [])],
-        "max-tokens": made_from.get("max_tokens"),
-        "exclude": [str(source.get("name")) for source in made_from.get("excluded", [])] or None,
+        "lang": provenance.get("language"),
+        "teacher": at_revision(str(provenance.get("teacher")), provenance.get("teacher_revision")),
+        "text": [text_option(source) for source in provenance.get("text", [])],
+        "max-tokens": provenance.get("max_tokens"),
+        "exclude": [str(source.get("name")) for source in provenance.get("excluded", [])] or None,
         "seq-len": recipe.seq_len,
         "views": recipe.views,
         "mask-prob": recipe.mask_prob,
@@ -105,7 +105,7 @@ def options_of_build(cache: Cache) -> dict[str, object]:
 
 def text_option(source: dict[str, Any]) -> str:
     name, revision = str(source.get("name")), source.get("revision")
-    return replace(parse_hub_text(name), revision=revision).pinned if revision else name
+    return replace(parse_hub_text(name), revision=revision).at_revision if revision else name
 
 
 def at_revision(name: str, revision: object) -> str:
@@ -122,11 +122,11 @@ def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
-@click.option("--toml", is_flag=True, help="The options it was built with, for comet-cache build --config.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--toml", is_flag=True, help="Print the options that build it again, for comet-cache build --config.")
 @one_line_errors
 def info(cache: Path, as_json: bool, toml: bool) -> None:
-    """What is in a cache, from what it was made, how far it is, and how big."""
+    """Show what a cache holds, its origin, progress and size."""
     from cache_tools.store.reader import open_cache
 
     if toml:
@@ -140,10 +140,10 @@ def info(cache: Path, as_json: bool, toml: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 def languages(as_json: bool) -> None:
-    """The languages that AfroXLMR knows best, their codes and default corpora."""
+    """List the languages that AfroXLMR was adapted to, with codes and default corpora."""
     if as_json:
         facts = [{name: getattr(x, name) for name in ("code", "name", "synonyms", "corpora")} for x in LANGUAGES]
         click.echo(json.dumps(facts, indent=1))

@@ -6,25 +6,26 @@ from cache_tools.cli.attach import attach_text
 from cache_tools.cli.build import build
 from cache_tools.cli.help import GroupedCommands
 from cache_tools.cli.info import info, languages
-from cache_tools.cli.share import merge_caches, pull, push, subset
+from cache_tools.cli.parts import merge_caches, subset
+from cache_tools.cli.transfer import pull, push
 from cache_tools.cli.verify import repair, verify_cache
 
 COMMANDS = {
     "Make a cache": {
-        "build": "run a teacher over a text once, and keep what students need",
-        "languages": "languages, their codes, and where their text comes from",
-        "info": "what is in a cache, from what it was made, how far it is",
+        "build": "run a teacher once over a text and keep its signals",
+        "languages": "list languages, codes and default corpora",
+        "info": "show content, origin, progress and size",
     },
-    "Trust it": {
-        "verify": "compare every file, every value, or the teacher itself",
-        "repair": "drop what is damaged, so that build or pull fill it again",
+    "Check a cache": {
+        "verify": "check every file, every value, or against the teacher",
+        "repair": "drop damaged shards, to be built or pulled again",
     },
-    "Share it": {
-        "push": "to a folder or URL",
-        "pull": "from a folder or URL, whole or in part",
-        "subset": "a part as a smaller cache",
-        "merge": "join what was built of one recipe in several places",
-        "attach": "put the text back into a cache that was shared without it",
+    "Share a cache": {
+        "push": "copy to a folder or URL",
+        "pull": "copy from a folder or URL, whole or in part",
+        "subset": "copy a part as a smaller cache",
+        "merge": "join parts of one recipe that were built in several places",
+        "attach": "add the text to a cache that was shared without it",
     },
 }
 
@@ -35,7 +36,7 @@ COMMANDS = {
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 def main() -> None:
-    """Build, inspect and share caches of what a teacher model says about a text.
+    """Build, inspect and share caches of a teacher model's outputs on a text.
 
     A cache holds a sample of the teacher's logits and some of its attention maps, together with the tokens, masks and
     tokenizer they belong to. `comet-train` trains students from it without the teacher.

@@ -1,4 +1,4 @@
-"""What every command does towards a person: errors in one line, libraries quiet, nothing that drives the terminal."""
+"""Terminal output of every command: errors in one line, quiet libraries, no control characters."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from cache_tools.errors import CometError, printable, visible
 
 
 class WrongCall(click.ClickException):
-    """A CometError that is found while the command line is still being read."""
+    """A CometError raised while the command line is still being parsed."""
 
     exit_code = 2
 
@@ -22,14 +22,14 @@ class WrongCall(click.ClickException):
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turns a CometError into one line on stderr and its exit code, any other error too unless `--debug`."""
+    """Turn a CometError into one line on stderr and its exit code, and any other error too unless `--debug`."""
 
     @wraps(command)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except Exception as error:
-            if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click knows what to do with these
+            if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click handles these
                 raise
             known = isinstance(error, CometError)
             text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
@@ -40,7 +40,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def quiet_libraries() -> None:
-    """Leaves the terminal to our own lines and the bars of downloads: the bars and advice of libraries stay out."""
+    """Silence the progress bars and advice of libraries, except the bars of downloads."""
     import transformers.utils.logging as transformers_logging
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import enable_progress_bars
@@ -54,16 +54,16 @@ def quiet_libraries() -> None:
 
 
 def show_error(message: str) -> None:
-    """One line on stderr."""
+    """Print one line to stderr."""
     click.echo(f"{painted('error:', fg='red')} {visible(' '.join(message.split()))}", err=True)
 
 
 def painted(text: str, **style: Any) -> str:
-    """The text in colour, which `click.echo` takes out again where no terminal is; as it is where NO_COLOR is set."""
+    """Return the text in colour, or plain if NO_COLOR is set; `click.echo` removes colour if there is no terminal."""
     return text if os.environ.get("NO_COLOR") else click.style(text, **style)
 
 
 def fact_line(name: str, value: object) -> str:
-    """A line of a table of facts."""
+    """Return one line of a table of facts."""
     shown = f"{name.replace('_', ' '):<18}"
     return f"  {painted(shown, dim=True)} {printable(value)}"

@@ -23,15 +23,15 @@ DAMAGED, SOUND = "  DAMAGED", "sound and complete"
 
 
 def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--teacher and what goes with it, as the argument `again`: None, or how the teacher is to be run again."""
+    """Add --teacher and its options to a command, as the argument `again`: None without --teacher."""
     dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     options = [
-        click.option("--teacher", help="Folder or hub name of the cache's teacher: run it on some rows, and compare."),
-        click.option("--rows", default=RecheckSettings.rows, help="Rows that the teacher is run on."),
-        click.option("--seed", default=RecheckSettings.seed, help="Another seed looks at other rows."),
-        click.option("--dtype", type=dtypes, default="auto", help="auto: that of a shard, if the device has it."),
+        click.option("--teacher", help="Folder or hub name of the cache's teacher: rerun it on some rows and compare."),
+        click.option("--rows", default=RecheckSettings.rows, help="Rows to rerun the teacher on."),
+        click.option("--seed", default=RecheckSettings.seed, help="Seed for the choice of rows."),
+        click.option("--dtype", type=dtypes, default="auto", help="auto: that of the shard, if the device has it."),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …"),
-        click.option("--batch-size", type=int, help="Rows at once.  [default: what device and memory allow]"),
+        click.option("--batch-size", type=int, help="Rows per forward pass.  [default: as device and memory allow]"),
     ]
 
     @wraps(command)
@@ -50,22 +50,22 @@ def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def given(options: Iterable[str]) -> list[str]:
-    """Those of these options that stand in the call."""
+    """Return those of these options that the command line gives."""
     source = click.get_current_context().get_parameter_source
     return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
 
 
 @click.command("verify")
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Look at every value, too: ranges, masks, masses, maps, token counts.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, maps, token counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 @teacher_options
 def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings | None) -> None:
     """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
 
-    A cache that is half built is sound as far as it goes. With --teacher (and --rows, --seed, --dtype, --device,
-    --batch-size) the teacher's values must also come out again, within what its dtype can hold.
+    An incomplete cache passes if its finished part is sound. --teacher (with --rows, --seed, --dtype, --device,
+    --batch-size) also reruns the teacher on some rows and compares its values, within the precision of its dtype.
     """
     from cache_tools.verify.verify import verify
 
@@ -81,15 +81,14 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
 
 @click.command()
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Drop shards whose values cannot be right, too.")
+@click.option("--deep", is_flag=True, help="Also drop shards with impossible values.")
 @one_line_errors
 @teacher_options
 def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
-    """Drop the damaged shards of a cache, so that `comet-cache build` makes them again.
+    """Drop the damaged shards of a cache, so that `comet-cache build` rebuilds them.
 
-    Damaged is what `comet-cache verify` finds with the same options. Nothing sound is touched, and no file is removed
-    that does not belong to a damaged shard. What was sealed once (metadata, vocabulary, tokenizer) cannot be dropped:
-    copy it from another copy.
+    Damage is what `comet-cache verify` finds with the same options. Only files of damaged shards are removed. Sealed
+    files (metadata, vocabulary, tokenizer) cannot be dropped: copy them from another copy.
     """
     from cache_tools.store.reader import open_cache
     from cache_tools.store.writer import drop_shard
@@ -101,8 +100,8 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
         click.echo(f"dropped shard {group} {shard}")
     if left := [damage.message for damage in report.damage if damage.shard is None]:
         raise CometError(
-            f"{cache}: what no shard can be dropped for ({len(left)}): {left[0]}. Copy such files from a sound copy, "
-            "remove what does not belong, or build the cache again"
+            f"{cache}: damage that repair cannot fix ({len(left)}): {left[0]}. Copy such files from a sound copy, "
+            "remove files that do not belong, or build the cache again"
         )
     if report.damaged_shards:
         click.echo(f"{len(report.damaged_shards)} shards dropped; {made_again(report)}")
@@ -119,7 +118,7 @@ def as_facts(report: "Report") -> dict[str, object]:
         "missing_shards": report.missing,
         "files": report.files,
         "bytes": report.size,
-        "damaged_shards": [list(place) for place in report.damaged_shards],
+        "damaged_shards": [list(key) for key in report.damaged_shards],
         "damage": [damage.message for damage in report.damage],
         "notes": report.notes,
         **({"teacher": [run.facts() for run in report.runs]} if report.runs is not None else {}),
@@ -127,8 +126,8 @@ def as_facts(report: "Report") -> dict[str, object]:
 
 
 def as_lines(report: "Report") -> list[str]:
-    looked = "every value of" if report.deep else "every byte of"
-    lines = [f"{report.root}: {looked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
+    checked = "every value of" if report.deep else "every byte of"
+    lines = [f"{report.root}: {checked} {report.shards} shards, {report.files} files, {report.size / 1e6:,.1f} MB"]
     lines += [f"  note: {note}" for note in report.notes[:MOST_SHOWN]]
     lines += [line for run in report.runs or [] for line in run.lines()]
     lines += [f"{DAMAGED}  {damage.message}" for damage in report.damage[:MOST_SHOWN]]
@@ -138,7 +137,7 @@ def as_lines(report: "Report") -> list[str]:
         lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
         lines.append(f"`{repairing(report)}` drops them; {made_again(report)}")
     elif report.damage:
-        lines.append("no shard is to blame: copy these files from a sound copy, or build the cache again")
+        lines.append("repair cannot fix this: copy these files from a sound copy, or build the cache again")
     elif report.missing:
         total = report.shards + report.missing
         lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
@@ -151,12 +150,12 @@ def as_lines(report: "Report") -> list[str]:
 
 def made_again(report: "Report") -> str:
     if report.attaching is not None:
-        return "the same `comet-cache pull` brings them again"
-    return "the same `comet-cache build` makes them again"
+        return "the same `comet-cache pull` fetches them again"
+    return "the same `comet-cache build` rebuilds them"
 
 
 def repairing(report: "Report") -> str:
-    """The call that finds the same damage again, and drops it."""
+    """Return the command that finds the same damage again and drops it."""
     again = {} if report.again is None else asdict(report.again)
     chosen = [
         (f.name, again[f.name]) for f in fields(RecheckSettings) if f.name in again and again[f.name] != f.default

@@ -1,18 +1,19 @@
-"""The card of a shared cache: a README.md that says what it is, whose text is in it and how it is used."""
+"""The card of a shared cache: a README.md on its content, the licences of its text, and its use."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, printable
-from cache_tools.sharing.detached import NOT_ANONYMOUS
-from cache_tools.signals import LOGITS, kept_signals
+from cache_tools.sharing.parts import NOT_ANONYMOUS
+from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.templates import render
 from cache_tools.text.hub import UNKNOWN_LICENCE
 
 CARD = "README.md"
@@ -21,16 +22,16 @@ MAX_CARD_BYTES = 2**20
 NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary)\b")
 
 
-def text_licences(made_from: Mapping[str, Any]) -> dict[str, str]:
-    """Every text that a cache of this provenance holds word for word, with its licence as far as it is known."""
+def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """Return the name and licence of every text in a cache of this provenance."""
     return {
         printable(source.get("name", "a text without a name")): printable(source.get("licence") or UNKNOWN_LICENCE)
-        for source in made_from.get("text", [])
+        for source in provenance.get("text", [])
     } or {"a text without a name": UNKNOWN_LICENCE}
 
 
 def in_doubt(licences: dict[str, str]) -> list[str]:
-    """The texts whose licence is unknown, or does not allow every use."""
+    """Return the texts whose licence is unknown or restricts their use."""
     return [
         f"{name} ({licence})"
         for name, licence in licences.items()
@@ -38,19 +39,18 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
     ]
 
 
-def say_whose(made_from: Mapping[str, Any], has_text: bool = True) -> None:
-    """A line that names the texts and their licences, and says whether they are moved."""
-    named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(made_from).items())
+def say_whose(provenance: Mapping[str, Any], has_text: bool = True) -> None:
+    """Print a line with the texts and their licences, and whether they are moved."""
+    named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(provenance).items())
     if has_text:
         tqdm.write(f"a cache holds its text word for word; this one that of {named}")
     else:
         tqdm.write(f"no text is moved, not that of {named}. {NOT_ANONYMOUS}")
 
 
-def require_consent(made_from: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
-    """Raises CometError where a licence is in doubt and nobody has said that the text may be shared. `way_out` is what
-    else can be done."""
-    if (doubts := in_doubt(text_licences(made_from))) and not may_share:
+def require_consent(provenance: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
+    """Raises CometError if a licence is in doubt and `may_share` is not set; `way_out` ends the message."""
+    if (doubts := in_doubt(text_licences(provenance))) and not may_share:
         raise CometError(
             f"{where}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the text, "
             f"say so with --i-may-share-this{way_out}",
@@ -59,91 +59,30 @@ def require_consent(made_from: Mapping[str, Any], where: str, may_share: bool, w
 
 
 def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None) -> str:
-    """The card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
+    """Return the card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
 
     It names no location, machine or person.
     """
-    recipe, made_from = cache.recipe, cache.provenance
-    code = str(made_from.get("language", "und"))  # a few letters, so it may stand in YAML and in commands
-    language = printable(made_from.get("language_name") or "an unnamed language")
-    licences = text_licences(made_from)
-    teacher = printable(made_from.get("teacher"))
-    tokens = made_from.get("text_tokens")
-    shards = ", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS)
-    held = [signal for signal in kept_signals(recipe) if set(signal.arrays) & set(extent.arrays)]
+    from huggingface_hub import DatasetCardData
+
+    recipe, provenance = cache.recipe, cache.provenance
+    code = str(provenance.get("language", "und"))
+    return render(
+        "cache_tools.sharing", "card.md.jinja", mark=MARK, code=code, recipe=recipe, provenance=provenance, size=size,
+        metadata=DatasetCardData(language=code, license="other", tags=["comet-cache", "knowledge-distillation"]),
+        shards=", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS),
+        signals=held_signals(recipe, extent),
+        cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
+        attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),
+        teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE,
+    )  # fmt: skip
+
+
+def held_signals(recipe: Recipe, extent: Extent) -> list[tuple[str, str]]:
+    """Return (description, fidelity to the teacher) of each signal in the extent."""
     temperatures = ", ".join(f"{t:g}" for t in recipe.temperatures)
-    signals = [
-        f"{signal.family} ({signal.kept(recipe)}" + f"; T = {temperatures}" * (signal.name in LOGITS) + ")"
-        for signal in held
+    return [
+        (f"{s.family} ({s.kept(recipe)}{f'; T = {temperatures}' if s.family == 'logits' else ''})", s.fidelity)
+        for s in kept_signals(recipe)
+        if s.arrays.keys() & set(extent.arrays)
     ]
-    rows = {
-        "language": f"{language} ({code})",
-        "teacher": f"{teacher}: {recipe.teacher_architecture}, {recipe.teacher_parameters:,} parameters"
-        f" ({printable(made_from.get('teacher_licence') or UNKNOWN_LICENCE)})",
-        "tokens": f"{tokens:,}, {recipe.views} masked view{'s' * (recipe.views > 1)}"
-        if isinstance(tokens, int)
-        else "",
-        "rows": f"{recipe.train_rows:,} train, {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens",
-        "signals": "; ".join(signals),
-        "shards": shards,
-        "size": f"{size / 1e6:,.1f} MB",
-        "recipe id": f"`{recipe.recipe_id}`",
-        "cache id": f"`{cache_id}`" if cache_id else "none yet: it is not complete",
-        "cache id with its text": f"`{attached_id}`" if attached_id else "",
-    }
-    file = f"{code}.zarr"
-    whose = "The cache holds its text word for word. It may be used and passed on as far as the text may."
-    attaching = []
-    if not extent.has_text:
-        whose = f"The cache was made from this text, and does not hold it: who has it puts it back. {NOT_ANONYMOUS}"
-        attaching = [printable(attach_call(file, made_from))]
-    return "\n".join((
-        "---",
-        f"language: {code}",
-        "license: other",
-        "tags: [comet-cache, knowledge-distillation]",
-        "---",
-        MARK,
-        "",
-        f"# A teacher's cache for {language}",
-        "",
-        "What a large masked language model says about a text, so that small students can be trained without it.",
-        "",
-        *table(("", ""), rows.items()),
-        "",
-        "## How true it is",
-        "",
-        fidelity(recipe, extent),
-        "",
-        "## Whose text this is",
-        "",
-        whose,
-        "",
-        *table(("text", "licence"), licences.items()),
-        "",
-        "## Use",
-        "",
-        "```sh",
-        f"comet-cache pull URL-OF-THIS-FOLDER {file}" + (f" --id {cache_id}" if cache_id else ""),
-        *attaching,
-        f"comet-cache verify {file} --deep",
-        f"comet-train --cache {file}",
-        "```",
-        "",
-    ))  # fmt: skip
-
-
-def fidelity(recipe: Recipe, extent: Extent) -> str:
-    """In what way the cache falls short of the teacher, and how anyone measures it."""
-    held = [signal.fidelity for signal in kept_signals(recipe) if set(signal.arrays) & set(extent.arrays)]
-    measured = (
-        "Who has the teacher runs it again on some rows, and sees how far values, KL and maps are off: "
-        "`comet-cache verify CACHE --teacher TEACHER --rows 256`."
-    )
-    return " ".join([*held, measured])
-
-
-def table(heads: tuple[str, str], rows: Iterable[tuple[str, Any]]) -> list[str]:
-    """A Markdown table of the rows that say something."""
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows if row[1]]
-    return [f"| {heads[0]} | {heads[1]} |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)]

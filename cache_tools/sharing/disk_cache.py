@@ -1,4 +1,4 @@
-"""Files kept by their SHA-256 in one folder of bounded size, which all processes of a machine share."""
+"""A folder of bounded size for files named by their SHA-256, shared by all processes of a machine."""
 
 import os
 import threading
@@ -17,41 +17,41 @@ from cache_tools.store.records import read_bounded
 FILES = "files"
 LOCKS = "locks"
 INCOMING = "incoming"
-WAIT_SECONDS = 3600.0  # for another process that fetches the same file, slowly and after several tries
-LOOK_SECONDS = 1.0
+WAIT_SECONDS = 3600.0  # for another process that fetches the same file, slowly and after several retries
+POLL_SECONDS = 1.0
 
 
 class DiskCache:
-    """The least recently used files go when room is needed, so never more than `local.size` bytes lie there.
+    """Holds at most `local.size` bytes of files; the least recently used ones are evicted.
 
-    A file is fetched by one process while the others wait for it, unless `closed` is set. One that is not what its
-    record says, as after a power cut, is fetched again.
+    Each file is fetched by one process while the others wait, until `closed` is set. A file that differs from its
+    record, as after a power cut, is fetched again.
     """
 
     def __init__(self, local: LocalCache) -> None:
         self.local = local
         self.closed = threading.Event()
-        self._sound: set[str] = set()  # compared in this process
+        self._verified: set[str] = set()  # SHA-256 of the files that this process has compared
         for name in (FILES, LOCKS):
             with self._disk():
                 (local.folder / name).mkdir(parents=True, exist_ok=True)
 
     def get(self, record: FileRecord, fetch: Callable[[], bytes]) -> bytes:
-        """The content of a file, from the folder or else by `fetch`, which returns what its record says.
+        """Return the content of a file, from the folder or else from `fetch`, which must return the file of `record`.
 
-        Raises what `fetch` raises, and CometError when the file has no room, or another process hangs over it.
+        Raises the errors of `fetch`, and CometError if the file is too large, or another process holds its lock.
         """
         if (data := self._find(record)) is None:
             with self.locked(record.sha256[:2]):
                 if (data := self._find(record)) is None:
                     data = fetch()
-                    self._keep(record, data)
+                    self._store(record, data)
         return data
 
     def require_open(self) -> None:
-        """Raises CometError when nobody wants anything any more."""
+        """Raises CometError once `closed` is set."""
         if self.closed.is_set():
-            raise CometError(f"{self.local.folder}: stopped; nothing more is read into it")
+            raise CometError(f"{self.local.folder}: closed; nothing more is read into it")
 
     def _find(self, record: FileRecord) -> bytes | None:
         path = self._path(record)
@@ -62,56 +62,56 @@ class DiskCache:
         except CometError:
             if path.exists():
                 raise
-            return None  # another process has made room in this moment
-        if record.sha256 not in self._sound and not record.matches(data):
+            return None  # evicted meanwhile by another process
+        if record.sha256 not in self._verified and not record.matches(data):
             path.unlink(missing_ok=True)
             return None
-        self._sound.add(record.sha256)
+        self._verified.add(record.sha256)
         with suppress(OSError):
-            os.utime(path)  # used now
+            os.utime(path)  # for the order of eviction
         return data
 
-    def _keep(self, record: FileRecord, data: bytes) -> None:
+    def _store(self, record: FileRecord, data: bytes) -> None:
         with self.locked("room"), self._disk():
             self._make_room(len(data))
-            incoming = self.local.folder / INCOMING  # one name, as one writes at a time: nothing is left over
+            incoming = self.local.folder / INCOMING  # one name, as one process writes at a time: no leftovers
             incoming.write_bytes(data)
             os.replace(incoming, self._path(record))
-        self._sound.add(record.sha256)
+        self._verified.add(record.sha256)
 
     def _make_room(self, size: int) -> None:
         if size > self.local.size:
             raise CometError(
                 f"--local-size: a file has {size:,} bytes, more than the {self.local.size:,} that may be kept in "
-                f"{self.local.folder}; give more",
+                f"{self.local.folder}; give a larger size",
                 exit_code=2,
             )
-        used = self._used()
-        left = sum(size for _, size, _ in used)
-        for _, old_size, path in used:
-            if left + size <= self.local.size:
+        files = self._files()
+        total = sum(size for _, size, _ in files)
+        for _, old_size, path in files:
+            if total + size <= self.local.size:
                 return
             with suppress(PermissionError):  # Windows removes no file that is being read
                 path.unlink(missing_ok=True)
-                left -= old_size
+                total -= old_size
 
-    def _used(self) -> list[tuple[int, int, Path]]:
-        """When last used, how large, and where: every file, the least recently used first."""
-        found = []
+    def _files(self) -> list[tuple[int, int, Path]]:
+        """Return time of last use, size and path of every file, the least recently used first."""
+        files = []
         for entry in os.scandir(self.local.folder / FILES):
             with suppress(FileNotFoundError):
                 status = entry.stat()
-                found.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
-        return sorted(found)
+                files.append((status.st_mtime_ns, status.st_size, Path(entry.path)))
+        return sorted(files)
 
     def _path(self, record: FileRecord) -> Path:
         return self.local.folder / FILES / record.sha256
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """One process and thread at a time. Raises CometError when another one hangs, or nobody wants it any more."""
+        """Hold a lock against other threads and processes. Raises CometError if it stays taken, or `closed` is set."""
         path = self.local.folder / LOCKS / name
-        lock, end = filelock.FileLock(path, timeout=min(LOOK_SECONDS, WAIT_SECONDS)), time.monotonic() + WAIT_SECONDS
+        lock, end = filelock.FileLock(path, timeout=min(POLL_SECONDS, WAIT_SECONDS)), time.monotonic() + WAIT_SECONDS
         while not lock.is_locked:
             self.require_open()
             try:
@@ -132,5 +132,6 @@ class DiskCache:
             yield
         except OSError as error:
             raise CometError(
-                f"{self.local.folder}: {error.strerror or error}; choose another --local-cache or less --local-size"
+                f"{self.local.folder}: {error.strerror or error}; choose another --local-cache or a smaller "
+                "--local-size"
             ) from None

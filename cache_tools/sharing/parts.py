@@ -1,63 +1,99 @@
-"""Parts of a cache: which shards and arrays a smaller copy of it holds. The validation shards always come along."""
+"""Parts of a cache: the shards and arrays of a smaller copy, with or without its text."""
 
+import threading
 from collections.abc import Iterable
+from functools import partial
+from itertools import accumulate
+from typing import TYPE_CHECKING
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.signals import FAMILIES, TOKEN_ARRAYS, family_of
+from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
+from cache_tools.signals import FAMILIES, TEXT_ARRAYS, TOKEN_ARRAYS, family_of
 from cache_tools.store.copy import ranges
-from cache_tools.store.ledger import Extent, Seal, ShardRecord
+from cache_tools.store.ledger import Extent, Seal, ShardKey, ShardRecord, without_text
+from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
+
+if TYPE_CHECKING:
+    from cache_tools.sharing.locations.location import Location
+
+NOT_ANONYMOUS = (
+    "A cache without its text is not anonymous: it holds the likely words at every masked position, and where that is; "
+    "the words that occur, and how often; and hashes with which anyone who has a text can prove that it is in it."
+)
 
 
 def part_extent(
     recipe: Recipe, seal: Seal, extent: Extent, records: Iterable[ShardRecord], part: Part, where: object
 ) -> Extent:
-    """The extent of a part of what is committed within `extent`: the validation shards and the first training shards.
+    """Return the extent of a part of `extent`: all committed validation shards and the first committed training shards.
 
-    At least one training shard is in it. `records` are the commit records of the shards of the extent, as far as they
-    exist. Raises CometError when there is no such part.
+    At least one training shard is in it. `records` are the commit records within `extent`; `where` is for messages.
+    Raises CometError if there is no such part.
     """
     families = ("tokens", *(FAMILIES if part.signals == "all" else (part.signals,)))
     arrays = tuple(name for name in extent.arrays if family_of(name) in families)
     if set(arrays) <= set(TOKEN_ARRAYS):
         raise CometError(f"{where}: holds no {part.signals}, only {', '.join(extent.arrays)}", exit_code=2)
     size = {(r.group, r.shard): sum(r.files[name].size for name in arrays) for r in records}
-    there = {group: [shard for shard in extent.indices(group) if (group, shard) in size] for group in GROUPS}
-    if not there["train"]:
-        raise CometError(f"{where}: no training shard is built yet; there is nothing to take a part of")
-    count = len(there["train"])
+    committed = {group: [shard for shard in extent.indices(group) if (group, shard) in size] for group in GROUPS}
+    if not committed["train"]:
+        raise CometError(f"{where}: no training shard is built yet, so there is no part to take")
+    count = len(committed["train"])
     if part.fraction is not None:
-        along = sum(file.size for file in seal.files.values()) + sum(size["validation", s] for s in there["validation"])
-        room = part.fraction * (along + sum(size["train", s] for s in there["train"])) - along
-        count = nearest_count([size["train", shard] for shard in there["train"]], room)
+        always = sum(file.size for file in seal.files.values())
+        always += sum(size["validation", shard] for shard in committed["validation"])
+        room = part.fraction * (always + sum(size["train", shard] for shard in committed["train"])) - always
+        count = nearest_count([size["train", shard] for shard in committed["train"]], room)
     if part.max_tokens is not None:
-        rows = [recipe.shard_rows("train", shard) for shard in there["train"]]
+        rows = [recipe.shard_rows("train", shard) for shard in committed["train"]]
         count = min(count, fitting_count([n * recipe.seq_len for n in rows], part.max_tokens))
-    chosen = {"train": there["train"][: max(count, 1)], "validation": there["validation"]}
+    chosen = {"train": committed["train"][: max(count, 1)], "validation": committed["validation"]}
     return Extent(recipe.recipe_id, arrays, {group: ranges(set(chosen[group])) for group in GROUPS})
 
 
 def bytes_of(seal: Seal, extent: Extent, records: Iterable[ShardRecord]) -> int:
-    """What these arrays and shards of a cache weigh, with what was sealed; commit records are left out."""
-    held = set(extent.keys())
-    files = (r.files[name].size for r in records if (r.group, r.shard) in held for name in extent.arrays)
+    """Return the bytes of these arrays and shards, and of the sealed files; commit records are not counted."""
+    keys = set(extent.keys())
+    files = (r.files[name].size for r in records if (r.group, r.shard) in keys for name in extent.arrays)
     return sum(file.size for file in seal.files.values()) + sum(files)
 
 
 def nearest_count(sizes: list[int], room: float) -> int:
-    """How many of these, from the first on, come nearest to `room` together."""
-    totals = running_totals(sizes)
+    """Return how many of the sizes, from the first on, add up to the sum nearest to `room`."""
+    totals = list(accumulate(sizes, initial=0))
     return min(range(len(totals)), key=lambda count: abs(totals[count] - room))
 
 
 def fitting_count(sizes: list[int], room: float) -> int:
-    """How many of these, from the first on, are at most `room` together."""
-    return sum(total <= room for total in running_totals(sizes)) - 1
+    """Return how many of the sizes, from the first on, add up to at most `room`."""
+    return sum(total <= room for total in accumulate(sizes))
 
 
-def running_totals(sizes: list[int]) -> list[int]:
-    totals = [0]
-    for size in sizes:
-        totals.append(totals[-1] + size)
-    return totals
+def detach(extent: Extent, part: Part) -> Extent:
+    """Return the extent, without its text if the part is detached from it."""
+    return without_text(extent) if part.detach_text else extent
+
+
+def require_detached(destination: "Location", current: Extent | None) -> None:
+    """Raises CometError if the destination, whose extent is `current`, holds the text."""
+    if current is not None and set(TEXT_ARRAYS) & set(current.arrays):
+        raise CometError(
+            f"{destination.name}: already holds the text of this cache; omit --detach-text, or choose another location",
+            exit_code=2,
+        )
+
+
+def require_no_text(cache: Cache, destination: "Location", shards: Iterable[ShardKey], policy: RetryPolicy) -> None:
+    """Raises CometError if the destination, which has no extent yet, holds text left by a stopped copy of the whole."""
+    paths = [cache.specs[group][name].chunk_path(shard) for group, shard in shards for name in TEXT_ARRAYS]
+    stop = threading.Event()
+    sizes = map_concurrently(lambda path: retry(partial(destination.size_of, path), policy, stop), paths, stop)
+    for path, size in zip(paths, sizes, strict=True):
+        if size is not None:
+            raise CometError(
+                f"{destination.name}: {path} holds text, left by a copy of the whole that was stopped; choose another "
+                "location, or remove what is there",
+                exit_code=2,
+            )

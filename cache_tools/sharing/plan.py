@@ -1,4 +1,4 @@
-"""What a destination has already of the cache at a source, and so what there is to move."""
+"""What a destination lacks of the cache at a source: the plan of a transfer."""
 
 import threading
 from collections.abc import Mapping
@@ -9,12 +9,10 @@ from tempfile import TemporaryDirectory
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.concurrent import map_concurrently, retry
-from cache_tools.sharing.detached import offered, require_detached, require_no_text
-from cache_tools.sharing.listing import ROOT, Listing, extent_of, id_of, read_records, write_all
+from cache_tools.sharing.listing import ROOT, Listing, id_of, read_extent, read_records, write_files
 from cache_tools.sharing.locations.location import Location
-from cache_tools.sharing.locations.remote import RetryPolicy
-from cache_tools.sharing.parts import part_extent
+from cache_tools.sharing.parts import bytes_of, detach, part_extent, require_detached, require_no_text
+from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.copy import ranges, shortened
 from cache_tools.store.ledger import SEAL, Extent, ShardKey, ShardRecord, with_tokens
@@ -25,98 +23,97 @@ from cache_tools.store.records import MAX_RECORD_BYTES
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to move. `extent` is what the destination is to hold in the end, `there` what it was meant to before,
-    `kept` its commit records, `lacking` the arrays that it lacks of each shard."""
+    """What to copy from a source to a destination."""
 
     source: Listing
     destination: Location
-    extent: Extent
-    kept: dict[ShardKey, ShardRecord]
-    lacking: dict[ShardKey, list[str]]
-    is_sealed: bool
-    there: Extent | None
+    extent: Extent  # of the destination in the end
+    current_extent: Extent | None  # of the destination when the plan was made
+    current_records: dict[ShardKey, ShardRecord]  # commit records of the destination when the plan was made
+    lacking: dict[ShardKey, list[str]]  # arrays to copy; none where only the commit record is to be written
+    is_sealed: bool  # whether the destination holds the sealed files
 
     @property
     def size(self) -> int:
-        """Bytes to move."""
+        """Bytes to copy."""
         sealed = 0 if self.is_sealed else sum(file.size for file in self.source.cache.seal.files.values())
         records = self.source.records
         return sealed + sum(records[shard].files[name].size for shard, names in self.lacking.items() for name in names)
 
     @cached_property
     def records(self) -> dict[ShardKey, ShardRecord]:
-        """Of both places; where both have one, the destination's stays."""
-        return self.source.records | self.kept
+        """Commit records of source and destination; where both have one, the destination's."""
+        return self.source.records | self.current_records
 
     @property
     def whole_size(self) -> int:
-        """Bytes of all files that the destination holds in the end, records left out."""
-        held = [self.records[shard] for shard in self.extent.keys() if shard in self.records]
-        sealed = sum(file.size for file in self.source.cache.seal.files.values())
-        return sealed + sum(record.files[name].size for record in held for name in self.extent.arrays)
+        """Bytes of all files of the destination in the end, commit records not counted."""
+        return bytes_of(self.source.cache.seal, self.extent, self.records.values())
 
     @property
     def missing(self) -> list[ShardKey]:
-        """The shards of the extent that neither location has."""
+        """The shards of the extent that neither source nor destination has."""
         return [shard for shard in self.extent.keys() if shard not in self.records]
 
     @property
     def cache_id(self) -> str | None:
-        """Of what the destination holds in the end, None while shards are missing."""
+        """The cache id of the destination in the end, None while shards are missing."""
         return None if self.missing else id_of(self.source.cache, self.extent, self.records)
 
     @property
     def attached_id(self) -> str | None:
-        """The cache id when its text is attached, None where it holds it or shards are missing."""
+        """The cache id once the text is attached, None if the destination holds it or shards are missing."""
         if self.missing or self.extent.has_text:
             return None
         return id_of(self.source.cache, with_tokens(self.extent, self.source.cache.recipe), self.records)
 
 
-def plan(source: Listing, destination: Location, part: Part, policy: RetryPolicy, pin: str | None = None) -> Plan:
-    """What has to move so that the destination holds this part of the source beside what it holds already.
+def plan(
+    source: Listing, destination: Location, part: Part, policy: RetryPolicy, expected_id: str | None = None
+) -> Plan:
+    """Plan a transfer that adds a part of the source to what the destination holds.
 
-    With `pin`, a cache id, the source, or the part of it, must have it. Raises CometError when it has not, when the
-    destination holds anything but this cache, and when what it would hold in the end is not to be had.
+    Raises CometError if neither the source nor the part has `expected_id`, if the destination holds anything but this
+    cache, and if source and destination together lack arrays of the result.
     """
     cache = source.cache
-    extent = offered(cache.extent, part)
+    extent = detach(cache.extent, part)
     if not part.is_whole:
         records = source.records.values()
         extent = part_extent(cache.recipe, cache.seal, extent, records, part, source.location.name)
-    if pin is not None:
-        require_id(source, extent, pin)
-    is_sealed = is_same(source, destination, policy)
-    there = extent_of(destination, cache, policy) if is_sealed else None
+    if expected_id is not None:
+        require_id(source, extent, expected_id)
+    is_sealed = has_seal(source, destination, policy)
+    current_extent = read_extent(destination, cache, policy) if is_sealed else None
     if part.detach_text:
-        require_detached(destination, there)
-    if is_sealed and there is None and not extent.has_text:
+        require_detached(destination, current_extent)
+    if is_sealed and current_extent is None and not extent.has_text:
         require_no_text(cache, destination, extent.keys(), policy)
-    if there is not None:
-        extent = joined(there, extent, cache)
-    kept = read_records(destination, cache, extent, policy) if is_sealed else {}
-    lacking = find_lacking(source, destination, extent, there, kept, policy)
+    if current_extent is not None:
+        extent = union(current_extent, extent, cache)
+    current_records = read_records(destination, cache, extent, policy) if is_sealed else {}
+    lacking = find_lacking(source, destination, extent, current_extent, current_records, policy)
     for shard, names in lacking.items():
-        require_available(source, destination, shard, names, kept.get(shard))
-    return Plan(source, destination, extent, kept, lacking, is_sealed, there)
+        require_available(source, destination, shard, names, current_records.get(shard))
+    return Plan(source, destination, extent, current_extent, current_records, lacking, is_sealed)
 
 
-def require_id(source: Listing, extent: Extent, pin: str) -> None:
-    """Raises CometError unless the whole source, or this part of it, has this cache id, or will with its text."""
+def require_id(source: Listing, extent: Extent, expected_id: str) -> None:
+    """Raises CometError unless the source or its part `extent` has this cache id, as it is or with text attached."""
     name = source.location.name
     if source.missing:
-        raise CometError(f"{name}: --id: {len(source.missing)} shards are not there, so it has no cache id yet")
+        raise CometError(f"{name}: --id: {len(source.missing)} shards are missing, so there is no cache id yet")
     cache = source.cache
     whole, part = (id_of(cache, one, source.records) for one in (cache.extent, extent))
     attached = (id_of(cache, with_tokens(one, cache.recipe), source.records) for one in (cache.extent, extent))
-    if pin not in (whole, part, *attached):
-        raise CometError(f"{name}: expected the cache id {pin[:64]}, found {whole}; nothing was moved")
+    if expected_id not in (whole, part, *attached):
+        raise CometError(f"{name}: expected the cache id {expected_id[:64]}, found {whole}; nothing was copied")
 
 
-def is_same(source: Listing, destination: Location, policy: RetryPolicy) -> bool:
-    """Whether the destination has the seal of the source; without one it must be empty, or hold what comes first.
+def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bool:
+    """Return whether the destination has the seal of the source.
 
-    Raises CometError when it holds anything else, and where nobody can write.
+    Raises CometError if it cannot be written to, or holds anything but this cache, or the first files of it.
     """
     destination.require_writable()
     stop = threading.Event()
@@ -125,25 +122,27 @@ def is_same(source: Listing, destination: Location, policy: RetryPolicy) -> bool
         require_empty(destination, policy)
         return False
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
-        unsealed = "of the same recipe, begun by another machine and never sealed: remove it if nobody is at work on it"
-        same_recipe = "other sealed files, of the same recipe" if seal is not None else unsealed
-        unlike = unlike_there(source, root, same_recipe, destination.name)
-        raise CometError(f"{destination.name}: holds another cache; choose another location ({unlike})", exit_code=2)
+        unsealed = "same recipe, started by another machine and never sealed: remove it if no build of it is running"
+        same_recipe = "same recipe, other sealed files" if seal is not None else unsealed
+        difference = recipe_difference(source, root, same_recipe, destination.name)
+        raise CometError(
+            f"{destination.name}: holds another cache; choose another location ({difference})", exit_code=2
+        )
     return seal is not None
 
 
 def require_empty(location: Location, policy: RetryPolicy) -> None:
-    """Raises CometError when files lie there; not for a cache that is just being begun there."""
+    """Raises CometError if the location holds files, unless a cache has just been started there."""
     stop = threading.Event()
     is_empty = retry(location.is_empty, policy, stop)
     if not is_empty and retry(lambda: location.size_of(ROOT), policy, stop) is None:
         raise CometError(f"{location.name}: holds files, but no cache; choose an empty location", exit_code=2)
 
 
-def unlike_there(source: Listing, attributes: bytes, same_recipe: str, name: str) -> str:
-    """In what the cache of these attributes is not the source's; `same_recipe` where that is not in the recipe."""
+def recipe_difference(source: Listing, attributes: bytes, same_recipe: str, name: str) -> str:
+    """Return how the recipe in these attributes differs from the source's, `same_recipe` if it does not."""
     with TemporaryDirectory() as folder:
-        write_all(Path(folder), {ROOT: attributes})
+        write_files(Path(folder), {ROOT: attributes})
         try:
             recipe, _ = read_attributes(Path(folder))
         except CometError as error:
@@ -151,8 +150,8 @@ def unlike_there(source: Listing, attributes: bytes, same_recipe: str, name: str
     return shortened(recipe.differences(source.cache.recipe) or [same_recipe])
 
 
-def joined(one: Extent, other: Extent, cache: Cache) -> Extent:
-    """All arrays and all shards of both parts of a cache."""
+def union(one: Extent, other: Extent, cache: Cache) -> Extent:
+    """Return the extent with all arrays and all shards of two parts of a cache."""
     arrays = tuple(name for name in cache.specs["train"] if name in (*one.arrays, *other.arrays))
     shards = {group: ranges({*one.indices(group), *other.indices(group)}) for group in GROUPS}
     return Extent(one.recipe_id, arrays, shards)
@@ -162,34 +161,34 @@ def find_lacking(
     source: Listing,
     destination: Location,
     extent: Extent,
-    there: Extent | None,
-    kept: Mapping[ShardKey, ShardRecord],
+    current_extent: Extent | None,
+    current_records: Mapping[ShardKey, ShardRecord],
     policy: RetryPolicy,
 ) -> dict[ShardKey, list[str]]:
-    """The arrays of each shard of the extent that are still to move, or whose record is; not of those nobody has.
+    """Return the arrays of each shard that the destination lacks; shards that nobody has are left out.
 
-    What the destination is meant to hold already, and has a record of, is there. Where a record came before its
-    extent, the sizes of the files say what is: a file has its name only when it is whole.
+    A shard with a commit record has all arrays of the destination's current extent. For its other arrays, and where a
+    record was written before the extent, the size of each file decides: a file gets its name only once it is complete.
     """
-    finished = set(there.keys()) if there is not None else set()
-    held = () if there is None else there.arrays
+    finished = set(current_extent.keys()) if current_extent is not None else set()
+    held = () if current_extent is None else current_extent.arrays
     stop = threading.Event()
 
     def lacking(shard: ShardKey) -> list[str] | None:
-        if shard not in kept:
+        if shard not in current_records:
             return list(extent.arrays) if shard in source.records else None
         unsure = [name for name in extent.arrays if not (shard in finished and name in held)]
-        return not_there(destination, source.cache, kept[shard], unsure, policy, stop) or None
+        return absent_arrays(destination, source.cache, current_records[shard], unsure, policy, stop) or None
 
     shards = extent.keys()
-    found = zip(shards, map_concurrently(lacking, shards, stop), strict=True)
-    return {shard: names for shard, names in found if names is not None}
+    names_of = zip(shards, map_concurrently(lacking, shards, stop), strict=True)
+    return {shard: names for shard, names in names_of if names is not None}
 
 
-def not_there(
+def absent_arrays(
     location: Location, cache: Cache, record: ShardRecord, names: list[str], policy: RetryPolicy, stop: threading.Event
 ) -> list[str]:
-    """Those of these arrays of a shard of which a location has no file of the size that its record names."""
+    """Return those of the arrays of a shard for which a location has no file of the recorded size."""
 
     def size(name: str) -> int | None:
         path = cache.specs[record.group][name].chunk_path(record.shard)
@@ -199,25 +198,25 @@ def not_there(
 
 
 def require_available(
-    source: Listing, destination: Location, shard: ShardKey, names: list[str], kept: ShardRecord | None
+    source: Listing, destination: Location, shard: ShardKey, names: list[str], current: ShardRecord | None
 ) -> None:
-    """Raises CometError when these arrays of a shard cannot come from the source."""
+    """Raises CometError if the source cannot provide these arrays of a shard; `current` is the destination's record."""
     record = source.records.get(shard)
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
-        where = f"{destination.name}: shard {shard[0]} {shard[1]}"
-        way_out = "; choose another location, attach the text there, and merge the two" * (
+        attach = "; choose another location, attach the text there, and merge the two" * (
             set(unheld) <= set(TEXT_ARRAYS)
         )
         raise CometError(
-            f"{where}: would lack {', '.join(unheld)}, which {source.location.name} does not hold either{way_out}"
+            f"{destination.name}: shard {shard[0]} {shard[1]} would lack {', '.join(unheld)}, which "
+            f"{source.location.name} does not hold either{attach}"
         )
-    if kept is not None and kept != record:
+    if current is not None and current != record:
         raise another_version(source.location, destination, shard)
 
 
 def another_version(source: Location, destination: Location, shard: ShardKey) -> CometError:
     return CometError(
-        f"{destination.name}: shard {shard[0]} {shard[1]}: is another version than that of {source.name}, which cannot "
-        "complete it; choose another location",
+        f"{destination.name}: shard {shard[0]} {shard[1]} is another version than that of {source.name} and cannot be "
+        "completed from it; choose another location",
         exit_code=2,
     )

@@ -1,4 +1,4 @@
-"""Going on with a cache that another location holds the beginning of."""
+"""Building on a cache that was started at another location."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,13 +10,12 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.concurrent import retry
 from cache_tools.sharing.listing import ROOT, Listing, read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location
-from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import plan, require_empty
-from cache_tools.sharing.transfer import Transfer, carry_out
+from cache_tools.sharing.retry import RetryPolicy, retry
+from cache_tools.sharing.transfer import Transfer, run_plan
 from cache_tools.store.copy import differences
 from cache_tools.store.ledger import EXTENT, SEAL, ShardKey, whole_extent
 from cache_tools.store.reader import Cache
@@ -24,9 +23,9 @@ from cache_tools.store.records import MAX_RECORD_BYTES, read_bounded
 
 
 def find_existing(location: Location, policy: RetryPolicy) -> Listing | None:
-    """What a location holds of a cache that may be built on; None where none is begun, or not as far as its extent.
+    """Return the cache at a location that may be built on, None if there is none, or its extent is not written yet.
 
-    Raises CometError where nobody can write, for other files, and for a cache whose shards lack arrays.
+    Raises CometError for a location that cannot be written to or holds other files, and for shards that lack arrays.
     """
     location.require_writable()
     sizes = [retry(partial(location.size_of, path), policy, Event()) for path in (ROOT, SEAL, EXTENT)]
@@ -45,7 +44,7 @@ def find_existing(location: Location, policy: RetryPolicy) -> Listing | None:
 
 
 def take_sealed(source: Listing, folder: Path, policy: RetryPolicy) -> None:
-    """Makes, in a new folder, the cache of a source with nothing built, meant to hold all of it."""
+    """Create, in a new folder, the cache of a source with the whole extent and no shard."""
     to = Folder(folder)
     planned = replace(plan(source, to, Part(), policy), extent=whole_extent(source.cache.recipe), lacking={})
     with to.staging():
@@ -53,25 +52,23 @@ def take_sealed(source: Listing, folder: Path, policy: RetryPolicy) -> None:
 
 
 def require_same_seal(source: Listing, cache: Cache) -> None:
-    """Raises CometError when a cache of the source's recipe has other sealed files, as made by another machine."""
+    """Raises CometError if a cache of the source's recipe has other sealed files, as when another machine made them."""
     if read_bounded(cache.root / SEAL, MAX_RECORD_BYTES) != source.metadata[SEAL]:
         raise CometError(
             f"{source.location.name}: holds another cache than {cache.root} ({differences(source.cache, cache)}); "
-            "choose another --push-to, or another --out to go on with what is there",
+            "choose another --push-to, or another --out to go on with the cache there",
             exit_code=2,
         )
 
 
 def fetch(source: Listing, cache: Cache, shards: Sequence[ShardKey], policy: RetryPolicy) -> None:
-    """Brings those of these shards that the source has, so that nobody builds them again."""
-    there = {shard for shard in shards if shard in source.records}
-    if not there:
+    """Copy those of the shards that the source has into the cache, so that they are not built again."""
+    available = {shard for shard in shards if shard in source.records}
+    if not available:
         return
-    tqdm.write(
-        f"{source.location.name}: holds {len(there)} of {len(shards)} shards that are to be built; fetching them"
-    )
+    tqdm.write(f"{source.location.name}: holds {len(available)} of the {len(shards)} shards to build; fetching them")
     to = Folder(cache.root)
     planned = plan(source, to, Part(), policy)
-    lacking = {shard: names for shard, names in planned.lacking.items() if shard in there}
+    lacking = {shard: names for shard, names in planned.lacking.items() if shard in available}
     with to.staging():
-        carry_out(replace(planned, extent=cache.extent, lacking=lacking), "pull", policy)
+        run_plan(replace(planned, extent=cache.extent, lacking=lacking), "pull", policy)

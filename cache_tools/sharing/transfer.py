@@ -1,7 +1,7 @@
-"""Moving a cache from location to location: whatever stops it, what has arrived is whole, and is not moved again.
+"""Copying a cache from one location to another, safe to stop at any time and to run again.
 
-What was sealed comes first, the seal after the files that it lists; of each shard the files, then its commit record;
-the extent last, or, of a cache that is being built, before the shards. Several may move one cache at once.
+Order of writes: the sealed files, then the seal; for each shard its files, then its commit record; the extent last, or
+before the shards for a cache that is being built. Several transfers of one cache may run at once.
 """
 
 import hashlib
@@ -9,179 +9,176 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from threading import Lock
 
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.sharing.concurrent import map_concurrently, retry
-from cache_tools.sharing.listing import ROOT, extent_of, read_record
-from cache_tools.sharing.locations.remote import RetryPolicy, Unreachable
-from cache_tools.sharing.plan import Plan, another_version, not_there
+from cache_tools.sharing.listing import ROOT, read_extent, read_record
+from cache_tools.sharing.plan import Plan, absent_arrays, another_version
+from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently, retry
 from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardKey, ShardRecord, shard_record_path
 from cache_tools.store.records import MAX_RECORD_BYTES, with_checksum
 
-Moved = Callable[[int], object]
-"""Told of bytes as they come; of negative ones when they have to come again."""
-
-
-class Stopped(CometError):
-    """Another file failed."""
+Progress = Callable[[int], object]
+"""Called with the number of bytes that arrived; with a negative number if they have to be read again."""
 
 
 @dataclass
 class Transfer:
-    """The doing of a plan."""
+    """The execution of a plan."""
 
     plan: Plan
     policy: RetryPolicy
-    moved: Moved
+    progress: Progress
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        """Moves everything. Raises CometError when a file is not what the ledger describes, or a location refuses."""
-        self.sealed()
-        map_concurrently(self.shard, list(self.plan.lacking), self.stop)
-        self.extent()
+        """Copy everything. Raises CometError if a file differs from its record, or a location refuses."""
+        self.copy_sealed()
+        map_concurrently(self.copy_shard, list(self.plan.lacking), self.stop)
+        self.write_extent()
 
     def begin(self) -> None:
-        """What was sealed, and the extent already: from then on what is there can be pulled as far as it is, and
-        `move` brings the shards.
+        """Copy the sealed files and the extent, so that the destination can be pulled while `copy_arrays` adds shards.
 
-        Shards that only lack arrays come before: the extent says that what has a record has all of them.
+        Shards that lack only some arrays are completed before the extent, which promises all arrays of each record.
         """
-        self.sealed()
-        map_concurrently(self.shard, [shard for shard in self.plan.lacking if shard in self.plan.kept], self.stop)
-        self.extent()
+        self.copy_sealed()
+        incomplete = [shard for shard in self.plan.lacking if shard in self.plan.current_records]
+        map_concurrently(self.copy_shard, incomplete, self.stop)
+        self.write_extent()
 
-    def sealed(self) -> None:
+    def copy_sealed(self) -> None:
         if self.plan.is_sealed:
             return
         source = self.plan.source
         files = source.cache.seal.files
         self.require_own_root()
-        self.file(ROOT, files[ROOT])  # first: what is half there is taken for this cache from then on
-        map_concurrently(lambda path: self.file(path, files[path]), [path for path in files if path != ROOT], self.stop)
+        self.copy_file(ROOT, files[ROOT])  # first: from then on the destination is taken for this cache
+        others = [path for path in files if path != ROOT]
+        map_concurrently(lambda path: self.copy_file(path, files[path]), others, self.stop)
         self.require_own_root()
-        self.write(SEAL, source.metadata[SEAL])
+        self._write(SEAL, source.metadata[SEAL])
 
     def require_own_root(self) -> None:
-        """Raises CometError when another cache was begun at the destination since the plan was made."""
+        """Raises CometError if another cache was started at the destination since the plan was made."""
         source, name = self.plan.source, self.plan.destination.name
-        if any(self.read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
-            raise CometError(f"{name}: another cache has come there meanwhile; choose another location", exit_code=2)
+        if any(self._read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
+            raise CometError(f"{name}: another cache was started there meanwhile; choose another location", exit_code=2)
 
-    def extent(self) -> None:
-        """Raises CometError when the destination was given another extent since the plan was made."""
+    def write_extent(self) -> None:
+        """Raises CometError if the destination was given another extent since the plan was made."""
         plan = self.plan
-        if plan.there == plan.extent:
+        if plan.current_extent == plan.extent:
             return
-        there = extent_of(plan.destination, plan.source.cache, self.policy)
-        if there == plan.extent:
+        current = read_extent(plan.destination, plan.source.cache, self.policy)
+        if current == plan.extent:
             return
-        if there != plan.there:
+        if current != plan.current_extent:
             raise CometError(
-                f"{plan.destination.name}: another part of this cache has come there meanwhile; run the same command "
+                f"{plan.destination.name}: another part of this cache was copied there meanwhile; run the same command "
                 "again to add this one"
             )
-        self.write(EXTENT, with_checksum(plan.extent.to_json()))
+        self._write(EXTENT, with_checksum(plan.extent.to_json()))
 
-    def shard(self, shard: ShardKey) -> None:
-        """The files that a shard lacks by the plan, and then its record."""
-        self.move(shard, self.plan.source.records[shard], self.plan.lacking[shard])
+    def copy_shard(self, shard: ShardKey) -> None:
+        """Copy what a shard lacks by the plan."""
+        self.copy_arrays(shard, self.plan.source.records[shard], self.plan.lacking[shard])
 
-    def move(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
-        """The files of these arrays of a shard, and then its record.
+    def copy_arrays(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
+        """Copy the files of these arrays of a shard, then its commit record.
 
-        A shard that another transfer has brought since the plan was made stays as it is. Where two bring different
-        versions of one at once, the later one's files all come again before its record: they may lie there mixed.
+        A shard that another transfer committed since the plan was made is kept. If two transfers copy different
+        versions of a shard at once, the later one copies all its files again before its record, as the files at the
+        destination may be mixed.
         """
         source, destination = self.plan.source, self.plan.destination
-        is_kept, lacking = shard in self.plan.kept, list(names)
-        if not is_kept and (found := self.record(shard)) is not None:
-            lacking = not_there(destination, source.cache, found, lacking, self.policy, self.stop)
-            if lacking and found != record:
+        is_committed, lacking = shard in self.plan.current_records, list(names)
+        if not is_committed and (current := self._read_record(shard)) is not None:
+            lacking = absent_arrays(destination, source.cache, current, lacking, self.policy, self.stop)
+            if lacking and current != record:
                 raise another_version(source.location, destination, shard)
-            self.moved(sum(record.files[name].size for name in names if name not in lacking))
-            is_kept = True
-        self.files(record, lacking)
-        if is_kept:
+            self.progress(sum(record.files[name].size for name in names if name not in lacking))
+            is_committed = True
+        self.copy_files(record, lacking)
+        if is_committed:
             return
-        if self.record(shard) not in (None, record):
-            self.files(record, lacking)
-        self.write(shard_record_path(*shard), with_checksum(record.to_json()))
+        if self._read_record(shard) not in (None, record):
+            self.copy_files(record, lacking)
+        self._write(shard_record_path(*shard), with_checksum(record.to_json()))
 
-    def files(self, record: ShardRecord, names: Iterable[str]) -> None:
+    def copy_files(self, record: ShardRecord, names: Iterable[str]) -> None:
         specs = self.plan.source.cache.specs[record.group]
         for name in names:
-            self.file(specs[name].chunk_path(record.shard), record.files[name])
+            self.copy_file(specs[name].chunk_path(record.shard), record.files[name])
 
-    def file(self, path: str, record: FileRecord) -> None:
-        """One file, unless it is there."""
+    def copy_file(self, path: str, record: FileRecord) -> None:
+        """Copy one file, unless the destination has it."""
         if self.plan.destination.has_exactly(path, record.size, record.sha256):
-            self.moved(record.size)
+            self.progress(record.size)
             return
-        retry(lambda: self.try_file(path, record), self.policy, self.stop)
+        retry(lambda: self._try_file(path, record), self.policy, self.stop)
 
-    def try_file(self, path: str, record: FileRecord) -> None:
+    def _try_file(self, path: str, record: FileRecord) -> None:
         source = self.plan.source.location
-        come = 0
+        done = 0
 
         def count(size: int) -> None:
-            nonlocal come
-            come += size
-            self.moved(size)
+            nonlocal done
+            done += size
+            self.progress(size)
             if self.stop.is_set():
-                raise Stopped(f"{source.name}/{path}: stopped")
+                raise CometError(f"{source.name}/{path}: stopped, as another file failed")
 
         try:
             with closing(source.blocks(path, record.size)) as blocks:
                 self.plan.destination.write(path, verified(blocks, record, f"{source.name}/{path}", count))
         except Unreachable:
-            self.moved(-come)
+            self.progress(-done)
             raise
 
-    def record(self, shard: ShardKey) -> ShardRecord | None:
-        """What the destination has of a shard by now."""
+    def _read_record(self, shard: ShardKey) -> ShardRecord | None:
+        """Return the destination's present commit record of a shard."""
         return read_record(self.plan.destination, self.plan.source.cache, shard, self.policy, self.stop)
 
-    def read(self, path: str) -> bytes | None:
+    def _read(self, path: str) -> bytes | None:
         return retry(lambda: self.plan.destination.read(path, MAX_RECORD_BYTES), self.policy, self.stop)
 
-    def write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes) -> None:
         retry(lambda: self.plan.destination.write(path, [data]), self.policy, self.stop)
 
 
-def verified(blocks: Iterable[bytes], record: FileRecord, where: str, count: Moved) -> Iterator[bytes]:
-    """The blocks as they come. Raises CometError as soon as they are more than the file's, and at the end when they
-    are not the file; Unreachable when they are too few, as when a connection breaks."""
+def verified(blocks: Iterable[bytes], record: FileRecord, name: str, progress: Progress) -> Iterator[bytes]:
+    """Yield the blocks of a file as they arrive, and compare size and SHA-256 with its record; `name` is for messages.
+
+    Raises CometError as soon as there are too many bytes, and at the end if the hash differs; Unreachable if there are
+    too few, as when a connection breaks.
+    """
     digest, size = hashlib.sha256(), 0
     for block in blocks:
         size += len(block)
         if size > record.size:
-            raise CometError(
-                f"{where}: more than the {record.size} bytes that the ledger names; what is there is damaged"
-            )
+            raise CometError(f"{name}: more than the {record.size} bytes of the ledger; the file there is damaged")
         digest.update(block)
-        count(len(block))
+        progress(len(block))
         yield block
     if size < record.size:
-        raise Unreachable(f"{where}: ended after {size} of {record.size} bytes")
+        raise Unreachable(f"{name}: ended after {size} of {record.size} bytes")
     if digest.hexdigest() != record.sha256:
         raise CometError(
-            f"{where}: {size} bytes that are not those of the ledger (sha256 {digest.hexdigest()[:12]}…, expected "
-            f"{record.sha256[:12]}…); what is there is damaged: `comet-cache verify` says so where it lies"
+            f"{name}: sha256 {digest.hexdigest()[:12]}…, but the ledger has {record.sha256[:12]}…; the file there is "
+            "damaged, as `comet-cache verify` on that cache will confirm"
         )
 
 
-def carry_out(planned: Plan, name: str, policy: RetryPolicy) -> None:
-    """Moves everything, under a bar in bytes. Raises CometError as `Transfer.run` does."""
-    tqdm.write(f"{tqdm.format_sizeof(planned.size, 'B')} to move" if planned.size else "nothing to move")
-    lock = Lock()
-    with tqdm(desc=name, total=planned.size, unit="B", unit_scale=True, disable=None) as bar:
+def run_plan(plan: Plan, name: str, policy: RetryPolicy) -> None:
+    """Copy everything, with a progress bar in bytes. Raises CometError as `Transfer.run` does."""
+    tqdm.write(f"{tqdm.format_sizeof(plan.size, 'B')} to copy" if plan.size else "nothing to copy")
+    lock = threading.Lock()
+    with tqdm(desc=name, total=plan.size, unit="B", unit_scale=True, disable=None) as bar:
 
-        def moved(size: int) -> None:
+        def progress(size: int) -> None:
             with lock:
                 bar.update(size)
 
-        Transfer(planned, policy, moved).run()
+        Transfer(plan, policy, progress).run()

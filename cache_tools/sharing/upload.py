@@ -12,43 +12,42 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.settings import Part
 from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
-from cache_tools.sharing.concurrent import retry
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location
-from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import Plan, plan
+from cache_tools.sharing.retry import RetryPolicy, retry
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
 
-UPLOADS_AT_ONCE = 4  # shards on their way: on small files one would mostly wait for answers
+UPLOAD_THREADS = 4  # one shard each: with small files a single thread would mostly wait for answers
 
 
 @contextmanager
 def pushing(
     cache: Cache, to: Location, before: Sequence[ShardKey], policy: RetryPolicy, stop: Event
 ) -> Iterator[Callable[[str, int], None]]:
-    """Bring the beginning of a cache to a location, then those of the shards `before` that are not there, and those
-    that are committed in the block.
+    """Push a cache to a location while the block builds it: sealed files, the committed shards `before`, then new ones.
 
-    Gives what is to be called with each of these; it returns at once. When a shard cannot be moved `stop` is set, and
-    the error raised at the end of the block. The end waits for what is on its way, also when the block has failed, but
-    not for StoppedAtOnce or KeyboardInterrupt. Raises CometError as `plan` and `Transfer.run` do.
+    Yields a function to call with group and number of each committed shard; it returns at once. If an upload fails,
+    `stop` is set, and the error is raised at the end of the block. The end waits for pending uploads, also after an
+    error of the block, but not after StoppedAtOnce or KeyboardInterrupt. Raises CometError as `plan` and
+    `Transfer.run` do.
     """
 
-    def failed() -> None:
-        tqdm.write(f"pushing to {to.name} has failed; no further shard is begun")
+    def on_failure() -> None:
+        tqdm.write(f"pushing to {to.name} failed; no further shard is started")
         stop.set()
 
     planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
     transfer = Transfer(planned, policy, lambda size: None)
     with to.staging():
         transfer.begin()
-        uploads = Uploads(cache, transfer, failed)
+        uploads = Uploads(cache, transfer, on_failure)
         try:
             for shard in before:
-                if shard not in planned.kept:
+                if shard not in planned.current_records:
                     uploads.add(*shard)
             yield uploads.add
             uploads.finish()
@@ -59,86 +58,86 @@ def pushing(
             raise
         finally:
             uploads.close()
-        leave_card(there := what_is_there(cache, to, policy), policy)
-    lacking = len(there.missing)
-    state = f"{lacking} shards are not there yet" if lacking else f"complete, cache id {there.cache_id}"
+        write_card(current := current_state(cache, to, policy), policy)
+    missing = len(current.missing)
+    state = f"{missing} shards are not there yet" if missing else f"complete, cache id {current.cache_id}"
     tqdm.write(f"{to.name}: {state}")
 
 
-def what_is_there(cache: Cache, to: Location, policy: RetryPolicy) -> Plan:
-    """A plan of nothing: what a location holds by now, other workers' shards included."""
+def current_state(cache: Cache, to: Location, policy: RetryPolicy) -> Plan:
+    """Return a plan to copy nothing: what a location holds by now, shards of other workers included."""
     planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
-    return replace(planned, source=replace(planned.source, records=planned.kept), lacking={})
+    return replace(planned, source=replace(planned.source, records=planned.current_records), lacking={})
 
 
-def leave_card(planned: Plan, policy: RetryPolicy) -> None:
-    """Writes the card at the destination, unless somebody else has written one."""
+def write_card(planned: Plan, policy: RetryPolicy) -> None:
+    """Write the card at the destination, unless it has one that comet-cache did not write."""
     cache, to, stop = planned.source.cache, planned.destination, Event()
-    there = retry(lambda: to.read(CARD, MAX_CARD_BYTES), policy, stop)
-    if there is not None and MARK.encode() not in there:
-        tqdm.write(f"{to.name}/{CARD} is not comet-cache's and stays as it is")
+    current = retry(lambda: to.read(CARD, MAX_CARD_BYTES), policy, stop)
+    if current is not None and MARK.encode() not in current:
+        tqdm.write(f"{to.name}/{CARD} was not written by comet-cache and is kept")
         return
     text = card(cache, planned.extent, planned.whole_size, planned.cache_id, planned.attached_id)
     retry(lambda: to.write(CARD, [text.encode()]), policy, stop)
 
 
 class Uploads:
-    """Threads that move committed shards, in the order in which they are added; the first failure stops them all.
+    """Threads that upload committed shards in the order in which they are added; the first failure stops them all.
 
-    The queue holds names of shards, never their content, and has room for all of a cache, so that nobody waits who
-    adds one. The threads are daemons: what a network call still waits for does not hold up the end of the process.
+    The queue holds keys of shards, never their content, and has room for the whole cache, so that `add` never blocks.
+    The threads are daemons: a network call that hangs does not delay the end of the process.
     """
 
-    def __init__(self, cache: Cache, transfer: Transfer, failed: Callable[[], object]) -> None:
-        self.cache, self.transfer, self.failed = cache, transfer, failed
+    def __init__(self, cache: Cache, transfer: Transfer, on_failure: Callable[[], object]) -> None:
+        self.cache, self.transfer, self.on_failure = cache, transfer, on_failure
         shards = sum(len(cache.extent.indices(group)) for group in cache.specs)
-        self.queue: Queue[ShardKey | None] = Queue(shards + UPLOADS_AT_ONCE)
-        self.left = 0  # shards that were added and neither arrived nor failed
+        self.queue: Queue[ShardKey | None] = Queue(shards + UPLOAD_THREADS)
+        self.pending = 0  # shards added, and neither uploaded nor failed
         self.error: BaseException | None = None
         self.changed = Condition()
-        for number in range(UPLOADS_AT_ONCE):
-            Thread(target=self.work, name=f"push {number}", daemon=True).start()
+        for number in range(UPLOAD_THREADS):
+            Thread(target=self._work, name=f"push {number}", daemon=True).start()
 
     def add(self, group: str, shard: int) -> None:
-        """One shard, once it is committed."""
+        """Queue one committed shard."""
         with self.changed:
-            self.left += 1
+            self.pending += 1
         self.queue.put(ShardKey(group, shard))
 
-    def work(self) -> None:
+    def _work(self) -> None:
         while (shard := self.queue.get()) is not None:
-            error = self.upload(shard)
+            error = self._upload(shard)
             with self.changed:
                 is_first, self.error = error is not None and self.error is None, self.error or error
-                self.left -= 1
+                self.pending -= 1
                 self.changed.notify_all()
             if is_first:
-                self.failed()
+                self.on_failure()
 
-    def upload(self, shard: ShardKey) -> BaseException | None:
-        """Moves one shard. Returns the error when it cannot be."""
+    def _upload(self, shard: ShardKey) -> BaseException | None:
+        """Upload one shard, and return the error if that fails."""
         if self.transfer.stop.is_set():
             return None
         try:
             record = self.cache.record(*shard)
             assert record is not None, f"shard {shard} is not committed"
-            self.transfer.move(shard, record, self.cache.extent.arrays)
-        except BaseException as error:  # it is for the thread that builds
+            self.transfer.copy_arrays(shard, record, self.cache.extent.arrays)
+        except BaseException as error:  # `finish` raises it in the thread that builds
             self.transfer.stop.set()
             return error
         return None
 
     def wait(self) -> None:
-        """Returns when every shard that was added has arrived, or one has failed."""
-        with self.changed, tqdm(desc="push", total=self.left, unit="shard", disable=None) as bar:
-            if self.left:
-                tqdm.write(f"pushing the last {self.left} shards to {self.transfer.plan.destination.name}")
-            while self.left:
+        """Return when no upload is pending."""
+        with self.changed, tqdm(desc="push", total=self.pending, unit="shard", disable=None) as bar:
+            if self.pending:
+                tqdm.write(f"pushing the last {self.pending} shards to {self.transfer.plan.destination.name}")
+            while self.pending:
                 self.changed.wait()
-                bar.update(bar.total - self.left - bar.n)
+                bar.update(bar.total - self.pending - bar.n)
 
     def finish(self) -> None:
-        """Waits. Raises CometError when a shard could not be moved."""
+        """Wait for all uploads. Raises CometError if one failed."""
         self.wait()
         if isinstance(self.error, CometError):
             kept = f"{self.cache.root} keeps what is built"
@@ -147,7 +146,7 @@ class Uploads:
             raise self.error
 
     def close(self) -> None:
-        """Lets the threads go; what they are moving ends with the next block."""
+        """Stop the threads; running uploads end with their next block."""
         self.transfer.stop.set()
-        for _ in range(UPLOADS_AT_ONCE):
+        for _ in range(UPLOAD_THREADS):
             self.queue.put(None)

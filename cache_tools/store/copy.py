@@ -1,4 +1,4 @@
-"""Copies of caches in other folders: each is a sound cache itself at every moment, and nothing in it is overwritten."""
+"""Copies of caches in other folders: each is a sound cache at every moment, and nothing in it is overwritten."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from cache_tools.store.staging import STAGING, claimed_folder
 
 MOST_NAMED = 20  # differences in one message
 Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
-"""Gives back shards one after the other, and may show how far that is."""
+"""Yields shards one after the other, and may show a progress bar."""
 
 
 def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
-    """What was sealed once, and the extent of the copy, as far as they are not there yet; the seal last.
+    """Copy the sealed files and write the extent of the copy, as far as they are not there yet; the seal last.
 
-    Raises CometError when the folder holds another cache, another part of this one, or other files, or refuses.
+    Raises CometError if the folder holds another cache, another part of this one or other files, or cannot be written.
     """
     seal = read_bounded(cache.root / SEAL, MAX_RECORD_BYTES)
     wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
@@ -39,10 +39,10 @@ def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
 
 
 def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequence[str]) -> bool:
-    """The files of these arrays of a committed shard, then its record. Returns whether it was still to do: where the
-    folder has the shard already, perhaps of another builder, it stays as it is.
+    """Copy the files of these arrays of a committed shard, then its record. Return whether there was anything to copy.
 
-    Raises CometError when a file is damaged, or the folder refuses.
+    A shard that the folder already has, perhaps of another builder, stays as it is. Raises CometError if a file is
+    damaged or the folder cannot be written.
     """
     record = cache.record(group, shard)
     path = shard_record_path(group, shard)
@@ -59,9 +59,9 @@ def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Seque
 
 
 def put_tokens(cache: Cache, group: str, shard: int, files: Mapping[str, bytes]) -> None:
-    """The files of a shard's token arrays, made again, into the cache, where the shard is not committed.
+    """Write recreated files of a shard's token arrays into the cache, in which the shard is not committed.
 
-    Raises CometError when the folder refuses.
+    Raises CometError if the folder cannot be written.
     """
     with staging_in(cache.root) as staging:
         for name, data in files.items():
@@ -70,7 +70,7 @@ def put_tokens(cache: Cache, group: str, shard: int, files: Mapping[str, bytes])
 
 
 def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
-    """The content of a file. Raises CometError unless it is what the ledger describes."""
+    """Return the content of a file. Raises CometError unless it matches its record in the ledger."""
     path = inside(cache.root, relative)
     data = read_bounded(path, limit)
     if not record.matches(data):
@@ -80,52 +80,52 @@ def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> b
 
 @contextmanager
 def staging_in(folder: Path) -> Iterator[Path]:
-    """A folder of its own for files on their way into `folder`. Raises CometError for what the disk refuses inside."""
+    """Make a temporary folder for files on their way into `folder`. Raises CometError for errors of the disk inside."""
     with writing_in(folder), claimed_folder(folder, STAGING) as staging:
         yield staging
 
 
 @contextmanager
 def writing_in(folder: Path) -> Iterator[None]:
-    """Raises CometError for what the disk refuses inside."""
+    """Raise CometError for errors of the disk inside."""
     try:
         yield
     except OSError as error:
         raise CometError(
-            f"{folder}: cannot be written ({error.strerror or error}); what is copied from is safe. Mend the folder "
-            "and run the same command again to go on"
+            f"{folder}: cannot be written ({error.strerror or error}); the source is safe. Fix the folder and run "
+            "the same command again to go on"
         ) from error
 
 
 def publish(
     data: bytes, record: FileRecord, staging: Path, folder: Path, path: str, *, uncommitted: bool = False
 ) -> None:
-    """Gives a file its name when it is on the disk. What lies there under the name stays if it is the same.
+    """Write a file durably, then give it its name. A file of that name stays if it is the same.
 
-    `uncommitted`: what lies there belongs to a shard without a record, and may be replaced.
-    Raises CometError when something else lies there.
+    `uncommitted`: an existing file belongs to a shard without a record and may be replaced. Raises CometError if there
+    is another file.
     """
     final = folder / path
     if final.exists():
         if final.stat().st_size == record.size and record.matches(final.read_bytes()):
             return
         if not uncommitted:
-            raise CometError(f"{folder}: {path} is there and differs; choose another folder", exit_code=2)
+            raise CometError(f"{folder}: {path} exists and differs; choose another folder", exit_code=2)
     write_durably(staging / "file", data)
     rename_into(staging / "file", final)
 
 
 def rename_into(staged: Path, final: Path) -> None:
-    """Gives a file that is on the disk its name, and waits until that is."""
+    """Give a file on disk its final name, and wait until the name is on disk."""
     final.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staged, final)
     sync_folder(final.parent)
 
 
 def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cache:
-    """A part of a cache in a folder of its own: the same recipe and commit records, and a smaller extent.
+    """Copy a part of a cache into a folder of its own: the same recipe and commit records, a smaller extent.
 
-    Called again after a stop it goes on. Raises CometError when a shard of the part is missing or damaged, and as
+    Run again after a stop it continues. Raises CometError if a shard of the part is missing or damaged, and as
     `copy_sealed` and `copy_shard` do.
     """
     for group in GROUPS:
@@ -140,22 +140,22 @@ def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cach
 
 
 def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
-    """One cache of what these hold, all of one recipe; of several versions of a shard the first one's is taken, and so
-    is what was sealed. It is as complete as they are together; called again after a stop it goes on.
+    """Merge caches of one recipe into one; of several versions of a shard, and of the sealed files, the first is taken.
 
-    Raises CometError for caches of other recipes or arrays, and as `copy_sealed` and `copy_shard` do.
+    The result is as complete as they are together; run again after a stop it continues. Raises CometError for caches of
+    other recipes or arrays, and as `copy_sealed` and `copy_shard` do.
     """
     first = caches[0]
     for other in caches[1:]:
         if unlike := first.recipe.differences(other.recipe):
             raise CometError(
-                f"{other.root}: not of the recipe of {first.root} ({'; '.join(unlike)}); caches of other text or "
-                "teachers are not merged: give them to `comet-train` together",
+                f"{other.root}: another recipe than {first.root} ({'; '.join(unlike)}); caches of different text or "
+                "teachers cannot be merged: give them to `comet-train` together",
                 exit_code=2,
             )
         if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
             attaching = first.extent.has_text != other.extent.has_text
-            way_out = "; give both their text first, with comet-cache attach" * attaching
+            way_out = "; attach the text to both first, with comet-cache attach" * attaching
             raise CometError(
                 f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)}){way_out}",
                 exit_code=2,
@@ -172,14 +172,14 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
 
 
 def ranges(shards: set[int]) -> tuple[tuple[int, int], ...]:
-    """Ascending half-open ranges of these numbers, with gaps between them."""
+    """Return ascending half-open ranges of these numbers, with gaps between them."""
     ends = sorted(s for s in shards if s + 1 not in shards)
     starts = sorted(s for s in shards if s - 1 not in shards)
     return tuple((start, end + 1) for start, end in zip(starts, ends, strict=True))
 
 
 def differences(one: Cache, other: Cache) -> str:
-    """What the one and the other cache have, field by field: of the recipe, else of what was sealed."""
+    """Return the values of both caches, field by field: of the recipe, else of the sealed files."""
     found = one.recipe.differences(other.recipe) or token_differences(one, other)
     if not found:
         files = ((path, record.sha256, other.seal.files[path].sha256) for path, record in one.seal.files.items())
@@ -188,7 +188,7 @@ def differences(one: Cache, other: Cache) -> str:
 
 
 def token_differences(one: Cache, other: Cache) -> list[str]:
-    """An entry for each shard of which two caches of one recipe have other tokens."""
+    """Return an entry for each shard whose tokens differ between two caches of one recipe."""
     return [
         f"tokens of shard {group} {shard} sha256: {a} against {b}"
         for group in GROUPS
@@ -202,13 +202,13 @@ def array_differences(one: Extent, other: Extent) -> list[str]:
 
 
 def extent_differences(one: Extent, other: Extent) -> str:
-    """What the one and the other part of a cache hold."""
+    """Return the arrays and shards of both extents where they differ."""
     pairs = ((group, one.shards[group], other.shards[group]) for group in GROUPS)
     shards = [f"shards of {group}: {list(a)} against {list(b)}" for group, a, b in pairs if a != b]
     return shortened(shards + array_differences(one, other))
 
 
 def shortened(found: list[str]) -> str:
-    """The first few, and how many more."""
+    """Join the first few, and say how many more there are."""
     more = [f"and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
     return "; ".join(found[:MOST_NAMED] + more)

@@ -1,6 +1,6 @@
-"""What a cache says of itself: the seal, the extent and one commit record for each shard.
+"""The ledger of a cache: the seal, the extent, and one commit record for each shard.
 
-A shard exists when its record does. Records name arrays, never paths, so no record can point outside the cache.
+A shard exists if its record does. Records name arrays, never paths, so no record can point outside the cache.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ MAX_NUMERICS = 32
 
 
 class ShardKey(NamedTuple):
-    """Which shard of a cache: its group, train or validation, and its number in it."""
+    """One shard of a cache: its group, train or validation, and its number in the group."""
 
     group: str
     shard: int
@@ -41,13 +41,16 @@ class ShardKey(NamedTuple):
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and SHA-256 of one file."""
+    """Size in bytes and SHA-256 of one file."""
 
     size: int
     sha256: str
 
     def matches(self, data: bytes) -> bool:
         return len(data) == self.size and sha256(data) == self.sha256
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.size, "sha256": self.sha256}
 
 
 def file_record(data: bytes) -> FileRecord:
@@ -56,7 +59,7 @@ def file_record(data: bytes) -> FileRecord:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """The commit record of one shard: one file for each array, and on what it was computed."""
+    """The commit record of one shard: a file for each array, and the device and versions that decide its last bits."""
 
     recipe_id: str
     group: str
@@ -65,44 +68,34 @@ class ShardRecord:
     numerics: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        files = {name: {"bytes": f.size, "sha256": f.sha256} for name, f in self.files.items()}
-        return {
-            "recipe_id": self.recipe_id,
-            "group": self.group,
-            "shard": self.shard,
-            "files": files,
-            "numerics": self.numerics,
-        }
+        return vars(self) | {"files": {name: file.to_json() for name, file in self.files.items()}}
 
 
 @dataclass(frozen=True)
 class Seal:
-    """Written once, when the rows are fixed: every file that is not a shard, and what the tokens of each shard are."""
+    """Written once, when the rows are fixed: every file outside the shards, and a digest of each shard's tokens."""
 
     recipe_id: str
     files: dict[str, FileRecord]
     token_digests: dict[str, tuple[str, ...]]
 
     def to_json(self) -> dict[str, Any]:
-        files = {path: {"bytes": f.size, "sha256": f.sha256} for path, f in self.files.items()}
-        digests = {group: list(values) for group, values in self.token_digests.items()}
-        return {"recipe_id": self.recipe_id, "files": files, "token_digests": digests}
+        return vars(self) | {"files": {path: file.to_json() for path, file in self.files.items()}}
 
 
 @dataclass(frozen=True)
 class Extent:
-    """Which arrays and shards this copy is meant to hold; `shards` as half-open ranges for each group."""
+    """The arrays and shards that this copy is meant to hold; `shards` as half-open ranges for each group."""
 
     recipe_id: str
     arrays: tuple[str, ...]
     shards: dict[str, tuple[tuple[int, int], ...]]
 
     def to_json(self) -> dict[str, Any]:
-        shards = {group: [list(pair) for pair in ranges] for group, ranges in self.shards.items()}
-        return {"recipe_id": self.recipe_id, "arrays": list(self.arrays), "shards": shards}
+        return dict(vars(self))
 
     def keys(self) -> list[ShardKey]:
-        """Every shard of it, train first."""
+        """Return the key of every shard, train first."""
         return [ShardKey(group, shard) for group in GROUPS for shard in self.indices(group)]
 
     def indices(self, group: str) -> list[int]:
@@ -110,31 +103,29 @@ class Extent:
 
     @property
     def has_text(self) -> bool:
-        """Whether it holds all of TEXT_ARRAYS: without them nothing can be trained."""
+        """Whether it holds all of TEXT_ARRAYS; without them nothing can be trained."""
         return set(TEXT_ARRAYS) <= set(self.arrays)
 
 
 def whole_extent(recipe: Recipe) -> Extent:
-    """All arrays and all shards."""
-    shards: dict[str, tuple[tuple[int, int], ...]] = {
-        g: ((0, recipe.shards(g)),) * (recipe.rows(g) > 0) for g in GROUPS
-    }
+    """Return the extent of all arrays and all shards."""
+    shards = {group: ((0, recipe.shards(group)),) * (recipe.rows(group) > 0) for group in GROUPS}
     return Extent(recipe.recipe_id, tuple(group_arrays(recipe, "train")), shards)
 
 
 def without_text(extent: Extent) -> Extent:
-    """The same part of a cache, detached from its text."""
+    """Return the same extent without the arrays of the text."""
     return replace(extent, arrays=tuple(name for name in extent.arrays if name not in TEXT_ARRAYS))
 
 
 def with_tokens(extent: Extent, recipe: Recipe) -> Extent:
-    """The same part of a cache, with all token arrays."""
+    """Return the same extent with all token arrays."""
     names = tuple(name for name in group_arrays(recipe, "train") if name in (*TOKEN_ARRAYS, *extent.arrays))
     return replace(extent, arrays=names)
 
 
 def token_digest(arrays: Mapping[str, NDArray]) -> str:
-    """SHA-256 over the token arrays of one shard, little-endian, in the order of TOKEN_ARRAYS."""
+    """Return SHA-256 over the token arrays of one shard, little-endian, in the order of TOKEN_ARRAYS."""
     digest = hashlib.sha256()
     for name in TOKEN_ARRAYS:
         digest.update(np.ascontiguousarray(arrays[name], dtype=arrays[name].dtype.newbyteorder("<")).tobytes())
@@ -142,7 +133,7 @@ def token_digest(arrays: Mapping[str, NDArray]) -> str:
 
 
 def sealed_limits(recipe: Recipe) -> dict[str, int]:
-    """Every file that the seal lists, relative to the cache, and the most bytes that each may have."""
+    """Return every file that the seal lists, relative to the cache, with its largest allowed size in bytes."""
     specs = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
     vocabulary = list(vocabulary_arrays(recipe).values())
     return (
@@ -163,7 +154,7 @@ def shard_record_path(group: str, shard: int) -> str:
 
 
 def read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path | str) -> dict[str, FileRecord]:
-    """File records for exactly these names, none larger than its limit. Raises CometError otherwise."""
+    """Parse file records for exactly these names, none larger than its limit. Raises CometError otherwise."""
     if not isinstance(value, dict) or set(value) != names:
         found = sorted(value) if isinstance(value, dict) else value
         raise CometError(f"{where}: expected records of {sorted(names)}, found {str(found)[:300]}")
@@ -177,7 +168,7 @@ def read_file_records(value: Any, names: set[str], limit: dict[str, int], where:
 
 
 def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit: dict[str, int]) -> ShardRecord | None:
-    """The commit record of one shard, None when the shard was not committed.
+    """Return the commit record of one shard, None if the shard is not committed.
 
     `limit` gives the largest file of each array. Raises CometError for a damaged record or one of another cache.
     """
@@ -190,7 +181,7 @@ def read_shard_record(root: Path, recipe: Recipe, group: str, shard: int, limit:
 def parse_shard_record(
     data: bytes, path: Path | str, recipe: Recipe, group: str, shard: int, limit: dict[str, int]
 ) -> ShardRecord:
-    """The commit record of one shard from its bytes; `path` is where they came from.
+    """Parse the commit record of one shard; `path` is where the bytes are from.
 
     Raises CometError for a damaged record or one of another cache.
     """
@@ -211,7 +202,7 @@ def parse_shard_record(
 
 
 def with_fields(record: dict[str, Any], path: Path | str, names: tuple[str, ...]) -> dict[str, Any]:
-    """The record, if it has exactly these fields. Raises CometError otherwise."""
+    """Return the record if it has exactly these fields. Raises CometError otherwise."""
     if set(record) != set(names):
         raise CometError(f"{path}: expected the fields {', '.join(names)}, found {', '.join(sorted(record))[:200]}")
     return record
@@ -222,7 +213,7 @@ def is_short(value: Any) -> bool:
 
 
 def read_seal(root: Path, recipe: Recipe) -> Seal:
-    """The seal of a cache, which must list exactly the files that its recipe demands. Raises CometError otherwise."""
+    """Read the seal of a cache. Raises CometError unless it lists exactly the files that its recipe demands."""
     path = inside(root, SEAL)
     record = with_fields(read_checked(path), path, ("recipe_id", "files", "token_digests"))
     require_recipe(record, recipe, path)
@@ -244,13 +235,13 @@ def require_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) 
 
 
 def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
-    """The extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
+    """Read the extent of this copy. Raises CometError for unknown arrays or ranges outside the recipe's shards."""
     path = inside(root, EXTENT)
     return parse_extent(read_bounded(path, MAX_RECORD_BYTES), path, recipe, arrays)
 
 
 def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
-    """The extent from its bytes; `path` is where they came from. Raises CometError likewise."""
+    """Parse the extent; `path` is where the bytes are from. Raises CometError as `read_extent` does."""
     record = with_fields(checked(data, path), path, ("recipe_id", "arrays", "shards"))
     require_recipe(record, recipe, path)
     names, shards = record["arrays"], record["shards"]
@@ -274,12 +265,14 @@ def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[st
 
 
 def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
-    """The `identity` of what is on disk. Raises CometError when a shard of the extent is not committed."""
+    """Return the `identity` of the files on disk. Raises CometError if a shard of the extent is not committed."""
     paths = [shard_record_path(*key) for key in extent.keys()]
     return identity(recipe, read_checked(root / SEAL), extent, (read_checked(root / path) for path in paths))
 
 
 def identity(recipe: Recipe, seal: dict[str, Any], extent: Extent, records: Iterable[dict[str, Any]]) -> str:
-    """Cache id: SHA-256 over the recipe id, the seal, the extent and every commit record in the extent, as JSON."""
+    """Return the cache id: SHA-256 over the recipe id, the seal, the extent and every commit record in the extent, as
+    JSON.
+    """
     parts: list[Any] = [recipe.recipe_id, sha256(canonical(seal)), extent.to_json()]
     return sha256(canonical(parts + [sha256(canonical(record)) for record in records]))

@@ -1,4 +1,4 @@
-"""What a cache says of where it comes from, beside its recipe. It proves nothing, but programs count with it."""
+"""The provenance of a cache: where it comes from, beside its recipe. It proves nothing, but its types are relied on."""
 
 import shlex
 from itertools import chain
@@ -17,8 +17,10 @@ MOST_NAMED = 3  # texts in one command
 
 
 def check_provenance(provenance: Any, settings: Any, where: str) -> None:
-    """Raises CometError, naming the field, for a value of another type than a build writes. All may be absent or null,
-    but for the counts that go with what was excluded."""
+    """Raise CometError, naming the field, for a value of another type than a build writes.
+
+    All may be absent or null, except the counts that go with excluded documents.
+    """
 
     def require(ok: bool, name: str, expected: str, found: Any) -> None:
         if not ok:
@@ -46,7 +48,7 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
 
 
 def attach_call(folder: object, provenance: dict[str, Any]) -> str:
-    """The command that gives a detached cache its text again, for a shell; control characters are as they come."""
+    """Return the shell command that attaches the text to a detached cache; control characters are not escaped."""
     texts, excluded = ([s["name"] for s in provenance.get(name, []) if s.get("name")] for name in SOURCES)
     texts = texts if 0 < len(texts) <= MOST_NAMED else ["FILE_OR_FOLDER"]
     excluded = excluded if len(excluded) <= MOST_NAMED else ["FILE_OR_FOLDER"]
@@ -62,10 +64,9 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-def left_out(made_from: dict[str, Any]) -> str:
-    """How many documents of the text are not in the cache because of `--exclude`, out of how many, and why."""
-    count, files = made_from["excluded_documents"], len(made_from["excluded"])
-    return (
-        f"{count:,} of {count + made_from['documents']:,} documents that share {made_from['excluded_run_words']} words "
-        f"in a row with {files} evaluation file{'s' if files > 1 else ''}"
-    )
+def describe_exclusion(provenance: dict[str, Any]) -> str:
+    """Return how many documents of the text `--exclude` left out, of how many, and why."""
+    count, files = provenance["excluded_documents"], len(provenance["excluded"])
+    total, words = count + provenance["documents"], provenance["excluded_run_words"]
+    plural = "s" if files > 1 else ""
+    return f"{count:,} of {total:,} documents that share {words} words in a row with {files} evaluation file{plural}"

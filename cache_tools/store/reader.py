@@ -1,4 +1,4 @@
-"""Reading a cache. Nothing that does not match its record is ever returned."""
+"""Read a cache. Nothing is returned that does not match its record."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,10 +46,10 @@ from cache_tools.store.records import inside, parse_json, read_bounded
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The ids that occur in the corpus, ascending, and what the cache holds of each.
+    """The ids that occur in the corpus, ascending, and the cache's arrays about each.
 
-    id [V_seen] int32; count [V_seen] int64; embedding [V_seen, w] float16, principal components of the teacher's
-    input embeddings, leading first; head_bias [V_seen] float32, of the teacher's masked-LM head.
+    id [V_seen] int32; count [V_seen] int64; embedding [V_seen, w] float16, principal components of the teacher's input
+    embeddings, leading first; head_bias [V_seen] float32, of the teacher's masked-LM head.
     """
 
     id: NDArray[np.int32]
@@ -59,24 +59,24 @@ class Vocabulary:
 
 
 class ShardFiles(Protocol):
-    """Where the files of committed shards lie, if not in the folder of the cache."""
+    """The files of committed shards, if they are not in the folder of the cache."""
 
     described: str
-    """How they are read, for a person."""
+    """Description of how they are read."""
 
     def read(self, files: Mapping[str, FileRecord]) -> Mapping[str, bytes]:
-        """The content of each, by its path in the cache. Raises CometError when one is not to be had."""
+        """Return the content of each file by its path in the cache. Raises CometError if one cannot be read."""
         ...
 
     def close(self) -> None:
-        """Nothing is waited for any more: `read` raises CometError from now on, also in other threads."""
+        """Stop all waiting: `read` raises CometError from now on, also in other threads."""
         ...
 
 
 class Cache:
-    """An opened cache: its recipe, and its shards as numpy arrays, each file checked when it is first touched.
+    """An opened cache: its recipe, and its shards as numpy arrays, each file checked when it is first read.
 
-    `name` is how it is shown: its folder, or where it lies when that only holds what is not of shards.
+    `name` is for messages: its folder, or its location if the folder holds only the files outside the shards.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Cache:
         self.shard_files = shard_files
         self._records: dict[tuple[str, int], ShardRecord] = {}
         self._verified: set[str] = set()
-        self._checked: dict[tuple[str, int], set[str]] = {}  # arrays of which every value was looked at
+        self._checked: dict[tuple[str, int], set[str]] = {}  # arrays of which every value was checked
 
     def __repr__(self) -> str:
         return f"Cache({self.name!r}, recipe_id={self.recipe.recipe_id[:12]!r})"
 
     def close(self) -> None:
-        """Waits no longer for what comes from afar; whoever reads it gets a CometError."""
+        """Stop waiting for remote files; reading them raises CometError from now on."""
         if self.shard_files is not None:
             self.shard_files.close()
 
@@ -117,7 +117,7 @@ class Cache:
         return cache_id(self.root, self.recipe, self.extent)
 
     def record(self, group: str, shard: int) -> ShardRecord | None:
-        """The commit record of a shard, None when it is not committed. Raises CometError when it is damaged."""
+        """Return the commit record of a shard, None if it is not committed. Raises CometError if it is damaged."""
         key = (group, shard)
         if key not in self._records:
             limit = {name: max_file_bytes(spec) for name, spec in self.specs[group].items()}
@@ -128,21 +128,21 @@ class Cache:
         return self._records[key]
 
     def missing(self, group: str) -> list[int]:
-        """The shards of the extent that are not committed yet."""
+        """Return the shards of the extent that are not committed yet."""
         return [shard for shard in self.extent.indices(group) if self.record(group, shard) is None]
 
     def require_complete(self) -> None:
-        """Raises CometError when a shard of the extent is missing."""
+        """Raise CometError if a shard of the extent is missing."""
         missing = {group: len(self.missing(group)) for group in GROUPS}
         if any(missing.values()):
             total = sum(len(self.extent.indices(group)) for group in GROUPS)
             raise CometError(
-                f"{self.name}: the cache is half built: {sum(missing.values())} of {total} shards are missing. "
+                f"{self.name}: the cache is incomplete: {sum(missing.values())} of {total} shards are missing. "
                 "Run the same `comet-cache build` again to finish it"
             )
 
     def require_text(self) -> None:
-        """Raises CometError, with the command to call, when this copy is detached from its text."""
+        """Raise CometError, with the command to run, if this copy is detached from its text."""
         if not self.extent.has_text:
             raise CometError(
                 f"{self.root}: holds no text; attach the text first: {attach_call(self.root, self.provenance)}",
@@ -150,9 +150,9 @@ class Cache:
             )
 
     def read_tokens(self, group: str, shard: int) -> tuple[dict[str, NDArray], dict[str, FileRecord]]:
-        """The token arrays of a shard that need not be committed, checked against the seal, and their file records.
+        """Return the token arrays of a shard, committed or not, checked against the seal, and their file records.
 
-        Raises CometError when they are not what was sealed.
+        Raises CometError if they are not the sealed ones.
         """
         arrays, files = {}, {}
         for name in TOKEN_ARRAYS:
@@ -162,8 +162,8 @@ class Cache:
             arrays[name] = decode_chunk(spec, data, self.recipe.shard_rows(group, shard))
         if token_digest(arrays) != self.seal.token_digests[group][shard]:
             raise CometError(
-                f"{self.root}: the tokens of shard {group} {shard} are not the ones that were sealed; "
-                "`comet-cache repair` drops them, and `comet-cache build` makes them again"
+                f"{self.root}: the tokens of shard {group} {shard} are not the sealed ones; "
+                "`comet-cache repair` drops them, and `comet-cache build` rebuilds them"
             )
         return arrays, files
 
@@ -174,11 +174,10 @@ class Cache:
         names: Iterable[str] | None = None,
         out: Mapping[str, NDArray] | None = None,
     ) -> dict[str, NDArray]:
-        """Arrays of one committed shard by name, all of the extent by default; axis 0 is the rows of the shard. With
-        `out`, an array for each name, they are read into these.
+        """Return arrays of one committed shard by name, by default all of the extent; axis 0 is the rows of the shard.
 
-        Raises CometError when the shard is missing, a file does not match its record, or a value is none that may be
-        computed with (`bounds`).
+        With `out`, an array for each name, they are read into these. Raises CometError if the shard is missing, a file
+        does not match its record, or a value is out of bounds (`bounds`).
         """
         record = self.record(group, shard)
         if record is None:
@@ -202,7 +201,7 @@ class Cache:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The vocabulary arrays. Raises CometError when a file is not the sealed one."""
+        """The vocabulary arrays. Raises CometError if a file is not the sealed one."""
         arrays = {}
         for name, spec in vocabulary_arrays(self.recipe).items():
             path = spec.chunk_path(0)
@@ -227,7 +226,7 @@ class Cache:
         return self.root / TOKENIZER
 
     def _read_files(self, files: Mapping[str, FileRecord], limits: Mapping[str, int]) -> Mapping[str, bytes]:
-        """Files of a shard by their paths, each compared with its record when it is first touched."""
+        """Return files of a shard by their paths, each compared with its record when it is first read."""
         if self.shard_files is None:
             return {path: self._read_file(path, record, limits[path]) for path, record in files.items()}
         found = self.shard_files.read(files)
@@ -252,19 +251,17 @@ class Cache:
 
 
 def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFiles | None = None) -> Cache:
-    """Opens a cache, built to the end or not, and checks its metadata against its recipe and its seal.
+    """Open a cache, finished or not, and check its metadata against its recipe and its seal.
 
-    With `name` and `shard_files` the folder holds everything but the files of shards, which come from elsewhere.
-    Raises CometError when there is no cache, or it is of another format version, unsealed or damaged.
+    With `name` and `shard_files` the folder holds everything but the files of shards, which `shard_files` reads. Raises
+    CometError if there is no cache, or it is of another format version, unsealed or damaged.
     """
     root = Path(path)
     if not root.is_dir():
         raise CometError(f"{root}: no such cache; expected a folder that `comet-cache build` made", exit_code=2)
     recipe, comet = read_attributes(root)
     if not (root / SEAL).is_file() or not (root / EXTENT).is_file():
-        raise CometError(
-            f"{root}: the cache was never sealed or its ledger is gone; build it again, or copy or pull it again"
-        )
+        raise CometError(f"{root}: the cache was never sealed or its ledger is gone; build, copy or pull it again")
     seal = read_seal(root, recipe)
     for relative, record in seal.files.items():
         path = inside(root, relative)
@@ -280,9 +277,9 @@ def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFile
 
 
 def read_attributes(root: Path) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a cache, and all that its root group says, which holds dicts `provenance` and `settings`.
+    """Return the recipe of a cache and the attributes of its root group, with the dicts `provenance` and `settings`.
 
-    Raises CometError when that is not of a cache, or of another format version.
+    Raises CometError if they are not a cache's, or of another format version.
     """
     file = root / "zarr.json"
     if not file.is_file():

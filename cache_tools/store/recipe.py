@@ -1,4 +1,7 @@
-"""The recipe: everything that decides what values a cache holds. Its hash is the recipe id."""
+"""The recipe: everything that decides the values in a cache. Its hash is the recipe id.
+
+Checked here and not by a schema library, since many of the rules relate two fields.
+"""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -10,12 +13,12 @@ from cache_tools.store.records import canonical, sha256
 FORMAT_VERSION = 1
 GROUPS = ("train", "validation")
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
-MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: what a reader must have memory for
+MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memory that a reader needs
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the teacher was, what it saw and what was kept of it. All fields are hashed into `recipe_id`."""
+    """The teacher, its input, and the signals kept. All fields are hashed into `recipe_id`."""
 
     teacher_sha256: str
     teacher_architecture: str
@@ -62,11 +65,11 @@ class Recipe:
         return -(-self.rows(group) // self.rows_per_shard)
 
     def shard_rows(self, group: str, shard: int) -> int:
-        """Rows of one shard: `rows_per_shard`, less in the last."""
+        """Return the rows of one shard: `rows_per_shard`, fewer in the last."""
         return min(self.rows_per_shard, self.rows(group) - shard * self.rows_per_shard)
 
     def differences(self, other: "Recipe") -> list[str]:
-        """One line for each field that differs: its name, this recipe's value, the other's."""
+        """Return one line for each field that differs: its name, this recipe's value, the other's."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{name}: {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
@@ -95,13 +98,13 @@ INTEGER_BOUNDS = {
     "rows_per_shard": (1, 2**20),
     "format": (FORMAT_VERSION, FORMAT_VERSION),
 }
-"""Smallest and largest value of each whole number, so that none of them can size an allocation at will."""
+"""Smallest and largest value of each integer, so that none can size an allocation at will."""
 
 
 def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
-    """The recipe in a cache's attributes.
+    """Parse the recipe in a cache's attributes.
 
-    Raises CometError naming `where`, the field, what was expected and what was found.
+    Raises CometError naming `where`, the field, and the value found and expected.
     """
 
     def require(ok: bool, name: str, expected: str) -> None:

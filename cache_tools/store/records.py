@@ -1,4 +1,8 @@
-"""Small JSON records that are read from outside: canonical text, checksums, strict and bounded reading."""
+"""Small JSON records of unknown origin: canonical text, checksums, strict and bounded reading.
+
+By hand, since the standard parser takes duplicate keys, NaN and any depth; canonical JSON (RFC 8785) writes floats
+otherwise, and cache ids are hashes of this text.
+"""
 
 import hashlib
 import json
@@ -11,15 +15,15 @@ from typing import Any
 from cache_tools.errors import CometError
 
 MAX_RECORD_BYTES = 4 * 2**20
-"""Room for the seal of 60,000 shards; what JSON of this size can become in memory is some 100 MB."""
+"""Enough for the seal of 60,000 shards; parsed, JSON of this size takes up to some 100 MB of memory."""
 
-MAX_DEPTH = 32  # far from what a parser can take, since what is parsed is also written and shown
+MAX_DEPTH = 32  # far below the limit of a parser, since parsed values are also written and shown
 
-ONLY_FILES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link, and no waiting for a pipe's writer
+ONLY_FILES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no links, and no wait for a pipe's writer
 
 
 def canonical(value: Any) -> bytes:
-    """The one way a value is written as JSON: sorted keys, no spaces, ASCII, no NaN or infinity."""
+    """Return the JSON text of a value, always the same: sorted keys, no spaces, ASCII, no NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
@@ -28,12 +32,12 @@ def sha256(data: bytes) -> str:
 
 
 def with_checksum(record: dict[str, Any]) -> bytes:
-    """The record as bytes, with a field `checksum` over the others."""
+    """Return the record as bytes, with a field `checksum` over the others."""
     return canonical(record | {"checksum": sha256(canonical(record))}) + b"\n"
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """A JSON object from bytes of unknown origin.
+    """Parse a JSON object from bytes of unknown origin.
 
     Raises CometError for broken JSON, a duplicate key, NaN or infinity, too deep nesting, or anything but an object.
     """
@@ -68,15 +72,17 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
 
 
 def read_checked(path: Path) -> dict[str, Any]:
-    """A record written by `with_checksum`, without its checksum.
+    """Read a record written by `with_checksum` and return it without its checksum.
 
-    Raises CometError when the file is not, byte for byte, what `with_checksum` writes.
+    Raises CometError unless the file is, byte for byte, the output of `with_checksum`.
     """
     return checked(read_bounded(path, MAX_RECORD_BYTES), path)
 
 
 def checked(data: bytes, path: Path | str) -> dict[str, Any]:
-    """The record in these bytes, without its checksum; `path` is where they came from. Raises CometError likewise."""
+    """Parse a record without its checksum; `path` is where the bytes are from. Raises CometError as `read_checked`
+    does.
+    """
     record = parse_json(data, str(path))
     record.pop("checksum", None)
     if data != with_checksum(record):
@@ -85,12 +91,12 @@ def checked(data: bytes, path: Path | str) -> dict[str, Any]:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The whole file, never more than `limit` bytes of it.
+    """Return the whole file, never more than `limit` bytes of it.
 
-    Raises CometError when it is larger or unreadable, or a link, a pipe or a device.
+    Raises CometError if it is larger, unreadable, a link, a pipe or a device.
     """
     if path.is_symlink():
-        raise CometError(f"{path}: a link; a cache holds files only. Copy what it points to in its place")
+        raise CometError(f"{path}: a link; a cache holds files only. Replace it by a copy of its target")
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -104,17 +110,17 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def inside(root: Path, path: str) -> Path:
-    """A file of a cache, by its path in it. Raises CometError when a folder on the way is a link: it leads anywhere."""
+    """Return a file of a cache by its path in it. Raises CometError if a folder on the way is a link."""
     folder = root
     for name in path.split("/")[:-1]:
         folder /= name
         if folder.is_symlink():
-            raise CometError(f"{folder}: a link; a cache holds files only. Copy what it points to in its place")
+            raise CometError(f"{folder}: a link; a cache holds files only. Replace it by a copy of its target")
     return root / path
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a new file and waits until it is on the disk."""
+    """Write a new file and wait until it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         file.write(data)
@@ -123,8 +129,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Waits until the names in a folder are on the disk; Windows opens no folder, and its file system keeps names by
-    itself."""
+    """Wait until the names in a folder are on disk. Windows cannot open folders, and its file system needs no call."""
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY)

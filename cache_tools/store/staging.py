@@ -1,4 +1,4 @@
-"""Working folders that say whether their owner is alive, so that what a killed process left can be removed."""
+"""Temporary folders, locked while their owner is alive; unlike those of tempfile they are removed after a kill, too."""
 
 import os
 import shutil
@@ -10,15 +10,12 @@ from pathlib import Path
 import filelock
 
 LOCK_NAME = "lock"
-STAGING = ".staging-"  # how folders in a cache begin that hold files on their way into it
+STAGING = ".staging-"  # prefix of the folders in a cache for files on their way into it
 
 
 @contextmanager
 def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder `parent/prefix…` that is removed at the end; folders of dead owners are removed first.
-
-    An owner is alive while it holds the file lock in its folder.
-    """
+    """Make a new folder `parent/prefix…` and remove it at the end; first remove the folders of dead owners."""
     remove_abandoned(parent, prefix)
     while (claim := try_to_claim(parent / f"{prefix}{uuid.uuid4().hex}")) is None:
         pass
@@ -30,7 +27,7 @@ def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
-    """Makes and locks a folder; None if somebody took it for abandoned in the instant before it was locked."""
+    """Make and lock a folder; return None if another process took it for abandoned just before it was locked."""
     folder.mkdir(parents=True)
     lock = filelock.FileLock(folder / LOCK_NAME)
     try:
@@ -44,7 +41,7 @@ def try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
 
 
 def remove_abandoned(parent: Path, prefix: str) -> None:
-    """Removes the folders `parent/prefix…` whose owner is dead."""
+    """Remove the folders `parent/prefix…` whose owner is dead."""
     for folder in parent.iterdir() if parent.is_dir() else ():
         if not folder.name.startswith(prefix):
             continue
@@ -52,13 +49,13 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
         try:
             lock.acquire(blocking=False)
         except (filelock.Timeout, OSError):
-            continue  # a live owner's, or one that is just going
+            continue  # its owner is alive, or just removing it
         give_up(folder, lock)
 
 
 def give_up(folder: Path, lock: filelock.BaseFileLock) -> None:
-    """Removes a folder and lets go of its lock."""
+    """Remove a folder and release its lock."""
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()
-    if os.name == "nt":  # where no file is removed that is open, as the lock was
+    if os.name == "nt":  # which removes no open file, as the lock was
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What a cache's tokenizer may hold: data that a fast tokenizer is built from, whatever its origin.
+"""Limits on a cache's tokenizer: plain data of unknown origin, from which a fast tokenizer is built.
 
-Checked on the JSON, before a library sees it: what compiles a regular expression or makes room for an id does so while
-it loads. A text may be made longer by a bounded factor only, and no code is named.
+Checked on the JSON before a library loads it, since loading compiles regular expressions and allocates room for ids. A
+text may grow only by a bounded factor, and no code may be named.
 """
 
 import base64
@@ -17,8 +17,8 @@ ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_t
 NAMING_CODE = ("auto_map", "custom_pipelines", "chat_template")
 MAX_DEPTH = 16
 MAX_STEPS = 64  # entries of a list of normalisers, of a template, …
-MAX_GROWTH = 1024  # how much longer replacements may make a text, one after the other
-MAX_BYTE_LEVELS = 3  # one each to cut, to finish and to decode; each may double a text
+MAX_GROWTH = 1024  # factor by which all replacements together may lengthen a text
+MAX_BYTE_LEVELS = 3  # one each for pre-tokeniser, post-processor and decoder; each may double a text
 
 SIMPLE_REGEX = re.compile(
     r"""(?: (?: \\[pP]\{\w{1,20}\} | \\. | \[(?:\\.|[^\[\]\\])+\] | [^\\()\[\]{}*+?|] )  # one character of some kind
@@ -26,7 +26,7 @@ SIMPLE_REGEX = re.compile(
       | \| )*""",
     re.VERBOSE | re.DOTALL,
 )
-"""No groups, so that nothing repeated is repeated: matching takes no more steps than a power of the text's length."""
+"""No groups, so that no repetition is nested: matching takes at most a power of the text's length in steps."""
 UNBOUNDED = re.compile(r"(?<!\\)[*+]|,\}")
 MAX_UNBOUNDED = 3  # this power
 LONGEST_REGEX = 200
@@ -35,20 +35,20 @@ Json = dict[str, Any]
 
 
 def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
-    """A tokenizer.json, whose ids are all below `vocab_size`. Raises CometError naming `where` and what is wrong."""
+    """Parse a tokenizer.json with all ids below `vocab_size`. Raises CometError naming `where` and what is wrong."""
     state = parse_json(data, where)
     model, added = state.get("model"), state.get("added_tokens", [])
     if not isinstance(model, dict) or not isinstance(model.get("type"), str):
         raise CometError(f"{where}: expected a model with a type, found {str(model)[:80]!r}")
     if not isinstance(added, list) or not all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added):
         raise CometError(f"{where}: added_tokens: expected a list of tokens, found {str(added)[:80]!r}")
-    pieces = list(model_ids(model, where))
-    for name, ids in (("model", pieces), ("added_tokens", [token.get("id") for token in added])):
+    known = list(model_ids(model, where))
+    for name, ids in (("model", known), ("added_tokens", [token.get("id") for token in added])):
         if not all(type(i) is int and 0 <= i < vocab_size for i in ids) or len(set(ids)) != len(ids):
             raise CometError(f"{where}: {name}: expected different ids below {vocab_size}, found others")
     unknown = model.get("unk_id")
-    if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(pieces)):
-        raise CometError(f"{where}: unk_id: expected an id below {len(pieces)}, found {str(unknown)[:80]!r}")
+    if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(known)):
+        raise CometError(f"{where}: unk_id: expected an id below {len(known)}, found {str(unknown)[:80]!r}")
     parts = [part for name in state if name not in ("model", "added_tokens") for part in parts_of(state[name], where)]
     check_parts(parts, where)
     for part in parts:
@@ -61,22 +61,24 @@ def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
 
 
 def model_ids(model: Json, where: str) -> Iterator[Any]:
-    """The ids of a model's pieces."""
-    pieces = model.get("vocab")
+    """Yield the ids of a model's vocabulary."""
+    vocabulary = model.get("vocab")
     if model["type"] == "Unigram":
-        if not isinstance(pieces, list) or not all(
-            isinstance(p, list) and len(p) == 2 and isinstance(p[0], str) and type(p[1]) in (int, float) for p in pieces
-        ):
-            raise CometError(f"{where}: model: expected pieces with scores, found {str(pieces)[:80]!r}")
-        yield from range(len(pieces))
-    elif isinstance(pieces, dict):
-        yield from pieces.values()
+        if not isinstance(vocabulary, list) or not all(map(is_scored, vocabulary)):
+            raise CometError(f"{where}: model: expected tokens with scores, found {str(vocabulary)[:80]!r}")
+        yield from range(len(vocabulary))
+    elif isinstance(vocabulary, dict):
+        yield from vocabulary.values()
     else:
-        raise CometError(f"{where}: model: expected pieces with ids, found {str(pieces)[:80]!r}")
+        raise CometError(f"{where}: model: expected tokens with ids, found {str(vocabulary)[:80]!r}")
+
+
+def is_scored(entry: Any) -> bool:
+    return isinstance(entry, list) and [type(part) for part in entry] in ([str, int], [str, float])
 
 
 def parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
-    """Every object in a value. Raises CometError for lists that are too long, and for what lies too deep."""
+    """Yield every object in a value. Raises CometError for lists that are too long and for too deep nesting."""
     if depth > MAX_DEPTH:
         raise CometError(f"{where}: nested deeper than {MAX_DEPTH}")
     if isinstance(value, list) and len(value) > MAX_STEPS:
@@ -89,7 +91,7 @@ def parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
 
 
 def check_parts(parts: list[Json], where: str) -> None:
-    """Raises CometError for regular expressions that may take for ever, and for a text that grows beyond bounds."""
+    """Raise CometError for regular expressions that may run for ever, and for unbounded growth of a text."""
     for part in parts:
         if "Regex" in part and not is_simple(part["Regex"]):
             raise CometError(
@@ -112,7 +114,7 @@ def is_simple(regex: Any) -> bool:
 
 
 def is_charsmap(value: Any) -> bool:
-    """Whether this is a table of SentencePiece in base64: 4 bytes say how long its trie is, in units of 4 bytes."""
+    """Return whether this is a SentencePiece table in base64: 4 bytes give the bytes of its trie, a multiple of 4."""
     try:
         table = base64.b64decode(value, validate=True)
     except (TypeError, ValueError):
@@ -122,17 +124,15 @@ def is_charsmap(value: Any) -> bool:
 
 
 def parse_tokenizer_config(data: bytes, where: str) -> Json:
-    """Of a tokenizer_config.json the special tokens as texts, by role, and the longest text, `model_max_length`.
+    """Return the special tokens of a tokenizer_config.json as texts, by role, and the longest text, `model_max_length`.
 
-    Everything else says how a class would be set up, and no class is looked up by a name in a file.
-    Raises CometError where code is named, and for special tokens that are no texts.
+    Everything else would set up a class, and no class is looked up by a name in a file. Raises CometError if code is
+    named, and for special tokens that are not texts.
     """
     config = parse_json(data, where)
     for name in NAMING_CODE:
         if config.get(name):
-            raise CometError(
-                f"{where}: {name}: a tokenizer of a cache may name no code; the cache is not to be trusted"
-            )
+            raise CometError(f"{where}: {name}: a cache's tokenizer must not name code; do not trust the cache")
     named = config.get("tokenizer_class")
     if named is not None and not (isinstance(named, str) and named.isidentifier()):
         raise CometError(f"{where}: tokenizer_class: expected the name of a class of transformers, found {named!r:.80}")

@@ -1,4 +1,4 @@
-"""Writing a cache: sealing a new one, and committing shards so that a crash at any moment loses at most one."""
+"""Write a cache: seal a new one, and commit shards so that a crash at any moment loses at most one."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -31,20 +31,20 @@ from cache_tools.store.records import MAX_RECORD_BYTES, inside, sync_folder, wit
 
 
 def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
-    """Writes the token arrays of one shard into a cache that is not sealed yet. Returns their `token_digest`."""
+    """Write the token arrays of one shard into a cache that is not sealed yet. Return their `token_digest`."""
     for name in TOKEN_ARRAYS:
         write_durably(root / specs[name].chunk_path(shard), encode_chunk(specs[name], arrays[name]))
     return token_digest(arrays)
 
 
 def drop_shard(cache: Cache, group: str, shard: int) -> None:
-    """Takes a shard out of a cache, its record first: as if it had never been committed. Sound tokens stay.
+    """Remove a shard from a cache, its record first, as if it had never been committed. Sound tokens stay.
 
-    Raises CometError when the disk refuses.
+    Raises CometError if the disk refuses.
     """
     try:
         tokens = set(cache.read_tokens(group, shard)[0]) & set(cache.extent.arrays)
-    except CometError:  # damaged or gone: then they go too
+    except CometError:  # damaged or gone: drop them too
         tokens = set()
     try:
         with filelock.FileLock(cache.root / LOCK):
@@ -65,9 +65,9 @@ def seal(
     vocabulary: Mapping[str, NDArray],
     token_digests: dict[str, tuple[str, ...]],
 ) -> None:
-    """Completes a prepared folder: metadata, vocabulary, extent, and last the seal that lists them.
+    """Complete a prepared folder: metadata, vocabulary, extent, and last the seal that lists them.
 
-    The tokenizer and the token arrays must already be there. Raises CometError when a file would be too large to read.
+    The tokenizer and the token arrays must already be there. Raises CometError if a file would be too large to read.
     """
     zarr.create_group(root, attributes={"comet": attributes})
     for group in (*GROUPS, VOCABULARY):
@@ -89,7 +89,7 @@ def seal(
 
 
 def require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
-    """Raises CometError when a file is larger than what readers accept."""
+    """Raise CometError if a file is larger than readers accept."""
     for path, size in found.items():
         if size > limit[path]:
             raise CometError(
@@ -100,7 +100,7 @@ def require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
 
 
 def sealed_files(root: Path) -> Iterator[str]:
-    """Every file that is neither a shard's nor the ledger's own, relative to the cache."""
+    """Yield every file that is neither a shard's nor the ledger's own, relative to the cache."""
     for path in root.rglob("*"):
         relative = path.relative_to(root)
         is_chunk = relative.parts[0] in GROUPS and relative.name != "zarr.json"
@@ -118,10 +118,10 @@ def commit_shard(
     token_files: Mapping[str, FileRecord],
     numerics: dict[str, str],
 ) -> None:
-    """Encodes and publishes one shard: its files first, its commit record last, each on the disk before the next.
+    """Encode and publish one shard: its files first, its commit record last, each on disk before the next.
 
-    A shard that somebody else has committed meanwhile is left as it is.
-    Raises CometError when the disk refuses (full, read-only, gone).
+    A shard that another process has committed meanwhile stays as it is. Raises CometError if the disk refuses (full,
+    read-only, gone).
     """
     specs = group_arrays(recipe, group)
     expected = set(specs) - set(TOKEN_ARRAYS)
@@ -151,5 +151,5 @@ def commit_shard(
     except OSError as error:
         raise CometError(
             f"shard {group} {shard} of {root}: cannot be written ({error.strerror or error}); shards committed before "
-            "are safe. Mend the disk and run the same command again to go on"
+            "are safe. Fix the disk and run the same command again to go on"
         ) from error

@@ -72,7 +72,7 @@ def load_teacher(name: str) -> Teacher:
     Raises CometError when it cannot be had or loaded, has no masked-LM head, or has an unknown kind of head.
     """
     folder = teacher_folder(name)
-    with loading_errors(name, "model"):
+    with loading_errors(f"teacher {name}: its model"):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise CometError(f"teacher {name}: a {config.model_type} model is not a masked LM; choose one that is")

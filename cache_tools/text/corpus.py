@@ -1,4 +1,4 @@
-"""The corpus on its way to rows: tokenised to disk in one pass, packed from there, in bounded memory."""
+"""The corpus: tokenised to disk in one pass, then packed into rows from there, in bounded memory."""
 
 import hashlib
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<i8")])
 
 @dataclass(frozen=True)
 class Spool:
-    """The tokenised corpus on disk: all ids in a row, and beside them hash and token count of each document."""
+    """The tokenised corpus on disk: the ids of all documents in one file, hash and token count of each in another."""
 
     ids: Path
     table: Path
     counts: NDArray[np.int64]  # [V] how often each id occurs
-    left_out: int  # documents that share a run of words with an evaluation item
+    excluded: int  # documents that share an n-gram with an evaluation item
 
     @property
     def total(self) -> int:
@@ -43,7 +43,7 @@ class Spool:
         return self.table.stat().st_size // DOCUMENT.itemsize
 
     def documents(self) -> Iterator[tuple[int, NDArray[np.int32]]]:
-        """(hash, ids) of each document in order."""
+        """Yield (hash, ids) of each document in order."""
         ids = np.memmap(self.ids, dtype=np.int32, mode="r")
         start = 0
         for hash_, tokens in np.memmap(self.table, dtype=DOCUMENT, mode="r"):
@@ -53,26 +53,26 @@ class Spool:
 
 @dataclass(frozen=True)
 class PackedRows:
-    """The unmasked rows of a group, mapped from disk."""
+    """The unmasked rows of a group, memory-mapped."""
 
     tokens: NDArray[np.int32]  # [R, L], padded
     length: NDArray[np.uint16]  # [R]
 
 
 def excluded_ngrams(evaluation: tuple[TextFile, ...]) -> NgramIndex:
-    """The runs of words that no document may share. Raises CometError for an evaluation file without an item."""
+    """Index the n-grams that no document may share. Raises CometError for an evaluation file without words."""
     return index_ngrams(item for source in evaluation for item in item_words(source))
 
 
 def item_words(source: TextFile) -> Iterator[list[str]]:
-    """The words of each item that has any."""
+    """Yield the words of each item that has any."""
     empty = True
     for item in items(source):
         if found := words(item):
             empty = False
             yield found
     if empty:
-        raise CometError(f"--exclude {source.name}: expected evaluation items, found no word in it", exit_code=2)
+        raise CometError(f"--exclude {source.name}: expected evaluation items, found no words", exit_code=2)
 
 
 def spool_documents(
@@ -82,25 +82,25 @@ def spool_documents(
     work: Path,
     limit: int | None,
 ) -> Spool:
-    """Tokenises the sources in order, up to the document that reaches `limit` tokens, or all.
+    """Tokenise the sources in order, up to the document that reaches `limit` tokens, or all.
 
-    Documents that share a run of words with an item of `evaluation` are left out, and counted as far as the sources
-    were used. Raises CometError when no token is left.
+    Documents that share an n-gram with an item of `evaluation` are excluded, and counted as far as the sources were
+    used. Raises CometError if no token is left.
     """
+    ngrams = excluded_ngrams(evaluation)
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     id_path, table_path = work / "ids.bin", work / "documents.bin"
-    runs = excluded_ngrams(evaluation)
     texts = (text for source in sources for text in documents(source))
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
-        total = left_out = 0
+        total = excluded = 0
         while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
-            shared = contain_ngram(chunk, runs)
+            shared = contain_ngram(chunk, ngrams)
             kept = np.flatnonzero(~shared)
             encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
             most = np.inf if limit is None else limit
-            last = int(np.searchsorted(total + np.cumsum(lengths), most))  # the document that reaches it is in
+            last = int(np.searchsorted(total + np.cumsum(lengths), most))  # the document that reaches the limit
             end = kept[last] if last < len(kept) else len(chunk)
             used = kept[: last + 1]
             ids = np.concatenate([np.zeros(0, dtype=np.int32), *encoded[: last + 1]])
@@ -110,23 +110,23 @@ def spool_documents(
             table["tokens"] = lengths[: last + 1]
             table_file.write(table.tobytes())
             counts += np.bincount(ids, minlength=len(counts))
-            left_out += int(shared[:end].sum())
+            excluded += int(shared[:end].sum())
             total += len(ids)
             progress.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
         raise CometError(
-            f"--text {names}: no text in it (after --exclude); expected one document per line", exit_code=2
+            f"--text {names}: found no text (after --exclude); expected one document per line", exit_code=2
         )
-    return Spool(id_path, table_path, counts, left_out)
+    return Spool(id_path, table_path, counts, excluded)
 
 
 def pack_groups(
     spool: Spool, share: float, seq_len: int, tokenizer: PreTrainedTokenizerFast, work: Path
 ) -> dict[str, PackedRows]:
-    """The rows of both groups, `share` of the documents in validation.
+    """Pack the rows of both groups, with the share `share` of the documents in validation.
 
-    Raises CometError when so little text is left that there is nothing to train on.
+    Raises CometError if there is too little text for a training row.
     """
     rows = {}
     for group in GROUPS:
@@ -147,7 +147,7 @@ def pack_groups(
 
 
 def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str, shard: int) -> dict[str, NDArray]:
-    """The token arrays of a shard, from the unmasked rows of its group, of which there must be any."""
+    """Return the token arrays of a shard, from the unmasked rows of its group, of which there must be at least one."""
     tokens, length = rows.tokens, rows.length
     start = shard * recipe.rows_per_shard
     view, number = np.divmod(np.arange(start, start + recipe.shard_rows(group, shard)), len(length))
@@ -159,12 +159,12 @@ def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str,
 
 
 def mapped(path: Path, dtype: np.dtype) -> NDArray:
-    """A file as a read-only array; an empty file, which cannot be mapped, as an empty one."""
+    """Map a file as a read-only array; return an empty array for an empty file, which cannot be mapped."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
 
 
 def rows_sha256(rows: dict[str, PackedRows]) -> str:
-    """SHA-256 over the content keys of all unmasked rows, train first: the identity of the token stream."""
+    """Return SHA-256 over the content keys of all unmasked rows, train first: the identity of the token stream."""
     digest = hashlib.sha256()
     for group in GROUPS:
         tokens, length = rows[group].tokens, rows[group].length

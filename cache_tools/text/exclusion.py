@@ -1,77 +1,67 @@
-"""Which documents repeat a piece of an evaluation item: words, runs of words, and their hashes.
+"""Which documents repeat part of an evaluation item: words, word n-grams and their hashes.
 
-A corpus comes from the same news sites and tweets as the test sets that a student is later measured on. In come the
-items of those, then the documents; out goes which documents share a run of words with any item. Pure: reading the
-items is the business of `text.py`.
+A corpus comes from the same news sites and tweets as the test sets on which a student is later measured. Documents that
+share an n-gram with any item are excluded. Exact, unlike the libraries for near-duplicates (MinHash), which compare
+whole documents. Pure functions; `sources.py` reads the items.
 """
 
-import re
-import sys
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import chain, repeat
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from cache_tools.text.packing import document_hash
 
-NGRAM_WORDS = 8  # two texts that share so many words in a row share more than the language
-FEWEST_WORDS = 5  # shorter items are phrases like `àti bẹ́ẹ̀ bẹ́ẹ̀ lọ` (and so on), which any document may hold
+NGRAM_WORDS = 8  # two texts that share this many words in a row share more than the language
+FEWEST_WORDS = 5  # shorter items are phrases like `àti bẹ́ẹ̀ bẹ́ẹ̀ lọ` (and so on), which any document may contain
 
-EDGE = document_hash("")  # where a document begins and ends; no word is empty
-UNKNOWN = document_hash(" ")  # any word that no item has; no word is a blank
+EDGE = document_hash("")  # the beginning and end of a document; no word is empty
+UNKNOWN = document_hash(" ")  # any word that no item has; no word is a space
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 FILTER_BITS = 22
 
-NOT_WORDS = re.compile(r"https?://\S+|@\w+|[_ʼʻ]")
+WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}]*")
+NOT_WORDS = regex.compile(r"https?://\S+|@[\p{L}\p{N}_]+|[_ʼʻ]")
 
 
 @dataclass(frozen=True)
 class NgramIndex:
-    """The runs of words that no document may hold.
+    """The n-grams that no document may contain.
 
-    In memory 8 bytes for each, about 150 for each different word of the items, and the 4 MiB of `likely`.
+    In memory: 8 bytes for each, about 150 for each different word of the items, and the 4 MiB of `likely`.
     """
 
     codes: dict[str, int]  # 64 bits for each word of the items
-    lengths: tuple[int, ...]  # ascending, in words; the edges of a document count as words
+    lengths: tuple[int, ...]  # ascending, in words; an edge of a document counts as a word
     hashes: NDArray[np.uint64]  # ascending
     likely: NDArray[np.bool_]  # [2^22] whether any of `hashes` begins with these bits
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in which case and punctuation make no difference and the marks of Yorùbá do.
+    """Return the words of a text; case and punctuation make no difference, the diacritics of Yorùbá do.
 
     A word is letters, digits and combining marks of any script. An apostrophe separates, since annotated corpora have
-    `n'ime` as well as `n’ ime` for the same text. Links and @mentions are no words: published tweets have `@user`
-    for all of them, and eight of those in a row say nothing.
+    `n'ime` as well as `n’ ime` for the same text. Links and @mentions are not words: published tweets have `@user` for
+    all of them, and eight of those in a row mean nothing.
     """
     return list(chain.from_iterable(map(token_words, text.split())))
 
 
 @lru_cache(maxsize=2**18)  # most of a text is the same few thousand words
 def token_words(token: str) -> tuple[str, ...]:
-    """The words of a text without white space."""
-    return tuple(word_pattern().findall(NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", token).casefold())))
-
-
-@cache
-def word_pattern() -> re.Pattern[str]:
-    """`re` has no class for combining marks, without which a letter with two of them would end its word."""
-    marks = [code for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("M")]
-    ends = np.flatnonzero(np.diff(marks, append=0) != 1)
-    begins = np.concatenate([[0], ends[:-1] + 1])
-    ranges = "".join(f"{chr(marks[first])}-{chr(marks[last])}" for first, last in zip(begins, ends, strict=True))
-    return re.compile(rf"\w[\w{ranges}]*")
+    """Return the words of a text that has no white space."""
+    return tuple(WORD.findall(NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", token).casefold())))
 
 
 def index_ngrams(items: Iterable[list[str]]) -> NgramIndex:
-    """The runs of all items, each given by its words: every eight in a row, or all words of a shorter item.
+    """Index the n-grams of all items, each given by its words: every eight in a row, or all words of a shorter item.
 
-    An item of fewer than five words becomes a run from edge to edge of a document.
+    An item of fewer than five words must fill a whole document: its n-gram includes both edges.
     """
     codes: dict[str, int] = {}
     lengths: set[int] = set()
@@ -80,41 +70,43 @@ def index_ngrams(items: Iterable[list[str]]) -> NgramIndex:
         for word in item:
             if word not in codes:
                 codes[word] = document_hash(word)
-        run = [codes[word] for word in item]
+        sequence = [codes[word] for word in item]
         if len(item) < FEWEST_WORDS:
-            run = [EDGE, *run, EDGE]
-        length = min(len(run), NGRAM_WORDS)
+            sequence = [EDGE, *sequence, EDGE]
+        length = min(len(sequence), NGRAM_WORDS)
         lengths.add(length)
-        parts.append(ngram_hashes(np.array(run, dtype=np.uint64), length))
+        parts.append(ngram_hashes(np.array(sequence, dtype=np.uint64), length))
     hashes = np.unique(np.concatenate(parts))
     likely = np.zeros(2**FILTER_BITS, dtype=np.bool_)
     likely[leading_bits(hashes)] = True
     return NgramIndex(codes, tuple(sorted(lengths)), hashes, likely)
 
 
-def contain_ngram(documents: list[str], runs: NgramIndex) -> NDArray[np.bool_]:
-    """Which of the documents hold one of the runs. Two different runs have the same hash once in 10^18 pairs."""
+def contain_ngram(documents: list[str], ngrams: NgramIndex) -> NDArray[np.bool_]:
+    """Return [D] which of the documents contain an n-gram. Two different n-grams have the same hash once in 10^18
+    pairs.
+    """
     shared = np.zeros(len(documents), dtype=np.bool_)
-    if not runs.lengths:
+    if not ngrams.lengths:
         return shared
     stream: list[int] = [EDGE]
     begins = []
     for text in documents:
         begins.append(len(stream) - 1)
-        stream.extend(map(runs.codes.get, words(text), repeat(UNKNOWN)))
+        stream.extend(map(ngrams.codes.get, words(text), repeat(UNKNOWN)))
         stream.append(EDGE)
     codes = np.array(stream, dtype=np.uint64)
-    for length in runs.lengths:
+    for length in ngrams.lengths:
         hashes = ngram_hashes(codes, length)
-        found = np.flatnonzero(runs.likely[leading_bits(hashes)])  # spares most positions the search below
-        place = np.minimum(np.searchsorted(runs.hashes, hashes[found]), len(runs.hashes) - 1)
-        found = found[runs.hashes[place] == hashes[found]]
+        found = np.flatnonzero(ngrams.likely[leading_bits(hashes)])  # spares most positions the search below
+        place = np.minimum(np.searchsorted(ngrams.hashes, hashes[found]), len(ngrams.hashes) - 1)
+        found = found[ngrams.hashes[place] == hashes[found]]
         shared[np.searchsorted(begins, found, side="right") - 1] = True
     return shared
 
 
 def ngram_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
-    """[N - length + 1] a hash of every `length` of the N codes in a row; none where there are fewer."""
+    """Return a hash of every `length` of the N codes in a row, [N - length + 1]; none if there are fewer."""
     hashes = np.zeros(max(0, len(codes) - length + 1), dtype=np.uint64)
     for offset in range(length):
         hashes = hashes * MULTIPLIER + codes[offset : offset + len(hashes)]

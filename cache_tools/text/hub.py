@@ -1,7 +1,7 @@
-"""The Hugging Face hub: repositories pinned to a commit, and one clear line when they cannot be had.
+"""The Hugging Face hub: models and licences at one commit, and one clear line for every failure.
 
-A model is `NAME[@REVISION]`. A revision is a branch, a tag or a commit; a build turns it into a commit at its start and
-keeps to that one.
+A model is `NAME[@REVISION]`. A revision is a branch, a tag or a commit; a build resolves it to a commit at its start
+and keeps to that one.
 """
 
 import re
@@ -22,16 +22,16 @@ UNKNOWN_LICENCE = "licence not stated"
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
-    """Repository and revision of `NAME[@REVISION]`."""
+    """Split `NAME[@REVISION]` into repository and revision."""
     repository, _, revision = name.partition("@")
     return repository, revision or None
 
 
 def model_folder(name: str, what: str, way_out: str) -> Path:
-    """Where the files of a model lie: a folder itself, or that of the hub's cache, named after the commit.
+    """Return the folder of a model's files: the given one, or that in the hub's cache, named after the commit.
 
-    Takes safetensors, and pickled weights only where there are none. Says so when the hub cannot be reached and the
-    revision of the hub's cache is used. Raises CometError, from `what` to `way_out`, when there is no such model.
+    Downloads safetensors, and pickled weights only if there are none. If the hub cannot be reached, uses the revision
+    in the hub's cache and prints a line. Raises CometError, from `what` to `way_out`, if there is no such model.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -44,7 +44,7 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
 
 
 def at_commit(name: str, folder: Path) -> str:
-    """The name of a model with the commit that `model_folder` found for it; of a folder the name itself."""
+    """Return the name of a model with the commit that `model_folder` found for it; for a folder the name itself."""
     return name if Path(name).is_dir() else f"{split_revision(name)[0]}@{folder.name}"
 
 
@@ -65,10 +65,8 @@ def snapshot(repository: str, revision: str | None, what: str) -> Path:
     if revision is not None and COMMIT.fullmatch(revision):
         with suppress(LocalEntryNotFoundError):
             folder = whole(cached=True)
-            if any(folder.glob("model*.safetensors")) or any(
-                folder.glob("pytorch_model*.bin")
-            ):  # others cache parts alone
-                return folder
+            if any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
+                return folder  # other programs cache parts alone
         bound_waiting()
         return whole(cached=False)
     away = unreachable(repository, "model", revision)
@@ -79,24 +77,24 @@ def snapshot(repository: str, revision: str | None, what: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise away from error
     if not constants.HF_HUB_OFFLINE:
-        tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} of its cache on this machine")
+        tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} from its cache on this machine")
     return folder
 
 
 def unreachable(repository: str, kind: str, revision: str | None = None) -> Exception | None:
-    """Why the hub cannot be asked about a model or dataset, None if it can. Raises what it answers when it refuses."""
+    """Return why the hub cannot be reached for a model or data set, None if it can. Raises the hub's own refusals."""
     from huggingface_hub import HfApi
 
     bound_waiting()
     try:
         HfApi().repo_info(repository, repo_type=kind, revision=revision)
-    except (http_library().TransportError, ConnectionError) as error:  # the latter is what the offline mode raises
+    except (http_library().TransportError, ConnectionError) as error:  # offline mode raises the latter
         return error
     return None
 
 
 def card_licence(repository: str, kind: str, revision: str | None) -> str:
-    """The licence in the card of a repository, from the hub's cache if it is there."""
+    """Return the licence in the card of a repository, read from the hub's cache if it is there."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import RemoteEntryNotFoundError
 
@@ -107,29 +105,29 @@ def card_licence(repository: str, kind: str, revision: str | None) -> str:
 
 
 def licence_of(card: Path) -> str:
-    """The licence that a README.md states in its heading; several are separated by commas."""
+    """Return the licence in the metadata of a README.md; several are separated by commas."""
     from huggingface_hub.repocard import metadata_load
 
     try:
-        heading = metadata_load(card) or {}
-    except Exception:  # no such file, or a heading that is not YAML, for which the parser raises what it likes
+        metadata = metadata_load(card) or {}
+    except Exception:  # no such file, or metadata that is not YAML, for which the parser raises anything
         return UNKNOWN_LICENCE
-    licence = heading.get("license")
+    licence = metadata.get("license")
     if licence == "other":
-        licence = heading.get("license_name") or licence
+        licence = metadata.get("license_name") or licence
     names = licence if isinstance(licence, list) else [licence]
     return ", ".join(str(name) for name in names if name)[:200] or UNKNOWN_LICENCE
 
 
 def http_library() -> Any:
-    """What the hub's client sends its requests with: httpx, or its successor under another name."""
+    """Return the library that the hub's client sends its requests with: httpx, or its successor under another name."""
     return import_module("huggingface_hub.utils").httpx
 
 
 def bound_waiting() -> None:
-    """The hub's client waits for ever in some of its calls; from here on no longer than HF_HUB_DOWNLOAD_TIMEOUT.
+    """Limit every wait of the hub's client, which has calls without a limit, to HF_HUB_DOWNLOAD_TIMEOUT.
 
-    A client that somebody else has given a time limit stays as it is.
+    A client that already has a time limit stays as it is.
     """
     from huggingface_hub import constants, get_session, set_client_factory
     from huggingface_hub.utils._http import default_client_factory
@@ -143,7 +141,7 @@ def bound_waiting() -> None:
     def bounded_client() -> Any:
         client = default_client_factory()
         client.timeout = limit
-        client.event_hooks["request"].append(bound)  # for calls that bring a limit of their own: none, or a minute
+        client.event_hooks["request"].append(bound)  # for calls with a limit of their own: none, or a minute
         return client
 
     if get_session().timeout == http_library().Timeout(None):
@@ -152,7 +150,7 @@ def bound_waiting() -> None:
 
 @contextmanager
 def hub_errors(what: str, way_out: str) -> Iterator[None]:
-    """Turns what the hub's clients raise into one line that begins with `what` and says what to do.
+    """Turn errors of the hub's clients into one line that begins with `what` and ends with what to do.
 
     Errors that have nothing to do with the hub pass through.
     """
@@ -167,7 +165,7 @@ def hub_errors(what: str, way_out: str) -> Iterator[None]:
 
 
 def explanation(error: BaseException, way_out: str) -> str | None:
-    """What an error of the hub's clients means and what to do, None when it is none of theirs."""
+    """Return what an error of the hub's clients means and what to do, None if it is not one of theirs."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
@@ -178,20 +176,20 @@ def explanation(error: BaseException, way_out: str) -> str | None:
 
     token = "with your token: `hf auth login`, or the variable HF_TOKEN"
     if found(hub.GatedRepoError):
-        return f"gated on the hub: ask for access on its page at {constants.ENDPOINT}, and call again {token}"
+        return f"gated on the hub: request access on its page at {constants.ENDPOINT}, then run again {token}"
     if found(hub.RevisionNotFoundError):
-        return "the hub has no such revision of it"
+        return "no such revision on the hub"
     answer = found(hub.HfHubHTTPError)
     status = answer.response.status_code if answer is not None else None
     if found(hub.RepositoryNotFoundError) or status == 401:
-        return f"not found on the hub; is the name right? A private one is found {token}"
+        return f"not found on the hub; check the name, or for a private one run again {token}"
     if found(hub.OfflineModeIsEnabled) or (constants.HF_HUB_OFFLINE and found(hub.LocalEntryNotFoundError)):
         return (
             "not in the hub's cache on this machine (HF_HOME), and HF_HUB_OFFLINE is set; "
             f"unset it, copy the cache from a machine with network, or {way_out}"
         )
     if status is not None:
-        advice = f"call again {token}" if status == 403 else f"try again later, or {way_out}"
+        advice = f"run again {token}" if status == 403 else f"try again later, or {way_out}"
         return f"the hub at {constants.ENDPOINT} answers {status}; {advice}"
     if found(http_library().TimeoutException):
         return (
@@ -207,7 +205,7 @@ def explanation(error: BaseException, way_out: str) -> str | None:
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and those it was raised from, the last one first."""
+    """Yield the error, then those it was raised from."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:

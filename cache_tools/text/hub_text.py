@@ -12,19 +12,19 @@ from difflib import get_close_matches
 from logging import CRITICAL
 from pathlib import Path
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 from cache_tools.settings import HUB_PREFIX
 from cache_tools.text.hub import COMMIT, NAME, bound_waiting, card_licence, hub_errors, split_revision
 
 DATA_SET = re.compile(rf"{HUB_PREFIX}({NAME})(?::([^:]+))?")
 WAY_OUT = "give --text FILE_OR_FOLDER"
-READ_RETRIES = 2  # each of them several requests: three minutes in all; datasets' own 20 are half an hour
+READ_RETRIES = 2  # each several requests: three minutes in all; the default of datasets, 20, takes half an hour
 MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
 class HubText:
-    """A data set of the hub; `revision` is a commit once it is pinned, `config` None for one that has no parts."""
+    """A data set of the hub; `revision` is a commit after `pin_revision`, `config` None for one that has no parts."""
 
     repository: str
     revision: str | None
@@ -32,26 +32,26 @@ class HubText:
 
     @property
     def name(self) -> str:
-        """What a cache records beside the revision."""
+        """The name that a cache records beside the revision."""
         return f"{HUB_PREFIX}{self.repository}" + (f":{self.config}" if self.config else "")
 
     @property
-    def pinned(self) -> str:
+    def at_revision(self) -> str:
         """The name with its revision, as `--text` takes it."""
         return f"{HUB_PREFIX}{self.repository}@{self.revision}" + (f":{self.config}" if self.config else "")
 
     def record(self) -> dict[str, object]:
-        """What a cache keeps of it, and a resumed build compares."""
+        """Return the fields that a cache keeps of it and a resumed build compares."""
         return {"name": self.name, "revision": self.revision}
 
     def licence(self) -> str:
-        """As the card of the data set states it. Raises CometError when the hub cannot be reached."""
+        """Return the licence in the card of the data set. Raises CometError if the hub cannot be reached."""
         with hub_errors(f"--text {self.name}", WAY_OUT):
             return card_licence(self.repository, "dataset", self.revision)
 
 
 def parse_hub_text(given: str) -> HubText:
-    """Raises CometError for what is not `hf:NAME[@REVISION][:CONFIG]`."""
+    """Parse `hf:NAME[@REVISION][:CONFIG]`. Raises CometError for anything else."""
     match = DATA_SET.fullmatch(given)
     if match is None:
         raise CometError(
@@ -61,8 +61,8 @@ def parse_hub_text(given: str) -> HubText:
     return HubText(*split_revision(match[1]), match[2])
 
 
-def pin(text: HubText) -> HubText:
-    """The same text at a commit. Raises CometError when the hub does not say which."""
+def pin_revision(text: HubText) -> HubText:
+    """Return the same data set at a commit. Raises CometError if the hub does not give one."""
     if text.revision is not None and COMMIT.fullmatch(text.revision):
         return text
     from huggingface_hub import HfApi
@@ -73,16 +73,16 @@ def pin(text: HubText) -> HubText:
 
 
 def hub_documents(text: HubText) -> Iterator[str]:
-    """The documents in the order of the data set's files, stripped.
+    """Yield the documents in the order of the data set's files, stripped.
 
-    Raises CometError for a data set that cannot be had or holds no text, and when the network is away for long.
+    Raises CometError for a data set that cannot be read or holds no text, and if the network is away for long.
     """
-    import datasets  # here: it is slow to import, and files do not need it
+    import datasets  # here: slow to import, and files do not need it
 
     what = f"--text {text.name}"
     if Path(text.repository).exists():
         raise CometError(
-            f"{what}: a folder of that name lies here, and would be read instead; call from elsewhere",
+            f"{what}: a folder of that name is here and would be read instead; run from another folder",
             exit_code=2,
         )
     datasets.logging.set_verbosity(CRITICAL)
@@ -102,7 +102,7 @@ def hub_documents(text: HubText) -> Iterator[str]:
 
 @contextmanager
 def data_set_errors(text: HubText) -> Iterator[None]:
-    """Turns whatever `datasets` raises, which may be anything, into one line."""
+    """Turn everything that `datasets` raises, which may be any exception, into one line."""
     what = f"--text {text.name}"
     try:
         with hub_errors(what, WAY_OUT):
@@ -112,12 +112,11 @@ def data_set_errors(text: HubText) -> Iterator[None]:
     except Exception as error:
         if refusal := why_not(text, error):
             raise CometError(f"{what}: {refusal}", exit_code=2) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(f"{what}: cannot be read ({reason}); download it and {WAY_OUT}") from error
+        raise CometError(f"{what}: cannot be read ({first_line(error)}); download it and {WAY_OUT}") from error
 
 
 def why_not(text: HubText, error: Exception) -> str | None:
-    """What is wrong with asking for a data set that is there, None for other errors."""
+    """Return what is wrong with the request for an existing data set, None for other errors."""
     import datasets
     from datasets.data_files import EmptyDatasetError
 
@@ -128,7 +127,7 @@ def why_not(text: HubText, error: Exception) -> str | None:
             f"or download it and {WAY_OUT}"
         )
     if isinstance(error, datasets.exceptions.DataFilesNotFoundError | EmptyDatasetError):
-        return f"it holds no file that can be read as rows of text; download it and {WAY_OUT}"
+        return f"it has no files that can be read as rows of text; download it and {WAY_OUT}"
     if "BuilderConfig" in said or "Config name is missing" in said:
         names = datasets.get_dataset_config_names(text.repository, revision=text.revision)
         near = get_close_matches(text.config or "", names, n=MOST_NAMED) or names[:MOST_NAMED]
@@ -136,5 +135,5 @@ def why_not(text: HubText, error: Exception) -> str | None:
         wrong = f"it has no part {text.config!r}" if text.config else "it has several parts"
         return f"{wrong}; expected hf:{text.repository}:CONFIG with one of {', '.join(near)}{more}"
     if "Bad split" in said:
-        return f"it has no split 'train', which is the one that is read: {said.splitlines()[0]}"
+        return f"it has no split 'train', the one that is read: {first_line(error)}"
     return None

@@ -1,4 +1,4 @@
-"""Languages by ISO 639-3 code: what people call them, which other codes mean the same, and where text of them is."""
+"""Languages by ISO 639-3 code: their names, other codes in use, and default corpora."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,7 +24,7 @@ class Language:
 
     @property
     def corpora(self) -> tuple[str, ...]:
-        """What `--text` is when it is not given: the encyclopedia first, which is the smaller one."""
+        """The default of `--text`: the encyclopedia first, which is smaller."""
         return tuple(name + code for name, code in ((WIKIPEDIA, self.wikipedia), (FINEWEB, self.fineweb)) if code)
 
 
@@ -53,9 +53,9 @@ LANGUAGES = (  # those that AfroXLMR was adapted to, the paper's five first
 
 
 def find_language(code: str) -> Language:
-    """The language of `code`; a code that is not in the list is taken as it is, if it can be an ISO 639-3 code.
+    """Return the language of a code; a code outside the list is taken as it is, if it can be an ISO 639-3 code.
 
-    Raises CometError for anything that is not two or three ASCII letters, with the code of the nearest name.
+    Raises CometError, with the code of the nearest name, for anything but two or three ASCII letters.
     """
     lowered = code.lower()
     for known in LANGUAGES:
@@ -73,7 +73,7 @@ def find_language(code: str) -> Language:
 
 
 def language_table() -> str:
-    """All languages with their default corpora, for a person; 80 columns."""
+    """Return all languages with their default corpora as text of 80 columns."""
     rows = [("code", "name", "also", "Wikipedia", "FineWeb-2")]
     rows += [(x.code, x.name, " ".join(x.synonyms), x.wikipedia or "–", x.fineweb or "–") for x in LANGUAGES]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]

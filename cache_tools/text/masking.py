@@ -1,7 +1,8 @@
 """Packed token rows → masked views. Pure, and the same on every machine.
 
-All randomness is a counter-based hash (SplitMix64, Steele et al. 2014, https://doi.org/10.1145/2714064.2660195),
-so what is drawn for a row depends on the row's own tokens, the seed and the view, and on nothing else.
+All randomness is a counter-based hash (SplitMix64, Steele et al. 2014, https://doi.org/10.1145/2714064.2660195), so
+what is drawn for a row depends only on the row's own tokens, the seed and the view. Not numpy's generators: their
+streams may change between versions, and the bytes of a cache with them.
 """
 
 import hashlib
@@ -15,11 +16,11 @@ from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
 KEEP_SHARE, MASK_SHARE = 0.1, 0.8  # BERT's masking (Devlin et al. 2019); the remaining 0.1 is replaced at random
 
 PERMUTE, ACTION, REPLACE, THRESHOLD = (np.uint64(n) for n in (1, 2, 3, 4))
-"""What a draw is for: draws for different purposes are independent."""
+"""Salts by purpose: draws for different purposes are independent."""
 
 
 def mix(value: NDArray[np.uint64], salt: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser over `value` xor a multiple of `salt`; any broadcastable shapes."""
+    """Apply SplitMix64's finaliser to `value` xor a multiple of `salt`; any broadcastable shapes."""
     with np.errstate(over="ignore"):
         z = value ^ (salt * np.uint64(0x9E3779B97F4A7C15))
         z = z + np.uint64(0x9E3779B97F4A7C15)
@@ -29,24 +30,24 @@ def mix(value: NDArray[np.uint64], salt: NDArray[np.uint64] | np.uint64) -> NDAr
 
 
 def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """The top 53 bits as a number in [0, 1)."""
+    """Return the top 53 bits as a number in [0, 1)."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def content_keys(tokens: NDArray[np.int32], length: NDArray[np.uint16]) -> NDArray[np.uint64]:
-    """[R] uint64: 64 bits of SHA-256 of each row's tokens before padding, as little-endian int32."""
+    """Return [R] uint64: 64 bits of SHA-256 of each row's tokens before padding, as little-endian int32."""
     digests = [hashlib.sha256(t[:n].astype("<i4").tobytes()).digest() for t, n in zip(tokens, length, strict=True)]
     return np.array([int.from_bytes(d[:8], "little") for d in digests], dtype=np.uint64)
 
 
 def row_keys(content: NDArray[np.uint64], view: int) -> NDArray[np.uint64]:
-    """[R] uint64: `row_key` of the rows with these content keys in this view."""
+    """Return [R] uint64: `row_key` of the rows with these content keys in this view."""
     return mix(content, np.uint64(view))
 
 
 @dataclass(frozen=True)
 class Masking:
-    """How rows are masked. `seen` are the ids that random replacements come from, ascending int32."""
+    """How rows are masked. `seen` are the ids for random replacements, ascending int32."""
 
     mask_prob: float
     seed: int
@@ -57,7 +58,7 @@ class Masking:
 
 @dataclass(frozen=True)
 class MaskedRows:
-    """Rows as the teacher sees them; the arrays of one view, named and shaped as in the cache."""
+    """Rows as the teacher's input; the arrays of one view, named and shaped as in the cache."""
 
     input_ids: NDArray[np.int32]  # [R, L]
     length: NDArray[np.uint16]  # [R]
@@ -67,28 +68,28 @@ class MaskedRows:
 
 
 def max_targets(seq_len: int, mask_prob: float) -> int:
-    """M: the targets of a full row."""
+    """Return M, the number of targets of a full row."""
     return targets_of(np.array(seq_len - 2), mask_prob).item()
 
 
 def targets_of(maskable: NDArray[np.int64], mask_prob: float) -> NDArray[np.int64]:
-    """How many of `maskable` positions are masked in one view: the nearest whole number, at least one."""
+    """Return how many of `maskable` positions are masked in one view: the nearest whole number, at least one."""
     return np.minimum(np.maximum(1, np.rint(maskable * mask_prob).astype(np.int64)), maskable)
 
 
 def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, masking: Masking) -> MaskedRows:
-    """Masks rows [R, L] for one view.
+    """Mask rows [R, L] for one view.
 
-    The maskable positions of a row are permuted and view v takes the v-th slice; when all slices are used, a new
-    permutation begins. So no position is masked in a second view before every one was masked in a first. The last
-    slice of a permutation is shorter where the division leaves a rest.
+    The maskable positions of a row are permuted and view v takes the v-th slice; after the last slice a new permutation
+    begins. So no position is masked twice before every one was masked once. The last slice of a permutation is shorter
+    if the division leaves a remainder.
     """
     rows, seq_len = tokens.shape
     inside = np.arange(seq_len) < length[:, None]  # [R, L]
     maskable = inside & ~np.isin(tokens, masking.special_ids)  # [R, L]
     available = maskable.sum(1)  # [R]
     wanted = targets_of(available, masking.mask_prob)
-    slices = -(-available // np.maximum(wanted, 1))  # views until all positions of the row were masked
+    slices = -(-available // np.maximum(wanted, 1))  # views until every position of the row was masked
     cycle, turn = np.divmod(view, np.maximum(slices, 1))
 
     content = content_keys(tokens, length)
@@ -96,7 +97,7 @@ def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, 
     counter = np.arange(seq_len, dtype=np.uint64)[None, :]
 
     order = mix(mix(mix(seeded, PERMUTE), cycle.astype(np.uint64)[:, None]), counter)
-    order = np.where(maskable, order >> np.uint64(1), np.uint64(2**64 - 1))  # positions not maskable come last
+    order = np.where(maskable, order >> np.uint64(1), np.uint64(2**64 - 1))  # positions that are not maskable come last
     rank = np.argsort(np.argsort(order, axis=1, kind="stable"), axis=1, kind="stable")  # [R, L]
     start = turn * wanted
     target = maskable & (rank >= start[:, None]) & (rank < (start + wanted)[:, None])  # [R, L]
@@ -119,6 +120,6 @@ def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, 
 
 
 def threshold_offsets(row_key: NDArray[np.uint64], target_position: NDArray[np.uint16], seed: int) -> NDArray:
-    """[R, M] float64 in [0, 1), multiples of 2⁻³²: where the sampling of `--keep threshold` starts at each target."""
+    """Return [R, M] float64 in [0, 1), multiples of 2⁻³²: where `--keep threshold` starts sampling at each target."""
     seeded = mix(mix(row_key, np.uint64(seed)), THRESHOLD)[:, None]
     return (mix(seeded, target_position.astype(np.uint64)) >> np.uint64(32)).astype(np.float64) * 2.0**-32

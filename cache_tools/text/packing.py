@@ -1,4 +1,4 @@
-"""Documents → packed token rows, and which documents are validation. Pure, and the same on every machine."""
+"""Documents → packed token rows, and the split into train and validation. Pure, and the same on every machine."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -8,13 +8,15 @@ from numpy.typing import NDArray
 
 
 def document_hash(text: str) -> int:
-    """64 bits of SHA-256 of the document: what decides whether it goes to validation."""
+    """Return 64 bits of SHA-256 of the document, which decide whether it goes to validation."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def validation_share(targets: float, targets_wanted: int = 10_000) -> float:
-    """The share of documents to set aside of a corpus with this many targets: 1 %, more where that gives fewer
-    targets than wanted, a tenth at most."""
+    """Return the share of documents to set aside of a corpus with this many targets.
+
+    1 %, more if that gives fewer targets than wanted, a tenth at most.
+    """
     return min(max(0.01, targets_wanted / max(1.0, targets)), 0.1)
 
 
@@ -23,7 +25,7 @@ def is_validation(hash_: int, share: float) -> bool:
 
 
 def pack(documents: Iterable[NDArray[np.int32]], seq_len: int, bos: int, eos: int) -> Iterator[NDArray[np.int32]]:
-    """Rows `bos doc eos doc … eos` of at most `seq_len` tokens; what overflows goes on in the next row.
+    """Yield rows `bos doc eos doc … eos` of at most `seq_len` tokens; what overflows continues in the next row.
 
     Empty documents leave no trace. Every row but the last has `seq_len` tokens, or one less where only a separator
     would have fitted.

@@ -1,8 +1,8 @@
 """Documents and evaluation items from files, folders and the hub, one at a time.
 
-A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row
-of a `.parquet` file. Blank lines are not documents. Evaluation items lie in the same files, in tables (`.tsv`, `.csv`)
-and in CoNLL files, a token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
+A document is a line of a `.txt` file, the field `text` of a line of a `.jsonl` file, or the column `text` of a row of a
+`.parquet` file. Blank lines are not documents. Evaluation items may also come from tables (`.tsv`, `.csv`) and CoNLL
+files, one token with its label a line. All but `.parquet` may be compressed (`.gz`, `.xz`, `.zst`).
 """
 
 import csv
@@ -13,29 +13,25 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
-
-import zstandard
 
 from cache_tools.errors import CometError
 from cache_tools.settings import is_hub_text
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
-FORMATS = (".txt", ".jsonl", ".parquet")
-ITEM_FORMATS = (*FORMATS, ".tsv", ".csv", ".conll")
 LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
 MAX_LINE_BYTES = 64 * 2**20
-READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """One text file. `name` is what a cache records of it; the folder it lies in stays private."""
+    """One text file. A cache records `name`; its folder stays private."""
 
     path: Path
     name: str
@@ -43,98 +39,25 @@ class TextFile:
 
     @property
     def format(self) -> str:
-        """`.txt`, `.jsonl`, …: the ending below that of a compression."""
+        """The ending without that of a compression: `.txt`, `.jsonl`, …."""
         return text_format(self.path)
 
     def sha256(self) -> str:
-        """SHA-256 of the file as it lies on the disk."""
+        """Return SHA-256 of the file as it is on disk."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def record(self) -> dict[str, object]:
-        """What a cache keeps of the file, and a resumed build compares."""
+        """Return the fields that a cache keeps of the file and a resumed build compares."""
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
 
-def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
-    """What `--text` stands for, in order: files, those of folders, and data sets of the hub.
-
-    Raises CometError as `find_sources` and `parse_hub_text` do.
-    """
-    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
-    return tuple(chain.from_iterable(found))
-
-
-def find_sources(
-    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
-) -> tuple[TextFile, ...]:
-    """The files of these formats that `paths` (files or folders) stand for, folders in the order of their file names.
-
-    Raises CometError when a path does not exist, a file has another ending, or a folder holds none such file.
-    """
-    sources: list[TextFile] = []
-    for given in paths:
-        path = Path(given)
-        if not path.exists():
-            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
-        files = (
-            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
-        )
-        if not files:
-            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
-        for file in files:
-            if text_format(file) not in formats:
-                raise CometError(
-                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
-                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
-                    exit_code=2,
-                )
-            sources.append(TextFile(file, file.name, file.stat().st_size))
-    return tuple(sources)
-
-
 def text_format(path: Path) -> str:
-    """The format that a file name promises, empty if none that can be read."""
+    """Return the format by a file's name, empty if it cannot be read."""
     if path.suffix in COMPRESSIONS:
         inner = Path(path.stem).suffix
         return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
     return path.suffix if path.suffix in ITEM_FORMATS else ""
-
-
-def documents(source: TextFile | HubText) -> Iterator[str]:
-    """The documents of one file or data set, stripped, in order.
-
-    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON,
-    or a record without a text, and as `hub_documents` does.
-    """
-    if isinstance(source, HubText):
-        yield from hub_documents(source)
-        return
-    if source.format == ".parquet":
-        yield from parquet_documents(source)
-        return
-    for number, line in lines(source):
-        text = json_text(line, source, number) if source.format == ".jsonl" and line.strip() else line
-        if document := text.strip():
-            yield document
-
-
-def items(source: TextFile) -> Iterator[str]:
-    """The items of an evaluation file in order; some may hold no word.
-
-    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names
-    are too short to stand for anything but a document of just that. Quotes in a `.tsv` are characters like others,
-    as in AfriSenti. Raises CometError as `documents` does.
-    """
-    if source.format == ".tsv":
-        for _, line in lines(source):
-            yield from line.split("\t")
-    elif source.format == ".csv":
-        yield from csv_fields(source)
-    elif source.format == ".conll" or (source.format == ".txt" and is_conll(source)):
-        yield from conll_sentences(source)
-    else:
-        yield from documents(source)
 
 
 def csv_fields(source: TextFile) -> Iterator[str]:
@@ -149,12 +72,12 @@ def csv_fields(source: TextFile) -> Iterator[str]:
 
 
 def is_conll(source: TextFile) -> bool:
-    """Whether every line that is not blank is a token and its label, as in MasakhaNER's and MasakhaPOS' `.txt`."""
+    """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS."""
     return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
 
 
 def conll_sentences(source: TextFile) -> Iterator[str]:
-    """The tokens (first column) of each sentence, joined by blanks; blank lines stand between sentences."""
+    """Yield the tokens (first column) of each sentence, joined by spaces; blank lines separate sentences."""
     tokens: list[str] = []
     for _, line in lines(source):
         if line.strip():
@@ -166,7 +89,7 @@ def conll_sentences(source: TextFile) -> Iterator[str]:
 
 
 def lines(source: TextFile) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, its end included."""
+    """Yield number and text of each line, including its end."""
     with open_binary(source) as file:
         number = 0
         while raw := read_line(file, source, number + 1):
@@ -184,50 +107,16 @@ def lines(source: TextFile) -> Iterator[tuple[int, str]]:
 
 
 def open_binary(source: TextFile) -> BinaryIO:
-    """The decompressed bytes of a file."""
+    """Open a file for its decompressed bytes."""
     if source.path.suffix == ".gz":
         return cast(BinaryIO, gzip.open(source.path, "rb"))
     if source.path.suffix == ".xz":
         return cast(BinaryIO, lzma.open(source.path, "rb"))
     if source.path.suffix == ".zst":
-        return cast(BinaryIO, io.BufferedReader(ZstdFrames(source.path), 2**20))
+        import pyarrow  # here: slow to import; unlike zstandard's reader it raises an error for a truncated file
+
+        return io.BufferedReader(cast(io.RawIOBase, pyarrow.input_stream(source.path, compression="zstd")), 2**20)
     return source.path.open("rb")
-
-
-class ZstdFrames(io.RawIOBase):
-    """The decompressed bytes of all zstd frames of a file; a frame that is cut short raises EOFError.
-
-    zstandard's own reader ends quietly there, and the rest of the corpus would be missing without a word.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("rb")
-        self.frame: zstandard.ZstdDecompressionObj | None = None
-        self.compressed = b""
-        self.pending = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        while not self.pending:
-            self.compressed = self.compressed or self.file.read(2**17)
-            if not self.compressed:
-                if self.frame is not None:
-                    raise EOFError("the file ends inside a zstd frame")
-                return 0
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
-            self.pending = self.frame.decompress(self.compressed)
-            self.compressed = b""
-            if self.frame.eof:
-                self.compressed, self.frame = self.frame.unused_data, None
-        count = min(len(buffer), len(self.pending))
-        buffer[:count], self.pending = self.pending[:count], self.pending[count:]
-        return count
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
@@ -256,7 +145,7 @@ def json_text(line: str, source: TextFile, number: int) -> str:
 
 
 def parquet_documents(source: TextFile) -> Iterator[str]:
-    import pyarrow  # here: it is slow to import, and only Parquet needs it
+    import pyarrow  # here: slow to import, and only Parquet needs it
     import pyarrow.parquet
 
     number = 0
@@ -275,3 +164,98 @@ def parquet_documents(source: TextFile) -> Iterator[str]:
                         yield document
     except (OSError, pyarrow.ArrowException) as error:
         raise CometError(f"{source.name}: cannot be read as Parquet: {error}") from error
+
+
+def _lines_of_text(source: TextFile) -> Iterator[str]:
+    for _, line in lines(source):
+        yield line.strip()
+
+
+def _json_documents(source: TextFile) -> Iterator[str]:
+    for number, line in lines(source):
+        if line.strip():
+            yield json_text(line, source, number).strip()
+
+
+def _text_items(source: TextFile) -> Iterator[str]:
+    return conll_sentences(source) if is_conll(source) else _lines_of_text(source)
+
+
+def _tab_separated_fields(source: TextFile) -> Iterator[str]:
+    for _, line in lines(source):
+        yield from line.split("\t")
+
+
+READERS: dict[str, Callable[[TextFile], Iterator[str]]] = {
+    ".txt": _lines_of_text,
+    ".jsonl": _json_documents,
+    ".parquet": parquet_documents,
+}
+"""By file extension what yields the documents of a file, stripped; an empty one counts for nothing."""
+
+ITEM_READERS = READERS | {
+    ".txt": _text_items,
+    ".tsv": _tab_separated_fields,
+    ".csv": csv_fields,
+    ".conll": conll_sentences,
+}
+"""By file extension what yields the items of an evaluation file; some may have no words."""
+
+FORMATS, ITEM_FORMATS = tuple(READERS), tuple(ITEM_READERS)
+
+
+def find_texts(given: tuple[str, ...]) -> tuple[TextFile | HubText, ...]:
+    """Return the sources of `--text`, in order: files, those of folders, and data sets of the hub.
+
+    Raises CometError as `find_sources` and `parse_hub_text` do.
+    """
+    found = ((parse_hub_text(one),) if is_hub_text(one) else find_sources((one,)) for one in given)
+    return tuple(chain.from_iterable(found))
+
+
+def find_sources(
+    paths: tuple[str, ...], option: str = "--text", formats: tuple[str, ...] = FORMATS
+) -> tuple[TextFile, ...]:
+    """Return the files of these formats at `paths` (files or folders), those of a folder in the order of their names.
+
+    Raises CometError if a path does not exist, a file has another ending, or a folder holds no such file.
+    """
+    sources: list[TextFile] = []
+    for given in paths:
+        path = Path(given)
+        if not path.exists():
+            raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
+        files = (
+            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
+        )
+        if not files:
+            raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
+        for file in files:
+            if text_format(file) not in formats:
+                raise CometError(
+                    f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
+                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
+                    exit_code=2,
+                )
+            sources.append(TextFile(file, file.name, file.stat().st_size))
+    return tuple(sources)
+
+
+def documents(source: TextFile | HubText) -> Iterator[str]:
+    """Yield the documents of one file or data set, stripped, in order.
+
+    Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
+    record without a text, and as `hub_documents` does.
+    """
+    found = hub_documents(source) if isinstance(source, HubText) else READERS[source.format](source)
+    return filter(None, found)
+
+
+def items(source: TextFile) -> Iterator[str]:
+    """Yield the items of an evaluation file in order; some may have no words.
+
+    Every field of a table is an item: each set has its text in another column, and labels, numbers and column names are
+    too short to match any document but one of just that. Quotes in a `.tsv` are ordinary characters, as in AfriSenti.
+    Raises CometError as `documents` does.
+    """
+    return ITEM_READERS[source.format](source)

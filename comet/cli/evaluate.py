@@ -1,4 +1,4 @@
-"""comet-eval: models on the tasks of the field, side by side."""
+"""comet-eval: fine-tune and compare models on the field's tasks."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 SECTIONS = {
     "What": ("models", "task", "language", "data"),
     "Fine-tuning": ("seeds", "epochs", "batch_size", "learning_rate", "max_length", "device"),
-    "What is left": ("results", "output"),
+    "Output": ("results", "output"),
 }
 EXAMPLES = (
     "comet-eval --model Davlan/afro-xlmr-large --model kin-student --task afrisenti --lang kin",
@@ -34,24 +34,24 @@ EXAMPLES = (
 @click.option("--task", required=True, help=f"{TASK_NAMES}.")
 @click.option("--lang", "language", required=True, help="ISO 639-3 (kin, swa, hau, ibo, yor, …).")
 @click.option("--data", type=click.Path(path_type=Path),
-              help="Folder of the original train, dev and test, or of LANG folders.  [default: the hub]")  # fmt: skip
-@click.option("--seeds", default=3, help="Fine-tune each model so many times, with seeds 0, 1, ….")
-@click.option("--epochs", default=5, help="Passes over the training split; the last one counts.")
-@click.option("--batch-size", default=16, help="Items in a step.")
+              help="Folder of the original files, or of LANG folders.  [default: the hub]")  # fmt: skip
+@click.option("--seeds", default=3, help="Number of fine-tunings per model, with seeds 0, 1, ….")
+@click.option("--epochs", default=5, help="Passes over the training split; the scores are those after the last.")
+@click.option("--batch-size", default=16, help="Items per step.")
 @click.option("--learning-rate", type=float,
-              help="Peak.  [default: 2e-5 at hidden size 1024, more for narrower models]")  # fmt: skip
-@click.option("--max-length", type=int, help="Tokens of an item that are read.  [default: 128 or 256, by task]")
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Where to fine-tune.")
+              help="Peak learning rate.  [default: 2e-5 at hidden size 1024, more for narrower models]")  # fmt: skip
+@click.option("--max-length", type=int, help="Longest input in tokens.  [default: 128 or 256, by task]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to fine-tune on.")
 @click.option("--results", type=click.Path(path_type=Path),
-              help="File of all runs; what it holds is not repeated.  [default: ./eval-TASK-LANG.json]")  # fmt: skip
+              help="File of all runs; runs in it are not repeated.  [default: ./eval-TASK-LANG.json]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
-              help="Keep the best fine-tuned model here: of several models the best after the first.")  # fmt: skip
+              help="Folder for the best fine-tuned model; of several models the best after the first.")  # fmt: skip
 @config_option
 @one_line_errors
 def evaluate_models(**options: Any) -> None:
-    """Fine-tune masked LMs on a task, score them, and compare their scores, sizes and speed.
+    """Fine-tune masked LMs on a task and compare their scores, sizes and speed.
 
-    Run the same command again after a stop, or with more seeds or models: it goes on where it was.
+    Run the same command again after a stop, or with more seeds or models: it resumes.
     """
     from comet.evaluate.evaluation import EvaluationSettings, evaluate
     from comet.evaluate.scoreboard import score_table

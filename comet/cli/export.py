@@ -1,4 +1,4 @@
-"""comet-export: a model as files that run without torch."""
+"""comet-export: write a model as files that run without torch."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 
 SECTIONS = {"What": ("model", "format", "int8", "output")}
 EXAMPLES = (
-    "comet-export kin-student                   a student of comet-train → kin-student-onnx",
-    "comet-export kin-sentiment --int8          a model of comet-eval --output → kin-sentiment-onnx-int8",
+    "comet-export kin-student                   a student from comet-train → kin-student-onnx",
+    "comet-export kin-sentiment --int8          a model from comet-eval --output → kin-sentiment-onnx-int8",
     "comet-export kin-sentiment --output phone",
 )
 
@@ -22,20 +22,19 @@ EXAMPLES = (
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--format", type=click.Choice(["onnx"]), default="onnx", expose_value=False, help="What to write.")
+@click.option("--format", type=click.Choice(["onnx"]), default="onnx", expose_value=False, help="File format.")
 @click.option(
     "--int8",
     is_flag=True,
-    help="Weights in 8 bits: a quarter of the size (half, of a masked LM), and a little less exact.",
+    help="8-bit weights: a quarter of the size (half for a masked LM), slightly less exact.",
 )
 @click.option("--output", type=click.Path(path_type=Path),
-              help="Folder to make.  [default: ./MODEL-onnx, or ./MODEL-onnx-int8]")  # fmt: skip
+              help="Folder to create.  [default: ./MODEL-onnx, or ./MODEL-onnx-int8]")  # fmt: skip
 @one_line_errors
 def export_model(model: Path, int8: bool, output: Path | None) -> None:
-    """Export MODEL, a folder that comet-train or `comet-eval --output` left, to run with onnxruntime alone.
+    """Export MODEL, a folder written by comet-train or `comet-eval --output`, to run with onnxruntime alone.
 
-    The exported model is run on real text and compared with torch before it gets its name. README.md in it says how
-    to use it.
+    The exported model is compared with torch on real text. Its README.md shows how to use it.
     """
     from comet.export.export import ExportSettings, export
 

@@ -1,1 +1,1 @@
-"""Fine-tuning masked LMs on labelled tasks, and scoring them."""
+"""Fine-tune masked LMs on labelled tasks and score them."""

@@ -1,7 +1,7 @@
-"""The data of a task as examples: its official splits, from local files or from the hub.
+"""Read the official splits of a task from local files or from the hub.
 
-Local files are read in the formats that the data sets were published in, plain or compressed: tab-separated tables
-with a heading line for classification, a word and its tag a line with a blank line between sentences for tagging.
+Local files have the formats in which the data sets were published, plain or compressed: tab-separated tables with a
+header line for classification; for tagging one word and its tag per line, with a blank line between sentences.
 """
 
 import csv
@@ -17,17 +17,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 from cache_tools.text.hub import hub_errors, unreachable
 from cache_tools.text.sources import COMPRESSIONS, READ_ERRORS, TextFile, open_binary
 from comet.evaluate.tasks import Task
 
-SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # in files, and on the hub
+SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # name in files: name on the hub
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a model reads, one text or the words of a sentence, and its labels, one or as many as there are words."""
+    """An item: one text and its label, or the words of a sentence and a label for each."""
 
     parts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -35,21 +35,21 @@ class Example:
 
 @dataclass(frozen=True)
 class Split:
-    """`name` is train, dev or test; `origin` the file's name, or the data set of the hub."""
+    """A split: `name` is train, dev or test, `origin` the name of the file or of the data set on the hub."""
 
     name: str
     origin: str
     examples: tuple[Example, ...]
 
     def sha256(self) -> str:
-        """Over texts and labels, so that neither file names nor compression matter."""
+        """Return the SHA-256 of texts and labels, whatever the file's name and compression."""
         content = [[example.parts, example.labels] for example in self.examples]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """`reported` is the test split, or dev where there is no test; `chosen_on` is dev if it is not reported."""
+    """A task's data: `reported` is the test split, or dev without one; `chosen_on` is dev unless that is reported."""
 
     task: Task
     language: str
@@ -59,9 +59,9 @@ class TaskData:
 
 
 def load_task(task: Task, language: str, folder: Path | None) -> TaskData:
-    """The official splits from `folder` (or its subfolder named after the language), or from the hub without one.
+    """Load the official splits from `folder` (or its subfolder named after the language), or from the hub if None.
 
-    Raises CometError, naming file and line, when there is no such data, a split is missing, or a label is unknown.
+    Raises CometError, with file and line, if there is no such data, a split is missing, or a label is unknown.
     """
     splits = read_files(task, language, folder) if folder else read_hub(task, language)
     if "train" not in splits:
@@ -77,7 +77,7 @@ def missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
     files = " or ".join(f"{name}{ending}" for name in wanted.split(" or "))
     return (
         f"--data {folder}: no {files} (also {', '.join(COMPRESSIONS)}); expected train, dev and test{ending} as in "
-        f"{task.source}, here or in a subfolder named after the language"
+        f"{task.source}, in this folder or in a subfolder named after the language"
     )
 
 
@@ -101,7 +101,7 @@ def read_file(task: Task, name: str, path: Path) -> Split:
 
 
 def split_file(folder: Path, name: str, ending: str) -> Path | None:
-    """The file of a split; for train also a smaller one that was published, such as train_fewshot50.tsv."""
+    """Return the file of a split, if any; for train also a smaller published one, such as train_fewshot50.tsv."""
     stems = [re.escape(name), f"{name}_[^.]+"] if name == "train" else [re.escape(name)]
     endings = "|".join(re.escape(one) for one in COMPRESSIONS)
     for stem in stems:
@@ -109,7 +109,7 @@ def split_file(folder: Path, name: str, ending: str) -> Path | None:
         found = sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))
         if len(found) > 1:
             raise CometError(
-                f"--data {folder}: {', '.join(path.name for path in found)} could all be the {name} split; leave one",
+                f"--data {folder}: {', '.join(path.name for path in found)} could all be the {name} split; keep one",
                 exit_code=2,
             )
         if found:
@@ -138,7 +138,7 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
                 f"{path.name} line 1: no column {', '.join(missing)}; expected a table of {task.title} as in "
                 f"{task.source}, found {', '.join(columns) or 'an empty file'}"
             )
-        for row in filter(None, reader):  # blank lines are no rows
+        for row in filter(None, reader):  # skips blank lines
             where = f"{path.name} line {reader.line_num}"
             if len(row) != len(columns):
                 raise CometError(f"{where}: expected {len(columns)} fields between tabs as in line 1, found {len(row)}")
@@ -173,11 +173,11 @@ def known_label(task: Task, label: str, where: str) -> str:
 
 
 def read_hub(task: Task, language: str) -> dict[str, Split]:
-    """Raises CometError with the way out for whatever `datasets` raises: it may be anything."""
+    """Read the splits of a data set on the hub. Raises CometError for any error of `datasets`, which has no type."""
     way_out = f"download the original files from {task.source} and give --data FOLDER"
     if task.hub is None:
         raise CometError(
-            f"--task {task.name}: the hub has it only behind a loading script, which is no longer run; {way_out}",
+            f"--task {task.name}: on the hub it needs a loading script, which is no longer supported; {way_out}",
             exit_code=2,
         )
     what = f"--task {task.name}: {task.hub}"
@@ -187,14 +187,13 @@ def read_hub(task: Task, language: str) -> dict[str, Split]:
     except CometError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(f"{what} cannot be loaded ({reason}); {way_out}") from error
+        raise CometError(f"{what} cannot be loaded ({first_line(error)}); {way_out}") from error
     return {name: hub_split(task, name, loaded[there]) for name, there in SPLITS.items() if there in loaded}
 
 
 def load_from_hub(repository: str, part: str, what: str) -> Any:
-    """The splits of a part of a data set; when the hub cannot be reached those of an earlier call, and says so."""
-    import datasets  # here: it is slow to import, and local files do not need it
+    """Return the splits of one configuration of a data set; offline, with a notice, those of an earlier download."""
+    import datasets  # slow to import, and not needed for local files
 
     datasets.logging.set_verbosity(CRITICAL)
     datasets.disable_progress_bars()
@@ -214,7 +213,7 @@ def load_from_hub(repository: str, part: str, what: str) -> Any:
 
 
 def hub_split(task: Task, name: str, rows: Any) -> Split:
-    """A split of `datasets`: columns as in the original files, the label as text or as a number with names."""
+    """Convert a split of `datasets`. Columns as in the original files; labels are texts, or numbers with names."""
     if missing := [column for column in (*task.text, task.hub_label) if column not in rows.column_names]:
         raise CometError(f"{task.hub}: no column {', '.join(missing)}, found {', '.join(rows.column_names)}")
     label_names = getattr(rows.features[task.hub_label], "names", None)

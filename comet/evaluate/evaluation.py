@@ -1,19 +1,18 @@
-"""The whole of `comet-eval`: models fine-tuned on a task with several seeds, their scores, sizes and latencies."""
+"""`comet-eval`: fine-tune models on a task with several seeds; measure their scores, sizes and latencies."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
-from cache_tools.models import weights_sha256
+from cache_tools.models import choose_device, max_positions, weights_sha256
 from cache_tools.text.hub import at_commit
 from cache_tools.text.languages import find_language
 from comet.evaluate.datasets import TaskData, load_task
@@ -22,16 +21,14 @@ from comet.evaluate.finetuning import (
     default_learning_rate,
     encode,
     fine_tune,
-    inputs_of,
     load_for_task,
-    longest_input,
     model_files,
-    pad_id,
     predict,
 )
 from comet.evaluate.results import ModelResult, Run, Subject, open_results, save_results
 from comet.evaluate.scoreboard import best_candidate, finetuned_card, run_line, score_page, what_is_measured
 from comet.evaluate.tasks import find_task
+from comet.publish import published_folder
 
 LATENCY_TEXTS = 24
 LATENCY_ROUNDS = 3
@@ -42,13 +39,12 @@ FineTuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What a person asks of `comet-eval`. The first of `models`, folders or hub names, is the reference.
+    """The options of `comet-eval`. `models` are folders or hub names; the first is the reference.
 
-    `data` is a folder of local files, None for the hub. `results` defaults to eval-TASK-LANGUAGE.json here. The seeds
-    are 0 to `seeds` − 1. `learning_rate` defaults to a rule by width, `max_length` (tokens) to the task's. `output`
-    is where the best fine-tuned model goes: of several models the best after the reference. `device` is auto, cpu
-    or cuda.
-    Raises CometError for numbers not above 0 and an output that exists.
+    `data` is a folder of local files, None for the hub. `results` defaults to ./eval-TASK-LANGUAGE.json. The seeds are
+    0 to `seeds` − 1. `learning_rate` defaults to a rule by hidden size, `max_length` (tokens) to the task's. `output`
+    receives the best fine-tuned model: of several models the best after the reference. `device` is auto, cpu or cuda.
+    Raises CometError for a number not above 0, a repeated model and an output that exists.
     """
 
     models: tuple[str, ...]
@@ -83,7 +79,7 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it: the data, the asked models in the order asked, the results file and the page."""
+    """The outcome: the data, the models in the order of the settings, the results file and the page."""
 
     data: TaskData
     models: tuple[ModelResult, ...]
@@ -92,10 +88,10 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -> Evaluation:
-    """Fine-tunes and scores every model with every seed that the results file does not hold yet.
+    """Fine-tune and score every model with every seed that is missing from the results file.
 
     Writes the results file after every run, a page beside it at the end, and the best fine-tuned model to `output`.
-    Raises CometError for a wrong call, data or models that cannot be used, or results of other settings.
+    Raises CometError for wrong options, unusable data or models, or a results file of other settings.
     """
     device = choose_device(settings.device)
     data = load_task(find_task(settings.task), find_language(settings.language).code, settings.data)
@@ -137,28 +133,19 @@ def subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
     )
 
 
-def choose_device(requested: str) -> torch.device:
-    """Raises CometError for cuda without a GPU."""
-    there = torch.cuda.is_available()
-    if requested == "cuda" and not there:
-        raise CometError("--device cuda: this machine has no GPU that torch can use; give cpu", exit_code=2)
-    return torch.device("cuda" if there and requested != "cpu" else "cpu")
-
-
 def measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
-    """What each model is, how large and how fast; without any run yet.
+    """Return identity, size and latency of each model, without runs.
 
-    Raises CometError when one cannot be used: before the first is fine-tuned, which may take hours.
+    Raises CometError if a model is unusable: before the first is fine-tuned, which may take hours.
     """
     task, results, inputs = data.task, [], []
     loaded = [load_for_task(pinned[name], task, seed=0) for name in settings.models]
     spread = data.reported.examples[:: max(1, len(data.reported.examples) // LATENCY_TEXTS)][:LATENCY_TEXTS]
     for name, (model, tokenizer) in zip(settings.models, loaded, strict=True):
-        length = min(settings.max_length or task.max_length, longest_input(model))
+        length = min(settings.max_length or task.max_length, max_positions(model.config))
         reported = encode(tokenizer, data.reported.examples, task, length)
         texts = encode(tokenizer, spread, task, length)
-        cpu = torch.device("cpu")
-        inputs.append([inputs_of(texts, [row], pad_id(model), cpu) for row in range(len(spread))])
+        inputs.append([texts.collate([text]) for text in texts.inputs])
         rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
         results.append(
             ModelResult(
@@ -179,10 +166,10 @@ def measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[st
 
 
 @torch.no_grad()
-def latency_ms(models: Sequence[PreTrainedModel], inputs: Sequence[Sequence[dict[str, Tensor]]]) -> list[float]:
-    """Median milliseconds of a forward pass of each model on its own `inputs`, one text at a time, on one CPU thread.
+def latency_ms(models: Sequence[PreTrainedModel], inputs: Sequence[Sequence[Any]]) -> list[float]:
+    """Return each model's median milliseconds for a forward pass on one text of its `inputs`, on one CPU thread.
 
-    The models take turns at every text, so that whatever else the machine does hits all of them.
+    The models take turns at every text, so that other load on the machine affects all of them alike.
     """
     seconds: list[list[float]] = [[] for _ in models]
     with one_thread():
@@ -207,7 +194,7 @@ def one_thread() -> Iterator[None]:
 
 
 def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
-    """Fine-tunes a model, at the commit in `name` if it is one of the hub, with a seed and scores it."""
+    """Fine-tune and score a model with a seed. `name` is a folder, or a name on the hub with its commit."""
     start = time.perf_counter()
     task = data.task
     model, tokenizer = load_for_task(name, task, seed)
@@ -225,25 +212,17 @@ def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: 
 def save_best(
     output: Path, data: TaskData, models: Sequence[ModelResult], pinned: dict[str, str], device: torch.device
 ) -> str:
-    """Fine-tunes the best candidate once more with its seed, and leaves it as an ordinary transformers folder.
+    """Fine-tune the best candidate again with its seed, and write it as an ordinary transformers folder.
 
-    Returns a line that says which one it is. Raises CometError when the folder has come to exist meanwhile.
+    Returns a line about it. Raises CometError if the folder has come to exist meanwhile.
     """
     result, chosen = best_candidate(models)
     run, (model, tokenizer) = run_once(pinned[result.name], result, data, chosen.seed, device)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
-        folder = Path(staging) / output.name  # inside, so that it is not as private as temporary folders are
+    with published_folder(output) as folder:
         model.cpu().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_text(folder / "README.md", finetuned_card(data, result, run))
-        for path in folder.iterdir():
-            path.chmod((folder / "README.md").stat().st_mode)  # safetensors are private by default
-        try:
-            folder.rename(output)
-        except OSError as error:
-            raise CometError(f"--output {output}: came to exist meanwhile; remove it and call again") from error
-    return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) lies in {output}"
+    return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) is in {output}"
 
 
 def write_text(path: Path, text: str) -> None:

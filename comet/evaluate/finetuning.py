@@ -1,82 +1,95 @@
-"""One masked LM, one task, one seed: a new head on the body, a fixed number of epochs, predictions.
+"""Fine-tune a masked LM on a task with one seed, and predict with it.
 
-No epoch is chosen by its score, so nothing that is reported has been selected on the split it is reported on.
+The number of epochs is fixed: choosing one by its score would select on the split that is reported.
 """
 
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers.utils.logging as transformers_logging
-from torch import Tensor
 from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    get_linear_schedule_with_warmup,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
 )
 
 from cache_tools.errors import CometError
+from cache_tools.models import loading_errors
 from cache_tools.text.hub import model_folder
 from comet.evaluate.datasets import Example
 from comet.evaluate.tasks import Task
 
-IGNORED = -100  # the label of a token that no loss is computed for
-UNSEEN = -1  # the position of a word that no token stands for
-WARMUP_SHARE = 0.1
-WEIGHT_DECAY = 0.01
-LARGEST_GRADIENT = 1.0
+IGNORED = -100  # the label of a token that carries no loss
+UNSEEN = -1  # the position of a word without a token
 LARGEST_LEARNING_RATE = 5e-4
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Examples as one model reads them; all lists have one entry an example.
+    """Examples as inputs of one model; every list has one entry per example.
 
-    `input_ids` are at most the chosen length. `positions` says which token carries each label: 0 for a text, the
-    first piece of each word of a sentence, UNSEEN for a word beyond that length or without any piece.
+    `inputs` hold input_ids and attention_mask, at most the chosen length, for `collate` to pad. `positions` are those
+    of the tokens that carry the labels: 0 for a text, the first token of each word of a sentence, UNSEEN for a word
+    without a token or beyond that length.
     """
 
-    input_ids: list[list[int]]
+    inputs: list[dict[str, list[int]]]
     positions: list[list[int]]
     labels: list[tuple[str, ...]]
-    truncated: int  # examples that were cut
+    truncated: int  # number of examples cut
+    collate: DataCollatorWithPadding | DataCollatorForTokenClassification
 
     @property
     def unseen(self) -> int:
-        """Words that the model is not shown, which count as not recognised."""
+        """Number of words that are not in the inputs; they count as not recognised."""
         return sum(row.count(UNSEEN) for row in self.positions)
 
 
+@dataclass(frozen=True)
+class FineTuning:
+    """Hyperparameters: AdamW, the learning rate rising linearly over a tenth of the steps, then falling to 0."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
 def default_learning_rate(hidden: int) -> float:
-    """2e-5, which the field uses for hidden size 1024, and more for narrower models: × (1024 / hidden)², up to 5e-4."""
+    """Return 2e-5, the field's choice at hidden size 1024, × (1024 / hidden)² for narrower models, up to 5e-4."""
     return min(2e-5 * (1024 / hidden) ** 2, LARGEST_LEARNING_RATE)
 
 
 def model_files(name: str) -> Path:
-    """Where the files of a model lie. Raises CometError as `model_folder` does."""
+    """Return the folder of a model's files. Raises CometError as `model_folder` does."""
     return model_folder(name, f"--model {name}", "give --model FOLDER")
 
 
 def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked LM from a folder or the hub with a new head for the task, on the CPU in float32, and its tokenizer.
+    """Load a masked LM from a folder or the hub with a new head, drawn from the seed; on the CPU in float32.
 
-    The seed decides the head. Never runs code from the model.
-    Raises CometError when it cannot be loaded, parts of its body are missing, or it has a head for a task already.
+    Never runs code of the model. Returns model and tokenizer.
+    Raises CometError if it cannot be loaded, parts of its body are missing, or it already has a task's head.
     """
     folder = model_files(name)
     head: Any = AutoModelForTokenClassification if task.tagging else AutoModelForSequenceClassification
     torch.manual_seed(seed)
-    with loading(f"--model {name}", "a masked LM with config.json, model.safetensors and tokenizer.json"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    expected = "a masked LM with config.json, model.safetensors and tokenizer.json"
+    with loading_errors(f"--model {name}:", expected, exit_code=2):
+        # positions and the token of a text's label count from the left
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
         model, loaded = head.from_pretrained(
             folder,
             num_labels=len(task.labels),
@@ -94,55 +107,30 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
         )
     if all(key.startswith(body) for key in new):
         raise CometError(
-            f"--model {name}: has been fine-tuned for a task already; expected a masked LM, such as comet-train leaves",
+            f"--model {name}: has been fine-tuned for a task already; expected a masked LM, such as comet-train writes",
             exit_code=2,
         )
     return model, tokenizer
 
 
-@contextmanager
-def loading(where: str, expected: str) -> Iterator[None]:
-    """While a model is loaded: transformers does not report what is missing, which we check, and what it raises for a
-    damaged or foreign folder, almost anything, becomes a CometError."""
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        yield
-    except CometError:
-        raise
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CometError(
-            f"{where}: cannot be loaded; expected {expected}. transformers says: {reason}", exit_code=2
-        ) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-
-
-def longest_input(model: PreTrainedModel) -> int:
-    """The most tokens a model can read. RoBERTa's positions start after the padding id."""
-    config: Any = model.config
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
-    return int(getattr(config, "max_position_embeddings", sys.maxsize)) - offset
-
-
 def encode(tokenizer: Any, examples: Sequence[Example], task: Task, max_length: int) -> Encoded:
-    """The tokens of every example, cut to `max_length` with the special tokens kept, and where its labels stand."""
+    """Tokenise examples, cut to `max_length` tokens with the special tokens kept, and locate their labels."""
     texts = [list(example.parts) if task.tagging else example.parts[0] for example in examples]
     batch = tokenizer(texts, is_split_into_words=task.tagging, truncation=True, max_length=max_length)
     positions = [[0]] * len(examples)
     if task.tagging:
-        positions = [first_pieces(batch.word_ids(i), len(example.parts)) for i, example in enumerate(examples)]
+        positions = [first_tokens(batch.word_ids(i), len(example.parts)) for i, example in enumerate(examples)]
     return Encoded(
-        input_ids=batch["input_ids"],
+        inputs=[{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in batch["input_ids"]],
         positions=positions,
         labels=[example.labels for example in examples],
         truncated=sum(bool(encoding.overflowing) for encoding in batch.encodings),
+        collate=(DataCollatorForTokenClassification if task.tagging else DataCollatorWithPadding)(tokenizer),
     )
 
 
-def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
-    """Where the first piece of each word stands, UNSEEN for a word without one."""
+def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:
+    """Return the position of each word's first token, UNSEEN for a word without one."""
     found = [UNSEEN] * words
     for position, word in reversed(list(enumerate(word_ids))):
         if word is not None:
@@ -150,99 +138,87 @@ def first_pieces(word_ids: Sequence[int | None], words: int) -> list[int]:
     return found
 
 
-def inputs_of(encoded: Encoded, rows: Sequence[int], pad_id: int, device: torch.device) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` [B, L] int64 of these examples, padded to the longest."""
-    length = max(len(encoded.input_ids[row]) for row in rows)
-    ids = torch.full((len(rows), length), pad_id)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        tokens = encoded.input_ids[row]
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        mask[i, : len(tokens)] = 1
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-
-
-def targets_of(encoded: Encoded, rows: Sequence[int], task: Task, length: int) -> Tensor:
-    """int64 label numbers: [B] for texts, [B, length] for sentences with IGNORED where no label stands."""
+def training_items(encoded: Encoded, task: Task) -> list[dict[str, Any]]:
+    """Return the inputs with `labels`: one number for a text, for a sentence one per token, IGNORED between labels."""
     number = {label: i for i, label in enumerate(task.labels)}
-    if not task.tagging:
-        return torch.tensor([number[encoded.labels[row][0]] for row in rows])
-    targets = torch.full((len(rows), length), IGNORED)
-    for i, row in enumerate(rows):
-        for position, label in zip(encoded.positions[row], encoded.labels[row], strict=True):
-            if position != UNSEEN:
-                targets[i, position] = number[label]
-    return targets
+    items: list[dict[str, Any]] = []
+    for inputs, positions, labels in zip(encoded.inputs, encoded.positions, encoded.labels, strict=True):
+        numbers = dict(zip(positions, map(number.get, labels), strict=True))
+        tokens = range(len(inputs["input_ids"]))
+        items.append({**inputs, "labels": [numbers.get(i, IGNORED) for i in tokens] if task.tagging else numbers[0]})
+    return items
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """How a model is fine-tuned: AdamW, the learning rate rising over a tenth of the steps, then falling to 0."""
+class Progress(TrainerCallback):
+    """Advance the bar of a run at every step; raise CometError at a loss that is not finite."""
 
-    epochs: int
-    batch_size: int
-    learning_rate: float
+    def __init__(self, run: str, bar: tqdm) -> None:
+        self.run, self.bar = run, bar
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
+            raise CometError(
+                f"{self.run}: the loss is {loss} at step {state.global_step} of {state.max_steps}; "
+                f"give a --learning-rate below {args.learning_rate:g}"
+            )
+        self.bar.total = state.max_steps
+        self.bar.update(state.global_step - self.bar.n)
 
 
 def fine_tune(
     model: PreTrainedModel, encoded: Encoded, task: Task, how: FineTuning, seed: int, device: torch.device, name: str
 ) -> None:
-    """Trains body and head on all examples; the same seed gives the same weights, to the bit on one kind of CPU.
+    """Train body and head on all examples; the same seed gives the same weights, to the bit on one kind of CPU.
 
-    Raises CometError when the loss is not finite.
+    Raises CometError if the loss is not finite.
     """
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)  # dropout
-    optimiser = torch.optim.AdamW(model.parameters(), lr=how.learning_rate, weight_decay=WEIGHT_DECAY)
-    steps = how.epochs * math.ceil(len(encoded.labels) / how.batch_size)
-    schedule = get_linear_schedule_with_warmup(optimiser, int(steps * WARMUP_SHARE), steps)
-    model.to(device).train()  # type: ignore[arg-type]
-    with tqdm(total=steps, desc=f"{name}, seed {seed}", unit="step", leave=False, disable=None) as bar:
-        for rows in batches(len(encoded.labels), how.batch_size, how.epochs, generator):
-            inputs = inputs_of(encoded, rows, pad_id(model), device)
-            targets = targets_of(encoded, rows, task, inputs["input_ids"].shape[1]).to(device)
-            loss = model(**inputs, labels=targets).loss
-            if not torch.isfinite(loss):
-                raise CometError(
-                    f"{name}, seed {seed}: the loss is {loss.item()} at step {bar.n + 1} of {steps}; "
-                    f"give a --learning-rate below {how.learning_rate:g}"
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
-            bar.update()
+    items: Any = training_items(encoded, task)
+    run = f"{name}, seed {seed}"
+    with (
+        tempfile.TemporaryDirectory() as folder,  # Trainer insists on one; nothing is written to it
+        tqdm(desc=run, unit="step", leave=False, disable=None) as bar,
+    ):
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=how.epochs,
+            per_device_train_batch_size=how.batch_size,
+            learning_rate=how.learning_rate,
+            warmup_steps=0.1,  # a share
+            weight_decay=0.01,
+            max_grad_norm=1.0,
+            seed=seed,
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type == "cuda",
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # several would multiply the batch size
+        trainer = Trainer(
+            model, arguments, train_dataset=items, data_collator=encoded.collate, callbacks=[Progress(run, bar)]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
     model.eval()
-
-
-def batches(count: int, size: int, epochs: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Row numbers of each batch, in a new order every epoch."""
-    for _ in range(epochs):
-        for part in torch.randperm(count, generator=generator).split(size):
-            yield part.tolist()
 
 
 @torch.no_grad()
 def predict(
     model: PreTrainedModel, encoded: Encoded, task: Task, batch_size: int, device: torch.device
 ) -> list[list[str]]:
-    """The most probable label of every text or word, in the order of the examples; `task.unreached` if unseen."""
+    """Return the most probable label of every text or word, example by example; `task.unreached` for unseen words."""
     model.to(device).eval()  # type: ignore[arg-type]
-    by_length = sorted(range(len(encoded.input_ids)), key=lambda row: len(encoded.input_ids[row]))
+    by_length = sorted(range(len(encoded.inputs)), key=lambda row: len(encoded.inputs[row]["input_ids"]))
     predicted: list[list[str]] = [[] for _ in by_length]
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
-        best = model(**inputs_of(encoded, rows, pad_id(model), device)).logits.argmax(-1).cpu()  # [B] or [B, L]
-        for i, row in enumerate(rows):
-            numbers = best[i] if task.tagging else best[i, None]  # by token, or one alone
+        batch: Any = encoded.collate([encoded.inputs[row] for row in rows])
+        best = model(**batch.to(device)).logits.argmax(-1).reshape(len(rows), -1).tolist()  # [B, 1] or [B, L]
+        for row, numbers in zip(rows, best, strict=True):
             predicted[row] = [
-                task.unreached if position == UNSEEN else task.labels[int(numbers[position])]
+                task.unreached if position == UNSEEN else task.labels[numbers[position]]
                 for position in encoded.positions[row]
             ]
     return predicted
-
-
-def pad_id(model: PreTrainedModel) -> int:
-    config: Any = model.config
-    return int(config.pad_token_id or 0)

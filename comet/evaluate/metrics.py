@@ -1,7 +1,7 @@
-"""Scores of predictions, as the field computes them: scikit-learn's and seqeval's own figures, and what is retained.
+"""Score predictions with scikit-learn and seqeval, as the field does, and compare models.
 
-Gold labels and predictions have one form for all tasks, a sequence of labels for each item: a text that is classified
-has one label, a sentence that is tagged has one for each word. Every score is a pure function of the two, in 0..1.
+Gold labels and predictions have the same form for all tasks, a sequence of labels per item: one for a classified text,
+one per word for a tagged sentence. Every score is a pure function of the two, in 0..1.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Score = Callable[[Labels, Labels], float]
 
 
 def weighted_f1(gold: Labels, predicted: Labels) -> float:
-    """Mean of the classes' F1, weighted by how often each class is gold; a class that is never predicted has F1 0.
+    """Return the mean F1 of the classes, weighted by gold frequency; a class that is never predicted has F1 0.
 
     Raises ValueError for items of unequal length.
     """
@@ -25,12 +25,12 @@ def weighted_f1(gold: Labels, predicted: Labels) -> float:
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
-    """Share of the labels that are right. Raises ValueError for items of unequal length."""
+    """Return the share of correct labels. Raises ValueError for items of unequal length."""
     return float(accuracy_score(flat(gold), flat(predicted)))
 
 
 def entity_f1(gold: Labels, predicted: Labels) -> float:
-    """Micro-averaged F1 over entities in BIO labels, right when kind, beginning and end are; 0 without any entity.
+    """Return micro-averaged F1 over BIO entities, correct if type, start and end match; 0 without any entity.
 
     Raises ValueError for sentences of unequal length.
     """
@@ -42,7 +42,7 @@ def flat(labels: Labels) -> list[str]:
 
 
 def retained(scores: Sequence[float], reference: Sequence[float]) -> float:
-    """Mean score as a share of the reference's mean score; NaN where the reference has 0."""
+    """Return the mean score as a share of the reference's mean score; NaN if the latter is 0."""
     return float(np.mean(scores) / np.mean(reference)) if np.mean(reference) else float("nan")
 
 
@@ -55,10 +55,10 @@ def retained_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap of the retained share over test items, drawn with replacement, the same for both models.
+    """Return (low, high) of a percentile bootstrap of the retained share over test items, the same for both models.
 
-    `predicted` and `reference` hold the predictions of each seed. Seeds are not resampled: the interval says how the
-    share would move with other test items, not with other trainings. NaN where every resample's reference has 0.
+    `predicted` and `reference` hold the predictions of each seed. Seeds are not resampled: the interval covers the
+    choice of test items, not that of seeds. NaN if the reference scores 0 in every resample.
     """
     generator = np.random.default_rng(seed)
     shares = [
@@ -73,6 +73,6 @@ def retained_interval(
 
 
 def resampled(score: Score, gold: Labels, predictions: Sequence[Labels], drawn: NDArray[np.int64]) -> list[float]:
-    """The score of each seed's predictions on the items `drawn` [items]."""
+    """Return the score of each seed's predictions on the items `drawn` [items]."""
     chosen = [gold[i] for i in drawn]
     return [score(chosen, [one[i] for i in drawn]) for one in predictions]

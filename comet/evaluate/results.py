@@ -1,6 +1,6 @@
-"""What `comet-eval` has found: scores and predictions of every model and seed, and the JSON file that holds them.
+"""Scores and predictions of every model and seed, and their JSON file.
 
-The file is written after every run, so that a stopped evaluation goes on where it was.
+The file is written after every run, so that a stopped evaluation resumes.
 """
 
 import json
@@ -20,7 +20,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning. Scores in 0..1; `chosen_score` is that on dev, None where dev is what is reported.
+    """One fine-tuning. Scores in 0..1; `chosen_score` is that on dev, None if dev is the reported split.
 
     `predictions` [items][labels] in the order of the reported split.
     """
@@ -34,10 +34,10 @@ class Run:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """A model and its runs, by rising seed. `sha256` identifies its weights, `name` is what a person called it.
+    """A model and its runs, in ascending order of seeds. `sha256` identifies its weights, `name` is as given.
 
-    `size_mib` are its weights in float32 with the task's head, as `--output` writes them; `truncated` items of the
-    reported split were cut at `max_length` tokens, and the model was not shown `unseen` words of them.
+    `size_mib` counts the float32 weights with the task's head, as `--output` writes them. `truncated` items of the
+    reported split were cut at `max_length` tokens; `unseen` words of it are not in the inputs.
     """
 
     name: str
@@ -61,7 +61,7 @@ class ModelResult:
 
     @property
     def deviation(self) -> float | None:
-        """Sample standard deviation over the seeds, None for one seed."""
+        """The sample standard deviation over the seeds, None for one seed."""
         return float(np.std(self.scores, ddof=1)) if len(self.runs) > 1 else None
 
     def of_seeds(self, seeds: Sequence[int]) -> "ModelResult":
@@ -70,9 +70,9 @@ class ModelResult:
 
 @dataclass(frozen=True)
 class Subject:
-    """What every result in a file has in common: with another subject the scores could not be compared.
+    """The data and settings that all results in a file share, so that their scores are comparable.
 
-    The checksums are those of texts and labels; `epochs` to `max_length` are as asked for, None for the default.
+    The checksums are those of texts and labels; `epochs` to `max_length` are the options, None for the default.
     """
 
     task: str
@@ -88,7 +88,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results. `gold` [items][labels] are the labels of the reported split."""
+    """The content of a results file. `gold` [items][labels] are the labels of the reported split."""
 
     subject: Subject
     gold: list[list[str]]
@@ -98,15 +98,15 @@ class Results:
         return next((model for model in self.models if model.sha256 == sha256), None)
 
     def updated(self, model: ModelResult) -> "Results":
-        """With this model's result in place of an earlier one of the same weights."""
+        """Return the results with this model added, or replacing one of the same weights."""
         known = [model if one.sha256 == model.sha256 else one for one in self.models]
         return replace(self, models=tuple(known if self.find(model.sha256) else [*known, model]))
 
 
 def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results:
-    """The results of an earlier call, or none yet.
+    """Return the results in `path`, or empty ones if there is no file.
 
-    Raises CometError for a file that holds something else, and for one about another subject, field by field.
+    Raises CometError for any other file, and for results of another subject, listing the fields that differ.
     """
     if not path.exists():
         return Results(subject, gold, ())
@@ -138,7 +138,7 @@ def results_of(content: Any) -> Results:
 
 
 def save_results(path: Path, results: Results) -> None:
-    """Writes the file whole or not at all. Raises CometError when it cannot be written."""
+    """Write the file atomically. Raises CometError if it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

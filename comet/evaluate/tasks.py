@@ -1,4 +1,4 @@
-"""The tasks that students are scored on: what each one is, how it is scored, and where its data comes from."""
+"""The evaluation tasks: labels, score and source of the data."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ UNIVERSAL_TAGS = (
 class Task:
     """A data set and its score.
 
-    A tagging task labels words, with `unreached` as the prediction for a word that the model never saw. Any other
-    labels texts: the columns `text`, joined by a space, with the label in the column `label`; `quoted` says whether
-    the table follows the quoting rules of CSV. `source` is where the original files are; `hub` is a data set without
-    loading script, None where none is known, in which the label stands in `hub_label`. Where the data set names
-    languages in its own way, `codes` has (ISO 639-3, its name) and `suffix` what the other names end with.
+    A tagging task labels words; `unreached` is the prediction for a word beyond the input. Any other labels texts: the
+    columns `text`, joined by a space, with the label in column `label`; `quoted` tables follow CSV's quoting rules.
+    `source` is the URL of the original files. `hub` is a data set without loading script, None if there is none known;
+    its label column is `hub_label`. `codes` maps ISO 639-3 to the data set's own names of languages, and `suffix` ends
+    all its other names.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Task:
     metric: str
     score: Score
     labels: tuple[str, ...]
-    max_length: int  # tokens, unless a person asks for another
+    max_length: int  # default, in tokens
     source: str
     hub: str | None
     suffix: str = ""
@@ -44,7 +44,7 @@ class Task:
     unreached: str = ""
 
     def code(self, language: str) -> str:
-        """What the data set calls a language."""
+        """Return the data set's name of a language."""
         return dict(self.codes).get(language, language + self.suffix)
 
 
@@ -61,7 +61,7 @@ TASKS = (
         text=("tweet",),
         label="label",
         hub_label="label",
-        quoted=False,  # tweets stand as they are, stray quotation marks included
+        quoted=False,  # tweets are unescaped and contain stray quotation marks
     ),
     Task(
         name="masakhaner",
@@ -118,7 +118,7 @@ TASKS = (
 
 
 def find_task(name: str) -> Task:
-    """Raises CometError for a name that is none of the tasks'."""
+    """Return the task of this name. Raises CometError if there is none."""
     for task in TASKS:
         if task.name == name:
             return task

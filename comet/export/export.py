@@ -1,7 +1,6 @@
-"""The whole of `comet-export`: a model loaded, exported, compared with torch, laid down with all it takes to run."""
+"""`comet-export`: load a model, export it, compare it with torch, and publish it with all it takes to run."""
 
 import importlib.util
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,8 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
-from comet.evaluate.finetuning import loading, longest_input
+from cache_tools.models import loading_errors, max_positions
+from comet.publish import published_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 HEADS: dict[str, Any] = {
@@ -27,14 +27,14 @@ HEADS: dict[str, Any] = {
     "SequenceClassification": AutoModelForSequenceClassification,
     "TokenClassification": AutoModelForTokenClassification,
 }
-LONGEST = 512  # tokens, of a model that has no limit of its own
+LONGEST = 512  # tokens, also of models with more positions
 
 
 @dataclass(frozen=True)
 class ExportSettings:
-    """What a person asks of `comet-export`: the folder of a model, 8 bits or not, and the folder to make.
+    """The options of `comet-export`: a model's folder, whether to quantise to 8 bits, and the folder to create.
 
-    Raises CometError when the model is no folder or the output exists.
+    Raises CometError if the model is no folder or the output exists.
     """
 
     model: Path
@@ -44,7 +44,7 @@ class ExportSettings:
     def __post_init__(self) -> None:
         if not self.model.is_dir():
             raise CometError(
-                f"{self.model}: no such folder; expected one that comet-train or comet-eval --output left", exit_code=2
+                f"{self.model}: no such folder; expected one written by comet-train or comet-eval --output", exit_code=2
             )
         if self.folder.exists():
             raise CometError(f"{self.folder}: exists; give another --output, or remove it", exit_code=2)
@@ -55,10 +55,10 @@ class ExportSettings:
 
 
 def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path:
-    """Writes the folder: model.onnx, tokenizer, config.json, README.md. It gets its name when all of it is checked.
+    """Write a folder of model.onnx, tokenizer, config.json and README.md. It gets its name once all of it is checked.
 
-    Raises CometError when a package is missing, the model cannot be loaded or exported, or what was exported does not
-    say what torch says.
+    Raises CometError if a package is missing, the model cannot be loaded or exported, or its outputs differ from
+    torch's.
     """
     require_packages()
     from comet.export.card import card, last_lines
@@ -66,46 +66,38 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     from comet.export.onnx_model import write_int8, write_onnx
 
     output, (model, tokenizer) = settings.folder, load(settings.model)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as staging:
-        folder = Path(staging) / output.name  # inside, so that it is not as private as temporary folders are
-        folder.mkdir()
+    with published_folder(output) as folder:
         say(f"exporting a {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
         tokenizer.save_pretrained(folder)
         model.config.save_pretrained(folder)
         write_onnx(model, folder / "model.onnx")
         compared = check_export(folder, model, tokenizer, int8=False)
         if settings.int8:
-            exact = (folder / "model.onnx").rename(Path(staging) / "float32.onnx")
+            exact = (folder / "model.onnx").rename(folder / "float32.onnx")
             write_int8(exact, folder / "model.onnx")
+            exact.unlink()
             compared = check_export(folder, model, tokenizer, int8=True)
         size = (folder / "model.onnx").stat().st_size
         text = card(model, tokenizer, output.name, settings.int8, size, compared)
         (folder / "README.md").write_text(text, encoding="utf-8")
-        for path in folder.iterdir():
-            path.chmod((folder / "README.md").stat().st_mode)  # temporary files are private by default
-        try:
-            folder.rename(output)
-        except OSError as error:
-            raise CometError(f"{output}: came to exist meanwhile; give another --output, or remove it") from error
     say(last_lines(output, settings.int8, size, compared))
     return output
 
 
 def require_packages() -> None:
-    """Raises CometError, saying how to install them, when a package of the extra `onnx` is absent."""
+    """Raise CometError with the command that installs them if packages of the extra `onnx` are absent."""
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise CometError(f"comet-export needs {', '.join(absent)}: pip install 'comet-distill[onnx]'")
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A masked LM, or a classifier of texts or tokens, in float32 on the CPU, and its tokenizer, which cuts at what the
-    model can read. From the folder alone: safetensors, no code, no network.
+    """Load a masked LM, or a classifier of texts or tokens, in float32 on the CPU; safetensors, no code, no network.
 
-    Raises CometError when it is something else, cannot be loaded, or lacks weights.
+    Returns model and tokenizer, which truncates at the longest input of the model.
+    Raises CometError if it is another kind of model, cannot be loaded, or lacks weights.
     """
-    expected = "config.json, model.safetensors and tokenizer.json, as comet-train or comet-eval --output leave them"
-    with loading(str(folder), expected):
+    expected = "config.json, model.safetensors and tokenizer.json, as comet-train or comet-eval --output writes them"
+    with loading_errors(f"{folder}:", expected, exit_code=2):
         config: Any = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         (architecture,) = config.architectures or ("none",)
         head = HEADS.get(architecture.partition("For")[2])
@@ -130,6 +122,6 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             "random numbers; get the model again"
         )
     if not tokenizer.is_fast:
-        raise CometError(f"{folder}: its tokenizer has no tokenizer.json, which is what runs without transformers")
-    tokenizer.model_max_length = min(longest_input(model), LONGEST)
+        raise CometError(f"{folder}: its tokenizer has no tokenizer.json, which is needed to run without transformers")
+    tokenizer.model_max_length = min(max_positions(model.config), LONGEST)
     return model.eval(), tokenizer

@@ -1,4 +1,4 @@
-"""A transformers model as one ONNX file, its 8-bit form, and running either."""
+"""Write a transformers model as one ONNX file, quantise it to 8 bits, run either."""
 
 import logging
 import warnings
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 
 INPUTS = ("input_ids", "attention_mask")
-LARGEST_BYTES = 2**31 - 2**24  # protobuf ends at 2 GiB; the rest is for the graph
+LARGEST_BYTES = 2**31 - 2**24  # the limit of protobuf is 2 GiB; 16 MiB are left for the graph
 
 
 class Logits(nn.Module):
@@ -37,9 +37,9 @@ class Logits(nn.Module):
 
 
 def write_onnx(model: PreTrainedModel, path: Path) -> None:
-    """Writes a float32 model; batch and length stay free.
+    """Write a float32 model with dynamic batch size and length.
 
-    Raises CometError when it is too large for one file or torch cannot export it.
+    Raises CometError if it is too large for one file or torch cannot export it.
     """
     size = sum(tensor.nbytes for tensor in model.parameters())
     if size > LARGEST_BYTES:
@@ -47,13 +47,13 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
             f"{model.name_or_path}: {size / 2**30:.1f} GiB of weights, but an ONNX file holds less than 2 GiB; export "
             "a smaller model"
         )
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])  # padded, so that no path for unpadded batches is taken
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])  # padded, else the export would take a path for unpadded batches
     batch, length = Dim("batch"), Dim("length")
     try:
         with quiet_exporter():
             program: Any = torch.onnx.export(
                 Logits(model).eval(),
-                (mask.clone(), mask),  # any tokens will do
+                (mask.clone(), mask),  # any tokens
                 input_names=list(INPUTS),
                 output_names=["logits"],
                 dynamic_shapes=({0: batch, 1: length}, {0: batch, 1: length}),
@@ -61,14 +61,15 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CometError(f"{model.name_or_path}: torch cannot export a {type(model).__name__} ({reason})") from error
+        raise CometError(
+            f"{model.name_or_path}: torch cannot export a {type(model).__name__} ({first_line(error)})"
+        ) from error
     onnx.save(without_traces(program.model_proto), path)
 
 
 @contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter warns of its own future and of packages it can do without; what it wrote is judged by running it."""
+    """Silence the exporter's warnings: of deprecations and optional packages. Its result is checked by running it."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -81,7 +82,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def without_traces(proto: Any) -> Any:
-    """The same model without the stack traces of the exporter, which name folders of this machine."""
+    """Remove the exporter's stack traces, which contain paths of this machine; in place, returns the model."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]
@@ -89,14 +90,14 @@ def without_traces(proto: Any) -> Any:
 
 
 def write_int8(source: Path, path: Path) -> None:
-    """Writes a float32 ONNX model with the weights of its matrices and embeddings in 8 bits.
+    """Quantise the matrices and embeddings of a float32 ONNX model to 8 bits.
 
-    Activations are quantised as the model runs, each tensor by its own range. Weights are unsigned: of signed ones the
-    sums overflow on x86 processors without VNNI, and the model would say something else there than here.
+    Activations are quantised at run time, each tensor by its own range. Weights are unsigned: sums of signed ones
+    overflow on x86 processors without VNNI, which would change the outputs there.
     """
     folded = path.with_name(f"{path.name}.folded")
     try:
-        # A tied head is the transposed embedding: only as a matrix of its own can it be quantised for multiplying.
+        # A tied head is the transposed embedding; folding gives it a matrix of its own, which can be quantised.
         quant_pre_process(source, folded, skip_symbolic_shape=True)
         quantize_dynamic(folded, path, per_channel=True, weight_type=QuantType.QUInt8)
     finally:
@@ -104,13 +105,13 @@ def write_int8(source: Path, path: Path) -> None:
 
 
 def open_session(path: Path) -> Any:
-    """An onnxruntime session on the CPU, on as many threads as torch has."""
+    """Open an onnxruntime session on the CPU with as many threads as torch uses."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(session: Any, input_ids: NDArray[np.int64], attention_mask: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Logits: [B, classes], or [B, L, classes or vocabulary]. Both inputs [B, L]."""
+    """Return the logits [B, classes] or [B, L, classes or vocabulary] of two inputs [B, L]."""
     (logits,) = session.run(["logits"], dict(zip(INPUTS, (input_ids, attention_mask), strict=True)))
     return logits

@@ -1,4 +1,8 @@
-"""Small charts as SVG and heat maps as PNG, in the colours that the page around them gives to their classes."""
+"""Small charts as SVG and heat maps as PNG, whose classes the page around them colours for day and night.
+
+By hand: matplotlib 3.11 would add 97 MB of packages (a 10 MB wheel and eight dependencies beside numpy) and 0.5 s to
+the import, and its drawings have no classes to colour and no tooltips.
+"""
 
 import base64
 import math

@@ -1,4 +1,4 @@
-"""What a student needs of every signal: the arrays to read, the teacher's distribution in them, and the losses.
+"""The student's side of every signal: the arrays to read, the distribution of the teacher in them, and the losses.
 
 T targets, k kept tokens, n_T temperatures. Batches are those of `comet.train.dataset.collate`. A signal has one class
 with the methods of `TopkTargets`; `kl_note`, how its KL is measured, for reports; and `losses`, its methods by the
@@ -56,8 +56,7 @@ class TopkTargets:
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
         self.kl_note = (
-            f"The KL is bucketed: the {recipe.top_k} best tokens, and all others as one; a lower bound of the KL over "
-            "the vocabulary"
+            f"bucketed: the top {recipe.top_k} tokens, and all others as one, which gives a lower bound of the full KL"
         )
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
@@ -110,7 +109,7 @@ class ThresholdTargets:
 
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
-        self.kl_note = f"The KL is estimated, without bias, from up to {recipe.top_k} sampled tokens of each target"
+        self.kl_note = f"estimated from up to {recipe.top_k} sampled tokens at each target"
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
         return "sample_id", "sample_logweight", "entropy_seen" if trimmed else "entropy"

@@ -43,7 +43,7 @@ def here(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def chunks(server: Server) -> dict[str, int]:
     """How often each file of a shard was asked for."""
-    return {path: count for path, count in server.asked.items() if "/train/" in path and "/c/" in path}
+    return {path: count for path, count in server.requests.items() if "/train/" in path and "/c/" in path}
 
 
 def same_students(one: Path, other: Path) -> bool:
@@ -53,13 +53,13 @@ def same_students(one: Path, other: Path) -> bool:
 def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"), "--local-size", "5MB")
     said = trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local)
-    assert f"of shards, read as they are needed; up to 5.00MB are kept in {tmp_path}/local\n" in said
+    assert f"of shards, fetched when needed; up to 5.00MB kept in {tmp_path}/local\n" in said
     assert same_students(here, tmp_path / "afar")
     assert set(chunks(server).values()) == {1}, "and every file came once"
-    server.asked.clear()
+    server.requests.clear()
     trained(f"{server.url}/kin.zarr", tmp_path / "again", *local)
     assert same_students(here, tmp_path / "again")
-    assert server.asked and not chunks(server), "the second time only metadata is read"
+    assert server.requests and not chunks(server), "the second time only metadata is read"
 
 
 def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp_path: Path) -> None:
@@ -78,12 +78,12 @@ def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, h
         url = f"{server.url}/kin.zarr"
         running = start_training(url, output, *options)
         wait_for_checkpoint(running, output, 2)
-        for name in list(server.asked):
+        for name in list(server.requests):
             server.mischief[name] = hostile.answering(404), None
         _, errors = running.communicate(timeout=120)
         assert running.returncode == 1
         assert errors.splitlines()[-1].startswith(f"error: {url}/train/")
-        assert errors.splitlines()[-1].endswith("the ledger names it; the cache there is damaged")
+        assert errors.splitlines()[-1].endswith("the ledger lists it; the cache there is damaged")
         assert checkpoints_of(output) and not output.exists()
         server.mischief.clear()
         running = start_training(url, output, *options, "--resume")
@@ -98,10 +98,10 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
         options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
         running = start_training(f"{server.url}/kin.zarr", output, *options)
         wait_for_checkpoint(running, output, 2)
-        for name in list(server.asked):
+        for name in list(server.requests):
             server.mischief[name] = hostile.silent, None
-        before = server.asked.total()
-        while server.asked.total() == before:
+        before = server.requests.total()
+        while server.requests.total() == before:
             time.sleep(0.01)
         time.sleep(1.0)  # by now the step in work is done, and the trainer waits
         for _ in range(2):
@@ -128,7 +128,7 @@ def test_what_the_url_holds_of_secrets_is_written_nowhere(server: Server, tmp_pa
     [
         (["--local-size", "much"], "error: much: expected a size such as 20GB or 500MB\n"),
         (["--local-size", "1kB"], "error: --local-size: a file has "),
-        (["--cache", "gopher://lab/kin.zarr"], "error: gopher://lab/kin.zarr: fsspec does not know gopher://\n"),
+        (["--cache", "gopher://lab/kin.zarr"], "error: gopher://lab/kin.zarr: fsspec does not support gopher://\n"),
     ],
 )
 def test_what_cannot_be_is_refused(server: Server, tmp_path: Path, options: list[str], said: str) -> None:

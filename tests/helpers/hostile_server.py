@@ -17,7 +17,7 @@ Mischief = Callable[["Handler", bytes], None]
 
 
 class Server(ThreadingHTTPServer):
-    """`mischief` is what befalls a path, so many times (None: always); `asked` counts the requests for each."""
+    """`mischief` is what befalls a path, so many times (None: always); `requests` counts those for each path."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -26,7 +26,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.mischief: dict[str, tuple[Mischief, int | None]] = {}
-        self.asked: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
         self.headers_seen: list[dict[str, str]] = []
         self.closing = threading.Event()
 
@@ -43,10 +43,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path.lstrip("/")  # whole URLs are asked of proxies
-        self.server.asked[path] += 1
+        self.server.requests[path] += 1
         self.server.headers_seen.append(dict(self.headers) | {"path": self.path})
         mischief, times = self.server.mischief.get(path, (honest, None))
-        if times is not None and self.server.asked[path] > times:
+        if times is not None and self.server.requests[path] > times:
             mischief = honest
         file = self.server.files / path
         if mischief is honest and not file.is_file():

@@ -49,7 +49,7 @@ def test_nobody_answers_but_the_teacher_is_in_the_cache(
     with hub.away():
         ended = run_teacher(clients, "lab/known", tmp_path)
     assert ended.stdout.startswith(
-        f"teacher lab/known: the hub cannot be reached; using revision {commit} of its cache on this machine\n"
+        f"teacher lab/known: the hub cannot be reached; using revision {commit} from its cache on this machine\n"
     )
     assert open_cache(tmp_path / "kin.zarr").cache_id == open_cache(first).cache_id
 
@@ -113,7 +113,7 @@ def test_the_hub_has_troubles_of_its_own(hub: Hub, clients: Clients, tmp_path: P
 ONE = parquet(["Umunsi mwiza"])
 SCRIPT = b"open('sprung', 'w').close()\n"
 TEXTS = {
-    "missing": (None, 1, f"not found on the hub; is the name right? A private one is found {TOKEN}"),
+    "missing": (None, 1, f"not found on the hub; check the name, or for a private one run again {TOKEN}"),
     "script": (
         {"script.py": SCRIPT, "README.md": b""},
         2,
@@ -123,7 +123,7 @@ TEXTS = {
     "empty": (
         {"README.md": b"# Soon"},
         2,
-        f"it holds no file that can be read as rows of text; download it and {TEXT_WAY_OUT}",
+        f"it has no files that can be read as rows of text; download it and {TEXT_WAY_OUT}",
     ),
     "column": ({"a.parquet": parquet(["a"], "sentence")}, 1, None),
     "null": ({"a.parquet": parquet(["a", None])}, 1, None),
@@ -159,7 +159,7 @@ def test_a_part_that_there_is_not_and_a_part_that_was_not_named(hub: Hub, client
     )
     hub.add("datasets/lab/dev", {"README.md": card("mit", {"kin": {"validation": "a.parquet"}}), "a.parquet": ONE})
     said = "Bad split: train. Available splits: ['validation']"
-    message = f"--text hf:lab/dev:kin: it has no split 'train', which is the one that is read: {said}"
+    message = f"--text hf:lab/dev:kin: it has no split 'train', the one that is read: {said}"
     assert_one_line(run_text(clients, "hf:lab/dev:kin", tmp_path), tmp_path, 2, message)
 
 
@@ -168,12 +168,12 @@ def test_gated_missing_and_moved_repositories(hub: Hub, clients: Clients, sample
     hub.add("datasets/lab/gated", {"README.md": b"", "a.parquet": ONE}, gated=True)
     hub.add("lab/gated", teacher, gated=True)
     hub.add("lab/weightless", {name: content for name, content in teacher.items() if "safetensors" not in name})
-    gated = f"gated on the hub: ask for access on its page at {hub.endpoint}, and call again {TOKEN}"
-    missing = f"not found on the hub; is the name right? A private one is found {TOKEN}"
+    gated = f"gated on the hub: request access on its page at {hub.endpoint}, then run again {TOKEN}"
+    missing = f"not found on the hub; check the name, or for a private one run again {TOKEN}"
     assert_one_line(run_text(clients, "hf:lab/gated", tmp_path), tmp_path, 1, f"--text hf:lab/gated: {gated}")
     assert_one_line(run_teacher(clients, "lab/gated", tmp_path), tmp_path, 1, f"teacher lab/gated: {gated}")
     assert_one_line(run_teacher(clients, "lab/missing", tmp_path), tmp_path, 1, f"teacher lab/missing: {missing}")
-    revision = "the hub has no such revision of it"
+    revision = "no such revision on the hub"
     ended = run_teacher(clients, "Davlan/afro-xlmr-large@v2", tmp_path)
     assert_one_line(ended, tmp_path, 1, f"teacher Davlan/afro-xlmr-large@v2: {revision}")
     ended = run_text(clients, "hf:wikimedia/wikipedia@v2:20231101.rw", tmp_path)
@@ -187,8 +187,8 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_data_set(hub: Hub, clien
     (tmp_path / "wikimedia" / "wikipedia").mkdir(parents=True)
     ended = run_text(clients, "hf:wikimedia/wikipedia:20231101.rw", tmp_path)
     assert ended.stderr == (
-        "error: --text hf:wikimedia/wikipedia:20231101.rw: a folder of that name lies here, and would be read instead; "
-        "call from elsewhere\n"
+        "error: --text hf:wikimedia/wikipedia:20231101.rw: a folder of that name is here and would be read instead; "
+        "run from another folder\n"
     )
 
 

@@ -42,7 +42,7 @@ def test_a_cache_of_the_hub_is_pulled_in_part_and_whole(clients: Clients, whole:
         assert (ended.code, ended.stderr) == (0, ""), ended
         assert verify(tmp_path / "kin.zarr", deep=True).damage == []
     assert open_cache(tmp_path / "kin.zarr").cache_id == whole.cache_id
-    assert pull(clients, tmp_path, URL, "kin.zarr").stdout.startswith("nothing to move\n")
+    assert pull(clients, tmp_path, URL, "kin.zarr").stdout.startswith("nothing to copy\n")
 
 
 def test_an_older_commit_stays_what_it_was(hub: Hub, clients: Clients, whole: Cache, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_older_commit_stays_what_it_was(hub: Hub, clients: Clients, whole: Ca
     assert (ended.code, ended.stderr) == (0, ""), ended
     ended = pull(clients, tmp_path, "hf://datasets/lab/moved", "other.zarr")
     assert ended.code == 2
-    assert ended.stderr == ("error: hf://datasets/lab/moved: no cache there, or not all of one: it has no zarr.json\n")
+    assert ended.stderr == ("error: hf://datasets/lab/moved: no cache there, or an incomplete one: no zarr.json\n")
 
 
 def test_a_half_built_cache_of_the_hub(hub: Hub, clients: Clients, whole: Cache, tmp_path: Path) -> None:
@@ -62,9 +62,7 @@ def test_a_half_built_cache_of_the_hub(hub: Hub, clients: Clients, whole: Cache,
     )
     ended = pull(clients, tmp_path, "hf://datasets/lab/half", "kin.zarr")
     assert ended.code == 1
-    assert ended.stderr.startswith(
-        "error: hf://datasets/lab/half: 1 shards are not built yet; what there is has arrived"
-    )
+    assert ended.stderr.startswith("error: hf://datasets/lab/half: 1 shards are not built yet; all others are copied")
     hub.add("datasets/lab/half", files)
     assert pull(clients, tmp_path, "hf://datasets/lab/half", "kin.zarr", "--id", whole.cache_id).code == 0
 
@@ -72,8 +70,8 @@ def test_a_half_built_cache_of_the_hub(hub: Hub, clients: Clients, whole: Cache,
 def test_what_the_hub_refuses_is_one_line(hub: Hub, clients: Clients, whole: Cache, tmp_path: Path) -> None:
     hub.add("datasets/lab/gated", files_of(whole), gated=True)
     for name, code, said in (
-        ("gated", 1, "the server answered 403; check the URL, and what its tool needs to log in"),
-        ("nothing", 2, "no cache there, or not all of one: it has no zarr.json"),
+        ("gated", 1, "the server answered 403; check the URL and your credentials"),
+        ("nothing", 2, "no cache there, or an incomplete one: no zarr.json"),
     ):
         ended = pull(clients, tmp_path, f"hf://datasets/lab/{name}", "kin.zarr")
         assert ended.code == code

@@ -1,1 +1,6 @@
 """Where a cache can lie: a folder of this machine, or a URL."""
+
+from collections.abc import Generator
+
+Blocks = Generator[bytes, None, None]
+"""The content of a file; closed by a caller that does not read it to the end."""

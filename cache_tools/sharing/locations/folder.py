@@ -1,4 +1,4 @@
-"""A folder as a location that caches are moved from and to: a file has its name only when it is on the disk."""
+"""A folder of this machine as a location: a file gets its name only once it is on the disk."""
 
 import hashlib
 import os
@@ -8,17 +8,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.sharing.locations.http import Blocks
-from cache_tools.store.copy import writing_in
-from cache_tools.store.records import read_bounded, sync_folder
+from cache_tools.sharing.locations import Blocks
+from cache_tools.store.copy import rename_into, writing_in
+from cache_tools.store.records import read_bounded
 from cache_tools.store.staging import STAGING, claimed_folder
 
 BLOCK = 2**20
 
 
 class Folder:
-    """A cache's location on this machine. Paths are relative to it; `name` is how it is shown. It is written to inside
-    `staging`."""
+    """A location on this machine. Paths are relative to `root`; `name` is for messages. Write only inside `staging`."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.name = root, str(root)
@@ -26,34 +25,34 @@ class Folder:
 
     @contextmanager
     def staging(self) -> Iterator[None]:
-        """Makes the folder, and one in it for files on their way. Raises CometError when the disk refuses that."""
+        """Create the folder, and one in it for unfinished files. Raises CometError if the disk refuses."""
         with ExitStack() as stack:
             with writing_in(self.root):
                 self._staging = stack.enter_context(claimed_folder(self.root, STAGING))
             yield
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """A small file; None if it is not there. Raises CometError when it has more than `limit` bytes."""
+        """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes."""
         return read_bounded(self.root / path, limit) if (self.root / path).exists() else None
 
     def blocks(self, path: str, size: int) -> Blocks:
-        """The content of a file in blocks, however long it is. Raises CometError when it cannot be read."""
+        """Yield the content of a file, whatever its size. Raises CometError if it cannot be read."""
         try:
             with (self.root / path).open("rb") as file:
                 while block := file.read(BLOCK):
                     yield block
         except OSError as error:
             raise CometError(
-                f"{self.root / path}: cannot be read ({error.strerror or error}), though the ledger names it; "
-                "`comet-cache verify` looks at all of the cache"
+                f"{self.root / path}: cannot be read ({error.strerror or error}), though the ledger lists it; run "
+                "`comet-cache verify` on this cache"
             ) from None
 
     def size_of(self, path: str) -> int | None:
-        """The size of a file, None if it is not there."""
+        """Return the size of a file in bytes, None if there is none."""
         return (self.root / path).stat().st_size if (self.root / path).is_file() else None
 
     def has_exactly(self, path: str, size: int, sha256: str) -> bool:
-        """Whether the file is there already."""
+        """Return whether there is a file of this size and hash."""
         if self.size_of(path) != size:
             return False
         digest = hashlib.sha256()
@@ -62,28 +61,26 @@ class Folder:
         return digest.hexdigest() == sha256
 
     def require_writable(self) -> None:
-        """The disk itself says so, when it is written to."""
+        """Do nothing: writing to a disk raises its own errors."""
 
     def is_empty(self) -> bool:
-        """Whether nothing lies there but what a stopped transfer may have left."""
+        """Return whether the folder holds nothing, or only what a stopped transfer left."""
         return not self.root.exists() or all(path.name.startswith(STAGING) for path in self.root.iterdir())
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
-        """A file that has its name only when all blocks are on the disk.
+        """Write a file, which gets its name only once all blocks are on the disk.
 
-        Raises what `blocks` raises, and CometError for what the disk refuses.
+        Raises CometError if the disk refuses, and the errors of `blocks`.
         """
         assert self._staging is not None
-        aside, final = self._staging / uuid.uuid4().hex, self.root / path
+        staged = self._staging / uuid.uuid4().hex
         with writing_in(self.root):
             try:
-                with aside.open("xb") as file:
+                with staged.open("xb") as file:
                     for block in blocks:
                         file.write(block)
                     file.flush()
                     os.fsync(file.fileno())
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(aside, final)
-                sync_folder(final.parent)
+                rename_into(staged, self.root / path)
             finally:
-                aside.unlink(missing_ok=True)
+                staged.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Where caches are moved from and to: a folder of this machine, or a URL."""
+"""Source or destination of a transfer: a folder of this machine, or a URL."""
 
 import re
 from collections.abc import Iterable
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Protocol
 
 from cache_tools.errors import CometError
+from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.http import Blocks
-from cache_tools.sharing.locations.remote import Remote, RetryPolicy
+from cache_tools.sharing.locations.remote import Remote
+from cache_tools.sharing.retry import RetryPolicy
 
 
 class Location(Protocol):
-    """Where a cache is, or is to be: `Folder` and `Remote` say what each method does."""
+    """Where a cache is, or will be. The methods are documented at `Folder` and `Remote`."""
 
     name: str
 
@@ -28,7 +29,7 @@ class Location(Protocol):
 
 
 def locate(url: str, policy: RetryPolicy) -> Location:
-    """A folder, or what fsspec makes of a URL. Raises CometError for a URL that cannot be one."""
+    """Return the location at a path or URL. Raises CometError if it is neither, or the URL is not supported."""
     scheme, separator, rest = url.partition("://")
     if mistyped := re.match(r"[a-z][a-z0-9]+:/(?!/)", url):
         raise CometError(f"{url}: neither a folder nor a URL; did you mean {mistyped[0]}/…?", exit_code=2)

@@ -40,7 +40,7 @@ def test_a_cache_that_was_detached_and_attached_is_the_cache(whole: Cache, detac
     assert (report.damage, report.notes, report.attaching) == ([], [], None)
     again = run(*call(detached, [corpus / "a.txt", corpus / "b.txt"], corpus / "test.txt"))
     assert again.exit_code == 0
-    assert again.stdout.startswith(f"{detached.root}: holds its text already; nothing to attach\n")
+    assert again.stdout.startswith(f"{detached.root}: already holds its text; nothing to attach\n")
 
 
 @pytest.mark.parametrize("kind", TEACHERS)
@@ -175,7 +175,7 @@ def test_a_half_built_cache_gets_its_text_and_is_then_completed(
     shutil.rmtree(half / "train/input_ids/c/1", ignore_errors=True)
     done = run("push", half, tmp_path / "kin.zarr", "--detach-text")
     assert done.exit_code == 1
-    assert "shards are not built yet; what there is has arrived" in done.stderr
+    assert "shards are not built yet; all others are copied" in done.stderr
     there = replace(settings, out=tmp_path / "kin.zarr")
     with pytest.raises(CometError, match=r"holds no text; attach the text first: comet-cache attach"):
         build_cache(there)

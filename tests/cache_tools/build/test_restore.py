@@ -67,5 +67,5 @@ def test_damaged_tokens_without_a_record_are_an_error(copy: BuildSettings) -> No
     cache = open_cache(copy.out)
     drop_shard(cache, "train", 1)
     shutil.copyfile(copy.out / "train/row_key/c/0", copy.out / "train/row_key/c/1")
-    with pytest.raises(CometError, match=r"the tokens of shard train 1 are not the ones that were sealed.*repair"):
+    with pytest.raises(CometError, match=r"the tokens of shard train 1 are not the sealed ones.*repair"):
         build_cache(copy)

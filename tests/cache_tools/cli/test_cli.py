@@ -33,7 +33,7 @@ def test_the_sample_builds_and_says_what_it_is(sample_cache: Path) -> None:
     output = sample_cache.with_name("output.txt").read_text()
     assert f"{sample_cache}: complete" in output
     assert "Kinyarwanda (kin)" in output
-    assert f"train a student from it:  comet-train --cache {sample_cache}" in output
+    assert f"train a student:  comet-train --cache {sample_cache}" in output
 
 
 def test_info_in_words_and_in_json(sample_cache: Path) -> None:
@@ -115,7 +115,7 @@ def test_the_languages_in_words_and_in_json() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--lang", "lug"], "error: --lang lug: no default corpus for it; give --text FILE_OR_FOLDER"),
+        (["--lang", "lug"], "error: --lang lug: no default corpus; give --text FILE_OR_FOLDER"),
         (["--lang", "kin", "--text", "hf:"], "error: --text hf:: expected hf:NAME or hf:NAME:CONFIG, such as hf:Hugg"),
         (["--lang", "yor", "--sample"], "error: --sample is in kin only, found --lang yor"),
         (["--lang", "kin", "--sample", "--temperatures", "0"], "error: --temperatures 0: expected up to 16 different"),

@@ -11,7 +11,8 @@ from cache_tools.cli.attach import attach_text
 from cache_tools.cli.build import build
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.main import main
-from cache_tools.cli.share import pull, push, subset
+from cache_tools.cli.parts import subset
+from cache_tools.cli.transfer import pull, push
 from comet.cli.evaluate import evaluate_models
 from comet.cli.export import export_model
 from comet.cli.train import train

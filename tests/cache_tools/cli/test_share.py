@@ -9,7 +9,7 @@ from helpers.commands import run
 from helpers.small_caches import commit, make_cache, prepare_cache, shard_places, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli.share import records_of
+from cache_tools.cli.parts import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
 from cache_tools.signals import TOKEN_ARRAYS
@@ -53,7 +53,9 @@ def test_one_training_shard_is_always_in_a_part(whole: Cache, tmp_path: Path) ->
     for name, option in (("fraction", ("--fraction", 1e-6)), ("tokens", ("--max-tokens", 1))):
         done = run("subset", whole.root, tmp_path / name, *option)
         assert done.exit_code == 0
-        said = re.match(r"(\d+)% of the bytes instead of 0%: vocabulary and validation always come along", done.stdout)
+        said = re.match(
+            r"(\d+)% of the bytes instead of 0%: vocabulary, validation and one training shard are", done.stdout
+        )
         assert (said is not None) == (name == "fraction")
         assert open_cache(tmp_path / name).extent.shards == {"train": ((0, 1),), "validation": ((0, 1),)}
 
@@ -95,8 +97,8 @@ def test_signals_that_a_cache_does_not_hold(whole: Cache, tmp_path: Path) -> Non
 
 def test_a_part_of_a_half_built_cache_is_complete(tmp_path: Path) -> None:
     shards = prepare_cache(tmp_path / "half", RECIPE)
-    for place in (("train", 1), ("train", 3), ("train", 4), ("validation", 0)):
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    for key in (("train", 1), ("train", 3), ("train", 4), ("validation", 0)):
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     assert run("subset", tmp_path / "half", tmp_path / "part", "--max-tokens", 128).exit_code == 0
     assert open_cache(tmp_path / "part").extent.shards["train"] == ((1, 2), (3, 4))
     open_cache(tmp_path / "part").require_complete()
@@ -107,7 +109,7 @@ def test_nothing_to_take_a_part_of(tmp_path: Path) -> None:
     done = run("subset", tmp_path / "none", tmp_path / "part", "--fraction", 0.5)
     assert (done.exit_code, done.stderr) == (
         1,
-        f"error: {tmp_path / 'none'}: no training shard is built yet; there is nothing to take a part of\n",
+        f"error: {tmp_path / 'none'}: no training shard is built yet, so there is no part to take\n",
     )
 
 
@@ -122,23 +124,23 @@ def test_a_url_with_a_slash_too_few_is_no_folder(whole: Cache, tmp_path: Path, m
 def test_a_part_must_be_named(whole: Cache, tmp_path: Path) -> None:
     done = run("subset", whole.root, tmp_path / "part")
     assert done.exit_code == 2
-    assert done.stderr == "error: subset: which part? Give --fraction, --max-tokens, --signals or --detach-text\n"
+    assert done.stderr == "error: subset: no part chosen; give --fraction, --max-tokens, --signals or --detach-text\n"
     assert run("subset", whole.root, tmp_path / "part", "--fraction", 0).exit_code == 2
     assert not (tmp_path / "part").exists()
 
 
-def half(root: Path, places: list[tuple[str, int]], **numerics: str) -> Path:
+def half(root: Path, keys: list[tuple[str, int]], **numerics: str) -> Path:
     shards = prepare_cache(root, small_recipe())
-    for place in places:
-        commit(root, small_recipe(), place, shards[place], numerics)
+    for key in keys:
+        commit(root, small_recipe(), key, shards[key], numerics)
     return root
 
 
 def test_halves_of_two_labs_are_the_cache_of_one(tmp_path: Path) -> None:
     make_cache(tmp_path / "whole")
-    places = shard_places(small_recipe())
+    keys = shard_places(small_recipe())
     numerics = {"device": "cpu", "dtype": "float32"}
-    sources = [half(tmp_path / str(i), places[i::2], **numerics) for i in range(2)]
+    sources = [half(tmp_path / str(i), keys[i::2], **numerics) for i in range(2)]
     done = run("merge", *sources, tmp_path / "merged")
     assert done.exit_code == 0, done.output
     assert open_cache(tmp_path / "merged").cache_id == open_cache(tmp_path / "whole").cache_id
@@ -155,7 +157,7 @@ def test_of_different_versions_the_first_is_kept_and_said(tmp_path: Path) -> Non
     same = half(tmp_path / "same", [("train", 1), ("train", 2)], device="cpu")
     done = run("merge", one, other, same, tmp_path / "merged")
     assert done.exit_code == 0, done.output
-    said = f"of 2 shards there are different versions; the first is kept: train 0 of {one}, train 1 of {other}"
+    said = f"2 shards have different versions; the first is kept: train 0 of {one}, train 1 of {other}"
     assert said in done.stdout.splitlines()
     merged = open_cache(tmp_path / "merged")
     devices = {(record.group, record.shard): record.numerics["device"] for record in records_of(merged)}
@@ -168,7 +170,7 @@ def test_other_recipes_are_not_merged(tmp_path: Path) -> None:
     make_cache(tmp_path / "other", small_recipe(seed=7, top_k=3))
     done = run("merge", tmp_path / "one", tmp_path / "other", tmp_path / "merged")
     assert done.exit_code == 2
-    assert re.search(r"other: not of the recipe of .*one \(seed: 0 against 7; top_k: 4 against 3\)", done.stderr)
+    assert re.search(r"other: another recipe than .*one \(seed: 0 against 7; top_k: 4 against 3\)", done.stderr)
     assert not (tmp_path / "merged").exists()
 
 

@@ -59,10 +59,10 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
 
 
 def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
-    named = {"name": "a|b\n## Free\x1b[31m", "licence": "cc0-1.0"}
+    named = {"name": "a|b\n## Free\x1b[31m", "licence": "[cc0-1.0](http://x) <script>"}
     cache = made_from(tmp_path / "kin", named)
     lines = card(cache, cache.extent, 1, None).splitlines()
-    assert r"| a\|b\n## Free\x1b[31m | cc0-1.0 |" in lines
+    assert r"| a\|b\\n\#\# Free\\x1b\[31m | \[cc0-1.0\](http://x) \<script\> |" in lines
     assert not any(line.startswith("## Free") for line in lines)
 
 
@@ -109,5 +109,5 @@ def test_a_card_of_somebody_else_stays(tmp_path: Path) -> None:
     (tmp_path / "there" / CARD).write_text("# Ours\n")
     done = push(cache, tmp_path / "there")
     assert done.exit_code == 0
-    assert f"{tmp_path / 'there'}/README.md is not comet-cache's and stays as it is\n" in done.stdout
+    assert f"{tmp_path / 'there'}/README.md was not written by comet-cache and is kept\n" in done.stdout
     assert (tmp_path / "there" / CARD).read_text() == "# Ours\n"

@@ -15,7 +15,7 @@ from cache_tools import Cache, open_cache
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
 from cache_tools.sharing.card import CARD
-from cache_tools.sharing.detached import NOT_ANONYMOUS
+from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.ledger import whole_extent, with_tokens, without_text
 from cache_tools.verify.verify import verify
@@ -64,11 +64,11 @@ def test_what_lacks_is_the_text(whole: Cache, detached: Cache) -> None:
     assert detached.extent.shards == whole.extent.shards
     assert with_tokens(detached.extent, RECIPE) == whole.extent == whole_extent(RECIPE)
     assert len(text_files(whole.root)) == 8 and text_files(detached.root) == []
-    for place in shard_places(RECIPE):
-        assert detached.record(*place) == whole.record(*place)
-        arrays = detached.read_shard(*place)
+    for key in shard_places(RECIPE):
+        assert detached.record(*key) == whole.record(*key)
+        arrays = detached.read_shard(*key)
         assert arrays.keys() == set(detached.extent.arrays)
-        assert all(array.tobytes() == whole.read_shard(*place)[name].tobytes() for name, array in arrays.items())
+        assert all(array.tobytes() == whole.read_shard(*key)[name].tobytes() for name, array in arrays.items())
 
 
 def test_info_says_it_and_how_to_attach(detached: Cache) -> None:
@@ -117,7 +117,7 @@ def test_a_damaged_shard_is_dropped_and_pulled_again(whole: Cache, detached: Cac
     done = run("repair", detached.root)
     assert done.stdout.splitlines() == [
         "dropped shard train 1",
-        "1 shards dropped; the same `comet-cache pull` brings them again",
+        "1 shards dropped; the same `comet-cache pull` fetches them again",
     ]
     assert not any(path.is_file() for path in detached.root.glob("train/*/c/1/**/*"))
     assert ready(run("pull", whole.root, detached.root, "--detach-text"), detached.root).cache_id == cache_id
@@ -175,7 +175,7 @@ def test_parts_of_it_are_merged(whole: Cache, detached: Cache, tmp_path: Path) -
     assert merged.cache_id == detached.cache_id
     said = refusal(run("merge", part.root, whole.root, tmp_path / "both"))
     assert said.startswith(f"{whole.root}: holds other tokens or arrays than {part.root} (arrays: length, ")
-    assert said.endswith("; give both their text first, with comet-cache attach")
+    assert said.endswith("; attach the text to both first, with comet-cache attach")
     assert not (tmp_path / "both").exists()
 
 
@@ -197,8 +197,8 @@ def test_shards_without_text_do_not_join_a_cache_that_has_it(whole: Cache, detac
     part = ready(run("subset", whole.root, tmp_path / "part", "--max-tokens", 64), tmp_path / "part")
     said = refusal(run("pull", detached.root, part.root), 1)
     assert said == (
-        f"{part.root}: shard train 1: would lack input_ids, target_id, which {detached.root} does not hold either; "
-        "choose another place, attach the text there, and merge the two"
+        f"{part.root}: shard train 1 would lack input_ids, target_id, which {detached.root} does not hold either; "
+        "choose another location, attach the text there, and merge the two"
     )
     assert open_cache(part.root).cache_id == part.cache_id
 
@@ -219,7 +219,7 @@ def test_its_card_says_how_to_attach(whole: Cache, tmp_path: Path) -> None:
     there = ready(run("push", whole.root, tmp_path / "there", "--detach-text"), tmp_path / "there")
     card = (there.root / CARD).read_text()
     assert f"| cache id | `{there.cache_id}` |\n| cache id with its text | `{whole.cache_id}` |\n" in card
-    assert f"does not hold it: who has it puts it back. {NOT_ANONYMOUS}\n" in card
+    assert f"does not hold it: anyone who has the text can re-attach it. {NOT_ANONYMOUS}\n" in card
     assert "word for word" not in card
     assert f"--id {there.cache_id}\n{ATTACH.format('kin.zarr')}\ncomet-cache verify kin.zarr --deep\n" in card
     assert "with its text" not in (whole_card := card_of(whole, tmp_path)) and "attach" not in whole_card
@@ -239,14 +239,14 @@ def test_pushed_to_another_kind_of_place(whole: Cache, memory: str, tmp_path: Pa
 
 def test_pushed_while_it_is_built(tmp_path: Path) -> None:
     shards = prepare_cache(tmp_path / "half", RECIPE)
-    places = shard_places(RECIPE)
-    for place in places[:2]:
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    keys = shard_places(RECIPE)
+    for key in keys[:2]:
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     assert "2 shards are not built yet" in refusal(
         run("push", tmp_path / "half", tmp_path / "there", "--detach-text"), 1
     )
-    for place in places[2:]:
-        commit(tmp_path / "half", RECIPE, place, shards[place])
+    for key in keys[2:]:
+        commit(tmp_path / "half", RECIPE, key, shards[key])
     there = ready(run("push", tmp_path / "half", tmp_path / "there", "--detach-text"), tmp_path / "there")
     assert there.extent == without_text(whole_extent(RECIPE))
     assert text_files(there.root) == []
@@ -257,7 +257,7 @@ def test_a_place_that_has_the_text_is_no_place_without_it(whole: Cache, tmp_path
     assert run("pull", whole.root, tmp_path / "there").exit_code == 0
     said = refusal(run(command, whole.root, tmp_path / "there", "--detach-text"))
     assert said == (
-        f"{tmp_path / 'there'}: holds the text of this cache already; leave --detach-text away, or choose another place"
+        f"{tmp_path / 'there'}: already holds the text of this cache; omit --detach-text, or choose another location"
     )
 
 
@@ -270,5 +270,5 @@ def test_text_that_a_stopped_push_left_is_found(whole: Cache, tmp_path: Path) ->
         run("push", whole.root, there, "--i-may-share-this")
     assert text_files(there) and (there / "ledger/seal.json").exists() and not (there / "ledger/extent.json").exists()
     said = refusal(run("push", whole.root, there, "--detach-text"))
-    assert " is of the text, left by a copy of the whole that was stopped; choose another place, or remove" in said
+    assert " holds text, left by a copy of the whole that was stopped; choose another location, or remove" in said
     assert not (there / "ledger/extent.json").exists()

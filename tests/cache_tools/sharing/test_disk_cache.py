@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache, parse_bytes
-from cache_tools.sharing import disk_cache as kept_module
+from cache_tools.sharing import disk_cache as disk_cache_module
 from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.store.ledger import file_record
 
@@ -43,20 +43,20 @@ def lying_in(folder: Path) -> list[bytes]:
 def test_it_returns_every_file_and_stays_within_its_size(
     tmp_path_factory: pytest.TempPathFactory, asked: list[int], sizes: list[int], limit: int
 ) -> None:
-    folder = tmp_path_factory.mktemp("kept")
-    kept = DiskCache(LocalCache(folder, limit))
+    folder = tmp_path_factory.mktemp("local")
+    disk_cache = DiskCache(LocalCache(folder, limit))
     for number in asked:
         data = bytes([number]) * sizes[number]
-        assert kept.get(file_record(data), lambda data=data: data) == data
-        assert kept.get(file_record(data), never) == data
+        assert disk_cache.get(file_record(data), lambda data=data: data) == data
+        assert disk_cache.get(file_record(data), never) == data
         assert sum(map(len, lying_in(folder))) <= limit
 
 
 def test_what_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
-    kept = DiskCache(LocalCache(tmp_path, 300))
+    disk_cache = DiskCache(LocalCache(tmp_path, 300))
     one, two, three, four = files(4)
     for data in (one, two, three, one, four):
-        kept.get(file_record(data), lambda data=data: data)
+        disk_cache.get(file_record(data), lambda data=data: data)
         time.sleep(0.01)  # the clock of the disk is a coarse one
     assert lying_in(tmp_path) == [one, three, four]
 
@@ -73,19 +73,19 @@ def test_a_damaged_file_is_fetched_again(tmp_path: Path) -> None:
 
 
 def test_a_file_larger_than_all_of_it_is_refused(tmp_path: Path) -> None:
-    kept = DiskCache(LocalCache(tmp_path, 99))
+    disk_cache = DiskCache(LocalCache(tmp_path, 99))
     with pytest.raises(CometError, match=r"^--local-size: a file has 100 bytes, more than the 99 that may be kept in "):
-        kept.get(file_record(files(1)[0]), lambda: files(1)[0])
+        disk_cache.get(file_record(files(1)[0]), lambda: files(1)[0])
 
 
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     (tmp_path / "a file").touch()
-    with pytest.raises(CometError, match=r": Not a directory; choose another --local-cache or less --local-size$"):
+    with pytest.raises(CometError, match=r": Not a directory; choose another --local-cache or a smaller --local-size$"):
         DiskCache(LocalCache(tmp_path / "a file", 300))
 
 
 def test_many_threads_fetch_each_file_once_while_there_is_room(tmp_path: Path) -> None:
-    kept, fetched = DiskCache(LocalCache(tmp_path, 10_000)), Counter[bytes]()
+    disk_cache, fetched = DiskCache(LocalCache(tmp_path, 10_000)), Counter[bytes]()
 
     def get(number: int) -> None:
         data = files(10)[number % 10]
@@ -95,7 +95,7 @@ def test_many_threads_fetch_each_file_once_while_there_is_room(tmp_path: Path) -
             time.sleep(0.01)
             return data
 
-        assert kept.get(file_record(data), fetch) == data
+        assert disk_cache.get(file_record(data), fetch) == data
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(get, range(80)))
@@ -151,8 +151,9 @@ def test_a_process_killed_while_it_fetches_holds_up_nobody(tmp_path: Path) -> No
 
 
 def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept_module, "WAIT_SECONDS", 0.2)
-    kept, data, begun, go_on = DiskCache(LocalCache(tmp_path, 100)), b"a file", threading.Event(), threading.Event()
+    monkeypatch.setattr(disk_cache_module, "WAIT_SECONDS", 0.2)
+    disk_cache, data = DiskCache(LocalCache(tmp_path, 100)), b"a file"
+    begun, go_on = threading.Event(), threading.Event()
 
     def hang() -> bytes:
         begun.set()
@@ -160,13 +161,13 @@ def test_nobody_waits_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return data
 
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(kept.get, file_record(data), hang)
+        pool.submit(disk_cache.get, file_record(data), hang)
         begun.wait()
         with pytest.raises(CometError, match=r"locks/\w\w: another process has held this lock for 0 minutes; stop it"):
-            kept.get(file_record(data), never)
-        kept.closed.set()
-        with pytest.raises(CometError, match=r": stopped; nothing more is read into it$"):
-            kept.get(file_record(data), never)
+            disk_cache.get(file_record(data), never)
+        disk_cache.closed.set()
+        with pytest.raises(CometError, match=r": closed; nothing more is read into it$"):
+            disk_cache.get(file_record(data), never)
         go_on.set()
 
 

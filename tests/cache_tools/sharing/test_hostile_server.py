@@ -14,15 +14,14 @@ from helpers.small_caches import make_cache, small_recipe
 
 from cache_tools import open_cache
 from cache_tools.cli.main import main
-from cache_tools.sharing.locations import remote
-from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.retry import RetryPolicy
 
 CHUNK = "train/attention/c/1/0/0/0"
 RECORD = "ledger/train-00001.json"
 SEAL = "ledger/seal.json"
 VOCABULARY = "vocabulary/embedding/c/0/0"
 PATIENT = RetryPolicy(retries=2, pause=0.02)
-HASTY = RetryPolicy(seconds=1.5, retries=0)
+HASTY = RetryPolicy(timeout=1.5, retries=0)
 BOUND = 20.0  # seconds; what a pull may take here, on a busy machine
 
 
@@ -35,7 +34,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(whole: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
+    monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: PATIENT)
     with hostile.serving(whole) as running:
         yield running
 
@@ -66,21 +65,21 @@ def complete(done: Result, folder: Path, whole: Path) -> None:
 LOST = "run the same command again to go on"
 BROKEN: dict[str, tuple[str, Mischief, str]] = {
     "an endless chunk": (CHUNK, hostile.endless, "more than the "),
-    "an endless record": (RECORD, hostile.endless, "larger than the 4194304 bytes it may have"),
-    "endless metadata": ("zarr.json", hostile.endless, "larger than the 1048576 bytes it may have"),
-    "a huge record": (RECORD, hostile.huge, "larger than the 4194304 bytes it may have"),
-    "a huge seal": (SEAL, hostile.huge, "larger than the 4194304 bytes it may have"),
+    "an endless record": (RECORD, hostile.endless, "more than 4194304 bytes, the limit"),
+    "endless metadata": ("zarr.json", hostile.endless, "more than 1048576 bytes, the limit"),
+    "a huge record": (RECORD, hostile.huge, "more than 4194304 bytes, the limit"),
+    "a huge seal": (SEAL, hostile.huge, "more than 4194304 bytes, the limit"),
     "a truncated chunk": (CHUNK, hostile.truncated, LOST),
     "a truncated record": (RECORD, hostile.truncated, LOST),
     "a shorter chunk": (CHUNK, hostile.shorter_than_the_ledger, LOST),
-    "a longer chunk": (CHUNK, hostile.longer_than_the_ledger, "that the ledger names; what is there is damaged"),
-    "wrong bytes in a chunk": (CHUNK, hostile.wrong_bytes, "that are not those of the ledger (sha256 "),
-    "wrong bytes in the vocabulary": (VOCABULARY, hostile.wrong_bytes, "that are not those of the ledger (sha256 "),
+    "a longer chunk": (CHUNK, hostile.longer_than_the_ledger, "bytes of the ledger; the file there is damaged"),
+    "wrong bytes in a chunk": (CHUNK, hostile.wrong_bytes, "…, but the ledger has "),
+    "wrong bytes in the vocabulary": (VOCABULARY, hostile.wrong_bytes, "…, but the ledger has "),
     "wrong bytes in a record": (RECORD, hostile.wrong_bytes, "the cache is damaged"),
     "wrong bytes in the seal": (SEAL, hostile.wrong_bytes, "the cache is damaged"),
     "a page to log in": (RECORD, hostile.page, "not a valid JSON record"),
-    "a chunk that is gone": (CHUNK, hostile.answering(404), "not there, though the ledger names it"),
-    "no permission": (CHUNK, hostile.answering(401), "the server answered 401; check the URL, and what its tool needs"),
+    "a chunk that is gone": (CHUNK, hostile.answering(404), "not there, though the ledger lists it"),
+    "no permission": (CHUNK, hostile.answering(401), "the server answered 401; check the URL and your credentials"),
     "an error that stays": (CHUNK, hostile.answering(503), f"the server answered 503; {LOST}"),
     "a reset that stays": (CHUNK, hostile.reset, LOST),
     "a redirect to a file": (CHUNK, hostile.redirecting("file:///etc/passwd"), "redirects to file:, which is refused"),
@@ -103,12 +102,12 @@ def test_one_line_and_only_sound_files_have_names(
     """And once the server is as it should be, the same command goes on to the end."""
     path, mischief, said = (BROKEN | SLOW)[case]
     server.mischief[path] = (mischief, None)
-    monkeypatch.setattr(remote, "RetryPolicy", lambda: HASTY if case in SLOW else PATIENT)
+    monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: HASTY if case in SLOW else PATIENT)
     message = refused(pull(server.url, tmp_path), tmp_path, whole)
     assert message.startswith(server.url) and said in message
     assert path in message
     server.mischief.clear()
-    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENT)
+    monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: PATIENT)
     complete(pull(server.url, tmp_path), tmp_path, whole)
 
 
@@ -117,13 +116,13 @@ def test_one_line_and_only_sound_files_have_names(
 def test_what_passes_is_waited_for(server: Server, whole: Path, tmp_path: Path, path: str, mischief: Mischief) -> None:
     server.mischief[path] = (mischief, PATIENT.retries)
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.asked[path] >= PATIENT.retries + 1
+    assert server.requests[path] >= PATIENT.retries + 1
 
 
 def test_what_stays_is_not_asked_for_again(server: Server, whole: Path, tmp_path: Path) -> None:
     server.mischief[CHUNK] = (hostile.wrong_bytes, None)
     refused(pull(server.url, tmp_path), tmp_path, whole)
-    assert server.asked[CHUNK] == 1
+    assert server.requests[CHUNK] == 1
 
 
 def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole: Path, tmp_path: Path) -> None:
@@ -135,12 +134,12 @@ def test_a_redirect_to_the_same_kind_of_server_is_followed(server: Server, whole
 def test_files_are_asked_for_once_and_whole(server: Server, whole: Path, tmp_path: Path) -> None:
     """Any static server will do: no HEAD, no ranges, no listing."""
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert set(server.asked) - set(digests(whole)) == set()
-    assert {count for path, count in server.asked.items() if "/c/" in path} == {1}
+    assert set(server.requests) - set(digests(whole)) == set()
+    assert {count for path, count in server.requests.items() if "/c/" in path} == {1}
     assert not any("Range" in headers for headers in server.headers_seen)
-    server.asked.clear()
+    server.requests.clear()
     complete(pull(server.url, tmp_path), tmp_path, whole)
-    assert not any("/c/" in path for path in server.asked)
+    assert not any("/c/" in path for path in server.requests)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +163,7 @@ def test_another_cache_at_the_destination_stays(server: Server, tmp_path: Path) 
     done = pull(server.url, tmp_path)
     assert done.exit_code == 2
     assert done.stderr.endswith(
-        "kin.zarr: holds another cache; choose another place (seed: 7 against 0; top_k: 3 against 4)\n"
+        "kin.zarr: holds another cache; choose another location (seed: 7 against 0; top_k: 3 against 4)\n"
     )
     assert digests(tmp_path / "kin.zarr") == before
 
@@ -173,7 +172,7 @@ def test_foreign_files_at_the_destination_stay(server: Server, tmp_path: Path) -
     (tmp_path / "kin.zarr").mkdir()
     (tmp_path / "kin.zarr" / "thesis.tex").write_text("mine")
     done = pull(server.url, tmp_path)
-    assert done.stderr == f"error: {tmp_path / 'kin.zarr'}: holds files, but no cache; choose an empty place\n"
+    assert done.stderr == f"error: {tmp_path / 'kin.zarr'}: holds files, but no cache; choose an empty location\n"
     assert digests(tmp_path / "kin.zarr").keys() == {"thesis.tex"}
 
 
@@ -209,7 +208,7 @@ def test_a_connection_that_was_closed_while_idle_is_made_again(
     server: Server, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hostile.Handler, "protocol_version", "HTTP/1.1")
-    monkeypatch.setattr(remote, "RetryPolicy", lambda: RetryPolicy(retries=0))
+    monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: RetryPolicy(retries=0))
     server.mischief = dict.fromkeys(digests(whole), (hostile.hanging_up, None))
     server.mischief |= {f"ledger/{name}": (hostile.hanging_up, None) for name in ("seal.json", "extent.json")}
     complete(pull(server.url, tmp_path), tmp_path, whole)
@@ -218,4 +217,4 @@ def test_a_connection_that_was_closed_while_idle_is_made_again(
 def test_a_web_server_that_holds_the_cache_is_not_pushed_to(server: Server, whole: Path) -> None:
     done = CliRunner().invoke(main, ["push", str(whole), server.url, "--i-may-share-this"])
     assert done.exit_code == 2
-    assert done.stderr == f"error: {server.url}: http servers are only read from; push to a folder that one serves\n"
+    assert done.stderr == f"error: {server.url}: HTTP is read-only; push to a folder that the server serves\n"

@@ -52,10 +52,10 @@ class Tunnel(Quiet):
     """A proxy: whatever host is asked for, it leads to `port`."""
 
     port = 0
-    asked: list[str]
+    requests: list[str]
 
     def do_CONNECT(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         with create_connection(("127.0.0.1", self.port)) as there:
             self.send_response(200)
             self.end_headers()
@@ -109,7 +109,7 @@ def test_a_proxy_only_carries_it(
     trusted: tuple[int, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, path = trusted
-    kind = type("Bound", (Tunnel,), {"port": port, "asked": []})
+    kind = type("Bound", (Tunnel,), {"port": port, "requests": []})
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -119,7 +119,7 @@ def test_a_proxy_only_carries_it(
     proxy.server_close()
     assert done.exit_code == 0, done.output
     assert open_cache(tmp_path / "mine").cache_id == open_cache(whole).cache_id
-    assert set(kind.asked) == {"cache.invalid:443"}
+    assert set(kind.requests) == {"cache.invalid:443"}
 
 
 def test_a_certificate_that_nobody_vouches_for(trusted: tuple[int, Path], tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.location import locate
-from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.store.ledger import EXTENT
 from cache_tools.verify.verify import verify
 
 OPTIONS = SMALL | {"max_tokens": 1600, "views": 2, "rows_per_shard": 4}
-PATIENCE = RetryPolicy(retries=0)
+POLICY = RetryPolicy(retries=0)
 ONE_SERVER = pytest.mark.parametrize("server", ["s3"], indirect=True)
 
 
@@ -69,7 +69,7 @@ def machines(tmp_path: Path, server: Server, sample_teacher: Path, sample_text: 
 
 @pytest.fixture
 def url(server: Server, request: pytest.FixtureRequest) -> str:
-    """A place on the server that no other test uses."""
+    """A location on the server that no other test uses."""
     return f"{server.push}/{re.sub(r'[^a-z_]', '-', request.node.name)}"
 
 
@@ -78,7 +78,7 @@ def pull(url: str, folder: Path, *options: object) -> Result:
 
 
 def shards_at(url: str) -> int:
-    return len(read_listing(locate(url, PATIENCE), PATIENCE).records)
+    return len(read_listing(locate(url, POLICY), POLICY).records)
 
 
 def test_a_machine_that_dies_loses_nothing_and_another_goes_on(
@@ -87,14 +87,14 @@ def test_a_machine_that_dies_loses_nothing_and_another_goes_on(
     """What has arrived can be pulled at every moment, and nobody builds it again."""
     dying, fresh = machines
     total = sum(map(whole.recipe.shards, ("train", "validation")))
-    place = locate(url, PATIENCE)
+    location = locate(url, POLICY)
     running = dying.start(url)
     for path in (EXTENT, "ledger/train-00001.json"):
-        assert running.wait_until(lambda path=path: place.size_of(path) is not None)
+        assert running.wait_until(lambda path=path: location.size_of(path) is not None)
         os.kill(running.pid, signal.SIGSTOP)
         done = pull(url, tmp_path / "pulled")
         assert done.exit_code == 1, done.output
-        assert "shards are not built yet; what there is has arrived" in done.stderr
+        assert "shards are not built yet; all others are copied" in done.stderr
         assert verify(tmp_path / "pulled").damage == []
         os.kill(running.pid, signal.SIGCONT)
     assert running.send(signal.SIGKILL).code == -signal.SIGKILL
@@ -104,9 +104,9 @@ def test_a_machine_that_dies_loses_nothing_and_another_goes_on(
     ended = fresh.build(url)
     assert (ended.code, ended.stderr) == (0, ""), ended
     said = ended.stdout.splitlines()
-    assert f"{place.name}: the cache is begun there; going on with it in {fresh.out}" in said
-    assert f"{place.name}: holds {there} of {total} shards that are to be built; fetching them" in said
-    assert f"{place.name}: complete, cache id {whole.cache_id}" in said
+    assert f"{location.name}: the cache is begun there; going on with it in {fresh.out}" in said
+    assert f"{location.name}: holds {there} of the {total} shards to build; fetching them" in said
+    assert f"{location.name}: complete, cache id {whole.cache_id}" in said
     assert open_cache(fresh.out).cache_id == whole.cache_id
     assert pull(url, tmp_path / "pulled", "--id", whole.cache_id).exit_code == 0
     assert verify(tmp_path / "pulled", deep=True).damage == []
@@ -147,7 +147,7 @@ def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str
     assert ended.code == 1
     assert f"error: {machine.out}: stopped with " in ended.stderr
     assert shards_at(url) == machine.built()
-    name, left = locate(url, PATIENCE).name, re.search(r"stopped with (\d+) shards", ended.stderr)
+    name, left = locate(url, POLICY).name, re.search(r"stopped with (\d+) shards", ended.stderr)
     assert left is not None and f"{name}: {left[1]} shards are not there yet" in ended.stdout.splitlines()
 
 

@@ -16,8 +16,8 @@ from helpers.small_caches import make_cache, small_recipe
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.locations.remote import RetryPolicy
-from cache_tools.sharing.remote_shards import open_afar
+from cache_tools.sharing.remote_shards import open_remote
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.records import with_checksum
 
@@ -52,45 +52,46 @@ def same(one: Cache, other: Cache) -> None:
 
 
 def chunks(server: Server) -> dict[str, int]:
-    return {path: count for path, count in server.asked.items() if "/c/" in path and "vocabulary" not in path}
+    return {path: count for path, count in server.requests.items() if "/c/" in path and "vocabulary" not in path}
 
 
 def test_it_reads_as_from_a_folder_and_every_file_once(server: Server, whole: Cache, local: LocalCache) -> None:
-    afar = open_afar(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     assert chunks(server) == {}, "nothing is read that nobody asks for"
-    assert (afar.cache_id, afar.recipe, afar.name) == (whole.cache_id, whole.recipe, server.url)
-    assert afar.vocabulary.count.tolist() == whole.vocabulary.count.tolist()
+    assert (remote.cache_id, remote.recipe, remote.name) == (whole.cache_id, whole.recipe, server.url)
+    assert remote.vocabulary.count.tolist() == whole.vocabulary.count.tolist()
     for _ in range(2):
-        same(afar, whole)
-    same(open_afar(server.url, local, PATIENT), whole)
+        same(remote, whole)
+    same(open_remote(server.url, local, PATIENT), whole)
     assert set(chunks(server).values()) == {1}
-    assert digests(afar.root).items() <= digests(whole.root).items()
-    assert afar.shard_files is not None
-    assert afar.shard_files.described.endswith(f", read as they are needed; up to 1.00MB are kept in {local.folder}")
+    assert digests(remote.root).items() <= digests(whole.root).items()
+    assert remote.shard_files is not None
+    assert remote.shard_files.described.endswith(f", fetched when needed; up to 1.00MB kept in {local.folder}")
 
 
 def test_only_the_arrays_that_are_asked_for_move(server: Server, whole: Cache, local: LocalCache) -> None:
-    open_afar(server.url, local, PATIENT).read_shard("train", 1, ["input_ids", "length"])
+    open_remote(server.url, local, PATIENT).read_shard("train", 1, ["input_ids", "length"])
     assert chunks(server) == {"train/input_ids/c/1/0": 1, "train/length/c/1": 1}
 
 
 def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, whole: Cache, local: LocalCache) -> None:
     largest = max(path.stat().st_size for path in whole.root.rglob("*/c/**/*") if path.is_file())
     small = LocalCache(local.folder, 2 * largest)
-    afar = open_afar(server.url, small, PATIENT)
+    remote = open_remote(server.url, small, PATIENT)
     for _ in range(2):
-        same(afar, whole)
-    assert afar.shard_files is not None and "; later epochs read again what had to go" in afar.shard_files.described
+        same(remote, whole)
+    assert remote.shard_files is not None
+    assert "; later epochs fetch again what was evicted" in remote.shard_files.described
     assert sum(path.stat().st_size for path in (local.folder / "files").iterdir()) <= small.size
 
 
 @pytest.mark.parametrize(
     ("mischief", "said"),
     [
-        (hostile.wrong_bytes, "bytes that are not those of the ledger"),
-        (hostile.endless, "more than the .* bytes that the ledger names; what is there is damaged"),
+        (hostile.wrong_bytes, "but the ledger has"),
+        (hostile.endless, "more than the .* bytes of the ledger; the file there is damaged"),
         (hostile.truncated, "run the same command again to go on"),
-        (hostile.answering(404), "not there, though the ledger names it; the cache there is damaged"),
+        (hostile.answering(404), "not there, though the ledger lists it; the cache there is damaged"),
         (hostile.answering(503), "the server answered 503; run the same command again to go on"),
         (hostile.redirecting("file:///etc/passwd"), "redirects to file:, which is refused"),
     ],
@@ -98,73 +99,73 @@ def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, wh
 def test_what_is_not_as_the_ledger_says_is_never_kept(
     server: Server, whole: Cache, local: LocalCache, mischief: Mischief, said: str
 ) -> None:
-    afar = open_afar(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     server.mischief[CHUNK] = mischief, None
     with pytest.raises(CometError, match=rf"^{server.url}/{CHUNK}: .*{said}"):
-        afar.read_shard("train", 1)
+        remote.read_shard("train", 1)
     server.mischief.clear()
-    same(afar, whole)
+    same(remote, whole)
 
 
 def test_a_server_that_fails_for_a_moment_is_asked_again(server: Server, whole: Cache, local: LocalCache) -> None:
-    afar = open_afar(server.url, local, PATIENT)
+    remote = open_remote(server.url, local, PATIENT)
     server.mischief[CHUNK] = hostile.reset, 2
-    same(afar, whole)
+    same(remote, whole)
 
 
 def test_a_person_is_told_that_it_is_tried_again(
     server: Server, local: LocalCache, capsys: pytest.CaptureFixture
 ) -> None:
     server.mischief["zarr.json"] = hostile.answering(503), 1
-    open_afar(server.url, local, RetryPolicy(retries=1))
+    open_remote(server.url, local, RetryPolicy(retries=1))
     assert capsys.readouterr().err == f"{server.url}/zarr.json: the server answered 503; trying again in 1 s\n"
 
 
 def test_what_lies_there_is_another_cache_than_before(server: Server, whole: Cache, local: LocalCache) -> None:
     """Nothing of the one is taken for the other's."""
-    same(open_afar(server.url, local, PATIENT), whole)
+    same(open_remote(server.url, local, PATIENT), whole)
     make_cache(whole.root.with_name("other.zarr"), small_recipe(seed=1))
     server.files = whole.root.with_name("other.zarr")
     other = open_cache(server.files)
-    same(open_afar(server.url, local, PATIENT), other)
+    same(open_remote(server.url, local, PATIENT), other)
     assert sorted(path.name for path in (local.folder / "caches").iterdir()) == sorted([whole.cache_id, other.cache_id])
 
 
 def test_one_that_is_half_built_is_refused(server: Server, whole: Cache, local: LocalCache) -> None:
     (whole.root / "ledger/train-00001.json").unlink()
-    with pytest.raises(CometError, match=r": 1 shards are not built yet; to train on what there is, pull it first$"):
-        open_afar(server.url, local, PATIENT)
+    with pytest.raises(CometError, match=r": 1 shards are not built yet; to train on the others, pull it first$"):
+        open_remote(server.url, local, PATIENT)
 
 
 def test_one_without_its_text_is_refused(server: Server, whole: Cache, local: LocalCache) -> None:
     without = replace(whole.extent, arrays=tuple(name for name in whole.extent.arrays if name not in TEXT_ARRAYS))
     (whole.root / "ledger/extent.json").write_bytes(with_checksum(without.to_json()))
     with pytest.raises(CometError, match=r": holds no text; pull it, and attach the text with `comet-cache attach`$"):
-        open_afar(server.url, local, PATIENT)
+        open_remote(server.url, local, PATIENT)
 
 
 def test_a_folder_is_opened_where_it_lies(whole: Cache, local: LocalCache) -> None:
-    assert open_afar(f"file://{whole.root}", local, PATIENT).root == whole.root
+    assert open_remote(f"file://{whole.root}", local, PATIENT).root == whole.root
     assert not local.folder.exists()
 
 
 def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
-    afar = open_afar(server.url, local, RetryPolicy(retries=50, pause=0.02))
+    remote = open_remote(server.url, local, RetryPolicy(retries=50, pause=0.02))
     server.mischief[CHUNK] = hostile.answering(503), None
     errors: list[CometError] = []
 
     def read() -> None:
         try:
-            afar.read_shard("train", 1)
+            remote.read_shard("train", 1)
         except CometError as error:
             errors.append(error)
 
     thread = Thread(target=read)
     thread.start()
-    while not server.asked[CHUNK]:
+    while not server.requests[CHUNK]:
         time.sleep(0.01)
-    afar.close()
+    remote.close()
     thread.join(10)
     assert not thread.is_alive() and len(errors) == 1
-    with pytest.raises(CometError, match=r": stopped; nothing more is read into it$"):
-        afar.read_shard("train", 0)
+    with pytest.raises(CometError, match=r": closed; nothing more is read into it$"):
+        remote.read_shard("train", 0)

@@ -12,8 +12,7 @@ from helpers.settings import build_settings
 from helpers.sharing_servers import SERVERS, Server
 
 from cache_tools import Cache, build_cache, open_cache
-from cache_tools.sharing.locations import remote
-from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.verify.verify import verify
 
 
@@ -58,9 +57,9 @@ def test_what_arrives_is_what_was_sent(there: str, whole: Cache, tmp_path: Path)
 def test_the_second_time_nothing_moves(there: str, server: Server, whole: Cache, tmp_path: Path) -> None:
     assert run("pull", there, tmp_path / "kin.zarr").exit_code == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "kin.zarr").rglob("*") if path.is_file()}
-    assert run("pull", there, tmp_path / "kin.zarr").stdout.startswith("nothing to move\n")
+    assert run("pull", there, tmp_path / "kin.zarr").stdout.startswith("nothing to copy\n")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kin.zarr").rglob("*") if path.is_file()} == before
-    assert "nothing to move\n" in run("push", whole.root, f"{server.push}/kin.zarr", "--i-may-share-this").stdout
+    assert "nothing to copy\n" in run("push", whole.root, f"{server.push}/kin.zarr", "--i-may-share-this").stdout
 
 
 def test_a_part_and_then_the_rest(there: str, whole: Cache, tmp_path: Path) -> None:
@@ -79,7 +78,7 @@ def test_the_wrong_cache_is_not_pulled(there: str, tmp_path: Path) -> None:
     done = run("pull", there, tmp_path / "kin.zarr", "--id", "0" * 64)
     assert done.exit_code == 1
     assert re.fullmatch(
-        rf"error: \S+/kin\.zarr: expected the cache id {'0' * 64}, found \w{{64}}; nothing was moved\n", done.stderr
+        rf"error: \S+/kin\.zarr: expected the cache id {'0' * 64}, found \w{{64}}; nothing was copied\n", done.stderr
     )
     assert not (tmp_path / "kin.zarr").exists()
 
@@ -87,7 +86,7 @@ def test_the_wrong_cache_is_not_pulled(there: str, tmp_path: Path) -> None:
 def test_nothing_there(server: Server, tmp_path: Path) -> None:
     done = run("pull", f"{server.pull}/nothing", tmp_path / "kin.zarr")
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.endswith("/nothing: no cache there, or not all of one: it has no zarr.json\n")
+    assert done.stderr.endswith("/nothing: no cache there, or an incomplete one: no zarr.json\n")
     assert not (tmp_path / "kin.zarr").exists()
 
 
@@ -101,8 +100,8 @@ def test_a_push_that_was_cut_goes_on(server: Server, whole: Cache, tmp_path: Pat
     missing = whole.recipe.shards("train") - 1
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {half}: {missing} shards are not built yet; what there is has arrived. Run the same command again "
-        "when there is more\n"
+        f"error: {half}: {missing} shards are not built yet; all others are copied. Run the same command again when "
+        "more are built\n"
     )
     assert run("pull", f"{server.pull}/halves", tmp_path / "pulled").exit_code == 1
     assert len(open_cache(tmp_path / "pulled").missing("train")) == missing
@@ -115,7 +114,7 @@ def test_an_unknown_host_is_not_believed(tmp_path: Path, monkeypatch: pytest.Mon
     with SERVERS["sshd"](tmp_path) as running:
         monkeypatch.setenv("HOME", running.environment["HOME"])
         url = f"{running.pull}/kin.zarr"
-        assert run("pull", url, tmp_path / "kin.zarr").stderr.endswith("it has no zarr.json\n")
+        assert run("pull", url, tmp_path / "kin.zarr").stderr.endswith("or an incomplete one: no zarr.json\n")
         (tmp_path / "home/.ssh/known_hosts").write_text("")
         done = run("pull", url, tmp_path / "kin.zarr")
         assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
@@ -127,7 +126,7 @@ def test_nobody_answers_is_one_line_without_keys(tmp_path: Path, monkeypatch: py
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-        monkeypatch.setattr(remote, "RetryPolicy", lambda: RetryPolicy(seconds=2, retries=0))
+        monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: RetryPolicy(timeout=2, retries=0))
         done = run("pull", f"{running.pull}/kin.zarr", tmp_path / "kin.zarr")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
     assert "run the same command again to go on" in done.stderr

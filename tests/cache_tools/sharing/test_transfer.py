@@ -20,19 +20,19 @@ from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepar
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.concurrent import map_concurrently, retry
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.http import shown
-from cache_tools.sharing.locations.remote import Remote, RetryPolicy, Unreachable
+from cache_tools.sharing.locations.http import redacted
+from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.plan import plan
+from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.staging import STAGING
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
-PATIENCE = RetryPolicy(retries=2, pause=0.01)
+POLICY = RetryPolicy(retries=2, pause=0.01)
 
 
 @pytest.fixture
@@ -87,9 +87,9 @@ def in_order(left: set[str], sent: set[str], cache: Cache) -> bool:
 def test_what_was_cut_is_not_moved_again(tmp_path: Path) -> None:
     make_cache(tmp_path / "larger", small_recipe(train_rows=200))
     larger = open_cache(tmp_path / "larger")
-    found = read_listing(Folder(larger.root), PATIENCE)
+    found = read_listing(Folder(larger.root), POLICY)
     there = Folder(tmp_path / "there")
-    first = plan(found, there, Part(), PATIENCE)
+    first = plan(found, there, Part(), POLICY)
     moved: list[int] = []
 
     def until_half(size: int) -> None:
@@ -98,11 +98,11 @@ def test_what_was_cut_is_not_moved_again(tmp_path: Path) -> None:
             raise CometError("cut")
 
     with there.staging(), pytest.raises(CometError, match=r"^cut$"):
-        Transfer(first, PATIENCE, until_half).run()
-    again = plan(found, there, Part(), PATIENCE)
+        Transfer(first, POLICY, until_half).run()
+    again = plan(found, there, Part(), POLICY)
     assert 0 < again.size < 0.8 * first.size
     with there.staging():
-        Transfer(again, PATIENCE, lambda size: None).run()
+        Transfer(again, POLICY, lambda size: None).run()
     assert open_cache(there.root).cache_id == again.cache_id == larger.cache_id
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_source_gives_nothing_of_the_shard(whole: Cache, tmp_path: Pat
     flip_byte(whole.root / "train/topk_id/c/1/0/0")
     done = run("pull", whole.root, tmp_path / "there")
     assert done.exit_code == 1
-    assert "train/topk_id/c/1/0/0: " in done.stderr and "that are not those of the ledger" in done.stderr
+    assert "train/topk_id/c/1/0/0: " in done.stderr and "…, but the ledger has " in done.stderr
     assert not (tmp_path / "there" / "train/topk_id/c/1/0/0").exists()
     assert not (tmp_path / "there" / "ledger/train-00001.json").exists()
 
@@ -123,8 +123,8 @@ def test_a_disk_that_is_full_is_one_line(whole: Cache, tmp_path: Path, monkeypat
     done = run("pull", whole.root, tmp_path / "there")
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {tmp_path / 'there'}: cannot be written (No space left on device); what is copied from is safe. Mend "
-        "the folder and run the same command again to go on\n"
+        f"error: {tmp_path / 'there'}: cannot be written (No space left on device); the source is safe. Fix the "
+        "folder and run the same command again to go on\n"
     )
     monkeypatch.undo()
     assert pull(whole.root, tmp_path / "there").cache_id == whole.cache_id
@@ -153,20 +153,20 @@ def test_only_what_may_pass_is_tried_again() -> None:
             raise error
 
         with pytest.raises(CometError, match=str(error)):
-            retry(fail, PATIENCE, threading.Event())
+            retry(fail, POLICY, threading.Event())
         assert len(calls) == times
 
 
 def test_a_larger_part_adds_only_what_is_missing(whole: Cache, tmp_path: Path) -> None:
     """Other shards, other arrays, and the product of both."""
     there = Folder(tmp_path / "there")
-    found = read_listing(Folder(whole.root), PATIENCE)
-    everything = plan(found, there, Part(), PATIENCE).size
+    found = read_listing(Folder(whole.root), POLICY)
+    everything = plan(found, there, Part(), POLICY).size
     total = 0
     for part in (Part(max_tokens=64), Part(max_tokens=128, signals="logits"), Part(signals="attention"), Part()):
-        planned = plan(found, there, part, PATIENCE)
+        planned = plan(found, there, part, POLICY)
         with there.staging():
-            Transfer(planned, PATIENCE, lambda size: None).run()
+            Transfer(planned, POLICY, lambda size: None).run()
         total += planned.size
         assert verify(there.root).damage == []
         assert open_cache(there.root).cache_id == planned.cache_id
@@ -188,38 +188,38 @@ def test_a_part_pins_the_whole_or_itself(whole: Cache, tmp_path: Path) -> None:
     assert pull(whole.root, tmp_path / "other", "--max-tokens", 64, "--id", part.cache_id).cache_id == part.cache_id
 
 
-def built(root: Path, places: list[tuple[str, int]], numerics: dict[str, str]) -> Path:
+def built(root: Path, keys: list[tuple[str, int]], numerics: dict[str, str]) -> Path:
     shards = prepare_cache(root, RECIPE)
-    for place in places:
-        commit(root, RECIPE, place, shards[place], numerics)
+    for key in keys:
+        commit(root, RECIPE, key, shards[key], numerics)
     return root
 
 
 def test_a_shard_of_another_builder_stays(tmp_path: Path) -> None:
     """The destination's version is kept, and everything else comes."""
-    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
-    mine = built(tmp_path / "mine", places[:1], {"device": "another"})
+    keys = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    mine = built(tmp_path / "mine", keys[:1], {"device": "another"})
     there = tmp_path / "there"
     assert run("pull", mine, there).exit_code == 1
     before = (there / "ledger/train-00000.json").read_bytes()
-    theirs = built(tmp_path / "theirs", places, NUMERICS)
+    theirs = built(tmp_path / "theirs", keys, NUMERICS)
     pull(theirs, there)
     assert (there / "ledger/train-00000.json").read_bytes() == before
-    planned = plan(read_listing(Folder(theirs), PATIENCE), Folder(there), Part(), PATIENCE)
+    planned = plan(read_listing(Folder(theirs), POLICY), Folder(there), Part(), POLICY)
     assert planned.cache_id == open_cache(there).cache_id != open_cache(theirs).cache_id
     assert verify(there).damage == []
 
 
 def test_another_version_cannot_complete_a_shard(tmp_path: Path) -> None:
-    places = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
-    one = built(tmp_path / "one", places, NUMERICS)
-    other = built(tmp_path / "other", places, {"device": "another"})
+    keys = [("train", 0), ("train", 1), ("train", 2), ("validation", 0)]
+    one = built(tmp_path / "one", keys, NUMERICS)
+    other = built(tmp_path / "other", keys, {"device": "another"})
     pull(one, tmp_path / "there", "--signals", "logits")
     done = run("pull", other, tmp_path / "there")
     assert done.exit_code == 2
     assert done.stderr == (
-        f"error: {tmp_path / 'there'}: shard train 0: is another version than that of {other}, which cannot complete "
-        "it; choose another place\n"
+        f"error: {tmp_path / 'there'}: shard train 0 is another version than that of {other} and cannot be completed "
+        "from it; choose another location\n"
     )
 
 
@@ -230,7 +230,7 @@ def test_a_source_without_the_arrays_that_the_destination_has(whole: Cache, tmp_
     assert done.exit_code == 1
     lacking = "topk_id, topk_logprob, tail_logmass, tail_logmass_seen"
     assert done.stderr == (
-        f"error: {tmp_path / 'there'}: shard train 1: would lack {lacking}, which {tmp_path / 'maps'} does not hold "
+        f"error: {tmp_path / 'there'}: shard train 1 would lack {lacking}, which {tmp_path / 'maps'} does not hold "
         "either\n"
     )
 
@@ -246,7 +246,7 @@ def test_a_dropped_shard_is_pulled_again(whole: Cache, tmp_path: Path) -> None:
 def test_a_place_that_is_no_folder(whole: Cache, memory: str, tmp_path: Path) -> None:
     assert push(whole.root, memory).exit_code == 0
     assert pull(memory, tmp_path / "there").cache_id == whole.cache_id
-    assert "nothing to move" in push(whole.root, memory).stdout
+    assert "nothing to copy" in push(whole.root, memory).stdout
     assert fsspec.filesystem("memory").cat("/lab/kin/README.md").startswith(b"---\nlanguage: ")
 
 
@@ -256,10 +256,10 @@ def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: s
     before = fsspec.filesystem("memory").find("/lab", detail=True)
     done = push(tmp_path / "other", memory)
     assert done.exit_code == 2
-    assert done.stderr == f"error: {memory}: holds another cache; choose another place (seed: 0 against 7)\n"
+    assert done.stderr == f"error: {memory}: holds another cache; choose another location (seed: 0 against 7)\n"
     fsspec.filesystem("memory").pipe("/lab/thesis/chapter.tex", b"mine")
     done = push(whole.root, "memory://lab/thesis")
-    assert done.stderr == "error: memory://lab/thesis: holds files, but no cache; choose an empty place\n"
+    assert done.stderr == "error: memory://lab/thesis: holds files, but no cache; choose an empty location\n"
     assert fsspec.filesystem("memory").find("/lab/kin", detail=True) == before
 
 
@@ -274,13 +274,13 @@ def test_a_file_that_cannot_be_written_from_afar_is_one_line(
     def refuse(self: object, path: str, value: bytes, **options: object) -> None:
         raise PermissionError("no key of ann:secret may write s3://ann:secret@lab/kin?token=1")
 
-    monkeypatch.setattr(remote, "RetryPolicy", lambda: PATIENCE)
+    monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: POLICY)
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
     done = push(whole.root, memory)
     assert done.exit_code == 1
     assert done.stderr == (
-        f"error: {memory}/zarr.json: PermissionError no key of ann:secret may write s3://lab/kin; check the URL, and "
-        "what its tool needs to log in\n"
+        f"error: {memory}/zarr.json: PermissionError no key of ann:secret may write s3://lab/kin; check the URL and "
+        "your credentials\n"
     )
 
 
@@ -295,20 +295,23 @@ def test_what_comes_too_slowly_is_given_up(whole: Cache, memory: str, monkeypatc
             yield block
 
     monkeypatch.setattr(Remote, "_read", slowly)
-    with pytest.raises(CometError, match=r"zarr\.json: comes at less than 16 KiB a second; run the same command again"):
-        read_listing(Remote(memory, RetryPolicy(seconds=0.005, retries=0)), PATIENCE)
+    with pytest.raises(CometError, match=r"zarr\.json: slower than 16 KiB a second; run the same command again"):
+        read_listing(Remote(memory, RetryPolicy(timeout=0.005, retries=0)), POLICY)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("pull", "gopher://x/y", "there"), "gopher://x/y: fsspec does not know gopher://"),
+        (("pull", "gopher://x/y", "there"), "gopher://x/y: fsspec does not support gopher://"),
         (
             ("pull", "zip::s3://a/b", "there"),
-            "zip::s3://a/b: chained URLs are not supported; give the one of the cache",
+            "zip::s3://a/b: chained URLs are not supported; give that of the cache itself",
         ),
-        (("pull", "whole", "memory://x"), "memory://x: pull copies into a folder; to another place, push from there"),
-        (("push", "memory://x", "there"), "memory://x: push copies from a folder; from another place, pull"),
+        (
+            ("pull", "whole", "memory://x"),
+            "memory://x: pull copies into a folder; to copy elsewhere, pull and then push",
+        ),
+        (("push", "memory://x", "there"), "memory://x: push copies from a folder; to copy from elsewhere, pull first"),
     ],
 )
 def test_calls_that_cannot_be(whole: Cache, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
@@ -320,19 +323,19 @@ def test_calls_that_cannot_be(whole: Cache, tmp_path: Path, arguments: tuple[str
 def test_what_is_missing_for_a_kind_of_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "find_spec", lambda name: None)
     with pytest.raises(CometError, match=r"^s3://lab/kin: needs s3fs; pip install 'comet-distill\[s3\]'$"):
-        Remote("s3://lab/kin", PATIENCE)
+        Remote("s3://lab/kin", POLICY)
 
 
 def test_urls_are_shown_without_secrets() -> None:
-    assert shown("https://ann:pa@ss@host:8080/kin/?token=x#y") == "https://host:8080/kin"
-    assert shown("s3://bucket/kin") == "s3://bucket/kin"
-    assert shown("hf://datasets/lab/kin@0123abc") == "hf://datasets/lab/kin@0123abc"
-    assert shown("/lab/a?b") == "/lab/a?b"
+    assert redacted("https://ann:pa@ss@host:8080/kin/?token=x#y") == "https://host:8080/kin"
+    assert redacted("s3://bucket/kin") == "s3://bucket/kin"
+    assert redacted("hf://datasets/lab/kin@0123abc") == "hf://datasets/lab/kin@0123abc"
+    assert redacted("/lab/a?b") == "/lab/a?b"
 
 
 def test_what_libraries_say_is_repeated_without_secrets() -> None:
-    place = Remote("https://ann:pass%21word@lab.example.org/kin?token=s3cret", PATIENCE)
-    said = place._reason(
+    location = Remote("https://ann:pass%21word@lab.example.org/kin?token=s3cret", POLICY)
+    said = location._reason(
         OSError("no s3cret or pass!word (pass%21word) for https://ann:pass%21word@lab.example.org/kin")
     )
     assert said == "OSError no … or … (…) for https://lab.example.org/kin"
@@ -354,12 +357,12 @@ def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -
     there = pull(whole.root, tmp_path / "there", "--max-tokens", 64, "--signals", "logits").root
     part = open_cache(there).cache_id
     to = Folder(there)
-    planned = plan(read_listing(Folder(whole.root), PATIENCE), to, Part(), PATIENCE)
-    cut = Transfer(planned, PATIENCE, lambda size: None)
+    planned = plan(read_listing(Folder(whole.root), POLICY), to, Part(), POLICY)
+    cut = Transfer(planned, POLICY, lambda size: None)
     with to.staging():
-        cut.shard(("train", 0))
-        cut.shard(("train", 2))
-        cut.files(planned.source.records["train", 1], planned.lacking["train", 1][:3])
+        cut.copy_shard(("train", 0))
+        cut.copy_shard(("train", 2))
+        cut.copy_files(planned.source.records["train", 1], planned.lacking["train", 1][:3])
     assert open_cache(there).cache_id == part
     done = run("verify", there)
     assert done.exit_code == 0, done.output

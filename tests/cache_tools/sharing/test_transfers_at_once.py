@@ -1,4 +1,4 @@
-"""Several transfers to one place at once: what one has completed stays, and nothing is mixed or dropped in silence."""
+"""Several transfers to one location at once: what one has completed stays, and nothing is mixed or silently dropped."""
 
 import threading
 from pathlib import Path
@@ -11,15 +11,15 @@ from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.locations.remote import RetryPolicy
 from cache_tools.sharing.plan import Plan, plan
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
-PATIENCE = RetryPolicy(retries=0)
-PLACES = shard_places(RECIPE)
+POLICY = RetryPolicy(retries=0)
+KEYS = shard_places(RECIPE)
 
 
 @pytest.fixture
@@ -30,17 +30,17 @@ def there(tmp_path: Path) -> Folder:
 def built(root: Path, numerics: dict[str, str] = NUMERICS, seed: int = 0) -> Cache:
     """A complete cache. With another seed its teacher said something else of the same tokens."""
     prepare_cache(root, RECIPE)
-    for place in PLACES:
-        commit(root, RECIPE, place, random_shard(RECIPE, *place, seed), numerics)
+    for key in KEYS:
+        commit(root, RECIPE, key, random_shard(RECIPE, *key, seed), numerics)
     return open_cache(root)
 
 
 def planned(cache: Cache, to: Folder, part: Part | None = None) -> Plan:
-    return plan(read_listing(Folder(cache.root), PATIENCE), to, part or Part(), PATIENCE)
+    return plan(read_listing(Folder(cache.root), POLICY), to, part or Part(), POLICY)
 
 
 def transfer(planned: Plan) -> Transfer:
-    return Transfer(planned, PATIENCE, lambda size: None)
+    return Transfer(planned, POLICY, lambda size: None)
 
 
 def carry_out(planned: Plan, to: Folder) -> None:
@@ -73,7 +73,7 @@ def test_of_two_versions_that_come_at_once_one_is_whole(
 ) -> None:
     """The other one comes whole when half of this one's files are there, and so under this one's other half."""
     mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
-    late, other, move = planned(mine, there), planned(theirs, there), Transfer.file
+    late, other, move = planned(mine, there), planned(theirs, there), Transfer.copy_file
     files = {spec.chunk_path(0) for spec in mine.specs["train"].values()}
     moved: list[str] = []
 
@@ -84,11 +84,11 @@ def test_of_two_versions_that_come_at_once_one_is_whole(
             if len(moved) == len(files) // 2:
                 carry_out(other, Folder(there.root))
 
-    monkeypatch.setattr(Transfer, "file", file)
+    monkeypatch.setattr(Transfer, "copy_file", file)
     carry_out(late, there)
     assert len(moved) == 2 * len(files), "all of them came again"
     assert verify(there.root).damage == []
-    numerics = {p: record.numerics for p in PLACES if (record := open_cache(there.root).record(*p))}
+    numerics = {p: record.numerics for p in KEYS if (record := open_cache(there.root).record(*p))}
     assert numerics["train", 0] == {"device": "mine"}
 
 
@@ -98,7 +98,7 @@ def test_a_shard_that_came_without_all_arrays_is_completed(there: Folder, tmp_pa
     carry_out(planned(cache, there, Part(signals="logits")), there)
     with there.staging():
         for shard in late.lacking:
-            transfer(late).shard(shard)
+            transfer(late).copy_shard(shard)
     again = planned(cache, there)
     assert again.size == 0
     carry_out(again, there)
@@ -112,18 +112,16 @@ def test_another_version_without_all_arrays_is_not_completed(there: Folder, tmp_
     carry_out(planned(theirs, there, Part(signals="logits")), there)
     with (
         there.staging(),
-        pytest.raises(CometError, match=r"shard train 0: is another version than that of .*mine, which"),
+        pytest.raises(CometError, match=r"shard train 0 is another version than that of .*mine and cannot"),
     ):
-        transfer(late).shard(("train", 0))
+        transfer(late).copy_shard(("train", 0))
 
 
 def test_another_extent_that_came_meanwhile_is_not_dropped(there: Folder, tmp_path: Path) -> None:
     cache = built(tmp_path / "one")
     late = planned(cache, there, Part(max_tokens=64))
     carry_out(planned(cache, there, Part(signals="logits")), there)
-    with pytest.raises(
-        CometError, match=r"there: another part of this cache has come there meanwhile; run the same co"
-    ):
+    with pytest.raises(CometError, match=r"there: another part of this cache was copied there meanwhile; run the sam"):
         carry_out(late, there)
     assert "attention" not in open_cache(there.root).extent.arrays
     carry_out(planned(cache, there, Part()), there)
@@ -139,7 +137,7 @@ def test_another_cache_that_came_meanwhile_is_not_touched(there: Folder, tmp_pat
     if until == "zarr.json":
         (there.root / SEAL).unlink()
     before = {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
-    with pytest.raises(CometError, match=r"there: another cache has come there meanwhile; choose another place"):
+    with pytest.raises(CometError, match=r"there: another cache was started there meanwhile; choose another location"):
         carry_out(late, there)
     assert before == {path: path.read_bytes() for path in there.root.rglob("*") if path.is_file()}
 
@@ -168,8 +166,8 @@ def test_an_unsealed_push_of_another_machine_says_what_to_do(there: Folder, tmp_
     with pytest.raises(CometError) as caught:
         planned(open_cache(tmp_path / "mine"), there)
     assert str(caught.value) == (
-        f"{there.name}: holds another cache; choose another place (of the same recipe, begun by another machine and "
-        "never sealed: remove it if nobody is at work on it)"
+        f"{there.name}: holds another cache; choose another location (same recipe, started by another machine and "
+        "never sealed: remove it if no build of it is running)"
     )
 
 
@@ -179,23 +177,23 @@ def test_what_is_begun_can_be_pulled_as_far_as_it_is(
     """The extent is there before the first shard, but after the arrays that earlier shards lacked."""
     cache = built(tmp_path / "one")
     carry_out(planned(cache, there, Part(max_tokens=64, signals="logits")), there)
-    growing, write = planned(cache, there), Transfer.extent
+    growing, write = planned(cache, there), Transfer.write_extent
 
     def extent(self: Transfer) -> None:
         write(self)
         assert verify(there.root).damage == []
 
-    monkeypatch.setattr(Transfer, "extent", extent)
+    monkeypatch.setattr(Transfer, "write_extent", extent)
     with there.staging():
         transfer(growing).begin()
         copy = open_cache(there.root)
         assert copy.extent == cache.extent
-        assert [p for p in PLACES if copy.record(*p) is not None] == [("train", 0), ("validation", 0)]
+        assert [p for p in KEYS if copy.record(*p) is not None] == [("train", 0), ("validation", 0)]
         assert verify(there.root).damage == []
-        for shard in PLACES:
+        for shard in KEYS:
             record = cache.record(*shard)
             assert record is not None
-            transfer(growing).move(shard, record, cache.extent.arrays)
+            transfer(growing).copy_arrays(shard, record, cache.extent.arrays)
             assert verify(there.root).damage == []
     assert open_cache(there.root).cache_id == cache.cache_id
 

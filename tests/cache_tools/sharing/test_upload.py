@@ -1,4 +1,4 @@
-"""`--push-to`: another place that is a sound cache at every moment of the build, and nothing waits for it."""
+"""`--push-to`: another location that is a sound cache at every moment of the build, and nothing waits for it."""
 
 import os
 import re
@@ -30,7 +30,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.sharing.card import CARD
 from cache_tools.sharing.listing import id_of, read_listing
 from cache_tools.sharing.locations.location import locate
-from cache_tools.sharing.locations.remote import RetryPolicy
+from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.sharing.upload import Uploads
 from cache_tools.store.copy import cut
@@ -38,7 +38,7 @@ from cache_tools.store.ledger import Extent
 from cache_tools.store.records import write_durably
 from cache_tools.verify.verify import verify
 
-HASTY = RetryPolicy(seconds=2, retries=1, pause=0.01)
+HASTY = RetryPolicy(timeout=2, retries=1, pause=0.01)
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_foreign_files_are_never_overwritten(settings: BuildSettings, tmp_path: 
     there = tmp_path / "there"
     write_durably(there / "zarr.json", b"mine")
     with pytest.raises(
-        CometError, match=r"there: holds another cache; choose another place \(.*there/zarr.json: not a"
+        CometError, match=r"there: holds another cache; choose another location \(.*there/zarr.json: not a"
     ):
         build_cache(settings, push_to=str(there))
     assert (there / "zarr.json").read_bytes() == b"mine"
@@ -131,7 +131,7 @@ def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -
 
 def test_an_unwritable_folder_ends_the_build_and_keeps_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CometError, match=r"cannot be written .* what is copied from is safe"):
+    with pytest.raises(CometError, match=r"cannot be written .* the source is safe"):
         build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
     build_cache(settings)
 
@@ -190,13 +190,13 @@ def test_credentials_are_written_and_said_nowhere(
     [
         (
             "http://127.0.0.1:9/kin",
-            "http://127.0.0.1:9/kin: http servers are only read from; push to a folder that one",
+            "http://127.0.0.1:9/kin: HTTP is read-only; push to a folder that the server",
         ),
         (
             "hf://datasets/lab/kin",
             "hf://datasets/lab/kin: every file would be a commit of its own; push to a folder, t",
         ),
-        ("gopher://lab/kin", "gopher://lab/kin: fsspec does not know gopher://"),
+        ("gopher://lab/kin", "gopher://lab/kin: fsspec does not support gopher://"),
     ],
 )
 def test_places_that_nobody_can_push_to(settings: BuildSettings, url: str, said: str) -> None:
@@ -228,7 +228,7 @@ def test_an_upload_that_fails_for_good_ends_the_build(
         f"on; {settings.out} keeps what is built"
     )
     assert len(tries) == 1 + HASTY.retries
-    assert f"pushing to {memory} has failed; no further shard is begun\n" in capsys.readouterr().out
+    assert f"pushing to {memory} failed; no further shard is started\n" in capsys.readouterr().out
     built = committed(settings.out)
     cache = open_cache(settings.out)
     assert 3 <= built < sum(map(cache.recipe.shards, cache.specs)) - 3
@@ -259,7 +259,7 @@ def slow_teacher(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[No
 @contextmanager
 def held_uploads(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> Iterator[None]:
     """No shard begins to move before the condition is true."""
-    move = Transfer.move
+    move = Transfer.copy_arrays
 
     def later(self: Transfer, *arguments: Any) -> None:
         while not until() and not self.stop.wait(0.01):
@@ -267,7 +267,7 @@ def held_uploads(monkeypatch: pytest.MonkeyPatch, until: Callable[[], bool]) -> 
         move(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Transfer, "move", later)
+        patch.setattr(Transfer, "copy_arrays", later)
         yield
 
 

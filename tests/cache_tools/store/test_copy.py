@@ -89,7 +89,7 @@ def test_of_two_versions_of_a_shard_the_first_is_kept(tmp_path: Path) -> None:
 
 def test_other_recipes_are_not_merged_and_what_differs_is_named(whole: Cache, tmp_path: Path) -> None:
     make_cache(tmp_path / "other", small_recipe(seed=7))
-    with pytest.raises(CometError, match=r"other: not of the recipe of .*whole \(seed: 0 against 7\)") as caught:
+    with pytest.raises(CometError, match=r"other: another recipe than .*whole \(seed: 0 against 7\)") as caught:
         merge([whole, open_cache(tmp_path / "other")], tmp_path / "merged")
     assert caught.value.exit_code == 2
 

@@ -84,7 +84,7 @@ def test_missing_shards_are_reported(cache: Path) -> None:
         (cache / "ledger" / f"{name}.json").unlink()
     found = open_cache(cache)
     assert (found.missing("train"), found.missing("validation")) == ([1], [0])
-    message = f"{cache}: the cache is half built: 2 of 4 shards are missing. Run the same `comet-cache build` again"
+    message = f"{cache}: the cache is incomplete: 2 of 4 shards are missing. Run the same `comet-cache build` again"
     with pytest.raises(CometError, match=f"^{message}"):
         found.require_complete()
     with pytest.raises(CometError, match=f"^{message}"):
@@ -123,7 +123,7 @@ def test_tokens_other_than_the_sealed_ones_are_noticed(cache: Path) -> None:
     for name in TOKEN_ARRAYS:
         spec = group_arrays(RECIPE, "train")[name]
         exchange(*(cache / spec.chunk_path(shard) for shard in (0, 1)))
-    with pytest.raises(CometError, match=rf"^{cache}: the tokens of shard train 0 are not the ones that were sealed; "):
+    with pytest.raises(CometError, match=rf"^{cache}: the tokens of shard train 0 are not the sealed ones; "):
         open_cache(cache).read_tokens("train", 0)
 
 

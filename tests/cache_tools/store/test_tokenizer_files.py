@@ -50,10 +50,10 @@ def nested(depth: int) -> dict[str, Any]:
         (lambda s: s["added_tokens"].append({"id": 3}), "added_tokens: expected a list of tokens"),
         (lambda s: s["added_tokens"][0].update(id=8000), "added_tokens: expected different ids below 8000"),
         (lambda s: s["added_tokens"][0].update(id=True), "added_tokens: expected different ids below 8000"),
-        (lambda s: s["model"]["vocab"].append(["x", "y"]), "model: expected pieces with scores"),
+        (lambda s: s["model"]["vocab"].append(["x", "y"]), "model: expected tokens with scores"),
         (lambda s: s["model"]["vocab"].extend([["x", 0.0]] * 2), "model: expected different ids below 8000"),
         (lambda s: s["model"].update(unk_id=8000), "unk_id: expected an id below"),
-        (lambda s: s["model"].update(type="WordPiece", vocab=[]), "model: expected pieces with ids"),
+        (lambda s: s["model"].update(type="WordPiece", vocab=[]), "model: expected tokens with ids"),
         (lambda s: s["model"].update(type="WordPiece", vocab={"x": 2**32}), "model: expected different ids below"),
         (lambda s: s["model"].update(type="WordPiece", vocab={"x": 1, "y": 1}), "model: expected different ids below"),
         (lambda s: s["post_processor"]["special_tokens"]["<s>"].update(ids=[8000]), "post_processor: expected ids"),
@@ -107,8 +107,8 @@ def test_tables_of_characters() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"auto_map": {"AutoTokenizer": "x.Y"}}, "auto_map: a tokenizer of a cache may name no code"),
-        ({"chat_template": "{{ x }}"}, "chat_template: a tokenizer of a cache may name no code"),
+        ({"auto_map": {"AutoTokenizer": "x.Y"}}, "auto_map: a cache's tokenizer must not name code"),
+        ({"chat_template": "{{ x }}"}, "chat_template: a cache's tokenizer must not name code"),
         ({"tokenizer_class": "os.system"}, "tokenizer_class: expected the name of a class of transformers"),
         ({"mask_token": 7}, "mask_token: expected a text, found '7'"),
         ({"mask_token": {"content": None}}, "mask_token: expected a text"),

@@ -147,8 +147,8 @@ def test_items_of_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "\n - \n@user\n", "--exclude a.txt: expected evaluation items, found no word in it"),
-        ("a.csv", "", "--exclude a.csv: expected evaluation items, found no word in it"),
+        ("a.txt", "\n - \n@user\n", "--exclude a.txt: expected evaluation items, found no words"),
+        ("a.csv", "", "--exclude a.csv: expected evaluation items, found no words"),
     ],
 )
 def test_a_file_without_items(tmp_path: Path, name: str, content: str, message: str) -> None:
@@ -213,7 +213,7 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
         find_sources(asked.text), find_sources((str(evaluation),)), tokenizer, empty, asked.token_limit
     )
     assert [len(ids) for _, ids in spool.documents()] == [sizes[i] for i in kept]
-    assert spool.left_out == left_out
+    assert spool.excluded == left_out
 
 
 def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teacher: Path) -> None:
@@ -221,7 +221,7 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
     corpus.write_text("\n".join(lines))
     asked = BuildSettings(out=tmp_path, language="kin", teacher="", text=(str(corpus),), exclude=(str(corpus),))
     sources = find_sources(asked.text)
-    with pytest.raises(CometError, match=r"^--text text\.txt: no text in it \(after --exclude\)"):
+    with pytest.raises(CometError, match=r"^--text text\.txt: found no text \(after --exclude\)"):
         spool_documents(sources, sources, load_teacher_tokenizer(str(sample_teacher)), tmp_path, None)
 
 

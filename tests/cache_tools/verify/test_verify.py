@@ -205,7 +205,7 @@ def test_values_that_cannot_be_right_are_found_in_depth(copy: Callable[..., Path
     assert verify(root).damage == []
     report = verify(root, deep=True)
     assert ("train", 0) in report.damaged_shards
-    assert f"`comet-cache repair {root} --deep` drops them; the same `comet-cache build` makes them again" in as_lines(
+    assert f"`comet-cache repair {root} --deep` drops them; the same `comet-cache build` rebuilds them" in as_lines(
         report
     )
     assert any(message in damage.message for damage in report.damage), report.damage

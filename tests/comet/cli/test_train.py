@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 from helpers import REPOSITORY
 
-import comet.cli.train
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
+from comet.cli import train as command
 
 ALONE = """
 import runpy, socket, sys
@@ -67,7 +67,8 @@ def test_the_student_comes_nearer_to_the_teacher_and_says_so(trained: Path) -> N
     output = (trained / "output.txt").read_text()
     assert output.startswith("student: nano (3 layers × 48, 4 heads, FFN 192), for a teacher of 3,460,160 parameters")
     assert "attention matched in layer (student ← teacher): 2 ← 3" in output
-    row = next(line for line in output.splitlines() if line.startswith("bucketed KL (k = 16) to the teacher"))
+    row = next(line for line in output.splitlines() if line.startswith("validation KL"))
+    assert "The KL is bucketed: the top 16 tokens, and all others as one" in output
     before, after, teacher = (float(number) for number in row.split()[-3:])
     assert after < 0.9 * before
     assert teacher == 0
@@ -110,7 +111,7 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
     ("arguments", "message", "code"),
     [
         (["--cache", "none.zarr"], "error: none.zarr: no such cache; expected a folder that", 2),
-        (["--cache", "half.zarr"], "error: half.zarr: the cache is half built: 1 of", 1),
+        (["--cache", "half.zarr"], "error: half.zarr: the cache is incomplete: 1 of", 1),
         (["--cache", "future.zarr"], "error: future.zarr: cache format '2'; this version of comet reads format 1", 1),
         (["--cache", "plain"], "error: plain: not a cache: it has no zarr.json", 1),
         (["--cache", "kin.zarr", "--cache", "other.zarr"], "error: --cache other.zarr: its top k is 3, but 16 in", 2),
@@ -129,7 +130,7 @@ def test_bad_calls_give_one_clear_line_and_leave_nothing(
     make_bad_caches(trained, settings)
     before = sorted(trained.iterdir())
     monkeypatch.chdir(trained)
-    done = CliRunner().invoke(comet.cli.train, [*arguments, "--output", "new"])
+    done = CliRunner().invoke(command.train, [*arguments, "--output", "new"])
     assert done.exit_code == code, done.output
     assert done.stderr.startswith(message) and done.stderr.count("\n") == 1, done.stderr
     assert sorted(trained.iterdir()) == before
@@ -152,7 +153,8 @@ def make_bad_caches(folder: Path, settings: BuildSettings) -> None:
 def test_a_threshold_cache_trains_too(threshold_cache: Cache, tmp_path: Path) -> None:
     done = train("--cache", str(threshold_cache.root), "--steps", "40", "--output", "student", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    row = next(line for line in done.stdout.splitlines() if line.startswith("KL estimate (k = 16 sampled)"))
+    row = next(line for line in done.stdout.splitlines() if line.startswith("validation KL"))
+    assert "The KL is estimated from up to 16 sampled tokens at each target." in done.stdout
     before, after, _ = (float(number) for number in row.split()[-3:])
     assert after < before
 
@@ -175,7 +177,7 @@ def test_an_own_recipe_with_frequent_validation_and_tensorboard(trained: Path, t
     assert done.returncode == 0, done.stderr
     assert "attention matched in layer (student ← teacher): 0 ← 3" in done.stdout
     card = " ".join((tmp_path / "student" / "README.md").read_text().split())
-    assert "logits 1 (residual) at temperature 2, then 1 from 50% on, true tokens 0.5 to 0 (cosine)" in card
+    assert "logits 1 (residual) at temperature 2, then 1 from 50% on, labels 0.5 to 0 (cosine)" in card
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine.toml", "student", "student.html", "student.runs", "student.toml"
     ]  # fmt: skip
@@ -200,6 +202,7 @@ def test_an_earlier_run_of_tensorboard_is_not_written_over(trained: Path, tmp_pa
 def test_the_paper_s_recipe_says_where_it_differs(trained: Path) -> None:
     done = train("--cache", "kin.zarr", "--recipe", "paper", "--steps", "3", "--output", "paper", folder=trained)
     assert done.returncode == 0, done.stderr
-    assert "recipe paper, which differs from the paper in this:\n  - logits are matched at masked positions only" in (
-        done.stdout
+    assert (
+        "objective paper, which differs from the paper in this:\n  - logits are matched at masked positions only"
+        in (done.stdout)
     )

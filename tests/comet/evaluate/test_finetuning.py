@@ -10,6 +10,7 @@ from helpers.small_tasks import write_entities, write_topics
 from safetensors.torch import load_file, save_file
 
 from cache_tools.errors import CometError
+from cache_tools.models import max_positions
 from comet.evaluate.datasets import Example, TaskData, load_task
 from comet.evaluate.finetuning import (
     IGNORED,
@@ -18,11 +19,10 @@ from comet.evaluate.finetuning import (
     default_learning_rate,
     encode,
     fine_tune,
-    first_pieces,
+    first_tokens,
     load_for_task,
-    longest_input,
     predict,
-    targets_of,
+    training_items,
 )
 from comet.evaluate.tasks import find_task
 
@@ -58,12 +58,13 @@ def test_it_learns_to_classify_and_the_seed_decides_everything(sample_teacher: P
     assert not all(torch.equal(tensor, weights[name]) for name, tensor in other.state_dict().items())
 
 
-def test_it_learns_to_tag(sample_teacher: Path, entities: TaskData) -> None:
+def test_it_learns_to_tag(sample_teacher: Path, entities: TaskData, capsys: pytest.CaptureFixture[str]) -> None:
     gold = [example.labels for example in entities.reported.examples]
     _, predictions = tuned(sample_teacher, entities, seed=0, how=replace(HOW, epochs=8))
     assert entities.reported.name == "dev"
     assert [len(p) for p in predictions] == [len(g) for g in gold]
     assert entities.task.score(gold, predictions) > 0.9
+    assert capsys.readouterr().out == ""
 
 
 def test_without_training_it_knows_nothing(sample_teacher: Path, topics: TaskData) -> None:
@@ -91,15 +92,15 @@ def test_only_the_first_token_of_each_word_has_its_label(sample_teacher: Path) -
     words = ("Mukamanakazikazi", "yagiye", "i", "Kigali")
     example = Example(words, ("B-PER", "O", "O", "B-LOC"))
     encoded = encode(tokenizer, [example], task, 64)
-    pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids[0])
-    assert [pieces[i][0] for i in encoded.positions[0]] == ["▁"] * 4 and len(pieces) > 6
-    targets = targets_of(encoded, [0], task, len(pieces))[0]
+    tokens = tokenizer.convert_ids_to_tokens(encoded.inputs[0]["input_ids"])
+    assert [tokens[i][0] for i in encoded.positions[0]] == ["▁"] * 4 and len(tokens) > 6
+    targets = torch.tensor(training_items(encoded, task)[0]["labels"])
     assert targets[encoded.positions[0]].tolist() == [task.labels.index(label) for label in example.labels]
-    assert (targets != IGNORED).sum() == 4
+    assert len(targets) == len(tokens) and (targets != IGNORED).sum() == 4
 
 
 def test_a_word_without_a_piece_is_unseen() -> None:
-    assert first_pieces([None, 0, 0, 2, None], words=4) == [1, UNSEEN, 3, UNSEEN]
+    assert first_tokens([None, 0, 0, 2, None], words=4) == [1, UNSEEN, 3, UNSEEN]
 
 
 @pytest.mark.parametrize(("name", "missing"), [("masakhaner", "O"), ("masakhapos", "_")])
@@ -109,13 +110,14 @@ def test_words_beyond_the_limit_are_counted_and_scored(sample_teacher: Path, nam
     label = task.labels[1]
     examples = [Example(("Kigali",) * 20, (label,) * 20), Example(("Kigali",), (label,))]
     encoded = encode(tokenizer, examples, task, 8)
-    assert (encoded.truncated, max(map(len, encoded.input_ids))) == (1, 8)
+    lengths = [len(one["input_ids"]) for one in encoded.inputs]
+    assert (encoded.truncated, max(lengths)) == (1, 8)
     seen = 20 - encoded.unseen
-    assert 0 < seen <= 6 and encoded.input_ids[0][-1] == tokenizer.eos_token_id
+    assert 0 < seen <= 6 and encoded.inputs[0]["input_ids"][-1] == tokenizer.eos_token_id
     predictions = predict(model, encoded, task, 2, CPU)
     assert [len(one) for one in predictions] == [20, 1]
     assert predictions[0][seen:] == [missing] * (20 - seen)
-    assert not targets_of(encoded, [0], task, 8)[0][-1] >= 0
+    assert not training_items(encoded, task)[0]["labels"][-1] >= 0
     all_right = [[label] * seen + [missing] * (20 - seen), [label]]
     assert task.score([example.labels for example in examples], all_right) < 0.7
 
@@ -125,7 +127,7 @@ def test_texts_beyond_the_limit_are_counted(sample_teacher: Path) -> None:
     _, tokenizer = load_for_task(str(sample_teacher), task, 0)
     encoded = encode(tokenizer, [Example(("yego " * 30,), ("positive",)), Example(("yego",), ("positive",))], task, 8)
     assert (encoded.truncated, encoded.unseen) == (1, 0)
-    assert len(encoded.input_ids[0]) == 8 > len(encoded.input_ids[1])
+    assert len(encoded.inputs[0]["input_ids"]) == 8 > len(encoded.inputs[1]["input_ids"])
 
 
 def test_padding_changes_no_prediction(sample_teacher: Path, entities: TaskData) -> None:
@@ -144,7 +146,7 @@ def test_the_learning_rate_rises_for_narrow_models() -> None:
 
 
 def test_the_positions_bound_the_input(sample_teacher: Path) -> None:
-    assert longest_input(load_for_task(str(sample_teacher), find_task("sib200"), 0)[0]) == 512
+    assert max_positions(load_for_task(str(sample_teacher), find_task("sib200"), 0)[0].config) == 512
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(sample_teacher: Path, topics: TaskData) -> None:

@@ -10,11 +10,11 @@ import pytest
 from helpers.html_tree import Tree
 
 from comet.report.analysis import Analysis, AnnotatedRow, Guess, MapPair, MaskedPosition
-from comet.report.page import MOST_POINTS, History, escape_text, page, thin
+from comet.report.page import MOST_POINTS, History, page, thin
 from comet.train.validation import Validation
 
 HOSTILE = """</title></style><script>alert(1)</script><img src=http://x/y onerror=alert(2)>"'&]]>--><svg onload=x>"""
-HEADINGS = ["Training", "Frequent and rare tokens", "Calibration", "Attention", "Guesses", "What made this student"]
+HEADINGS = ["Training", "Frequent and rare tokens", "Calibration", "Attention", "Guesses", "How this student was made"]
 
 BEFORE = Validation(targets=50, kl=3.5, cross_entropy=8.0, accuracy=0.05, teacher_accuracy=0.41, agreement=0.07)
 AFTER = replace(BEFORE, kl=1.25, cross_entropy=6.0, accuracy=0.21, agreement=0.33)
@@ -52,11 +52,11 @@ def report(**changes: Any) -> str:
     arguments = {
         "title": "kin-student",
         "facts": FACTS,
-        "kl_name": "bucketed KL (k = 16)",
+        "kl_note": "The KL is bucketed.",
         "history": HISTORY,
         "before": BEFORE,
         "after": AFTER,
-        "analyse": analyse(),
+        "analysis": analyse(),
     }
     return page(**(arguments | changes))
 
@@ -65,13 +65,13 @@ def test_every_figure_is_there() -> None:
     tree = Tree(report())
     assert tree.of("h2") == HEADINGS
     assert tree.of("strong") == [
-        "Bucketed KL (k = 16), validation",
+        "Validation KL",
         "Logits: KL to the teacher × T², training",
         "Attention maps, training",
-        "Bucketed KL (k = 16)",
+        "Validation KL",
         "Accuracy",
-        "How often it is right",
-        "How sure it is",
+        "Reliability",
+        "Confidence",
         "Validation row 1, student layer 2",
     ]
     assert Counter(tag for tag, _ in tree.elements)["svg"] == 7
@@ -105,8 +105,8 @@ def test_nothing_in_a_cache_becomes_markup() -> None:
     history = replace(HISTORY, losses=[(1, {HOSTILE: 1.0}), (2, {HOSTILE: 2.0})])
     harmless = report(history=replace(HISTORY, losses=[(1, {"kd": 1.0}), (2, {"kd": 2.0})]))
     hostile = report(
-        title=HOSTILE, facts=[(HOSTILE, HOSTILE), ("seed", HOSTILE)], kl_name=HOSTILE, history=history,
-        analyse=analyse(HOSTILE),
+        title=HOSTILE, facts=[(HOSTILE, HOSTILE), ("seed", HOSTILE)], kl_note=HOSTILE, history=history,
+        analysis=analyse(HOSTILE),
     )  # fmt: skip
     good, bad = Tree(harmless), Tree(hostile)
     assert [(tag, set(attributes)) for tag, attributes in bad.elements] == [
@@ -125,8 +125,9 @@ def test_nothing_in_a_cache_becomes_markup() -> None:
 
 
 def test_control_characters_and_lone_surrogates_can_be_written() -> None:
-    assert escape_text("a\x00b\x1b\ud800\u0085c") == "a\ufffdb\ufffd\ufffd\ufffdc"
-    html = report(title="\ud800", facts=[("x", "\x00\udfff")], analyse=analyse("\x00\ud812"))
+    title = Tree(report(title="a\x00b\x1b\ud800\u0085c")).of("h1")
+    assert title == ["a\ufffdb\ufffd\ufffd\ufffdc"]
+    html = report(title="\ud800", facts=[("x", "\x00\udfff")], analysis=analyse("\x00\ud812"))
     assert "\x00" not in html.encode("utf-8").decode("utf-8")
 
 
@@ -135,16 +136,16 @@ def test_without_a_tail_at_temperature_one_the_loss_replaces_kl() -> None:
     before, after = replace(BEFORE, kl=nan), replace(AFTER, kl=nan)
     look = replace(analyse(), kl=np.full(50, nan))
     history = replace(HISTORY, validations=[(0, before), (100, after)])
-    tree = Tree(report(before=before, after=after, history=history, analyse=look))
+    tree = Tree(report(before=before, after=after, history=history, analysis=look))
     assert tree.of("dd")[:2] == ["not measured", "before not measured"]
     assert tree.of("strong")[0] == "Masked-token loss, validation"
-    assert "Bucketed KL (k = 16)" not in tree.of("strong")
+    assert "Validation KL" not in tree.of("strong")
     assert "best: 6.000" in tree.of("text")
 
 
 def test_a_page_without_maps_curves_or_examples_is_whole() -> None:
     look = replace(analyse(), maps=[], examples=[])
-    html = report(analyse=look, history=History([], [], 0))
+    html = report(analysis=look, history=History([], [], 0))
     assert [h for h in HEADINGS if h not in Tree(html).of("h2")] == ["Attention"]
     assert "No epoch brought the student nearer" in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html)
@@ -155,7 +156,7 @@ def test_points_that_are_not_finite_are_left_out() -> None:
     tree = Tree(report(history=replace(HISTORY, losses=losses)))
     lines = [a["d"] or "" for tag, a in tree.elements if tag == "path" and a.get("class") == "line student"]
     assert lines[1].count("L") == 1 and not any("nan" in d or "inf" in d for d in lines)
-    assert "True tokens: cross-entropy, training" not in tree.of("strong")
+    assert "Labels: cross-entropy, training" not in tree.of("strong")
 
 
 def test_the_page_says_how_many_targets_it_looked_at() -> None:

@@ -1,6 +1,6 @@
 """What a cache says ends up in a card as text, and as nothing else."""
 
-from comet.report.summary import as_markdown
+from cache_tools.templates import as_markdown
 
 
 def test_markup_of_a_cache_is_text_in_a_card() -> None:
