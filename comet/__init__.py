@@ -1,4 +1,4 @@
-"""Stage 2 of comet: students from a cache. Never loads a teacher."""
+"""Stage 2 of comet: training a student from caches, without loading a teacher."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """On demand: `comet-train --help` must not wait for torch."""
+    """Import on first use, so that `comet-train --help` does not wait for torch."""
     if name in _LAZY:
         from importlib import import_module
 

@@ -2,9 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 from transformers import PrinterCallback, XLMRobertaForMaskedLM
@@ -14,11 +12,11 @@ from cache_tools.interrupts import stop_on_signal
 from cache_tools.store.reader import Cache
 from comet.output import require_free, save_outputs
 from comet.preparation import Preparation, prepare, training_arguments
-from comet.report.analysis import first_row
+from comet.report.analysis import look_at_rows
 from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
 from comet.train.callbacks import KeepBest, LiveLine
-from comet.train.checkpoints import Checkpoints, SaveCheckpoints, restore_best
+from comet.train.checkpoints import Checkpoints, SaveCheckpoints
 from comet.train.dataset import CacheRows, arrays_to_read, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
@@ -29,16 +27,16 @@ Say = Callable[[str], object]
 
 
 def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> Distilled:
-    """Trains a student from caches and writes it to `config.output`, a page about it to `OUTPUT.html` and its options
-    to `OUTPUT.toml`; none may exist. `say` gets a line for each thing that begins. Under torchrun all processes call
-    this, with the same arguments.
+    """Train a student from caches. Writes it to `config.output`, a report to `OUTPUT.html` and the options to
+    `OUTPUT.toml`; none may exist. `say` is called with each line of progress. Under torchrun all processes call this,
+    with the same arguments.
 
-    Raises CometError if the output exists, the caches hold too little, or the training diverges.
+    Raises CometError if an output exists, the caches or options do not fit, the training is stopped, or it diverges.
     """
     require_free(config.output)
     prepared, student = prepare(caches, config)
     distiller = Distiller(student, prepared.recipe, config.objective, prepared.vocabulary)
-    arguments = training_arguments(config, prepared.shape)  # also meets the other processes
+    arguments = training_arguments(config, prepared.shape)  # also connects to the other processes
     processes = Processes()
     arguments.per_device_train_batch_size = processes.share_of(arguments.per_device_train_batch_size)
     say = say if processes.first else noop
@@ -78,58 +76,45 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
 def train(
     trainer: DistillationTrainer, best: KeepBest, checkpoints: Checkpoints, prepared: Preparation, say: Say
 ) -> float:
-    """Trains from the start or the newest checkpoint to the end. Returns the seconds it took.
+    """Train from the start or the newest checkpoint to the end. Returns the duration in seconds.
 
-    Raises CometError if a signal stopped it or the loss is no longer a number.
+    The first SIGINT or SIGTERM writes a checkpoint after the current step and ends the training; the second ends it at
+    once, also while a server does not respond. Raises CometError if stopped, or if the loss is no longer finite.
     """
     newest = checkpoints.newest()
     if newest is None:
         best.begin()
     else:
-        restore_best(best, newest)
-        say(f"going on after step {newest.name.split('-')[1]}")
+        best.restore(newest)
+        say(f"resuming after step {newest.name.split('-')[1]}")
     saver = SaveCheckpoints(best, prepared.config.save_minutes, trainer.processes)
     trainer.remove_callback(PrinterCallback)
     for callback in (LiveLine(), best, saver):
         trainer.add_callback(callback)
-    started = time.monotonic()
-    try:
-        with _closed_on_error(prepared), _checkpoint_on_signal(saver, checkpoints.folder, prepared):
-            trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
-        if saver.stop and not best.gives_up and trainer.state.global_step < trainer.state.max_steps:
-            raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to go on")
-        if best.measured_at < trainer.state.global_step:
-            trainer.evaluate()
-    finally:
-        trainer.rows.expect([])  # ends reading ahead, which waits for a shard being read unless its cache is closed
-    if best.step == 0 and not best.latest.cross_entropy < float("inf"):
-        raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
-    return time.monotonic() - started
 
-
-@contextmanager
-def _checkpoint_on_signal(saver: SaveCheckpoints, folder: Path, prepared: Preparation) -> Iterator[None]:
-    """At SIGINT or SIGTERM write a checkpoint after the current step and end; at a second one end at once, also while a
-    server is silent."""
-
-    def first() -> None:
+    def stop() -> None:
         saver.stop = True
         if saver.processes.first:
             tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
 
-    with stop_on_signal(
-        first, f"stopped at once; --resume goes on from the last checkpoint in {folder}", prepared.close
-    ):
-        yield
-
-
-@contextmanager
-def _closed_on_error(prepared: Preparation) -> Iterator[None]:
+    at_once = f"stopped at once; --resume continues from the last checkpoint in {checkpoints.folder}"
+    started = time.monotonic()
     try:
-        yield
-    except BaseException:
-        prepared.close()
-        raise
+        try:
+            with stop_on_signal(stop, at_once, prepared.close):
+                trainer.train(resume_from_checkpoint=None if newest is None else str(newest))
+        except BaseException:
+            prepared.close()
+            raise
+        if saver.stop and not best.gives_up and trainer.state.global_step < trainer.state.max_steps:
+            raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to continue")
+        if best.measured_at < trainer.state.global_step:
+            trainer.evaluate()
+    finally:
+        trainer.rows.expect([])  # ends reading ahead; waits for the shard in work unless its cache is closed
+    if best.step == 0 and not best.latest.cross_entropy < float("inf"):
+        raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
+    return time.monotonic() - started
 
 
 def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, say: Say) -> None:
@@ -139,8 +124,8 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
     for cache in prepared.caches:
         if cache.shard_files:
             say(cache.shard_files.described)
-    row = first_row(distiller, shards, prepared.tokenizer, trainer.args.device, prepared.collator)
-    say(sample_row(row))
+    _, rows = look_at_rows(distiller, shards, prepared.tokenizer, trainer.args.device, prepared.collator)
+    say(sample_row(rows[0]))
 
 
 def _result(

@@ -1,7 +1,7 @@
-"""Before the first step: caches opened, the student begun, and everything that stays fixed while it trains."""
+"""Before the first step: open the caches, make the student, and fix everything that training does not change."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,15 @@ from comet.settings import StudentConfig, run_identity
 from comet.student.model import StudentShape, choose_shape, earlier_student, new_student, shape_of
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 from comet.train.checkpoints import KEPT
-from comet.train.dataset import Arrays, CacheShard, held_recipe, require_compatible, shards_of, student_collator
-from comet.train.signals import Batch
+from comet.train.dataset import CacheShard, Collator, held_recipe, require_compatible, shards_of, student_collator
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a training starts from, and what does not change in it.
+    """The fixed inputs of a training.
 
-    `recipe` is that of the caches, without signals that a copy does not hold; `identity` is what a resumed training
-    must have in common with the one it continues.
+    `recipe` is that of the caches, without signals that a copy lacks; `identity` holds the settings that a resumed
+    training must share with the one it continues.
     """
 
     config: StudentConfig
@@ -41,7 +40,7 @@ class Preparation:
     validation: list[CacheShard]
 
     @property
-    def collator(self) -> Callable[[Arrays], Batch]:
+    def collator(self) -> Collator:
         return student_collator(self.recipe, self.vocabulary)
 
     def close(self) -> None:
@@ -50,10 +49,12 @@ class Preparation:
             cache.close()
 
 
-def open_for_training(places: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
-    """The caches in these folders or at these URLs, complete and of one teacher; shards from a URL are read as they
-    are needed, and kept in `local`. Raises CometError otherwise."""
-    caches = [_open_at(str(place), local) for place in places]
+def open_for_training(locations: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
+    """Open the caches in these folders or at these URLs; shards from a URL are read on demand and kept in `local`.
+
+    Raises CometError unless all caches are complete, with their text, and of one teacher.
+    """
+    caches = [_open_at(str(location), local) for location in locations]
     for cache in caches:
         cache.require_text()
         cache.require_complete()
@@ -61,27 +62,27 @@ def open_for_training(places: Sequence[str | Path], local: LocalCache | None = N
     return caches
 
 
-def _open_at(place: str, local: LocalCache | None) -> Cache:
-    if "://" not in place:
-        return open_cache(place)
+def _open_at(location: str, local: LocalCache | None) -> Cache:
+    if "://" not in location:
+        return open_cache(location)
     from cache_tools.sharing.remote_shards import open_remote
     from cache_tools.sharing.retry import RetryPolicy
 
     if local is None:
-        raise CometError(f"{place}: a URL needs a local cache to keep shards in", exit_code=2)
-    return open_remote(place, local, RetryPolicy())
+        raise CometError(f"{location}: a URL needs a local cache to keep shards in; pass `local`", exit_code=2)
+    return open_remote(location, local, RetryPolicy())
 
 
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, XLMRobertaForMaskedLM]:
-    """What a training starts from, and the student at step 0.
+    """Return the inputs of a training and the student at step 0.
 
-    Raises CometError if the caches hold too little or the student cannot be made.
+    Raises CometError if the caches lack text or validation rows, or the student cannot be made.
     """
     for cache in caches:
         cache.require_text()
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
-        raise CometError(f"{caches[0].name}: no validation rows, so nothing could be said of a student; give more text")
+        raise CometError(f"{caches[0].name}: no validation rows to measure a student on; build a cache of more text")
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     shape, student = _begin_student(config, caches, vocabulary)
     preparation = Preparation(
@@ -99,14 +100,14 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
 
 
 def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
-    """Raises CometError if the vocabulary cannot be trimmed."""
+    """Return the full or the trimmed vocabulary. Raises CometError if it cannot be trimmed."""
     return trimmed_vocabulary(caches) if requested == "trimmed" else full_vocabulary(caches[0].recipe)
 
 
 def _begin_student(
     config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
 ) -> tuple[StudentShape, XLMRobertaForMaskedLM]:
-    """The student at step 0. Raises CometError if it cannot be made, or an earlier one does not fit these caches."""
+    """Return the student at step 0. Raises CometError if it cannot be made, or if an earlier one does not fit."""
     dropout = config.objective.dropout
     if config.init in ("cache", "random"):
         shape = choose_shape(config.student, caches[0], len(vocabulary))
@@ -119,8 +120,9 @@ def _begin_student(
 
 
 def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
-    """Raises CometError for a field that TrainingArguments does not have or refuses."""
-    objective = config.objective
+    """Return transformers' arguments. Raises CometError for fields of `--set` that they lack or reject, and if the
+    processes of torchrun are not connected."""
+    objective, world_size = config.objective, int(os.environ.get("WORLD_SIZE", "1"))
     fields: dict[str, Any] = {
         "num_train_epochs": config.epochs or objective.epochs,
         "max_steps": config.steps or -1,
@@ -143,7 +145,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "disable_tqdm": True,
         "remove_unused_columns": False,
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "use_cpu": int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available(),
+        "use_cpu": world_size > 1 and not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
     }
     try:
@@ -157,10 +159,10 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
             "install its package, or omit it",
             exit_code=2,
         )
-    if arguments.world_size != int(os.environ.get("WORLD_SIZE", "1")):
+    if arguments.world_size != world_size:
         raise CometError(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but they did not find each other and would train "
-            f"{os.environ['WORLD_SIZE']} students; omit --set use_cpu, or start without torchrun"
+            f"torchrun started {world_size} processes, but they are not connected and would train {world_size} "
+            "students; omit --set use_cpu, or start without torchrun"
         )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # a process trains on one GPU; for several there is torchrun
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # one GPU per process; torchrun starts a process for each
     return arguments

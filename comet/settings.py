@@ -1,4 +1,4 @@
-"""What a person asks of `comet-train`, and what came of it."""
+"""The settings of a training, and its result."""
 
 import json
 from collections.abc import Sequence
@@ -16,14 +16,13 @@ from comet.train.validation import Validation
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """What a person asks of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the objective's.
+    """The options of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the objective's.
 
-    Of several caches each is sampled in proportion to its rows to the power of `language_alpha`.
-    `vocabulary` is full or trimmed; `dtype`, of the body, auto, float32 or bfloat16; `init` is cache, random, or the
-    folder of an earlier student; `arguments` are further fields of transformers' TrainingArguments. The student is
-    measured every `validate_steps`, else after every epoch. A checkpoint is written every `save_minutes` into the
-    folder `OUTPUT.checkpoints`, which `resume` goes on from.
-    Raises CometError for numbers not above 0.
+    `student` is auto, a preset, or a JSON file; `vocabulary` full or trimmed; `init` cache, random, or the folder of an
+    earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of transformers'
+    TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of `language_alpha`.
+    Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every `save_minutes`
+    into the folder `OUTPUT.checkpoints`, from which `resume` continues. Raises CometError for numbers not above 0.
     """
 
     output: Path
@@ -54,9 +53,9 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class Distilled:
-    """What came of it: where the student lies, and how it did on the validation rows before and after.
+    """The result of a training: the student's folder, and its validation before and after.
 
-    The student is the one of `best_step`, where it was nearest to the teacher.
+    The student is the best checkpoint, that of `best_step`.
     """
 
     output: Path
@@ -72,10 +71,9 @@ class Distilled:
 
 
 def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:
-    """What a resumed training must have in common with the one it goes on with, by name; plain JSON.
+    """Return all settings, by name, that a resumed training must share with the one it continues; plain JSON.
 
-    The fields of the objective, and beside the id of each cache those of its recipe, stand by themselves, so that what
-    differs can be named.
+    The fields of the objective and of each cache's recipe are entries of their own, so that messages can name them.
     """
     chosen = asdict(config)
     for name in ("output", "resume", "save_minutes"):

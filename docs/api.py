@@ -1,4 +1,4 @@
-"""Writes api.md beside itself: what a person may import, with its docstrings.
+"""Write api.md beside this file: the public names with their docstrings.
 
 python docs/api.py
 """
@@ -25,8 +25,8 @@ PUBLIC = {
 }
 HEAD = """# Python
 
-What may be imported; everything else may change. Written from the docstrings by `python docs/api.py`; a test holds that
-it is up to date. All errors that are ours are `cache_tools.errors.CometError`.
+The public interface; everything else may change. `python docs/api.py` writes this page from the docstrings, and a test
+checks that it is up to date. All errors of this project are `cache_tools.errors.CometError`.
 """
 
 
@@ -38,7 +38,7 @@ def page() -> str:
 
 
 def entry(found: Any, module: str) -> str:
-    """One function, or a class with its own documented methods and properties."""
+    """Return the section of a function, or of a class with its own documented methods and properties."""
     node = ast.parse(textwrap.dedent(inspect.getsource(found))).body[0]
     kind = "class " if isinstance(node, ast.ClassDef) else ""
     lines = [
@@ -56,7 +56,7 @@ def entry(found: Any, module: str) -> str:
 
 
 def called(node: Any) -> str:
-    """Name, parameters or fields, and what is returned, as the source has them; one a line where they are many."""
+    """Return name, parameters or fields, and return type as in the source; one parameter a line if they are long."""
     returned = ""
     if isinstance(node, ast.FunctionDef):
         parameters, returned = parameters_of(node), f" -> {ast.unparse(node.returns)}" if node.returns else ""

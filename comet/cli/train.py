@@ -1,4 +1,4 @@
-"""comet-train: a student from caches, without the teacher."""
+"""comet-train: train a student from caches, without the teacher."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from cache_tools.settings import LocalCache, parse_bytes
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """`name=value` with the value as Python would read it, else as text."""
+    """Split `name=value`, the value as a Python literal, else as text."""
     import ast
 
     name, equals, value = text.partition("=")
@@ -31,16 +31,16 @@ def user_cache_folder() -> Path:
 
 
 SECTIONS = {
-    "What": ("places", "output", "student", "vocabulary", "init"),
-    "What it learns": ("objective", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
-    "How it runs": ("validate_steps", "dtype", "save_minutes", "resume", "local_cache", "local_size", "settings"),
+    "Caches and student": ("locations", "output", "student", "vocabulary", "init"),
+    "Training": ("objective", "epochs", "steps", "batch_size", "learning_rate", "language_alpha", "seed"),
+    "Execution": ("validate_steps", "dtype", "save_minutes", "resume", "local_cache", "local_size", "settings"),
 }
 EXAMPLES = (
     "comet-train --cache kin.zarr                               → kin-student, kin-student.html",
     "comet-train --cache kin.zarr --vocabulary trimmed --output kin-small",
     "comet-train --cache kin.zarr --cache swa.zarr --language-alpha 0.5",
-    "comet-train --cache kin.zarr --resume                      after a stop",
-    "comet-train --cache https://lab.example.org/kin.zarr       reads shards as it needs them",
+    "comet-train --cache kin.zarr --resume                      continues after a stop",
+    "comet-train --cache https://lab.example.org/kin.zarr       reads shards on demand",
 )
 
 
@@ -50,37 +50,37 @@ EXAMPLES = (
     examples=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.option("--cache", "places", multiple=True, required=True,
-              help="A cache that `comet-cache build` made, or its URL. Repeatable: caches of one teacher.")  # fmt: skip
+@click.option("--cache", "locations", multiple=True, required=True,
+              help="Folder or URL of a cache from `comet-cache build`. Repeatable: caches of one teacher.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
-@click.option("--student", default="auto", help="auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")
+@click.option("--student", default="auto",
+              help="Shape: auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")  # fmt: skip
 @click.option("--vocabulary", type=click.Choice(["full", "trimmed"]), default="full",
-              help="All pieces of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
+              help="All tokens of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
 @click.option("--init", default="cache",
-              help="Start from: cache (the teacher's embeddings), random, or an earlier student's folder.")  # fmt: skip
+              help="Initial weights: cache (the teacher's embeddings), random, or a student's folder.")  # fmt: skip
 @click.option("--recipe", "objective", default="default", type=TextOrTable(),
-              help="Losses and optimiser: default, paper, or a TOML file of what is to differ.")  # fmt: skip
+              help="Objective (losses and optimiser): default, paper, or a TOML file of changes.")  # fmt: skip
 @click.option("--epochs", type=float, help="Passes over the cache.  [default: the objective's]")
-@click.option("--steps", type=int, help="Stop after this many steps instead.")
-@click.option("--batch-size", type=int, help="Rows in a step.  [default: the objective's]")
+@click.option("--steps", type=int, help="Number of steps, instead of epochs.")
+@click.option("--batch-size", type=int, help="Rows per step.  [default: the objective's]")
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the objective's]")
-@click.option(
-    "--language-alpha", default=1.0, help="Of several caches: sample each by its rows to this power, 0.3 to 1."
-)
-@click.option("--validate-steps", type=int, help="Measure the student every so many steps.  [default: every epoch]")
-@click.option("--seed", default=0, help="Seed of the start and the order of rows.")
+@click.option("--language-alpha", default=1.0, help="Sample several caches by their rows to this power, 0.3 to 1.")
+@click.option("--validate-steps", type=int, help="Steps between validations.  [default: one epoch]")
+@click.option("--seed", default=0, help="Seed of the initial weights and the order of rows.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
-              help="What the body trains in. auto: bfloat16 where it is faster, measured at the start.")  # fmt: skip
-@click.option("--save-minutes", default=10.0, help="A checkpoint every so often, in OUTPUT.checkpoints.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint of a training that was stopped.")
+              help="Precision of the body. auto: bfloat16 if it is faster, measured at the start.")  # fmt: skip
+@click.option("--save-minutes", default=10.0, help="Minutes between checkpoints, in OUTPUT.checkpoints.")
+@click.option("--resume", is_flag=True, help="Continue a stopped training from its newest checkpoint.")
 @click.option("--local-cache", type=click.Path(path_type=Path),
-              help="Where shards of caches at URLs are kept.  [default: ~/.cache/comet]")  # fmt: skip
-@click.option("--local-size", default="20GB", help="The most that may be kept there; what was used longest ago goes.")
-@click.option("--set", "settings", multiple=True, help="name=value for any field of transformers' TrainingArguments.")
+              help="Folder for shards of caches at URLs.  [default: ~/.cache/comet]")  # fmt: skip
+@click.option("--local-size", default="20GB", help="Limit of that folder; the least recently used shards go first.")
+@click.option("--set", "settings", multiple=True,
+              help="name=value for any field of transformers' TrainingArguments. Repeatable.")  # fmt: skip
 @config_option
 @one_line_errors
 def train(
-    places: tuple[str, ...],
+    locations: tuple[str, ...],
     output: Path | None,
     objective: Any,
     local_cache: Path | None,
@@ -97,7 +97,7 @@ def train(
     from comet.train.objective import choose_objective
 
     quiet_libraries()
-    names = [Path(place.partition("?")[0]).name.removesuffix(".zarr") for place in places]
+    names = [Path(location.partition("?")[0]).name.removesuffix(".zarr") for location in locations]
     output = output or Path("-".join(names) + "-student")
     config = StudentConfig(
         output=output,
@@ -105,7 +105,7 @@ def train(
         arguments=tuple(parse_setting(text) for text in settings),
         **options,
     )
-    caches = open_for_training(places, LocalCache(local_cache or user_cache_folder(), parse_bytes(local_size)))
+    caches = open_for_training(locations, LocalCache(local_cache or user_cache_folder(), parse_bytes(local_size)))
     result = distill(caches, config, say=click.echo)
     if end_processes():
         click.echo(summary(caches, result))

@@ -1,4 +1,4 @@
-"""A closer look at a student: target by target, at its attention maps, and at its guesses in a row of text."""
+"""Detailed figures on a student: each target, attention maps, and the predictions in rows of text."""
 
 from dataclasses import dataclass
 
@@ -10,18 +10,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, collate
+from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
 from comet.train.distiller import Distiller
 from comet.train.losses import attention_kl
 from comet.train.signals import Batch
-from comet.train.validation import Collator, validation_rows
+from comet.train.validation import validation_rows
 
 MOST_TARGETS = 20_000
 BATCH_ROWS = 32
 EXAMPLE_ROWS = 2
-MOST_PLACES = 12
+MOST_POSITIONS = 12
 GUESSES = 3
-LONGEST_PIECE = 40
+LONGEST_TOKEN = 40
 CALIBRATION_BINS = 10
 
 
@@ -46,7 +46,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class MaskedPosition:
-    """A target of a row, with the most probable tokens of teacher and student, best first."""
+    """A target of a row: its label, and the most probable tokens of teacher and student, best first."""
 
     position: int
     truth: str
@@ -56,10 +56,10 @@ class MaskedPosition:
 
 @dataclass(frozen=True)
 class AnnotatedRow:
-    """A row piece by piece as the models saw it, masks and replacements included, and its first targets."""
+    """The tokens of a row as the models saw it, masks and replacements included, and its first targets."""
 
     pieces: list[str]
-    places: list[MaskedPosition]
+    positions: list[MaskedPosition]
     targets: int  # of the whole row
 
 
@@ -67,9 +67,9 @@ class AnnotatedRow:
 class Analysis:
     """The first T ≤ MOST_TARGETS validation targets one by one, and the first rows as examples.
 
-    target_id, count [T] int64: the true token, and how often it occurs in the corpus; kl [T] nats at temperature 1,
-    NaN where the cache holds no tail at it; correct, teacher_correct, agrees [T] bool, of the most probable tokens;
-    confidence, teacher_confidence [T]: the probabilities of these tokens.
+    target_id, count [T] int64: the label, and its occurrences in the corpus; kl [T] nats at temperature 1, NaN if the
+    cache holds no tail at it; correct, teacher_correct, agrees [T] bool, of the most probable tokens; confidence,
+    teacher_confidence [T]: the probabilities of these tokens.
     """
 
     target_id: NDArray[np.int64]
@@ -94,12 +94,20 @@ def analyse(
     device: torch.device,
     collate_fn: Collator = collate,
 ) -> Analysis:
-    """Measures the student on the first rows of these shards.
+    """Measure the student on the first rows of these shards.
 
-    `counts` [V] int64 says how often each id occurs in the corpus, and `tokenizer` what it stands for; both know the
-    ids that `collate_fn` puts into a batch.
+    `counts` [V] int64 are the occurrences of each token in the corpus. `counts` and `tokenizer` take the ids of the
+    batches of `collate_fn`.
     """
-    arrays = measure_targets(distiller, shards, device, collate_fn)
+    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
+    parts: list[dict[str, NDArray]] = []
+    measured = 0
+    for batch in tqdm(loader, desc="analyse", unit="batch", leave=False, disable=None):
+        parts.append(measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
+        measured += len(batch["target_id"])
+        if measured >= MOST_TARGETS:
+            break
+    arrays = {name: np.concatenate([part[name] for part in parts])[:MOST_TARGETS] for name in parts[0]}
     maps, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
     return Analysis(
         **arrays,
@@ -111,26 +119,8 @@ def analyse(
     )
 
 
-def measure_targets(
-    distiller: Distiller,
-    shards: list[CacheShard],
-    device: torch.device,
-    collate_fn: Collator,
-) -> dict[str, NDArray]:
-    """The per-target arrays of an Analysis by name, for the first MOST_TARGETS targets."""
-    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
-    parts: list[dict[str, NDArray]] = []
-    measured = 0
-    for batch in tqdm(loader, desc="look closer", unit="batch", leave=False, disable=None):
-        parts.append(measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
-        measured += len(batch["target_id"])
-        if measured >= MOST_TARGETS:
-            break
-    return {name: np.concatenate([part[name] for part in parts])[:MOST_TARGETS] for name in parts[0]}
-
-
 def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
-    """The per-target arrays of one batch; all of them [T]."""
+    """Return the per-target arrays [T] of an Analysis, but `count`, for one batch."""
     found, label = distiller.evaluate(batch), batch["target_id"]
     arrays = {
         "target_id": label,
@@ -149,11 +139,10 @@ def look_at_rows(
     shards: list[CacheShard],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
-    collate_fn: Collator,
+    collate_fn: Collator = collate,
 ) -> tuple[list[MapPair], list[AnnotatedRow]]:
-    """Maps of the first EXAMPLE_ROWS rows, where the cache has them, and guesses in these rows."""
-    names = arrays_to_read(distiller.cache, distiller.matches_attention)
-    rows = CacheRows(shards, names, held=1)
+    """Return maps of the first EXAMPLE_ROWS rows, if the cache has them, and the predictions in these rows."""
+    rows = CacheRows(shards, arrays_to_read(distiller.cache, distiller.matches_attention), held=1)
     arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
     batch = {name: tensor.to(device) for name, tensor in collate_fn(arrays).items()}
     found = distiller.evaluate(batch)
@@ -162,24 +151,12 @@ def look_at_rows(
     return [pair for at in with_map for pair in map_pairs(at, batch, found.maps, distiller)], examples
 
 
-def first_row(
-    distiller: Distiller,
-    shards: list[CacheShard],
-    tokenizer: PreTrainedTokenizerBase,
-    device: torch.device,
-    collate_fn: Collator = collate,
-) -> AnnotatedRow:
-    """The first row of these shards, as text."""
-    return look_at_rows(distiller, shards, tokenizer, device, collate_fn)[1][0]
-
-
 def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
-    """The maps of teacher and student in each matched layer, of the row whose maps are the `at`-th in the batch."""
+    """Return the maps of teacher and student in each matched layer, for the `at`-th row with maps in the batch."""
     pairs, row = [], int(batch["map_row"][at])
     used = int(batch["length"][row].clamp(max=distiller.cache.attention_size))
     for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
-        cached = distiller.cached_index[index]
-        teacher = batch["attention"][at, cached, :used, :used]  # [n, n]
+        teacher = batch["attention"][at, distiller.cached_index[index], :used, :used]  # [n, n]
         student = maps[at, index, :used, :used]
         kl = attention_kl(teacher[None, None], student[None, None], batch["length"][row : row + 1]).item()
         pairs.append(MapPair(row, teacher_layer, student_layer, teacher.cpu().numpy(), student.cpu().numpy(), kl))
@@ -190,50 +167,49 @@ def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list
 def decode_row(
     row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
 ) -> AnnotatedRow:
-    """One row as text, and the guesses at its first MOST_PLACES targets."""
+    """Return one row as text, with the predictions at its first MOST_POSITIONS targets."""
     targets = torch.nonzero(batch["target_row"] == row)[:, 0]
-    shown = targets[:MOST_PLACES]
+    shown = targets[:MOST_POSITIONS]
     weight, bias = distiller.output_layer()
-    logits = torch.addmm(bias, features[shown], weight.T)  # [places, V]
+    logits = torch.addmm(bias, features[shown], weight.T)  # [positions, V]
     student = logits.softmax(1).topk(min(GUESSES, logits.shape[1]))
     kept_id = distiller.targets.kept_id(batch, 1.0)[shown]
     teacher = distiller.targets.teacher_logprob(batch)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))
     teacher_id = kept_id.gather(1, teacher.indices)
-    truth = batch["target_id"][shown]
 
-    def guesses(ids: Tensor, probabilities: Tensor, true_id: int) -> list[Guess]:
+    def guesses(ids: Tensor, probabilities: Tensor, label: int) -> list[Guess]:
         return [
-            Guess(piece(tokenizer, token), probability, token == true_id)
+            Guess(token_text(tokenizer, token), probability, token == label)
             for token, probability in zip(ids.tolist(), probabilities.tolist(), strict=True)
             if token >= 0 and probability > 0
         ]
 
-    places = [
+    positions = [
         MaskedPosition(
             position=int(batch["target_position"][shown[i]]),
-            truth=piece(tokenizer, true_id),
-            teacher=guesses(teacher_id[i], teacher.values[i], true_id),
-            student=guesses(student.indices[i], student.values[i], true_id),
+            truth=token_text(tokenizer, label),
+            teacher=guesses(teacher_id[i], teacher.values[i], label),
+            student=guesses(student.indices[i], student.values[i], label),
         )
-        for i, true_id in enumerate(truth.tolist())
+        for i, label in enumerate(batch["target_id"][shown].tolist())
     ]
     ids = batch["input_ids"][row, : int(batch["length"][row])].tolist()
-    return AnnotatedRow([piece(tokenizer, token) for token in ids], places, len(targets))
+    return AnnotatedRow([token_text(tokenizer, token) for token in ids], positions, len(targets))
 
 
-def piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """A token as text, ▁ before it where it begins a word, cut at LONGEST_PIECE characters; its number if unknown."""
+def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    """Return a token as text, ▁ before it if it begins a word, cut at LONGEST_TOKEN characters; its id if unknown."""
     name = tokenizer.convert_ids_to_tokens(token)
     if not isinstance(name, str):
         return f"[{token}]"
     start = "▁" if name.startswith(("▁", "Ġ")) else ""
     text = start + tokenizer.convert_tokens_to_string([name]).strip() or name
-    return text if len(text) <= LONGEST_PIECE else text[: LONGEST_PIECE - 1] + "…"
+    return text if len(text) <= LONGEST_TOKEN else text[: LONGEST_TOKEN - 1] + "…"
 
 
 @dataclass(frozen=True)
 class FrequencyBin:
-    """The targets whose true token occurs `low` to `high` times in the corpus, and the means over them."""
+    """The targets whose label occurs `low` to `high` times in the corpus, and the means over them."""
 
     low: int
     high: int
@@ -243,14 +219,15 @@ class FrequencyBin:
     teacher_accuracy: float
 
 
-def by_frequency(look: Analysis) -> list[FrequencyBin]:
-    """One bin for each decade of the count that has targets: 0 to 9, 10 to 99, 100 to 999, …"""
+def by_frequency(analysis: Analysis) -> list[FrequencyBin]:
+    """Return one bin for each decade of the count that has targets: 0 to 9, 10 to 99, 100 to 999, …"""
     powers = 10 ** np.arange(1, 19, dtype=np.int64)
-    decade = np.searchsorted(powers, look.count, side="right")
+    decade = np.searchsorted(powers, analysis.count, side="right")
     bins = []
     for number in np.unique(decade).tolist():
         inside = decade == number
-        means = (float(values[inside].mean()) for values in (look.kl, look.correct, look.teacher_correct))
+        figures = (analysis.kl, analysis.correct, analysis.teacher_correct)
+        means = (float(values[inside].mean()) for values in figures)
         bins.append(FrequencyBin(10**number if number else 0, 10 ** (number + 1) - 1, int(inside.sum()), *means))
     return bins
 
@@ -267,7 +244,7 @@ class CalibrationBin:
 
 
 def calibration(confidence: NDArray, correct: NDArray, bins: int = CALIBRATION_BINS) -> list[CalibrationBin]:
-    """Equally wide bins B_b = (b / M, (b + 1) / M] of the confidence [T], without the empty ones; 0 is in the first.
+    """Return equally wide bins B_b = (b / M, (b + 1) / M] of the confidence [T], without empty ones; 0 is in the first.
 
     The reliability diagram of Guo et al. 2017, On calibration of modern neural networks (arXiv 1706.04599).
     """
@@ -286,6 +263,6 @@ def calibration(confidence: NDArray, correct: NDArray, bins: int = CALIBRATION_B
 
 
 def expected_calibration_error(bins: list[CalibrationBin]) -> float:
-    """ECE = Σ_b |B_b| / T · |accuracy(B_b) − confidence(B_b)| (Guo et al. 2017, equation 3); NaN without targets."""
+    """Return ECE = Σ_b |B_b| / T · |accuracy(B_b) − confidence(B_b)| (Guo et al. 2017, equation 3); NaN if T = 0."""
     total = sum(b.targets for b in bins)
     return sum(b.targets * abs(b.accuracy - b.confidence) for b in bins) / total if total else float("nan")

@@ -60,7 +60,7 @@ def page(
         training=[*validation_curve(history), *loss_curves(history)],
         frequency=frequency(analysis), calibration=calibration_charts(analysis),
         maps=[(pair, pictures(pair)) for pair in analysis.maps],
-        rows=[(row, {place.position: n for n, place in enumerate(row.places, 1)}) for row in analysis.examples],
+        rows=[(row, {place.position: n for n, place in enumerate(row.positions, 1)}) for row in analysis.examples],
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The student's head at its targets, without ever holding a [targets, vocabulary] matrix."""
+"""The student's head at its targets, without ever materialising a [targets, vocabulary] matrix."""
 
 import math
 from typing import Any
@@ -12,8 +12,8 @@ LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp on CPUs
 
 
 class Lookup(torch.autograd.Function):
-    """Rows of a weight that the head uses too. Its gradient is added to the head's, which is always there first, so
-    that of the largest tensor of a step there is one and not two."""
+    """Rows of a weight that the head uses too. The gradient is added to the head's, which is always computed first, so
+    that a step holds one gradient of its largest tensor instead of two."""
 
     @staticmethod
     def forward(context: Any, weight: Tensor, ids: Tensor, grad_buffer: list[Tensor]) -> Tensor:
@@ -31,48 +31,48 @@ class Lookup(torch.autograd.Function):
 class SparseHead(torch.autograd.Function):
     """Logits of a few tokens of each target, and the log-sum-exp of all others, a vocabulary slice at a time.
 
-    The slices are computed again in the backward pass instead of being kept. Targets are columns: products with the
-    vocabulary as rows are the fastest, most of all when the number of columns is a multiple of 16.
+    The backward pass computes the slices again instead of storing them. Targets are columns: products with the
+    vocabulary as rows are the fastest, most of all with a multiple of 16 columns.
     """
 
     @staticmethod
     def forward(
-        context: Any, features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor,
+        context: Any, features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, label_id: Tensor,
         temperatures: tuple[float, ...], grad_buffer: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         targets = len(features)
         features, kept_id = aligned(features, 0.0), aligned(kept_id, -1).T  # [T', H], [k, T']
-        truth_id = aligned(truth_id[:, None], 0).T  # [1, T']
+        label_id = aligned(label_id[:, None], 0).T  # [1, T']
         kept = features.new_full(kept_id.shape, -torch.inf)
-        truth = features.new_full(truth_id.shape, -torch.inf)
+        label = features.new_full(label_id.shape, -torch.inf)
         rest = features.new_full((len(temperatures), len(features)), -torch.inf)  # [n_T, T']
         for start, stop in slices(len(weight)):
             logits = slice_logits(features, weight, bias, start, stop)  # [C + 1, T']
             at, known = rows_of(kept_id, start, stop)
             kept = torch.where(known, logits.gather(0, at), kept)
-            true_at, true_known = rows_of(truth_id, start, stop)
-            truth = torch.where(true_known, logits.gather(0, true_at), truth)
+            label_at, label_known = rows_of(label_id, start, stop)
+            label = torch.where(label_known, logits.gather(0, label_at), label)
             logits.scatter_(0, at, -torch.inf)
             largest = logits.amax(0).clamp(min=torch.finfo(logits.dtype).min)  # [T'], also where nothing is left
             logits -= largest
             for index, temperature in enumerate(temperatures):
                 total = torch.mul(logits, LOG2_E / temperature).exp2_().sum(0).log() + largest / temperature
                 rest[index] = torch.logaddexp(rest[index], total)
-        context.save_for_backward(features, weight, bias, kept_id, truth_id, rest)
+        context.save_for_backward(features, weight, bias, kept_id, label_id, rest)
         context.temperatures, context.grad_buffer = temperatures, grad_buffer
-        return kept.T[:targets], truth[0, :targets], rest.T[:targets]
+        return kept.T[:targets], label[0, :targets], rest.T[:targets]
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, kept_id, truth_id, rest = context.saved_tensors
+        features, weight, bias, kept_id, label_id, rest = context.saved_tensors
         targets = len(gradients[1])
-        d_kept, d_truth, d_rest = (aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
+        d_kept, d_label, d_rest = (aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
         finite_rest = rest.masked_fill(rest == -torch.inf, 0.0)  # an empty rest passes no gradient
         d_features = torch.zeros_like(features)
         d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
         for start, stop in slices(len(weight)):
             at, _ = rows_of(kept_id, start, stop)
-            true_at, _ = rows_of(truth_id, start, stop)
+            label_at, _ = rows_of(label_id, start, stop)
             logits = slice_logits(features, weight, bias, start, stop).scatter_(0, at, -torch.inf)  # [C + 1, T']
             parts = (
                 torch.sub(logits, finite_rest[index] * temperature)
@@ -84,7 +84,7 @@ class SparseHead(torch.autograd.Function):
             d_logits = next(parts)
             for part in parts:
                 d_logits += part
-            d_logits.scatter_add_(0, at, d_kept).scatter_add_(0, true_at, d_truth)
+            d_logits.scatter_add_(0, at, d_kept).scatter_add_(0, label_at, d_label)
             inside = d_logits[:-1]  # [C, T']
             d_features.addmm_(inside.T, weight[start:stop])
             torch.mm(inside, features, out=d_weight[start:stop])
@@ -96,7 +96,7 @@ class SparseHead(torch.autograd.Function):
 
 
 def aligned(values: Tensor, fill: float) -> Tensor:
-    """[T', n]: `values` [T, n] with rows of `fill` up to the next multiple of 16."""
+    """Pad `values` [T, n] to [T', n] with rows of `fill`, up to the next multiple of 16."""
     return nn.functional.pad(values, (0, 0, 0, -len(values) % ALIGNMENT), value=fill)
 
 
@@ -105,7 +105,7 @@ def slices(vocab_size: int) -> list[tuple[int, int]]:
 
 
 def slice_logits(features: Tensor, weight: Tensor, bias: Tensor, start: int, stop: int) -> Tensor:
-    """[C + 1, T] logits of ids start … stop, and a last row of −inf that stands for every id outside."""
+    """Return logits [C + 1, T] of ids start … stop; the last row, of every id outside, is −∞."""
     logits = features.new_empty(stop - start + 1, len(features))
     torch.mm(weight[start:stop], features.T, out=logits[:-1])
     logits[:-1] += bias[start:stop, None]
@@ -114,27 +114,27 @@ def slice_logits(features: Tensor, weight: Tensor, bias: Tensor, start: int, sto
 
 
 def rows_of(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Rows of these ids in a slice, the last row for those outside; and which are inside."""
+    """Return the rows of these ids in a slice, for those outside the last row, and which are inside."""
     inside = (ids >= start) & (ids < stop)
     return torch.where(inside, ids - start, stop - start), inside
 
 
 def lookup(weight: Tensor, ids: Tensor, grad_buffer: list[Tensor]) -> Tensor:
-    """[…, H]: rows `ids` […] of `weight` [V, H], a weight that `sparse_head` is given too, with the same empty list."""
+    """Return rows `ids` […] of `weight` [V, H] as […, H]. Call `sparse_head` with the same weight and empty list."""
     rows: Tensor = Lookup.apply(weight, ids, grad_buffer)
     return rows
 
 
 def sparse_head(
-    features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, truth_id: Tensor, temperatures: tuple[float, ...],
+    features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, label_id: Tensor, temperatures: tuple[float, ...],
     grad_buffer: list[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(kept [T, k], truth [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias [V].
+    """Return (kept [T, k], label [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias [V].
 
-    kept: logits at `kept_id` [T, k] int64, −inf where the id is −1. truth: logits at `truth_id` [T].
-    rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −inf where none is left.
-    A bias of −inf takes an id out altogether. With a list `grad_buffer` the gradient of the weight is handed over in it
-    to the `lookup` that the features come from, which passes on both.
+    kept: logits at `kept_id` [T, k] int64, −∞ for id −1. label: logits at `label_id` [T].
+    rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −∞ if none is left.
+    A bias of −∞ excludes an id altogether. With a list `grad_buffer`, the gradient of the weight goes through it to the
+    `lookup` that the features come from, which returns the sum of both.
     """
-    kept, truth, rest = SparseHead.apply(features, weight, bias, kept_id, truth_id, temperatures, grad_buffer)
-    return kept, truth, rest
+    kept, label, rest = SparseHead.apply(features, weight, bias, kept_id, label_id, temperatures, grad_buffer)
+    return kept, label, rest

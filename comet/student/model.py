@@ -1,4 +1,4 @@
-"""The student: its shapes, and how it starts from what the cache holds of the teacher."""
+"""The student: its shapes, and its initial weights, from a cache, at random or from an earlier student."""
 
 import json
 from collections.abc import Sequence
@@ -43,14 +43,14 @@ PRESETS = (
     StudentShape("tiny", 4, 64, 4, 256),
     StudentShape("nano", 3, 48, 4, 192),
 )
-"""From large to small. `auto` takes the first that is small enough."""
+"""From large to small. `auto` chooses the first that is small enough."""
 
 
 def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
-    """A preset by name, a shape from a JSON config file, or with `auto` the largest preset at least 85 % smaller than
-    the teacher, the smallest if none is.
+    """Return a preset by name, a shape from a JSON config file, or for `auto` the largest preset at least 85 % smaller
+    than the teacher, else the smallest preset.
 
-    Raises CometError when `requested` is neither a preset nor a readable config.
+    Raises CometError if `requested` is neither a preset nor a valid config.
     """
     by_name = {shape.name: shape for shape in PRESETS}
     if requested in by_name:
@@ -59,15 +59,12 @@ def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
         limit = (1 - AT_LEAST_SMALLER) * cache.recipe.teacher_parameters
         return next((s for s in PRESETS if count_parameters(s, vocab_size) <= limit), PRESETS[-1])
     path = Path(requested)
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     if not path.is_file():
-        raise CometError(
-            f"--student {requested}: expected auto, {', '.join(by_name)}, or a JSON file with num_hidden_layers, "
-            "hidden_size, num_attention_heads and intermediate_size",
-            exit_code=2,
-        )
+        expected = f"auto, {', '.join(by_name)}, or a JSON file with {', '.join(names)}"
+        raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
         layers, hidden, heads, intermediate = (int(config[name]) for name in names)
     except (ValueError, KeyError, TypeError) as error:
         raise CometError(
@@ -95,7 +92,7 @@ def student_config(shape: StudentShape, vocab_size: int, dropout: float = 0.0) -
 
 
 def count_parameters(shape: StudentShape, vocab_size: int) -> int:
-    """Parameters as the paper counts them: the body with its pooler, without the masked-LM head."""
+    """Count parameters as the paper does: the body with its pooler, without the masked-LM head."""
     with torch.device("meta"):
         return sum(p.numel() for p in XLMRobertaModel(student_config(shape, vocab_size)).parameters())
 
@@ -108,7 +105,7 @@ def new_student(
     seed: int,
     from_cache: bool = True,
 ) -> XLMRobertaForMaskedLM:
-    """A student that starts from the teacher's embeddings and the word frequencies in the caches, or at random."""
+    """Return a student that starts from the caches' teacher embeddings and token frequencies, or at random."""
     recipe = caches[0].recipe
     config = student_config(shape, len(vocabulary), dropout)
     special = vocabulary.student_id[[recipe.pad_id, recipe.bos_id, recipe.eos_id]].tolist()
@@ -117,33 +114,30 @@ def new_student(
     torch.manual_seed(seed)
     student = XLMRobertaForMaskedLM(config)
     if from_cache:
-        start_from_cache(student, [cache.vocabulary for cache in caches], vocabulary, recipe.special_ids)
+        start_from_cache(student, caches, vocabulary)
     return student
 
 
 @torch.no_grad()
-def start_from_cache(
-    student: XLMRobertaForMaskedLM,
-    vocabularies: Sequence[Vocabulary],
-    known: StudentVocabulary,
-    special_ids: tuple[int, ...],
-) -> None:
-    """Embeddings from the teacher's leading components, head bias from word frequencies, head transform the identity.
+def start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
+    """Set the embeddings to the teacher's leading components, the head bias to token frequencies, and the head's
+    transform to the identity.
 
-    The identity lets the teacher's geometry of words reach the predictions from the first step on. The bias is the
+    The identity lets the teacher's geometry of tokens reach the predictions from the first step on. The bias is the
     log of the add-one-smoothed frequency, so that the first predictions are those of a unigram model. Ids that never
     occur start at the mean, which is zero; special tokens keep their random start.
     """
     weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
     hidden = weight.shape[1]
-    special = known.student_id[list(special_ids)]
+    special = vocabulary.student_id[list(caches[0].recipe.special_ids)]
     keep = weight[special].clone()
     weight.zero_()
-    counts = 1.0 + torch.from_numpy(token_counts(vocabularies, known))
-    for vocabulary in reversed(vocabularies):  # where an id is in several caches, the first cache decides
-        ids = known.student_id[torch.from_numpy(vocabulary.id.astype(np.int64))]
-        width = min(hidden, vocabulary.embedding.shape[1])
-        components = torch.from_numpy(vocabulary.embedding[:, :width].astype(np.float32))
+    cached = [cache.vocabulary for cache in caches]
+    counts = 1.0 + torch.from_numpy(token_counts(cached, vocabulary))
+    for found in reversed(cached):  # the first cache with an id decides
+        ids = vocabulary.student_id[torch.from_numpy(found.id.astype(np.int64))]
+        width = min(hidden, found.embedding.shape[1])
+        components = torch.from_numpy(found.embedding[:, :width].astype(np.float32))
         components *= EMBEDDING_STD / components.square().mean().sqrt().clamp(min=1e-12)
         weight[ids, :width] = components
     weight[special] = keep
@@ -151,49 +145,45 @@ def start_from_cache(
     student.lm_head.dense.weight.copy_(torch.eye(hidden))
 
 
-def token_counts(vocabularies: Sequence[Vocabulary], known: StudentVocabulary) -> NDArray[np.int64]:
-    """[V'] how often each of the student's tokens occurs in all corpora."""
-    counts = np.zeros(known.teacher_size, dtype=np.int64)
-    for vocabulary in vocabularies:
-        counts[vocabulary.id] += vocabulary.count
-    return counts[known.teacher_id]
+def token_counts(cached: Sequence[Vocabulary], vocabulary: StudentVocabulary) -> NDArray[np.int64]:
+    """Return how often each of the student's tokens [V'] occurs in the corpora of all caches."""
+    counts = np.zeros(vocabulary.teacher_size, dtype=np.int64)
+    for found in cached:
+        counts[found.id] += found.count
+    return counts[vocabulary.teacher_id]
 
 
 def earlier_student(
     folder: Path, caches: Sequence[Cache], vocabulary: StudentVocabulary, dropout: float
 ) -> XLMRobertaForMaskedLM:
-    """A student that an earlier training left, to go on with.
+    """Load the student of an earlier training.
 
-    Raises CometError unless it is an XLM-R masked LM with exactly this vocabulary and room for these rows.
+    Raises CometError unless it is an XLM-R masked LM with exactly this vocabulary and enough positions for these rows.
     """
+    expected = f"--init {folder}: expected cache, random, or the folder of a student"
     if not folder.is_dir():
-        raise CometError(
-            f"--init {folder}: expected cache, random, or the folder of a student; it is none", exit_code=2
-        )
+        raise CometError(f"{expected}; there is no such folder", exit_code=2)
     try:
         student: XLMRobertaForMaskedLM = XLMRobertaForMaskedLM.from_pretrained(
             folder, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, local_files_only=True
         )
-        pieces = load_tokenizer(folder).get_vocab()
+        tokens = load_tokenizer(folder).get_vocab()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
+        raise CometError(f"{expected} ({str(error).strip().splitlines()[0]})", exit_code=2) from error
+    recipe, wanted = caches[0].recipe, student_tokenizer(caches[0], vocabulary).get_vocab()
+    if unlike := [token for token in sorted(tokens | wanted) if tokens.get(token) != wanted.get(token)]:
         raise CometError(
-            f"--init {folder}: expected cache, random, or the folder of a student ({reason})", exit_code=2
-        ) from error
-    recipe = caches[0].recipe
-    expected = student_tokenizer(caches[0], vocabulary).get_vocab()
-    if unlike := [piece for piece in sorted(pieces | expected) if pieces.get(piece) != expected.get(piece)]:
-        raise CometError(
-            f"--init {folder}: its vocabulary of {len(pieces):,} pieces is not that of this training "
-            f"({len(vocabulary):,}): {len(unlike):,} pieces differ, the first {unlike[0]!r} with id "
-            f"{pieces.get(unlike[0])} against {expected.get(unlike[0])}; "
+            f"--init {folder}: its vocabulary of {len(tokens):,} tokens is not that of this training "
+            f"({len(vocabulary):,}): {len(unlike):,} tokens differ, the first {unlike[0]!r} with id "
+            f"{tokens.get(unlike[0])} against {wanted.get(unlike[0])}; "
             "give the --vocabulary it was trained with, and a cache of the same teacher",
             exit_code=2,
         )
     positions = student.config.max_position_embeddings - int(vocabulary.student_id[recipe.pad_id]) - 1
     if recipe.seq_len > positions:
         raise CometError(
-            f"--init {folder}: reads {positions} tokens, the rows of the cache have {recipe.seq_len}",
+            f"--init {folder}: this student reads {positions} tokens, but a row of the cache has {recipe.seq_len}; use "
+            "another student, or a cache of shorter rows",
             exit_code=2,
         )
     return student.float()

@@ -1,9 +1,9 @@
-"""Which tokens a student knows: all of the teacher's, or those of the corpus and what it takes to write any other.
+"""The vocabulary of a student: all of the teacher's tokens, or those of the corpus and single characters.
 
-A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and every piece of a single
-character, so that no text that the teacher could read becomes unknown. Text whose pieces are all kept is cut as
-before: a Unigram model looks for the best of all cuts, WordPiece for the longest piece, and what is best or longest
-among all pieces is so among fewer.
+A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and every token of a single
+character, so that no text that the teacher could read becomes unknown. Text whose tokens are all kept is tokenised as
+before: a Unigram model takes the best of all segmentations, WordPiece the longest token, and the best or longest of all
+tokens is still that among fewer.
 """
 
 import json
@@ -23,14 +23,15 @@ from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.text.tokenizer import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
 
-CONTINUATION = "##"  # how WordPiece marks a piece inside a word
+CONTINUATION = "##"  # WordPiece's mark of a token inside a word
 
 
 @dataclass(frozen=True)
 class StudentVocabulary:
-    """`teacher_id` [V'] int64, ascending: the teacher's id of each of the student's.
+    """The student's tokens as ids of the teacher.
 
-    `scored` [V] bool: the teacher's ids that a trimmed student is scored for, V_seen; None if the vocabulary is full.
+    `teacher_id` [V'] int64, ascending: the teacher's id of each student id. `scored` [V] bool: the teacher's ids that a
+    trimmed student is scored for, V_seen; None if the vocabulary is full.
     """
 
     teacher_id: NDArray[np.int64]
@@ -46,19 +47,19 @@ class StudentVocabulary:
 
     @cached_property
     def student_id(self) -> Tensor:
-        """[V] int64: the student's id of each of the teacher's, −1 where it has none."""
+        """The student's id of each teacher id, −1 for tokens it lacks; [V] int64."""
         ids = torch.full((self.teacher_size,), -1, dtype=torch.int64)
         ids[torch.from_numpy(self.teacher_id)] = torch.arange(len(self))
         return ids
 
     @cached_property
     def scored_id(self) -> Tensor:
-        """[V] int64: the same, −1 also for what the student knows but is never scored for."""
+        """As `student_id`, but −1 also for tokens that are not scored."""
         return self.student_id if self.scored is None else self.student_id.where(torch.from_numpy(self.scored), -1)
 
     @cached_property
     def unscored(self) -> Tensor:
-        """[V'] bool: tokens that the student knows but is never scored for, since the corpus does not hold them."""
+        """The student's tokens that are never scored, since the corpus lacks them; [V'] bool."""
         return self.scored_id[torch.from_numpy(self.teacher_id)] < 0
 
 
@@ -67,22 +68,20 @@ def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
 
 
 def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
-    """V_seen, the special tokens, every piece of a single character, and the least likely piece of a Unigram model
-    (which decides what an unknown character costs).
+    """Return V_seen with the special tokens and those of `required_tokens`.
 
-    Raises CometError for several caches, whose tails are of different V_seen, and for tokenizers that are neither
+    Raises CometError for several caches, whose tails are over different V_seen, and for tokenizers that are neither
     Unigram nor WordPiece.
     """
     if len(caches) > 1:
         raise CometError(
-            "--vocabulary trimmed: takes one --cache, since every cache tells its tail over the tokens of its own "
+            "--vocabulary trimmed: takes one --cache, since every cache holds the tail over the tokens of its own "
             "corpus only; use --vocabulary full, or build one cache of all texts",
             exit_code=2,
         )
     recipe, seen = caches[0].recipe, caches[0].vocabulary.id
-    pieces = model_pieces(read_tokenizer(caches[0]))
-    single = [i for i, piece in enumerate(pieces) if len(piece.removeprefix(CONTINUATION)) == 1]
-    kept = np.unique(np.concatenate([seen, recipe.special_ids, single, least_likely(caches[0])]).astype(np.int64))
+    required = required_tokens(read_tokenizer(caches[0])["model"])
+    kept = np.unique(np.concatenate([seen, recipe.special_ids, required]).astype(np.int64))
     scored = np.zeros(recipe.vocab_size, dtype=bool)
     scored[seen] = True
     return StudentVocabulary(kept, recipe.vocab_size, scored)
@@ -92,28 +91,23 @@ def read_tokenizer(cache: Cache) -> dict[str, Any]:
     return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
 
 
-def model_pieces(state: dict[str, Any]) -> list[str]:
-    """The pieces of a tokenizer's model, by id. Raises CometError for models that cannot be trimmed exactly."""
-    model = state["model"]
-    if model["type"] == "Unigram":
-        return [piece for piece, _ in model["vocab"]]
+def required_tokens(model: dict[str, Any]) -> list[int]:
+    """Return the ids of a tokenizer's tokens of a single character, and of the least likely token of a Unigram model,
+    which sets the cost of an unknown character. Raises CometError for models that cannot be trimmed exactly."""
     if model["type"] == "WordPiece":
-        by_id = {i: piece for piece, i in model["vocab"].items()}
-        return [by_id.get(i, "") for i in range(max(by_id) + 1)]
+        return [i for token, i in model["vocab"].items() if len(token.removeprefix(CONTINUATION)) == 1]
+    if model["type"] == "Unigram":
+        single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token.removeprefix(CONTINUATION)) == 1]
+        return [*single, int(np.argmin([score for _, score in model["vocab"]]))]
     raise CometError(
-        f"--vocabulary trimmed: a {model['type']} tokenizer builds its pieces from one another, so that taking some "
-        "away changes how other text is cut; use --vocabulary full",
+        f"--vocabulary trimmed: a {model['type']} tokenizer builds its tokens from one another, so that removing some "
+        "changes how other text is tokenised; use --vocabulary full",
         exit_code=2,
     )
 
 
-def least_likely(cache: Cache) -> list[int]:
-    model = read_tokenizer(cache)["model"]
-    return [int(np.argmin([score for _, score in model["vocab"]]))] if model["type"] == "Unigram" else []
-
-
 def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
-    """An ordinary fast tokenizer for these ids. Raises CometError when a special token would not get its id."""
+    """Return an ordinary fast tokenizer for these ids. Raises CometError if a special token would not get its id."""
     folder, recipe = cache.tokenizer_folder, cache.recipe
     whole = load_tokenizer(folder, recipe.vocab_size)
     expected = {"pad_token": recipe.pad_id, "mask_token": recipe.mask_id, "cls_token": recipe.bos_id}
@@ -136,7 +130,7 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
 
 
 def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
-    """A tokenizer.json with the kept pieces under their new ids. `student_id` is −1 for the others."""
+    """Return a tokenizer.json with the kept tokens under their new ids. `student_id` is −1 for the others."""
 
     def moved(ids: list[int]) -> list[int]:
         return [student_id[i] for i in ids]
@@ -146,7 +140,7 @@ def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any
         model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if student_id[i] >= 0]
         model["unk_id"] = None if model.get("unk_id") is None else student_id[model["unk_id"]]
     else:
-        model["vocab"] = {piece: student_id[i] for piece, i in model["vocab"].items() if student_id[i] >= 0}
+        model["vocab"] = {token: student_id[i] for token, i in model["vocab"].items() if student_id[i] >= 0}
     kept = [token for token in state.get("added_tokens", []) if student_id[token["id"]] >= 0]
     added = [token | {"id": student_id[token["id"]]} for token in kept]
     processor = state.get("post_processor")

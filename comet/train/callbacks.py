@@ -1,10 +1,12 @@
-"""What goes on beside the steps of a training: the live line, and the best student kept."""
+"""Callbacks of the trainer: the progress bar, and the best checkpoint."""
 
+import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback
 
@@ -15,8 +17,10 @@ SHOWN = {"kd": "kd", "hard": "hard", "attention": "attention", "eval_kl": "valid
 
 
 class LiveLine(TrainerCallback):
-    """One bar with the parts of the loss, the last validation and tokens per second; on a terminal only, and of
-    several processes of the first one."""
+    """Show the parts of the loss, the last validation and tokens per second in a progress bar.
+
+    On a terminal only, and of several processes in the first only.
+    """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         silent = None if state.is_world_process_zero else True
@@ -39,7 +43,7 @@ class LiveLine(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """Remembers the weights nearest to the teacher of all validations, stops when nothing gets better."""
+    """Keep the weights of the best validation; stop after `patience` validations without a better one."""
 
     def __init__(self, trainer: DistillationTrainer, patience: int) -> None:
         self.trainer = trainer
@@ -47,7 +51,7 @@ class KeepBest(TrainerCallback):
         self.worse = 0
 
     def begin(self) -> None:
-        """With the student as it stands before the first step."""
+        """Validate the student as it is before the first step."""
         self.validations = [(0, self.trainer.validate())]
         self.remember(self.start, 0)
 
@@ -64,15 +68,23 @@ class KeepBest(TrainerCallback):
         """The step of the latest validation."""
         return self.validations[-1][0]
 
-    def to_json(self) -> dict[str, Any]:
-        """All but the weights."""
-        validations = [(step, asdict(validation)) for step, validation in self.validations]
-        return {"step": self.step, "worse": self.worse, "validations": validations}
+    @property
+    def gives_up(self) -> bool:
+        return self.worse >= self.patience
 
-    def restore(self, state: dict[str, Any], weights: dict[str, Tensor]) -> None:
-        """Goes on from what `to_json` gave, and the weights of that moment."""
+    def save(self, checkpoint: Path) -> None:
+        """Write the best weights and all validations into the folder of a checkpoint."""
+        validations = [(step, asdict(validation)) for step, validation in self.validations]
+        state = {"step": self.step, "worse": self.worse, "validations": validations}
+        save_file(self.weights, checkpoint / "best.safetensors")
+        (checkpoint / "best.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def restore(self, checkpoint: Path) -> None:
+        """Continue from the files of `save`."""
+        state = json.loads((checkpoint / "best.json").read_text(encoding="utf-8"))
+        self.weights = load_file(checkpoint / "best.safetensors")
         self.validations = [(step, Validation(**validation)) for step, validation in state["validations"]]
-        self.step, self.worse, self.weights = state["step"], state["worse"], weights
+        self.step, self.worse = state["step"], state["worse"]
         self.validation = dict(self.validations)[self.step]
 
     def remember(self, validation: Validation, step: int) -> None:
@@ -85,16 +97,12 @@ class KeepBest(TrainerCallback):
         found = Validation(**{name.removeprefix("eval_"): value for name, value in metrics.items()})
         self.validations.append((state.global_step, found))
         if state.is_world_process_zero:
-            tqdm.write(f"epoch {state.epoch:.3g}: {self.latest}", file=sys.stderr)
-        if self.latest.distance < self.validation.distance:
-            self.remember(self.latest, state.global_step)
+            tqdm.write(f"epoch {state.epoch:.3g}: {found}", file=sys.stderr)
+        if found.distance < self.validation.distance:
+            self.remember(found, state.global_step)
             self.worse = 0
         else:
             self.worse += 1
         if self.gives_up:
             control.should_training_stop = True
-            control.should_save = False  # a training that is over is not gone on with
-
-    @property
-    def gives_up(self) -> bool:
-        return self.worse >= self.patience
+            control.should_save = False  # a finished training is not resumed

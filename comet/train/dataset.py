@@ -1,8 +1,8 @@
-"""Cache → batches: a data set of rows that reads whole shards ahead, and the collator."""
+"""From a cache to batches: a dataset of rows that reads whole shards ahead, and the collator."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from threading import Thread, current_thread
 
 import numpy as np
@@ -22,11 +22,12 @@ from comet.train.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
 from comet.train.signals import Batch, teacher_targets
 
 Arrays = dict[str, NDArray]
+Collator = Callable[[Arrays], Batch]
 
 
 @dataclass(frozen=True)
 class CacheShard:
-    """Where one shard lies and how many rows it has."""
+    """One shard of a group in a cache, with its number of rows."""
 
     cache: Cache
     group: str
@@ -35,7 +36,7 @@ class CacheShard:
 
 
 def shards_of(caches: Sequence[Cache], group: str) -> list[CacheShard]:
-    """The shards of a group in the extents of all caches, in order."""
+    """Return the shards of a group in the extents of all caches, in order."""
     return [
         CacheShard(cache, group, index, cache.recipe.shard_rows(group, index))
         for cache in caches
@@ -44,9 +45,9 @@ def shards_of(caches: Sequence[Cache], group: str) -> list[CacheShard]:
 
 
 class Reading:
-    """Some shards being read and decoded into one buffer by a thread of its own.
+    """Shards that a thread of its own reads and decodes into one buffer.
 
-    The thread waits for nobody and ends with the last shard. Whoever asks for the result earlier reads along.
+    The thread never waits, and ends with the last shard. `result` reads along in the calling thread until all are done.
     """
 
     def __init__(self, shards: Sequence[CacheShard], names: Sequence[str]) -> None:
@@ -61,29 +62,29 @@ class Reading:
         self._thread.start()
 
     def result(self) -> Arrays:
-        """The arrays, the rows of the shards one after the other. Raises what reading them raised, here or there."""
+        """Return the arrays, shard after shard. Raises any error of reading, in either thread."""
         try:
             self._read()
         finally:
             self.cancel()
         if self._errors:
             raise self._errors.pop()
-        if unread := set(range(len(self._shards))) - set(self._done):  # a forked process is left without the thread
+        if unread := set(range(len(self._shards))) - set(self._done):  # a forked process does not have the thread
             self._todo = iter(unread)
             return self.result()
         return self._arrays
 
     def cancel(self) -> None:
-        """Begins no further shard, and waits for the one being read."""
+        """Begin no further shard, and wait for the one being read."""
         for _ in self._todo:
             pass
-        if self._thread is not current_thread():  # a garbage collection in it may be what drops an iterator
+        if self._thread is not current_thread():  # garbage collection in it may drop an iterator
             self._thread.join()
 
     def _read_along(self) -> None:
         try:
             self._read()
-        except BaseException as error:  # it is raised where the result is asked for
+        except BaseException as error:  # `result` raises it
             self._errors.append(error)
 
     def _read(self) -> None:
@@ -93,7 +94,7 @@ class Reading:
                 part = {name: array[end - shard.rows : end] for name, array in self._arrays.items()}
                 shard.cache.read_shard(shard.group, shard.index, part, out=part)
                 self._done.append(number)
-        finally:  # after an error the other one begins no further shard
+        finally:  # after an error the other thread begins no further shard
             for _ in self._todo:
                 pass
 
@@ -101,8 +102,8 @@ class Reading:
 class CacheRows(Dataset[Arrays]):
     """The rows of some shards under one running index; reads whole shards, and ahead while its sampler is iterated.
 
-    At most `held` shards are held decoded, or the one buffer that is asked for, and at most one buffer more is read
-    ahead: 2 × BUFFER_SHARDS in training. Besides, each of two threads may have one more in hand.
+    Keeps at most `held` decoded shards, or the one buffer in use if it is larger, and at most one buffer read ahead:
+    2 × BUFFER_SHARDS in training. Each of two threads may hold one more shard while decoding it.
     """
 
     def __init__(self, shards: list[CacheShard], names: Sequence[str], held: int = BUFFER_SHARDS) -> None:
@@ -121,9 +122,9 @@ class CacheRows(Dataset[Arrays]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Arrays:
-        """The arrays of these rows, in this order, axis 0 the rows.
+        """Return the arrays of these rows, in this order, axis 0 the rows.
 
-        Cut from one buffer at a time, so rows should come buffer by buffer. Raises CometError for a damaged shard and
+        Cuts from one buffer at a time, so rows should come buffer by buffer. Raises CometError for a damaged shard and
         IndexError for a row that does not exist.
         """
         index = np.asarray(rows)
@@ -134,14 +135,16 @@ class CacheRows(Dataset[Arrays]):
             run = len(place) if place.min() >= 0 else int(np.argmax(place < 0))
             parts.append({name: array.take(place[:run], axis=0) for name, array in arrays.items()})
             index = index[run:]
-        self._read_ahead()
+        following = next((buffer for buffer in self._upcoming if buffer not in self._decoded), None)
+        if following and not self._ahead:
+            self._ahead = following, self._reading(following)
         if not parts:
             specs = self.shards[0].cache.specs[self.shards[0].group]
             return {name: np.empty((0, *specs[name].chunk[1:]), specs[name].dtype) for name in self.names}
         return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in self.names}
 
     def sampler(self, seed: int, alpha: float = 1.0) -> ShardShuffleSampler:
-        """The order of an epoch's rows, which has shards read ahead while it is iterated."""
+        """Return the order of an epoch's rows; shards are read ahead while it is iterated."""
         number = {cache: i for i, cache in enumerate(dict.fromkeys(shard.cache for shard in self.shards))}
         caches = [number[shard.cache] for shard in self.shards]
         return ShardShuffleSampler(
@@ -149,23 +152,18 @@ class CacheRows(Dataset[Arrays]):
         )
 
     def expect(self, upcoming: Sequence[Buffer]) -> None:
-        """Says which buffers the next rows come from, the present one first. What was read ahead of others is dropped;
-        with none, no thread is left afterwards."""
+        """Set the buffers of the next rows, the present one first. Drops what was read ahead of any other buffer; with
+        none, no thread is left afterwards."""
         self._upcoming = upcoming
         if self._ahead and self._ahead[0] not in upcoming:
             self._ahead[1].cancel()
             self._ahead = None
 
-    def _read_ahead(self) -> None:
-        following = next((buffer for buffer in self._upcoming if buffer not in self._decoded), None)
-        if following and not self._ahead:
-            self._ahead = following, self._reading(following)
-
     def _reading(self, buffer: Buffer) -> Reading:
         return Reading([self.shards[shard] for shard in buffer], self.names)
 
     def _buffer(self, row: int) -> tuple[Buffer, Arrays]:
-        """A decoded buffer that holds this row: one that is held, or an upcoming one, or its shard alone."""
+        """Return a decoded buffer with this row: one that is held, or an upcoming one, or the row's shard alone."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row}: expected 0 to {len(self) - 1}")
         shard = int(np.searchsorted(self.starts, row, side="right")) - 1
@@ -184,7 +182,7 @@ class CacheRows(Dataset[Arrays]):
         return buffer, self._decoded[buffer]
 
     def _places(self, buffer: Buffer, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where these rows lie in the arrays of a buffer, -1 where they do not."""
+        """Return the index of each of these rows in the arrays of a buffer, -1 for rows of other shards."""
         shards = np.asarray(buffer)
         sizes = self.starts[shards + 1] - self.starts[shards]
         which = np.searchsorted(self.starts[shards], index, side="right") - 1
@@ -194,11 +192,11 @@ class CacheRows(Dataset[Arrays]):
 
 
 def collate(arrays: Arrays) -> Batch:
-    """Rows [B, …] as a batch of tensors, its T used target slots side by side.
+    """Make a batch of tensors from rows [B, …], their T used target slots side by side.
 
-    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, and of the other arrays those
-    that `arrays` hold: at targets [T, …] int64 or float32; attention [B', layers, m, m] float32 of the rows map_row
-    [B'] int64. No loss reads row_key. Raises CometError for an array that the table of signals does not declare.
+    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, and from the other arrays in
+    `arrays`: at targets [T, …] int64 or float32; attention [B', layers, m, m] float32 of the rows map_row [B'] int64.
+    row_key is left out: no loss reads it. Raises CometError for an array that the table of signals does not declare.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
@@ -218,9 +216,9 @@ def collate(arrays: Arrays) -> Batch:
 
 
 def held_recipe(caches: Sequence[Cache]) -> Recipe:
-    """The recipe of the caches, without attention where a copy does not hold it.
+    """Return the recipe of the caches, without attention if a copy does not hold it.
 
-    Raises CometError for a copy without logits.
+    Raises CometError if a copy holds no logits.
     """
     recipe = caches[0].recipe
     for cache in caches:
@@ -239,8 +237,8 @@ def held_recipe(caches: Sequence[Cache]) -> Recipe:
 
 
 def arrays_to_read(recipe: Recipe, attention: bool, trimmed: bool | None = None) -> tuple[str, ...]:
-    """The arrays of a cache that a student reads: with or without attention maps, for a trimmed vocabulary or a full
-    one, by default for either."""
+    """Name the arrays to read from a cache, with or without attention maps; for a trimmed vocabulary or a full one, by
+    default for both."""
     tokens = ("input_ids", "length", "target_position", "target_id")
     logits = tuple(LOGITS[recipe.keep].arrays) if trimmed is None else teacher_targets(recipe).arrays(trimmed)
     maps = tuple(ATTENTION.arrays) if attention and recipe.attention_layers else ()
@@ -248,28 +246,27 @@ def arrays_to_read(recipe: Recipe, attention: bool, trimmed: bool | None = None)
 
 
 def require_compatible(caches: Sequence[Cache]) -> None:
-    """Raises CometError unless the caches have one teacher, the same signals and row length, naming what differs."""
-    first = caches[0]
+    """Raise CometError, naming each difference, unless the caches have one teacher, the same signals and row length."""
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
-    kept = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
+    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
+    first = asdict(caches[0].recipe)
     for other in caches[1:]:
-        pairs = {
-            name: (getattr(first.recipe, name), getattr(other.recipe, name))
-            for name in (*teacher, *kept, "seq_len", "max_targets")
-        }
-        unlike = [f"its {name.replace('_', ' ')} is {b}, but {a}" for name, (a, b) in pairs.items() if a != b]
-        if unlike:
+        found = asdict(other.recipe)
+        names = [name for name in (*teacher, *signals, "seq_len", "max_targets") if found[name] != first[name]]
+        if names:
+            unlike = "; ".join(f"its {name.replace('_', ' ')} is {found[name]}, but {first[name]}" for name in names)
             raise CometError(
-                f"--cache {other.name}: {'; '.join(unlike)} in {first.name}; "
+                f"--cache {other.name}: {unlike} in {caches[0].name}; "
                 "caches that are trained on together need one teacher, the same signals and rows of one length",
                 exit_code=2,
             )
 
 
 def in_vocabulary(batch: Batch, vocabulary: StudentVocabulary, recipe: Recipe) -> Batch:
-    """A batch of `collate` in the student's ids, the teacher conditioned on the tokens of the corpus if it is trimmed.
+    """Return a batch of `collate` in the student's ids; for a trimmed vocabulary, with the teacher conditioned on the
+    tokens of the corpus.
 
-    Then kept tokens outside the corpus get id −1 and log-probability −∞, and the tail or entropy is that of the corpus.
+    Kept tokens outside the corpus get id −1 and log-probability −∞, and the tail or entropy becomes that of the corpus.
     """
     if vocabulary.scored is None:
         return batch
@@ -280,14 +277,14 @@ def in_vocabulary(batch: Batch, vocabulary: StudentVocabulary, recipe: Recipe) -
     return batch | ids | teacher_targets(recipe).condition(batch, vocabulary.scored_id)
 
 
-def student_collator(recipe: Recipe, vocabulary: StudentVocabulary) -> Callable[[Arrays], Batch]:
-    """What makes a batch of rows: `collate`, then `in_vocabulary`."""
+def student_collator(recipe: Recipe, vocabulary: StudentVocabulary) -> Collator:
+    """Return the collator of a training: `collate`, then `in_vocabulary`."""
     return lambda arrays: in_vocabulary(collate(arrays), vocabulary, recipe)
 
 
 def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabulary) -> float | None:
-    """The mean probability at T = 1 that the teacher gives to tokens outside the corpus at the targets of these shards,
-    of a threshold sample an estimate; None where the cache holds no tail at 1."""
+    """Return the teacher's mean probability at T = 1 of tokens outside the corpus, over the targets of these shards;
+    an estimate if the cache holds a threshold sample, None if it holds no tail at 1."""
     recipe = shards[0].cache.recipe
     if 1.0 not in recipe.temperatures:
         return None

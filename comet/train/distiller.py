@@ -1,4 +1,4 @@
-"""The student together with what it is compared to: one module whose forward pass is the loss of a batch."""
+"""A student and its objective: one module whose forward pass is the loss of a batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from cache_tools.store.recipe import Recipe
 from comet.student.head import lookup, slice_logits, slices, sparse_head
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary
 from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy, project
-from comet.train.objective import Objective, at, is_used, temperatures_of
+from comet.train.objective import LayerMap, Objective, at, is_used, temperatures_of
 from comet.train.signals import Batch, StudentLogits, first_kept, logit_loss, teacher_targets
 
 
@@ -23,8 +23,8 @@ class Evaluation:
     """A student on a batch at temperature 1, beside its teacher; all [T] but `features` [T, H] and `maps`.
 
     `best` and `teacher_best` are the most probable tokens, `confidence` and `teacher_confidence` their probabilities;
-    `kl` is NaN where the cache holds nothing at temperature 1. `maps` [B', layers, m, m] are the student's pooled maps
-    of the matched layers, of the rows that have maps.
+    `kl` is NaN if the cache holds nothing at temperature 1. `maps` [B', layers, m, m] are the student's pooled maps of
+    the matched layers, in the rows that have maps.
     """
 
     kl: Tensor
@@ -38,13 +38,13 @@ class Evaluation:
 
 
 class Distiller(nn.Module):
-    """A student, its objective, and the learned projection of the attention loss where the objective has one.
+    """A student, its objective, and the learned projection of the attention loss if the objective has one.
 
-    `forward` takes a batch of `collate`, in the student's ids, and how much of the training is done, 0 to 1. It returns
-    scalars: the weighted `loss` and its parts, each without its weight, means over the batch's targets and rows, or
-    sums divided by `targets` and `rows` where the batch is a part of a larger one. With `bf16` the body trains in
-    bfloat16 where torch's autocast says so; the head never does.
-    Raises CometError on creation if the cache does not hold what the objective needs.
+    `forward` takes a batch of `collate`, in the student's ids, and the progress of the training, 0 to 1. It returns
+    scalars: the weighted `loss` and its parts, without their weights. They are means over the batch's targets and rows,
+    or sums divided by `targets` and `rows` if the batch is part of a larger one. With `bf16` the body, but never the
+    head, trains under torch's autocast to bfloat16.
+    Raises CometError on creation if the cache lacks a temperature, layer or signal of the objective.
     """
 
     unscored: Tensor
@@ -58,8 +58,7 @@ class Distiller(nn.Module):
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        absent = [t for t in temperatures_of(objective.temperature) if t not in cache.temperatures]
-        if absent:
+        if absent := [t for t in temperatures_of(objective.temperature) if t not in cache.temperatures]:
             stored = ",".join(f"{t:g}" for t in cache.temperatures)
             raise CometError(
                 f"temperature {absent[0]:g}: the cache holds logits for {stored} only; choose one of these, or build a "
@@ -88,7 +87,7 @@ class Distiller(nn.Module):
         enable_capture(student)
 
     def activation_checkpointing_enable(self, **options: Any) -> None:
-        """For `--set activation_checkpointing=True`: layers are computed again in the backward pass."""
+        """Compute layers again in the backward pass, for `--set activation_checkpointing=True`."""
         self.student.activation_checkpointing_enable(**options)
 
     def forward(
@@ -98,7 +97,7 @@ class Distiller(nn.Module):
         weights = {"kd": at(objective.kd_weight, progress)}
         weights |= {"hard": at(objective.hard_weight, progress)} if is_used(objective.hard_weight) else {}
         weights |= {"attention": at(objective.attention_weight, progress)} if self.matches_attention else {}
-        if not len(batch["length"]):  # DDP still waits for a gradient of every parameter
+        if not len(batch["length"]):  # DDP still expects a gradient of every parameter
             nothing = torch.stack([0.0 * parameter.sum() for parameter in self.parameters()]).sum()
             return {"loss": nothing} | {name: nothing.detach() for name in weights}
         targets = max(len(batch["target_id"]), 1) if targets is None else targets
@@ -116,7 +115,7 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Evaluation:
-        """The student on every target of a batch, in evaluation mode; leaves the mode as it was."""
+        """Evaluate the student on every target of a batch, in evaluation mode; the mode is restored."""
         was_training = self.training
         self.eval()
         features, maps = self.features(batch)
@@ -138,9 +137,8 @@ class Distiller(nn.Module):
         return evaluation
 
     def features(self, batch: Batch, grad_buffer: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m], of the rows
-        that have maps in the cache. `grad_buffer` as in `comet.student.head.lookup`.
-        """
+        """Return head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m] in the
+        rows with maps in the cache. `grad_buffer` as in `comet.student.head.lookup`."""
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
@@ -148,12 +146,11 @@ class Distiller(nn.Module):
         capture = None
         if layers and "map_row" in batch:
             of_all = len(batch["map_row"]) == len(length)  # then one matrix serves the attention and the map
-            size, map_row = self.cache.attention_size, None if of_all else batch["map_row"]
-            capture = AttentionCapture(layers, length, seq_len, size, map_row)
+            map_row = None if of_all else batch["map_row"]
+            capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size, map_row)
         embeddings = self.student.roberta.embeddings
-        words = lookup(
-            embeddings.word_embeddings.weight, input_ids, [] if grad_buffer is None else grad_buffer
-        )  # [B, L, H]
+        grad_buffer = [] if grad_buffer is None else grad_buffer
+        words = lookup(embeddings.word_embeddings.weight, input_ids, grad_buffer)  # [B, L, H]
         positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
             body = self.student.roberta(
@@ -177,13 +174,13 @@ class Distiller(nn.Module):
         return StudentLogits(kept, label, rest[:, 0], rest[:, -1])
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """Weight [V, H] and bias [V] of the last layer; a bias of −∞ takes the unscored tokens out."""
+        """Return weight [V, H] and bias [V] of the last layer; a bias of −∞ excludes the unscored tokens."""
         decoder = self.student.lm_head.decoder
         return decoder.weight, decoder.bias.masked_fill(self.unscored, -torch.inf)
 
     @torch.no_grad()
     def best_token(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[T] the student's most probable token, ties to the lower id, and [T] its logit."""
+        """Return the student's most probable token [T], of equal ones the lowest id, and its logit [T]."""
         weight, bias = self.output_layer()
         best = features.new_full((len(features),), -torch.inf)
         token = torch.zeros_like(best, dtype=torch.int64)
@@ -194,17 +191,17 @@ class Distiller(nn.Module):
         return token, best
 
     def map_distance(self, batch: Batch, maps: Tensor) -> Tensor:
-        """[B'] distance of the student's pooled maps to the teacher's."""
+        """Return the distance [B'] of the student's pooled maps to the teacher's."""
         teacher, length = batch["attention"][:, self.cached_index], batch["length"][batch["map_row"]]
         student = maps if self.projection is None else project(maps, self.projection)
         return self.attention_loss.distance(teacher, student, length)
 
 
-def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], ...]:
-    """(teacher layer, student layer) pairs, ascending, by relative depth: last matches last.
+def match_layers(cache: Recipe, student_layers: int) -> LayerMap:
+    """Match layers by relative depth, ascending: last matches last.
 
-    Each cached teacher layer belongs to the student layer nearest to its depth; where several belong to one, the
-    nearest of them is matched, the deeper one of two equally near.
+    Each cached teacher layer belongs to the student layer nearest to its depth. Of several that belong to one, the
+    nearest is matched, and the deeper one of two equally near.
     """
     depth_of = {layer: (layer + 1) * student_layers / cache.teacher_layers for layer in cache.attention_layers}
     pairs = []
@@ -215,10 +212,8 @@ def match_layers(cache: Recipe, student_layers: int) -> tuple[tuple[int, int], .
     return tuple(pairs)
 
 
-def explicit_layers(
-    wanted: tuple[tuple[int, int], ...], cache: Recipe, student_layers: int
-) -> tuple[tuple[int, int], ...]:
-    """The pairs of an objective's layer map, from 0 and ascending. Raises CometError for layers that are not there."""
+def explicit_layers(wanted: LayerMap, cache: Recipe, student_layers: int) -> LayerMap:
+    """Return an objective's layer map with layers from 0, ascending. Raises CometError for absent or repeated ones."""
     pairs = []
     for teacher, student in wanted:
         pair = teacher % cache.teacher_layers, student % student_layers
@@ -229,5 +224,5 @@ def explicit_layers(
             raise CometError(f"layer_map: student layer {student}: the student has {student_layers}", exit_code=2)
         pairs.append(pair)
     if len({student for _, student in pairs}) < len(pairs):
-        raise CometError("layer_map: a student layer can match one teacher layer only, and is named twice", exit_code=2)
+        raise CometError("layer_map: a student layer is named twice; match it to one teacher layer only", exit_code=2)
     return tuple(sorted(pairs, key=lambda pair: pair[1]))

@@ -1,4 +1,4 @@
-"""Several processes that train one student, started by torchrun. Alone, nothing is exchanged."""
+"""Several processes that train one student, started by torchrun; a process alone exchanges nothing."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,23 +12,23 @@ T = TypeVar("T")
 
 
 class Processes:
-    """What the processes tell each other on the CPU, beside the gradients: counts, decisions, and when one is done.
+    """All processes of torch.distributed, or this one alone: what they exchange on the CPU beside the gradients.
 
-    Everything here is a meeting: all processes must come, in the same order. One that fails ends the others.
+    Every method but `share_of` is collective: all processes must call it, in the same order. One that fails ends the
+    others.
     """
 
     def __init__(self) -> None:
-        """Alone, unless torch.distributed is initialized; then with all others."""
         self.count = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        # apart from NCCL, so that no exchange waits for a GPU
+        # not NCCL, so that no exchange waits for a GPU
         self._group: Any = dist.new_group(backend="gloo") if self.count > 1 else None
 
     def share_of(self, batch_size: int) -> int:
-        """The rows of a step that fall to each process. Raises CometError if they do not divide evenly."""
+        """Return each process's rows of a step. Raises CometError if they do not divide evenly."""
         if batch_size % self.count:
             raise CometError(
-                f"--batch-size {batch_size}: not a multiple of {self.count} processes, which share it; choose one",
+                f"--batch-size {batch_size}: expected a multiple of {self.count}, the number of processes",
                 exit_code=2,
             )
         return batch_size // self.count
@@ -38,7 +38,7 @@ class Processes:
         return self.rank == 0
 
     def total(self, *values: float) -> list[float]:
-        """The sum of each value over all processes."""
+        """Return the sum of each value over all processes."""
         if self.count == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.float64)
@@ -46,32 +46,32 @@ class Processes:
         return sums.tolist()
 
     def any(self, *values: bool) -> list[bool]:
-        """Whether any process says yes, to each."""
+        """Return for each value whether it is True in any process."""
         return [total > 0 for total in self.total(*map(float, values))]
 
     def from_first(self, find: Callable[[], T]) -> T:
-        """What the first process finds, in all of them. A CometError that it raises is raised in all of them."""
+        """Return in all processes the result of `find` in the first one. A CometError there is raised in all."""
         if self.count == 1:
             return find()
-        told: list[Any] = [None, None]
+        outcome: list[Any] = [None, None]  # result, error
         if self.first:
             try:
-                told[0] = find()
+                outcome[0] = find()
             except CometError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0, group=self._group)
-        if told[1] is not None:
-            raise told[1]
-        found: T = told[0]
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        found, failure = outcome
+        if failure is not None:
+            raise failure
         return found
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Wait until all processes have called this."""
         self.total()
 
 
 def end_processes() -> bool:
-    """Parts the processes, in the end. Whether this was the first."""
+    """Leave the process group at the end. Returns whether this was the first process."""
     if not dist.is_initialized():
         return True
     first = dist.get_rank() == 0

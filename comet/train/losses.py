@@ -1,8 +1,8 @@
 """The losses, as pure functions on tensors. All return nats (or squared map entries) for each target or row.
 
-T targets, k kept tokens, B rows, m blocks. Teacher: `logprob` [T, k] at temperature 1, −inf where a slot is to be
-left out; `tail` [T], the log mass Σ exp(logprob / temperature) of all other tokens. Student: `kept` [T, k] logits of
-the same tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
+T targets, k kept tokens, B rows, m blocks. Teacher: `logprob` [T, k] at temperature 1, −∞ for slots to leave out;
+`tail` [T], the log mass Σ exp(logprob / temperature) of all other tokens. Student: `kept` [T, k] logits of the same
+tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
 """
 
 from collections.abc import Callable
@@ -13,24 +13,24 @@ from torch import Tensor
 
 
 def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
-    """[T] log Σ exp(logprob / temperature) over the whole vocabulary that kept tokens and tail make up."""
+    """Return log Σ exp(logprob / temperature) [T] over the whole vocabulary: kept tokens and tail."""
     return torch.logaddexp((logprob / temperature).logsumexp(1), tail)
 
 
 def student_logprobs(kept: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """([T, k], [T]): log-probabilities of the kept tokens and of the rest as one event, at this temperature."""
+    """Return log-probabilities ([T, k], [T]) of the kept tokens and of the rest as one event, at a temperature."""
     total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
     return kept / temperature - total[:, None], rest - total
 
 
 def weighted(weight: Tensor, difference: Tensor) -> Tensor:
-    """weight · difference, where a weight of zero silences an infinite or undefined difference and its gradient."""
+    """Return weight · difference; a weight of 0 cancels an infinite or undefined difference, and its gradient."""
     used = weight > 0
     return torch.where(used, weight * torch.where(used, difference, 0.0), 0.0)
 
 
 def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
-    """[T] KL(teacher ‖ student) at a temperature over the k kept tokens and all others as one bucket.
+    """Return KL(teacher ‖ student) [T] at a temperature over the k kept tokens and all others as one bucket.
 
     A lower bound of the KL over the vocabulary (data processing inequality); equal to it at k = V.
     Hinton et al. 2015 (https://arxiv.org/abs/1503.02531) for the temperature; multiply by temperature² to keep the
@@ -47,10 +47,10 @@ def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, tempe
 def residual_kl(
     logprob: Tensor, tail: Tensor, is_label: Tensor, kept: Tensor, rest: Tensor, label: Tensor, temperature: float
 ) -> Tensor:
-    """[T] KL(target ‖ student) at a temperature, where the target is the teacher with its tail given to the label.
+    """Return KL(target ‖ student) [T] at a temperature; the target is the teacher with the tail added to the label.
 
-    `is_label` [T, k] bool marks the label where it was kept, `label` [T] are its logits. The simple
-    remedy for a missing tail that Anshumann et al. 2025 (https://arxiv.org/abs/2503.16870) compare with; biased.
+    `is_label` [T, k] bool marks the label where it was kept, `label` [T] are its logits. A simple, biased remedy for a
+    missing tail, a baseline of Anshumann et al. 2025 (https://arxiv.org/abs/2503.16870).
     """
     normaliser = teacher_log_normaliser(logprob, tail, temperature)
     teacher_kept = logprob / temperature - normaliser[:, None]
@@ -63,9 +63,9 @@ def residual_kl(
 
 
 def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
-    """[T] unbiased estimate of KL(teacher ‖ student) at a temperature from a threshold sample drawn at it.
+    """Estimate KL(teacher ‖ student) [T] at a temperature, without bias, from a threshold sample drawn at it.
 
-    Σ w (−log q) − H, where a kept token stands for w = exp(`logweight`) [T, k], −∞ where a slot is left out (Horvitz
+    Σ w (−log q) − H, where a kept token has the weight w = exp(`logweight`) [T, k], −∞ for slots to leave out (Horvitz
     and Thompson 1952), and H = `entropy` [T] is the teacher's over the whole vocabulary. Among some tokens of mass P,
     with H = −Σ p log(p / P) over them, it is P times the KL of both conditioned on these.
     """
@@ -74,17 +74,17 @@ def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, t
 
 
 def hard_cross_entropy(label: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
-    """[T] −log p_student(label) at temperature 1; `label` [T] its logits, `rest` at temperature 1."""
+    """Return −log p_student(label) [T] at temperature 1; `label` [T] are its logits, `rest` is at temperature 1."""
     return torch.logaddexp(kept.logsumexp(1), rest) - label
 
 
 def used_blocks(length: Tensor, size: int) -> Tensor:
-    """[B, m] bool: the blocks of a pooled map that hold tokens."""
+    """Return which blocks of a pooled map hold tokens, [B, m] bool."""
     return torch.arange(size, device=length.device) < length[:, None]
 
 
 def attention_kl(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
-    """[B] KL between rows of pooled maps [B, layers, m, m], mean over layers and query blocks in use."""
+    """Return the KL [B] between rows of pooled maps [B, layers, m, m], mean over layers and query blocks in use."""
     used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
     tiny = torch.finfo(student.dtype).tiny
     difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
@@ -93,15 +93,15 @@ def attention_kl(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
 
 
 def attention_mse(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
-    """[B] squared difference of pooled maps [B, layers, m, m], summed over key blocks, mean over layers and query
-    blocks in use (a row of a map sums to 1, so this does not shrink with m)."""
+    """Return the squared difference [B] of pooled maps [B, layers, m, m], summed over key blocks, mean over layers and
+    query blocks in use (a row of a map sums to 1, so this does not shrink with m)."""
     used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
     rows = (teacher - student).square().sum(-1)  # [B, layers, m]
     return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
 
 
 def attention_projection(teacher: Tensor, projected: Tensor, length: Tensor) -> Tensor:
-    """[B] ‖W · a_student − a_teacher‖² of pooled maps [B, layers, m, m], summed over a map, mean over layers.
+    """Return ‖W · a_student − a_teacher‖² [B] of pooled maps [B, layers, m, m], summed over a map, mean over layers.
 
     `projected` are the student's maps after `project`. The attention loss of AfroXLMR-Comet
     (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
@@ -110,14 +110,14 @@ def attention_projection(teacher: Tensor, projected: Tensor, length: Tensor) -> 
 
 
 def project(maps: Tensor, projection: Tensor) -> Tensor:
-    """Maps [B, layers, m, m], flattened to m², times a learned matrix W [m², m²]."""
+    """Multiply maps [B, layers, m, m], flattened to m², by a learned matrix W [m², m²]."""
     return (maps.flatten(2) @ projection.T).view_as(maps)
 
 
 @dataclass(frozen=True)
 class AttentionLoss:
-    """[B] distance of a student's pooled maps [B, layers, m, m] to the teacher's, given `length` [B]; whether the
-    student's go through a learned projection before."""
+    """Distance [B] of a student's pooled maps [B, layers, m, m] to the teacher's, given `length` [B]. With `projects`
+    the student's maps go through a learned projection first."""
 
     distance: Callable[[Tensor, Tensor, Tensor], Tensor]
     projects: bool = False

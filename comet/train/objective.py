@@ -1,4 +1,4 @@
-"""Training objectives: which losses, with which weights, and the optimiser's settings; two of ours, or a TOML file."""
+"""Training objectives: losses, weights and the optimiser's settings; two built in, others from TOML files."""
 
 import math
 import tomllib
@@ -15,9 +15,9 @@ SHAPES = ("linear", "cosine")
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that goes from `start` to `end`, in a straight line or along half a cosine.
+    """A weight that goes from `start` to `end`, linearly or along half a cosine.
 
-    Raises ValueError for weights that are negative or no numbers, and for another shape.
+    Raises ValueError if a weight is negative or not finite, or the shape is neither.
     """
 
     start: float
@@ -27,7 +27,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for value in (self.start, self.end):
             if not 0 <= value < math.inf:
-                raise ValueError(f"{value}: expected a number from 0 on")
+                raise ValueError(f"{value}: expected a number of at least 0")
         if self.shape not in SHAPES:
             raise ValueError(f"shape {self.shape!r}: expected {' or '.join(SHAPES)}")
 
@@ -41,9 +41,9 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Steps:
-    """A temperature that steps: (progress from which on, temperature) pairs, the first from 0 on.
+    """A temperature that changes in steps: pairs of the progress at which it begins, and the temperature.
 
-    Raises ValueError for temperatures not above 0, and unless the progress rises from 0 and stays below 1.
+    Raises ValueError unless temperatures are above 0, and progress rises from 0 and stays below 1.
     """
 
     pairs: tuple[tuple[float, float], ...]
@@ -67,43 +67,44 @@ class Steps:
 
 Weight = float | Schedule
 Temperature = float | Steps
+LayerMap = tuple[tuple[int, int], ...]
+"""Pairs of a teacher layer and a student layer."""
 
 
 def at(value: Weight | Temperature, progress: float) -> float:
-    """What a weight or temperature is at this progress."""
+    """Return a weight or temperature at this progress, 0 to 1."""
     return value.at(progress) if isinstance(value, Schedule | Steps) else value
 
 
 def is_used(weight: Weight) -> bool:
-    """Whether a loss of this weight ever counts."""
+    """Tell whether the weight is ever above 0."""
     return weight.start > 0 or weight.end > 0 if isinstance(weight, Schedule) else weight > 0
 
 
 def temperatures_of(value: Temperature) -> tuple[float, ...]:
-    """All temperatures that it takes, in order."""
+    """Return all temperatures of a training, in order."""
     return tuple(t for _, t in value.pairs) if isinstance(value, Steps) else (value,)
 
 
 def described(value: object) -> str:
-    """A weight, temperature or any other setting, as a person reads it; default where nothing was chosen."""
+    """Format a weight, temperature or any other setting for a reader; None is the default."""
     return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
 
 
 CHOICES = {"logit_loss": LOGIT_LOSSES, "attention_loss": tuple(ATTENTION_LOSSES)}
 WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
-OURS = ("name", "differs_from_paper")
+NOT_IN_FILES = ("name", "differs_from_paper")
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What the student is asked to match. A weight of 0 leaves a loss out; a weight may follow a Schedule, and the
-    temperature Steps.
+    """The losses of a training and their weights. A weight of 0 leaves a loss out; a weight may follow a Schedule, and
+    the temperature Steps.
 
-    `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, as the cache
-    has it) or residual (the tail given to the true token). `layer_map` pairs (teacher layer, student layer), from 0,
-    or from the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256; with
-    `scales_with_width` narrower ones take proportionally larger steps.
-    Raises ValueError for values that cannot be.
+    `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, depending on the
+    cache) or residual (the tail added to the label). `layer_map` pairs (teacher layer, student layer), from 0, or from
+    the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256; with
+    `scales_with_width` narrower ones take proportionally larger steps. Raises ValueError for invalid values.
     """
 
     name: str
@@ -119,14 +120,14 @@ class Objective:
     patience: int  # validations without a better one after which training stops
     batch_size: int
     logit_loss: str = "kl"  # or residual
-    layer_map: tuple[tuple[int, int], ...] | None = None
+    layer_map: LayerMap | None = None
     differs_from_paper: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in WEIGHTS:
             value = getattr(self, name)
             if not isinstance(value, Schedule) and not 0 <= value < math.inf:
-                raise ValueError(f"{name} {value}: expected a number from 0 on")
+                raise ValueError(f"{name} {value}: expected a number of at least 0")
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
@@ -178,22 +179,21 @@ PAPER = Objective(
     ),
 )
 
-OBJECTIVES = (DEFAULT, PAPER)
+OBJECTIVES = {objective.name: objective for objective in (DEFAULT, PAPER)}
 
 
 def choose_objective(requested: str | dict[str, Any]) -> Objective:
-    """One of ours by name, or what a TOML file, or a table of one, changes in one of them.
+    """Return a built-in objective by name, or one that a TOML file, or a table of one, derives from it.
 
-    Raises CometError for what is neither, and for a file that names what there is not or values that cannot be.
+    Raises CometError if there is no such objective or file, or its names or values are invalid.
     """
     if isinstance(requested, dict):
         return changed_objective(requested, "recipe", "--config: recipe")
-    by_name = {objective.name: objective for objective in OBJECTIVES}
-    if requested in by_name:
-        return by_name[requested]
+    if requested in OBJECTIVES:
+        return OBJECTIVES[requested]
     path = Path(requested)
     if not path.is_file():
-        raise CometError(f"--recipe {requested}: expected {', '.join(by_name)}, or a TOML file", exit_code=2)
+        raise CometError(f"--recipe {requested}: expected {', '.join(OBJECTIVES)}, or a TOML file", exit_code=2)
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # tomllib's and Unicode's errors
@@ -202,14 +202,13 @@ def choose_objective(requested: str | dict[str, Any]) -> Objective:
 
 
 def changed_objective(given: dict[str, Any], name: str, where: str) -> Objective:
-    """The objective `base`, default if not given, with the other values changed. Raises CometError, `where` first."""
-    by_name = {objective.name: objective for objective in OBJECTIVES}
+    """Return the objective `base`, by default DEFAULT, with the given changes. Raises CometError, `where` first."""
     given = dict(given)
     try:
-        base = by_name.get(given.pop("base", DEFAULT.name))
+        base = OBJECTIVES.get(given.pop("base", DEFAULT.name))
         if base is None:
-            raise ValueError(f"base: expected {' or '.join(by_name)}")
-        known = {field.name for field in fields(Objective)} - set(OURS)
+            raise ValueError(f"base: expected {' or '.join(OBJECTIVES)}")
+        known = {field.name for field in fields(Objective)} - set(NOT_IN_FILES)
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         changed = {field: of_toml(field, value, getattr(base, field)) for field, value in given.items()}
@@ -219,21 +218,17 @@ def changed_objective(given: dict[str, Any], name: str, where: str) -> Objective
 
 
 def as_option(objective: Objective) -> str | dict[str, Any]:
-    """What `choose_objective` makes this objective of: the name of one of ours, else a table."""
-    if objective in OBJECTIVES:
+    """Return the value for `choose_objective` that gives this objective: a built-in name, else a table."""
+    if objective in OBJECTIVES.values():
         return objective.name
-    table: dict[str, Any] = {}
-    for field in fields(objective):
-        value = getattr(objective, field.name)
-        if field.name not in OURS:
-            table[field.name] = value.pairs if isinstance(value, Steps) else value
-            if isinstance(value, Schedule):
-                table[field.name] = asdict(value)
-    return table
+    table = asdict(objective)  # a Schedule becomes the table that `of_toml` takes
+    if isinstance(objective.temperature, Steps):
+        table["temperature"] = objective.temperature.pairs
+    return {name: value for name, value in table.items() if name not in NOT_IN_FILES}
 
 
 def of_toml(name: str, value: Any, example: Any) -> Any:
-    """A field's value from its TOML form. Raises ValueError when it is of another kind than `example`."""
+    """Convert a field's value from TOML. Raises ValueError if it is of another type than `example`."""
     if name in WEIGHTS and isinstance(value, dict):
         if not {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
             raise ValueError(f'{name}: expected a number or {{ start = 1.0, end = 0.0, shape = "linear" }}')

@@ -1,4 +1,4 @@
-"""The order of an epoch's rows: whole shards, shuffled in buffers of a few, a pure function of (seed, epoch)."""
+"""The order of an epoch's rows: shuffled within buffers of a few whole shards, a pure function of (seed, epoch)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, noop
 
 BUFFER_SHARDS = 4
-CYCLE = 2**63 - 1  # in the place of an epoch, for what is the same in all of them
+CYCLE = 2**63 - 1  # in the place of an epoch: the key of an order that all epochs share
 
 Buffer = tuple[int, ...]
 """The shards whose rows are shuffled together, ascending."""
@@ -19,27 +19,23 @@ Buffer = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows that an epoch takes of one shard at one place, as ranges of row numbers: all rows or a part of them."""
+    """Rows of one shard that an epoch takes together, as ranges of row numbers: all rows of the shard or a part."""
 
     shard: int
     rows: tuple[range, ...]
 
 
-def expect_nothing(upcoming: Sequence[Buffer]) -> None:
-    """Nobody is told what comes next."""
-
-
 class ShardShuffleSampler(Sampler[int]):
-    """Row numbers in an order that is a pure function of (seed, epoch), shuffled within buffers of a few whole shards.
+    """Yield row numbers in an order that is a pure function of (seed, epoch), shuffled within buffers of a few shards.
 
-    `sizes` are the rows of each shard, `caches` the number of the cache that each belongs to (one cache when None). Of
-    a cache with n rows an epoch takes a share in proportion to n ** alpha, in Σ n rows as ever: every row as often as
-    goes in the share, then a window of its shards that begins where that of the epoch before ended. With alpha = 1
-    that is every row once. Every buffer holds what is due of each cache, ± one shard, and no shard twice unless it is
-    taken more often than there are buffers.
+    `sizes` are the rows of each shard, `caches` the number of the cache of each (one cache if None). An epoch has as
+    many rows as all caches together, Σ n, and takes of a cache with n rows a share in proportion to n ** alpha: every
+    row as often as the share allows, then a window of its shards that begins where the window of the epoch before
+    ended. With alpha = 1 that is every row once. Every buffer holds each cache's due share, ± one shard, and no shard
+    twice unless it is taken more often than there are buffers.
 
-    While rows are drawn `expect` is told the buffer that they come from and the next one; in the end, or when the
-    iterator is dropped, that there is none. Raises CometError when alpha is outside (0, 1].
+    While rows are drawn, `expect` is called with the buffer in use and the next one; at the end, or when the iterator
+    is dropped, with none. Raises CometError if alpha is outside (0, 1].
     """
 
     def __init__(
@@ -50,7 +46,7 @@ class ShardShuffleSampler(Sampler[int]):
         *,
         caches: Sequence[int] | None = None,
         alpha: float = 1.0,
-        expect: Callable[[Sequence[Buffer]], None] = expect_nothing,
+        expect: Callable[[Sequence[Buffer]], None] = noop,
     ) -> None:
         if not 0 < alpha <= 1:
             raise CometError(
@@ -87,7 +83,7 @@ class ShardShuffleSampler(Sampler[int]):
         return np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
 
     def _buffers(self, epoch: int, generator: np.random.Generator) -> list[list[Piece]]:
-        """All pieces dealt out like cards, so that neighbours, of one shard or one cache, go to different buffers."""
+        """Deal all pieces out like cards, so that neighbours, of one shard or one cache, go to different buffers."""
         caches = [np.flatnonzero(self.caches == cache) for cache in np.unique(self.caches)]
         targets = language_rows([int(np.diff(self.starts)[shards].sum()) for shards in caches], self.alpha)
         cycles = self._generator(CYCLE)
@@ -100,8 +96,9 @@ class ShardShuffleSampler(Sampler[int]):
         return [deck[first::hands] for first in generator.permutation(hands)]
 
     def _takes(self, cycle: NDArray[np.int64], target: int, epoch: int) -> list[list[Piece]]:
-        """The pieces that `target` rows of one cache make, for each shard of its cycle: a whole one for each pass, then
-        what lies in the window. Cut in a cycle, no row is in a window twice, and all get their turn."""
+        """Return the pieces that make `target` rows of one cache, for each shard of its cycle: a whole one for each
+        pass, then the part in the window. Windows follow each other in a cycle, so that no row is in a window twice
+        and all get their turn."""
         total = int(np.diff(self.starts)[cycle].sum())
         passes, window = divmod(target, total)
         begin = epoch * window % total
@@ -116,10 +113,10 @@ class ShardShuffleSampler(Sampler[int]):
 
 
 class SharedBatches(Sampler[list[int]]):
-    """The rows of a sampler in batches, of each batch the part that falls to one of several processes.
+    """Yield the rows of a sampler in batches: of each batch, the part of one of several processes.
 
-    All processes together have the batches that one alone has, in the same order. Of the last batch of an epoch, which
-    may be smaller, a process may have no rows: then it has an empty part, so that all take the same number of steps.
+    All processes together have the batches that one alone has, in the same order. In the last batch of an epoch, which
+    may be smaller, the part of a process may be empty, so that all take the same number of steps.
     """
 
     def __init__(self, sampler: ShardShuffleSampler, batch_size: int, rank: int = 0, processes: int = 1) -> None:
@@ -139,10 +136,10 @@ class SharedBatches(Sampler[list[int]]):
 
 
 def language_rows(rows: Sequence[int], alpha: float) -> list[int]:
-    """How many rows an epoch takes of each cache of n rows: in proportion to n ** alpha, together Σ n.
+    """Return how many rows an epoch takes of each cache of n rows: in proportion to n ** alpha, together Σ n.
 
-    The exponent of XLM-R (Conneau et al. 2020, https://arxiv.org/abs/1911.02116). What is left after rounding down goes
-    to the largest remainders.
+    The exponent of XLM-R (Conneau et al. 2020, https://arxiv.org/abs/1911.02116). The rows left over after rounding
+    down go to the largest remainders.
     """
     weights = np.asarray(rows, dtype=np.float64) ** alpha
     exact = weights / weights.sum() * sum(rows)

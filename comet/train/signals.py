@@ -1,12 +1,14 @@
-"""The student's side of every signal: the arrays it reads, the teacher's distribution in them, and the losses it gives.
+"""The student's side of every signal: the arrays to read, the distribution of the teacher in them, and the losses.
 
-T targets, k kept tokens, n_T temperatures. Batches are those of `comet.train.dataset.collate`.
+T targets, k kept tokens, n_T temperatures. Batches are those of `comet.train.dataset.collate`. A signal has one class
+with the methods of `TopkTargets`; `kl_note`, how its KL is measured, for reports; and `losses`, its methods by the
+names of the losses in an objective, `kl` among them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +22,8 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class StudentLogits:
-    """A student's logits at T targets: `kept` [T, k] of the tokens that the cache keeps, −∞ where a slot is empty,
-    `label` [T], and `rest` [T], log Σ exp(logit / temperature) over all other tokens, `rest_at_one` [T] at 1."""
+    """A student's logits at T targets: `kept` [T, k] of the tokens in the cache, −∞ in empty slots, `label` [T], and
+    `rest` [T], log Σ exp(logit / temperature) over all other tokens, `rest_at_one` [T] at temperature 1."""
 
     kept: Tensor
     label: Tensor
@@ -33,33 +35,8 @@ LogitLoss = Callable[[Batch, StudentLogits, float], Tensor]
 """[T] distance to the teacher at a stored temperature."""
 
 
-class TeacherTargets(Protocol):
-    """What a signal of logits needs on the student's side."""
-
-    kl_note: str
-    """How the KL is measured, for a reader of a report."""
-
-    losses: ClassVar[dict[str, Callable[..., Tensor]]]
-    """Methods by the name of the loss in an objective."""
-
-    def arrays(self, trimmed: bool) -> tuple[str, ...]:
-        """The arrays that a training reads, with the mass of all tokens or of those of the corpus."""
-
-    def kept_id(self, batch: Batch, temperature: float) -> Tensor:
-        """[T, k] the tokens that the cache keeps, the most probable first, −1 in empty slots."""
-
-    def condition(self, batch: Batch, scored_id: Tensor) -> Batch:
-        """The arrays of the teacher conditioned on the tokens of the corpus, in the student's ids (`scored_id` [V])."""
-
-    def teacher_logprob(self, batch: Batch) -> Tensor:
-        """[T, k] log-probabilities of the kept tokens at temperature 1, −∞ where they are not known."""
-
-    def mass_outside(self, batch: Batch, conditioned: Batch) -> Tensor:
-        """[T] probability at temperature 1 of everything outside the corpus, given a batch before and after."""
-
-
 def in_student_ids(kept_id: Tensor, values: Tensor, scored_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Kept tokens and their log-probabilities or log weights, […, k], of the teacher conditioned on the corpus's ids.
+    """Condition kept tokens and their log-probabilities or log weights, […, k], on the tokens of the corpus.
 
     `scored_id` [V] int64 maps the teacher's ids to the student's, −1 for those outside the corpus. Their slots are left
     out: the id becomes −1, as in empty slots, and the value −∞. With the tail or entropy over the corpus this is exact.
@@ -69,7 +46,7 @@ def in_student_ids(kept_id: Tensor, values: Tensor, scored_id: Tensor) -> tuple[
 
 
 def first_kept(kept_id: Tensor) -> Tensor:
-    """[T, 1] the first slot of [T, k] that is not left out (−1): that of the most probable token that is kept."""
+    """Return the first slot [T, 1] of [T, k] with a token (not −1): that of the most probable token that is kept."""
     return (kept_id >= 0).byte().argmax(1, keepdim=True)
 
 
@@ -83,17 +60,20 @@ class TopkTargets:
         )
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
+        """Name the arrays to train on, with the mass of all tokens or, `trimmed`, of those of the corpus."""
         return "topk_id", "topk_logprob", "tail_logmass_seen" if trimmed else "tail_logmass"
 
     def kept_id(self, batch: Batch, temperature: float) -> Tensor:
+        """Return the kept tokens [T, k], the most probable first, −1 in empty slots."""
         return batch["topk_id"]
 
     def condition(self, batch: Batch, scored_id: Tensor) -> Batch:
+        """Return the arrays of the teacher conditioned on the tokens of the corpus, as `in_student_ids`."""
         kept_id, logprob = in_student_ids(batch["topk_id"], batch["topk_logprob"], scored_id)
         return {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:
-        """[T] bucketed KL; NaN at a temperature that is not stored."""
+        """Return the bucketed KL [T]; NaN at a temperature that is not stored."""
         if temperature not in self.temperatures:
             return torch.full_like(student.rest, torch.nan)
         tail = self._tail(batch, temperature)
@@ -105,13 +85,16 @@ class TopkTargets:
         return residual_kl(logprob, tail, is_label, student.kept, student.rest, student.label, temperature)
 
     def teacher_logprob(self, batch: Batch) -> Tensor:
-        """Of a conditioned teacher they make 1 with the tail."""
+        """Return log-probabilities [T, k] of the kept tokens at temperature 1, −∞ where unknown; those of a conditioned
+        teacher sum to 1 with the tail."""
         logprob = batch["topk_logprob"]
         if 1.0 not in self.temperatures:
             return logprob
         return logprob - teacher_log_normaliser(logprob, self._tail(batch, 1.0), 1.0)[:, None]
 
     def mass_outside(self, batch: Batch, conditioned: Batch) -> Tensor:
+        """Return the probability [T] at temperature 1 of all tokens outside the corpus, from a batch before and after
+        `condition`."""
         tail = self._tail(conditioned, 1.0)
         return 1 - torch.logaddexp(conditioned["topk_logprob"].logsumexp(1), tail).exp()
 
@@ -122,7 +105,7 @@ class TopkTargets:
 
 
 class ThresholdTargets:
-    """A threshold sample of the distribution at each temperature."""
+    """A threshold sample of the distribution at each temperature; temperature 1 is always stored."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
@@ -132,7 +115,7 @@ class ThresholdTargets:
         return "sample_id", "sample_logweight", "entropy_seen" if trimmed else "entropy"
 
     def kept_id(self, batch: Batch, temperature: float) -> Tensor:
-        """Raises ValueError for a temperature that no sample is stored for."""
+        """Return the sampled tokens [T, k]. Raises ValueError if `temperature` is not stored."""
         return batch["sample_id"][:, self.temperatures.index(temperature)]
 
     def condition(self, batch: Batch, scored_id: Tensor) -> Batch:
@@ -140,16 +123,14 @@ class ThresholdTargets:
         return {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:
-        """[T] estimated KL; NaN at a temperature that is not stored."""
-        if temperature not in self.temperatures:
-            return torch.full_like(student.rest, torch.nan)
+        """Return the estimated KL [T]. Raises ValueError if `temperature` is not stored."""
         index = self.temperatures.index(temperature)
         logweight, entropy = batch["sample_logweight"][:, index], batch["entropy"][:, index]
         return sampled_kl(logweight, entropy, student.kept, student.rest, temperature)
 
     def teacher_logprob(self, batch: Batch) -> Tensor:
-        """Those of the certain tokens; the drawn ones, which stand for others too, are −∞. The first that is kept
-        counts as certain, also where a trimmed vocabulary lacks the best."""
+        """Return log-probabilities [T, k] of the certain tokens; those of the drawn ones, which stand for others too,
+        are −∞. The first that is kept counts as certain, also where a trimmed vocabulary lacks the best."""
         logweight = batch["sample_logweight"][:, self.temperatures.index(1.0)]
         first = first_kept(self.kept_id(batch, 1.0))
         others = logweight.scatter(1, first, -torch.inf)
@@ -157,7 +138,7 @@ class ThresholdTargets:
         return logweight.masked_fill((others <= drawn).scatter(1, first, False), -torch.inf)
 
     def mass_outside(self, batch: Batch, conditioned: Batch) -> Tensor:
-        """An estimate."""
+        """Estimate the probability [T] at temperature 1 of all tokens outside the corpus."""
         at_one = self.temperatures.index(1.0)
         every, inside = (b["sample_logweight"][:, at_one].exp().sum(1) for b in (batch, conditioned))
         return every - inside
@@ -165,17 +146,18 @@ class ThresholdTargets:
     losses: ClassVar[dict[str, Callable[..., Tensor]]] = {"kl": kl}
 
 
-_CLASSES: dict[str, type[TopkTargets] | type[ThresholdTargets]] = {"threshold": ThresholdTargets, "topk": TopkTargets}
+TeacherTargets = TopkTargets | ThresholdTargets
+_CLASSES: dict[str, type[TeacherTargets]] = {"threshold": ThresholdTargets, "topk": TopkTargets}
 LOGIT_LOSSES = tuple(dict.fromkeys(name for of in _CLASSES.values() for name in of.losses))
 
 
 def teacher_targets(recipe: Recipe) -> TeacherTargets:
-    """The signal of logits that a cache keeps."""
+    """Return the signal of logits in a cache."""
     return _CLASSES[recipe.keep](recipe)
 
 
 def logit_loss(name: str, recipe: Recipe) -> LogitLoss:
-    """The loss of this name. Raises CometError if the cache keeps a signal that cannot give it."""
+    """Return the loss of this name. Raises CometError if it cannot be computed from the cache's signal."""
     targets = teacher_targets(recipe)
     if name not in targets.losses:
         able = [keep for keep, of in _CLASSES.items() if name in of.losses]

@@ -16,20 +16,20 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cache_tools.errors import CometError
-from comet.train.dataset import CacheRows, collate
+from comet.train.dataset import CacheRows, Collator, collate
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
 from comet.train.sampler import SharedBatches
-from comet.train.validation import Collator, Validation, validate
+from comet.train.validation import Validation, validate
 
 TRIES = 3
-WORTH_IT = 0.9  # of the time in float32
+WORTH_IT = 0.9  # of the time of a float32 step
 
 
 class DistillationTrainer(Trainer):
-    """A Trainer whose model is a Distiller, whose rows come shard by shard, and which validates without a teacher.
+    """A Trainer of a Distiller: it reads a cache shard by shard, and validates without a teacher.
 
-    Several processes take the same batches together as one alone; `per_device_train_batch_size` rows fall to each.
+    Several processes together train on the batches of one alone, `per_device_train_batch_size` rows in each.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # gradients become the mean over processes, so each divides by the mean of what all have
+        # DDP averages gradients over processes, so each process divides by the mean number of targets and rows
         targets, rows = self.processes.total(len(inputs["target_id"]), len(inputs["length"]))
         losses = model(
             progress=self.state.global_step / self.state.max_steps,
@@ -88,9 +88,9 @@ class DistillationTrainer(Trainer):
         return (losses["loss"], losses) if return_outputs else losses["loss"]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the mean of each part of the loss since the last line, and tokens per second.
+        """Log the mean of each part of the loss since the last line, and tokens per second.
 
-        Raises CometError when the loss is not finite: what is trained after that is worth nothing.
+        Raises CometError if the loss is not finite: every later step would be wasted.
         """
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
@@ -110,7 +110,7 @@ class DistillationTrainer(Trainer):
         super().log(logs, start_time)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measures the student on the validation rows: the fields of a Validation, each with `eval_` before it."""
+        """Validate and log the student. Returns the fields of a Validation, each with the prefix `eval_`."""
         began = time.monotonic()
         metrics = {f"eval_{name}": value for name, value in asdict(self.validate()).items()}
         self.log(dict(metrics))
@@ -119,7 +119,7 @@ class DistillationTrainer(Trainer):
         return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Of a checkpoint: the distiller, whose student has tied weights, as safetensors, and no pickled arguments."""
+        """Write the distiller, whose student has tied weights, as safetensors, without pickled arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         save_model(self.accelerator.unwrap_model(self.model), str(folder / SAFE_WEIGHTS_NAME))
@@ -128,20 +128,21 @@ class DistillationTrainer(Trainer):
         load_model(self.accelerator.unwrap_model(self.model), Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
 
     def a_batch(self) -> dict[str, Tensor]:
-        """The first rows of the cache, as many as a process has in a step, on the device."""
+        """Return the first rows of the cache as a batch of one process, on the device."""
         count = min(self.args.per_device_train_batch_size, len(self.rows))
         batch = self.collator(self.rows.__getitems__(range(count)))
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
     def validate(self) -> Validation:
-        """The student as it stands, on the validation rows."""
+        """Measure the student on the validation rows."""
         distiller: Any = self.accelerator.unwrap_model(self.model)
         size, device = self.args.per_device_eval_batch_size, self.args.device
         return validate(distiller, self.validation_rows, size, device, self.collator, self.processes)
 
 
 def choose_bf16(requested: str, distiller: Distiller, batch: dict[str, Tensor], device: torch.device) -> bool:
-    """`float32` and `bfloat16` as they say; `auto` on a GPU that has it, and on a CPU where a step gets faster by it.
+    """Choose bfloat16 if `requested` is bfloat16; if it is auto, on a GPU that has it, and on a CPU that is faster with
+    it, measured in steps on `batch`.
 
     Leaves gradients, random state and mode as they were.
     """

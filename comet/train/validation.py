@@ -1,34 +1,32 @@
 """How far a student is from the teacher, on rows it never trains on and without the teacher."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, collate
+from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
-
-Collator = Callable[[dict[str, NDArray]], dict[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the validation targets, at temperature 1. Accuracies are of the most probable token."""
+    """Means over the validation targets, at temperature 1. Accuracies are those of the most probable token."""
 
     targets: int
     kl: float  # nats; bucketed, or estimated from a threshold sample
-    cross_entropy: float  # nats, to the true token
+    cross_entropy: float  # nats, to the label
     accuracy: float
     teacher_accuracy: float
     agreement: float  # how often the student's most probable token is the teacher's
 
     @property
     def distance(self) -> float:
-        """What the best student has least of: the KL, or the loss where the cache holds no tail at temperature 1."""
+        """The measure of the best checkpoint, lower is better: the KL, or the cross-entropy if the cache holds no tail
+        at temperature 1."""
         return self.cross_entropy if math.isnan(self.kl) else self.kl
 
     def __str__(self) -> str:
@@ -36,7 +34,7 @@ class Validation:
 
 
 def validation_rows(shards: Sequence[CacheShard]) -> CacheRows:
-    """The rows of these shards, with the arrays that a validation reads."""
+    """Return the rows of these shards, with the arrays for a validation."""
     names = arrays_to_read(shards[0].cache.recipe, attention=False)
     return CacheRows(list(shards), names, held=1)
 
@@ -49,7 +47,7 @@ def validate(
     collator: Collator = collate,
     processes: Processes | None = None,
 ) -> Validation:
-    """Measures the student on all rows; `collator` gives batches in the student's ids. Processes share the batches."""
+    """Measure the student on all rows; `collator` makes batches in the student's ids. Processes share the batches."""
     processes = processes or Processes()
     batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
     mine = batches[processes.rank :: processes.count]
@@ -66,5 +64,5 @@ def validate(
             (found.best == found.teacher_best).sum(),
         )
         totals += torch.stack([s.double().cpu() for s in sums])
-    targets, *sums_of_all = processes.total(*totals.tolist())
-    return Validation(int(targets), *(value / targets for value in sums_of_all))
+    targets, *others = processes.total(*totals.tolist())
+    return Validation(int(targets), *(total / targets for total in others))

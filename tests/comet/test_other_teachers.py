@@ -43,5 +43,5 @@ def test_a_student_comes_nearer_and_cuts_as_its_teacher(
 
 def test_byte_pairs_cannot_be_trimmed(sample_text: Path, tmp_path: Path) -> None:
     cache = cache_of("roberta", sample_text, tmp_path)
-    with pytest.raises(CometError, match="--vocabulary trimmed: a BPE tokenizer builds its pieces from one another"):
+    with pytest.raises(CometError, match="--vocabulary trimmed: a BPE tokenizer builds its tokens from one another"):
         distill([cache], StudentConfig(tmp_path / "student", student="nano", vocabulary="trimmed", steps=1))

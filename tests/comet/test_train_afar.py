@@ -109,7 +109,7 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
             time.sleep(0.5)
         _, errors = running.communicate(timeout=10)
     assert running.returncode == 1
-    assert errors.splitlines()[-1].startswith("error: stopped at once; --resume goes on from the last checkpoint in ")
+    assert errors.splitlines()[-1].startswith("error: stopped at once; --resume continues from the last checkpoint in ")
     assert checkpoints_of(output)
 
 

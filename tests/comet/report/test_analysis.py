@@ -25,7 +25,7 @@ from comet.report.analysis import (
     by_frequency,
     calibration,
     expected_calibration_error,
-    first_row,
+    look_at_rows,
 )
 from comet.report.summary import sample_row
 from comet.student.model import PRESETS, new_student
@@ -108,7 +108,7 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     whole = analyse(distiller_of(cache), shards, student_tokenizer(cache, full_vocabulary(cache.recipe)), counts, CPU)
     np.testing.assert_array_equal(look.count, whole.count)
     assert [e.pieces for e in look.examples] == [e.pieces for e in whole.examples]
-    first = [place.student[0].probability for place in look.examples[0].places]
+    first = [place.student[0].probability for place in look.examples[0].positions]
     assert first == pytest.approx(look.confidence[: len(first)].tolist(), rel=1e-4), "nothing outside V_seen is asked"
     rows = CacheRows(shards, cache.extent.arrays)
     batch = translated(rows.__getitems__(list(range(len(rows)))))
@@ -201,12 +201,12 @@ def test_of_a_sample_only_tokens_of_known_probability_are_shown(
     fewer = 0
     for row, example in enumerate(look.examples):
         targets = torch.nonzero(batch["target_row"] == row)[:, 0].tolist()
-        for place, target in zip(example.places, targets, strict=False):
+        for place, target in zip(example.positions, targets, strict=False):
             shown = {guess.text: guess.probability for guess in place.teacher}
             known = {}
             for slot, (i, weight) in enumerate(zip(batch["sample_id"][target, 0], certain[target], strict=True)):
                 if slot == 0 or (weight > least and certain[target, 0] > least):
-                    known[closeup.piece(tokenizer, int(i))] = float(weight)
+                    known[closeup.token_text(tokenizer, int(i))] = float(weight)
             assert shown.items() == dict(sorted(known.items(), key=lambda item: -item[1])[: closeup.GUESSES]).items()
             fewer += len(shown) < closeup.GUESSES
     assert fewer
@@ -229,29 +229,29 @@ def test_examples_show_the_row_and_the_best_guesses(
         targets = torch.nonzero(batch["target_row"] == row)[:, 0]
         assert example.targets == len(targets)
         assert len(example.pieces) == batch["length"][row]
-        shown = targets[: closeup.MOST_PLACES].tolist()
-        assert [p.position for p in example.places] == batch["target_position"][shown].tolist()
-        for place, target in zip(example.places, shown, strict=True):
+        shown = targets[: closeup.MOST_POSITIONS].tolist()
+        assert [p.position for p in example.positions] == batch["target_position"][shown].tolist()
+        for place, target in zip(example.positions, shown, strict=True):
             true_id = int(batch["target_id"][target])
-            assert place.truth == closeup.piece(tokenizer, true_id)
+            assert place.truth == closeup.token_text(tokenizer, true_id)
             probability, ids = plain.probability[target].topk(closeup.GUESSES)
-            assert [g.text for g in place.student] == [closeup.piece(tokenizer, i) for i in ids.tolist()]
+            assert [g.text for g in place.student] == [closeup.token_text(tokenizer, i) for i in ids.tolist()]
             assert [g.probability for g in place.student] == pytest.approx(probability.tolist(), rel=1e-3)
             assert [g.correct for g in place.student] == (ids == true_id).tolist()
             best = batch["topk_id"][target, : closeup.GUESSES]
             assert [g.correct for g in place.teacher] == (best == true_id).tolist()
             expected = batch["topk_logprob"][target, : closeup.GUESSES].exp().tolist()
             assert [g.probability for g in place.teacher] == pytest.approx(expected, rel=1e-3)
-    masked = [e.pieces[p.position] for e in look.examples for p in e.places]
+    masked = [e.pieces[p.position] for e in look.examples for p in e.positions]
     assert masked.count("<mask>") > len(masked) / 2
 
 
 def test_pieces_are_short_and_readable(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tokenizer.convert_tokens_to_ids(["▁mu", "<mask>", "."])
-    assert [closeup.piece(tokenizer, i) for i in ids] == ["▁mu", "<mask>", "."]
-    assert closeup.piece(tokenizer, 10**6) == "[1000000]"
-    monkeypatch.setattr(closeup, "LONGEST_PIECE", 4)
-    assert closeup.piece(tokenizer, ids[1]) == "<ma…"
+    assert [closeup.token_text(tokenizer, i) for i in ids] == ["▁mu", "<mask>", "."]
+    assert closeup.token_text(tokenizer, 10**6) == "[1000000]"
+    monkeypatch.setattr(closeup, "LONGEST_TOKEN", 4)
+    assert closeup.token_text(tokenizer, ids[1]) == "<ma…"
 
 
 def test_calibration_of_a_hand_made_case() -> None:
@@ -308,7 +308,8 @@ def test_frequency_bins_are_those_of_a_plain_loop(targets: list[tuple[int, float
 def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
     shards = shards_of([cache], "train")
     distiller = distiller_of(cache).train()
-    lines = sample_row(first_row(distiller, shards, tokenizer, CPU)).split("\n")
+    _, rows = look_at_rows(distiller, shards, tokenizer, CPU)
+    lines = sample_row(rows[0]).split("\n")
     assert distiller.training
     arrays = cache.read_shard("train", 0)
     assert lines[0].startswith("the first row of the cache: <s>")

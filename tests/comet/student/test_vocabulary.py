@@ -173,8 +173,8 @@ def test_going_on_with_an_earlier_student(narrow: Cache, tmp_path: Path) -> None
     assert (two.shape.layers, two.shape.hidden) == (one.shape.layers, one.shape.hidden)
     with pytest.raises(
         CometError,
-        match=r"--init .*first: its vocabulary of [\d,]+ pieces is not that of this training \(8,000\): "
-        r"[\d,]+ pieces differ, the first '.+' with id (\d+|None) against \d+; give the --vocabulary",
+        match=r"--init .*first: its vocabulary of [\d,]+ tokens is not that of this training \(8,000\): "
+        r"[\d,]+ tokens differ, the first '.+' with id (\d+|None) against \d+; give the --vocabulary",
     ):
         earlier_student(first.output, [narrow], full_vocabulary(narrow.recipe), 0.0)
     with pytest.raises(CometError, match=r"--student tiny: but --init .* is first \(3 layers"):
@@ -230,7 +230,7 @@ def test_other_files_beside_a_tokenizer_are_not_read(narrow: Cache, tmp_path: Pa
 
 def test_bpe_is_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("comet.student.vocabulary.read_tokenizer", lambda _: {"model": {"type": "BPE", "vocab": {}}})
-    with pytest.raises(CometError, match=r"--vocabulary trimmed: a BPE tokenizer builds its pieces from one another"):
+    with pytest.raises(CometError, match=r"--vocabulary trimmed: a BPE tokenizer builds its tokens from one another"):
         trimmed_vocabulary([open_cache(narrow.root)])
 
 

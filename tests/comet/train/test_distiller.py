@@ -174,7 +174,7 @@ def test_a_layer_map_is_taken_as_given(cache: Cache) -> None:
         (((-5, 0),), "teacher layer -5 is not in the cache"),
         (((0, 3),), "student layer 3: the student has 3"),
         (((0, -4),), "student layer -4: the student has 3"),
-        (((0, 1), (1, 1)), "a student layer can match one teacher layer only, and is named twice"),
+        (((0, 1), (1, 1)), "a student layer is named twice; match it to one teacher layer only"),
     ],
 )
 def test_layers_that_are_not_there(cache: Cache, pairs: tuple[tuple[int, int], ...], said: str) -> None:

@@ -59,12 +59,12 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
         _, errors = running.communicate(timeout=300)
         assert running.returncode, "stopped"
         assert errors.count("stopping after a last checkpoint (once more to stop at once)") == 1, errors
-        assert "run again with --resume to go on" in errors, errors
+        assert "run again with --resume to continue" in errors, errors
         histories[processes] = losses(max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1])))
         running = start(cache, output, processes, *options, "--resume")
         said, errors = running.communicate(timeout=300)
         assert running.returncode == 0, errors
-        assert said.count("going on after step") == said.count("Load it with") == 1, "one of them speaks"
+        assert said.count("resuming after step") == said.count("Load it with") == 1, "one of them speaks"
     steps = min(map(len, histories.values()))
     assert steps >= 4
     for one, three in zip(*(history[:steps] for history in histories.values()), strict=True):
@@ -93,9 +93,9 @@ def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--batch-size", "5"], "error: --batch-size 5: not a multiple of 2 processes, which share it; choose one"),
-        (["--resume"], "error: --resume: no whole checkpoint in"),
-        (["--set", "use_cpu=False"], "error: torchrun started 2 processes, but they did not find each other"),
+        (["--batch-size", "5"], "error: --batch-size 5: expected a multiple of 2, the number of processes"),
+        (["--resume"], "error: --resume: no complete checkpoint in"),
+        (["--set", "use_cpu=False"], "error: torchrun started 2 processes, but they are not connected"),
     ],
 )
 def test_all_of_them_refuse_what_one_refuses(cache: Cache, tmp_path: Path, options: list[str], said: str) -> None:

@@ -61,11 +61,11 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
         ("kd_wieght = 1", r"there is no kd_wieght; there are attention_loss, attention_weight,"),
         ('base = "papre"', "base: expected default or paper"),
         ('name = "mine"', "there is no name"),
-        ("kd_weight = -1", r"kd_weight -1.0: expected a number from 0 on"),
-        ("kd_weight = nan", "kd_weight nan: expected a number from 0 on"),
+        ("kd_weight = -1", r"kd_weight -1.0: expected a number of at least 0"),
+        ("kd_weight = nan", "kd_weight nan: expected a number of at least 0"),
         ("kd_weight = true", "kd_weight True: expected a number"),
         ("kd_weight = { from = 1, to = 0 }", "kd_weight: expected a number or { start = 1.0"),
-        ("kd_weight = { start = 1, end = -1 }", "-1.0: expected a number from 0 on"),
+        ("kd_weight = { start = 1, end = -1 }", "-1.0: expected a number of at least 0"),
         ('kd_weight = { start = 1, end = 0, shape = "step" }', "shape 'step': expected linear or cosine"),
         ("temperature = 0", "temperature 0.0: expected a number above 0"),
         ("temperature = [2.0, 1.0]", r"temperature \[2.0, 1.0\]: expected pairs"),
@@ -126,7 +126,7 @@ def test_a_temperature_steps_at_its_shares_of_the_training() -> None:
 
 @pytest.mark.parametrize("weights", [(-1.0, 1.0), (1.0, float("nan")), (float("inf"), 0.0)])
 def test_weights_that_cannot_be(weights: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match="expected a number from 0 on"):
+    with pytest.raises(ValueError, match="expected a number of at least 0"):
         Schedule(*weights)
 
 

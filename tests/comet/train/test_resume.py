@@ -59,7 +59,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_student(
     running = start(cache, output, *options)
     said, errors = running.communicate(timeout=300)
     assert running.returncode == 0, errors
-    assert "going on after step" in said
+    assert "resuming after step" in said
     assert digest(output) == undisturbed
     assert not output.with_name("student.checkpoints").exists()
 
@@ -78,7 +78,7 @@ def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
             assert running.returncode == 1
             assert "stopping after a last checkpoint" in errors
             assert errors.splitlines()[-1].startswith("error: stopped after step ")
-            assert errors.splitlines()[-1].endswith("run again with --resume to go on")
+            assert errors.splitlines()[-1].endswith("run again with --resume to continue")
             assert not output.exists()
             running = start(cache, output, *options, "--resume")
         wait_for_checkpoint(running, output, 27)
@@ -133,7 +133,7 @@ def test_killed_after_the_last_step_resumes_to_the_same_student(
 
 def test_an_unfinished_training_is_never_overwritten(cache: Cache, stopped: StudentConfig) -> None:
     before = sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
-    with pytest.raises(CometError, match=r"an earlier training was not finished; go on with it by --resume, or remove"):
+    with pytest.raises(CometError, match=r"an earlier training was not finished; continue it with --resume, or remove"):
         distill([cache], stopped)
     assert before == sorted(p.name for p in stopped.output.with_name("student.checkpoints").rglob("*"))
 
@@ -153,8 +153,8 @@ def test_another_cache_or_recipe_is_refused_by_what_differs(
         distill([threshold_cache], replace(stopped, resume=True))
     with pytest.raises(CometError, match=r"\(.*cache 2 keep: None before, topk now; .*cache 2 id: None before, "):
         distill([cache, cache], replace(stopped, resume=True))
-    other = replace(stopped.recipe, kd_weight=0.5)
-    with pytest.raises(CometError, match=r"was begun differently \(recipe kd_weight: 1.0 before, 0.5 now\)"):
+    other = replace(stopped.objective, kd_weight=0.5)
+    with pytest.raises(CometError, match=r"was begun differently \(objective kd_weight: 1.0 before, 0.5 now\)"):
         distill([cache], replace(stopped, resume=True, objective=other))
 
 
@@ -170,7 +170,7 @@ def test_a_resumed_training_has_as_many_processes(cache: Cache, stopped: Student
 
 
 def test_nothing_to_resume(cache: Cache, tmp_path: Path) -> None:
-    with pytest.raises(CometError, match=r"--resume: no whole checkpoint in .*; begin without --resume"):
+    with pytest.raises(CometError, match=r"--resume: no complete checkpoint in .*; omit --resume"):
         distill([cache], StudentConfig(tmp_path / "student", student="nano", resume=True))
     assert not any(tmp_path.iterdir())
 
