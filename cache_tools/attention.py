@@ -56,7 +56,7 @@ def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
     return query_means(members) @ torch.cat(slices, dim=2)  # [B, m, m]
 
 
-def softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+def _softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
     """Return attention weights [B, H, L, L]. `mask` [B, 1, L, L] bool, True where a key may be attended to."""
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(2, 3)).float() * scaling
@@ -78,7 +78,7 @@ def attend_and_pool(
 
     For training on a CPU, where the backward pass of a second SDPA costs more than the matrix.
     """
-    weights = softmax_weights(query, key, mask, scaling)
+    weights = _softmax_weights(query, key, mask, scaling)
     attended = nn.functional.dropout(weights, dropout, training=dropout > 0).to(value.dtype) @ value
     return attended, pool_weights(weights, members)
 
@@ -117,7 +117,7 @@ class AttentionCapture:
             query, key = query[self.rows], key[self.rows]
             mask = mask if mask is None or len(mask) == 1 else mask[self.rows]
         if query.requires_grad and query.device.type == "cpu":
-            self.collected[layer] = pool_weights(softmax_weights(query, key, mask, scaling), self.members)
+            self.collected[layer] = pool_weights(_softmax_weights(query, key, mask, scaling), self.members)
         else:
             self.collected[layer] = pool_by_sdpa(query, key, mask, scaling, self.members)
 
@@ -136,7 +136,7 @@ class AttentionCapture:
         return maps / maps.sum(-1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
 
 
-def capturing_sdpa(
+def _capturing_sdpa(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -166,7 +166,7 @@ def enable_capture(model: PreTrainedModel) -> None:
     Raises CometError if the model does not support the attention interface.
     """
     # Without the second registration transformers silently drops the padding mask.
-    AttentionInterface.register(IMPLEMENTATION, capturing_sdpa)
+    AttentionInterface.register(IMPLEMENTATION, _capturing_sdpa)
     AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
     try:
         model.set_attn_implementation(IMPLEMENTATION)

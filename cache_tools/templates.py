@@ -18,7 +18,7 @@ def render(package: str, template: str, **values: Any) -> str:
     A value is text and never markup, escaped for HTML or by `as_markdown`, unless the template marks it as safe.
     Control characters and lone surrogates become U+FFFD.
     """
-    return UNPRINTABLE.sub("\ufffd", environment(package).get_template(template).render(values))
+    return UNPRINTABLE.sub("\ufffd", _environment(package).get_template(template).render(values))
 
 
 def as_markdown(text: object) -> str:
@@ -27,10 +27,10 @@ def as_markdown(text: object) -> str:
 
 
 @cache
-def environment(package: str) -> Environment:
+def _environment(package: str) -> Environment:
     found = Environment(
         loader=PackageLoader(package), autoescape=lambda name: not str(name).endswith(".md.jinja"),
-        finalize=finalize, undefined=StrictUndefined,
+        finalize=_finalize, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     found.filters.update(format=format, repr=repr)  # Python's own; Jinja's format is that of %
@@ -38,6 +38,6 @@ def environment(package: str) -> Environment:
 
 
 @pass_eval_context
-def finalize(context: EvalContext, value: Any) -> Any:
+def _finalize(context: EvalContext, value: Any) -> Any:
     """Return a value of a Markdown template without markup. Jinja escapes those of the others."""
     return value if context.autoescape or hasattr(value, "__html__") else as_markdown(value)

@@ -63,7 +63,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
         distiller.bf16 = chosen["bf16"]
         shared = f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
-        seconds = train(trainer, best, checkpoints, prepared, say)
+        seconds = _train(trainer, best, checkpoints, prepared, say)
         student.load_state_dict(best.weights)
         result = _result(prepared, student, best, trainer.state.global_step, seconds)
         if processes.first:
@@ -73,7 +73,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
     return result
 
 
-def train(
+def _train(
     trainer: DistillationTrainer, best: KeepBest, checkpoints: Checkpoints, prepared: Preparation, say: Say
 ) -> float:
     """Train from the start or the newest checkpoint to the end. Returns the duration in seconds.

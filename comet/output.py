@@ -19,22 +19,22 @@ from comet.train.objective import as_option
 from comet.train.trainer import DistillationTrainer
 
 
-def report_path(output: Path) -> Path:
+def _report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.html")
 
 
-def runs_path(output: Path) -> Path:
+def _runs_path(output: Path) -> Path:
     """Where TensorBoard's files lie in the end, if they were asked for."""
     return output.with_name(f"{output.name}.runs")
 
 
-def options_path(output: Path) -> Path:
+def _options_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.toml")
 
 
 def require_free(output: Path) -> None:
     """Raises CometError if the student's folder, or a file that comes beside it, exists."""
-    for path in (output, report_path(output), options_path(output), runs_path(output)):
+    for path in (output, _report_path(output), _options_path(output), _runs_path(output)):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
 
@@ -47,18 +47,18 @@ def save_outputs(
     result: Distilled,
 ) -> None:
     """Writes the student, then the page and the options beside it; the student in the trainer is the best one."""
-    report = make_report(prepared, trainer, best, result)
+    report = _make_report(prepared, trainer, best, result)
     save_student(prepared, student, result)
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     for path, text in (
-        (report_path(result.output), report),
-        (options_path(result.output), options_file(prepared, distiller.bf16)),
+        (_report_path(result.output), report),
+        (_options_path(result.output), _options_file(prepared, distiller.bf16)),
     ):
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
 
 
-def options_file(prepared: Preparation, bf16: bool) -> str:
+def _options_file(prepared: Preparation, bf16: bool) -> str:
     """The options of `comet-train` that train this student again, every automatic choice made."""
     config, objective = prepared.config, prepared.config.objective
     return as_toml(
@@ -83,7 +83,7 @@ def options_file(prepared: Preparation, bf16: bool) -> str:
     )
 
 
-def make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepBest, result: Distilled) -> str:
+def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepBest, result: Distilled) -> str:
     """The page about a finished training."""
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     caches = prepared.caches

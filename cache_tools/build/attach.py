@@ -39,7 +39,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     keys = committed_shards(cache)
     if not keys:
         raise CometError(f"{cache.root}: holds no shard to attach a text to; pull or merge some first")
-    left = files_left(cache, keys)
+    left = _files_left(cache, keys)
     tokenizer = load_cache_tokenizer(cache)
     texts = find_texts(text)
     sources = tuple(resolve_text(t, cache.provenance) if isinstance(t, HubText) else t for t in texts)
@@ -50,23 +50,23 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
         staged = []
         for key in tqdm(keys, "attach", unit="shard", disable=None):
             files = rebuilt.files(key)
-            for name, path in lacking_files(cache, key).items():
+            for name, path in _lacking_files(cache, key).items():
                 if path not in left:
                     write_durably(work / path, files[name])
                     staged.append(path)
         for path in staged:
             rename_into(work / path, inside(cache.root, path))
-        widen_extent(cache, work)
+        _widen_extent(cache, work)
     return open_cache(cache.root)
 
 
-def lacking_files(cache: Cache, key: ShardKey) -> dict[str, str]:
+def _lacking_files(cache: Cache, key: ShardKey) -> dict[str, str]:
     """Return the shard's files of token arrays that this copy lacks, relative to the cache, by array."""
     specs = cache.specs[key.group]
     return {name: specs[name].chunk_path(key.shard) for name in TOKEN_ARRAYS if name not in cache.extent.arrays}
 
 
-def files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
+def _files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
     """Return those of the lacking files that a killed attach has left.
 
     Raises CometError if another file than the ledger's is in the way: nothing is ever overwritten.
@@ -74,7 +74,7 @@ def files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
     left = set()
     for key in keys:
         record = cache.record(*key)
-        for name, path in lacking_files(cache, key).items():
+        for name, path in _lacking_files(cache, key).items():
             file = inside(cache.root, path)
             if record is None or not os.path.lexists(file):
                 continue
@@ -87,7 +87,7 @@ def files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
     return left
 
 
-def widen_extent(cache: Cache, work: Path) -> None:
+def _widen_extent(cache: Cache, work: Path) -> None:
     """Add the tokens to the extent of this copy. Raises CometError if another process has changed the extent."""
     wanted = with_tokens(cache.extent, cache.recipe)
     if read_extent(cache.root, cache.recipe, tuple(cache.specs["train"])) not in (cache.extent, wanted):

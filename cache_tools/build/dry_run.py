@@ -35,12 +35,12 @@ class Estimate:
     def __str__(self) -> str:
         return (
             f"dry run, nothing kept: {self.rows:,} rows from {self.text_tokens:,} tokens; "
-            f"about {self.bytes / 1e6:,.1f} MB; about {duration(self.prepare_seconds)} to prepare the text "
-            f"and {duration(self.teacher_seconds)} for the teacher on this machine"
+            f"about {self.bytes / 1e6:,.1f} MB; about {_duration(self.prepare_seconds)} to prepare the text "
+            f"and {_duration(self.teacher_seconds)} for the teacher on this machine"
         )
 
 
-def duration(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -92,15 +92,15 @@ class ShardBuffer:
 
 def missing_shards(cache: Cache, worker: Worker = ALONE) -> list[ShardKey]:
     """Return the shards that this worker has yet to build, validation first, to measure partial caches on."""
-    return [key for key in worker_shards(cache, worker) if cache.record(*key) is None]
+    return [key for key in _worker_shards(cache, worker) if cache.record(*key) is None]
 
 
 def committed_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
     """Return the shards of this worker that are committed."""
-    return [key for key in worker_shards(cache, worker) if cache.record(*key) is not None]
+    return [key for key in _worker_shards(cache, worker) if cache.record(*key) is not None]
 
 
-def worker_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
+def _worker_shards(cache: Cache, worker: Worker) -> list[ShardKey]:
     keys = sorted(cache.extent.keys(), key=lambda key: key.group, reverse=True)  # stable: shards keep their order
     return [key for position, key in enumerate(keys) if worker.takes(position)]
 
@@ -132,7 +132,7 @@ def fill(
         claimed_folder(cache.root, STAGING) as staging,
         ThreadPoolExecutor(1, "read") as reader,
         ThreadPoolExecutor(1, "write") as writer,
-        progress_bar(cache, pending, worker) as progress,
+        _progress_bar(cache, pending, worker) as progress,
     ):
 
         def read_ahead(index: int) -> list[Future[ShardBuffer]]:
@@ -179,7 +179,7 @@ def fill(
     return done
 
 
-def progress_bar(cache: Cache, pending: list[ShardKey], worker: Worker) -> tqdm:
+def _progress_bar(cache: Cache, pending: list[ShardKey], worker: Worker) -> tqdm:
     """Return a bar in tokens that starts where an earlier run stopped, silent if the output is not a terminal."""
     recipe = cache.recipe
     todo = sum(recipe.shard_rows(*key) for key in pending) * recipe.seq_len

@@ -62,29 +62,29 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
     Raises CometError if the text cannot be read or has no token, or the teacher does not allow the settings.
     """
     settings = inputs.settings
-    check_against_teacher(settings, teacher, tokenizer)
+    _check_against_teacher(settings, teacher, tokenizer)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
         root = work / "cache"
         root.mkdir()
         save_tokenizer(tokenizer, root / TOKENIZER)
-        check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
+        _check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
-        provenance = make_provenance(inputs, spool)
+        provenance = _make_provenance(inputs, spool)
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
-        masking = masking_of(settings, spool, tokenizer)
-        recipe = make_recipe(settings, teacher, tokenizer, rows, masking)
-        digests = {group: write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
+        masking = _masking_of(settings, spool, tokenizer)
+        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking)
+        digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
             "provenance": provenance,
-            "settings": run_settings(settings, teacher),
+            "settings": _run_settings(settings, teacher),
         }
-        seal(root, recipe, attributes, vocabulary(teacher, spool, masking, recipe), digests)
+        seal(root, recipe, attributes, _vocabulary(teacher, spool, masking, recipe), digests)
         publish(root, out)
 
 
@@ -106,7 +106,7 @@ def preparing_prefix(out: Path) -> str:
     return f".{out.name}.preparing-"
 
 
-def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+def _check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
     """Raise CometError if the teacher does not allow the settings."""
     config, vocab_size = teacher.model.config, len(teacher.head.weight)
     if len(tokenizer) > vocab_size:
@@ -122,7 +122,7 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
     parse_layers(settings.attention_layers, config.num_hidden_layers)
 
 
-def masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
+def _masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
     """Return the masking of the corpus. Raises CometError if the text has only unknown tokens."""
     special = tuple(sorted(tokenizer.all_special_ids))
     seen = np.flatnonzero(spool.counts).astype(np.int32)
@@ -132,7 +132,7 @@ def masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedToken
     return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
 
 
-def make_recipe(
+def _make_recipe(
     settings: BuildSettings,
     teacher: Teacher,
     tokenizer: PreTrainedTokenizerFast,
@@ -163,7 +163,7 @@ def make_recipe(
     )
 
 
-def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
+def _write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
     """Mask the rows of all views, view 0 first, and write their token shards. Return the digest of each shard."""
     specs = group_arrays(recipe, group)
     shards = tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None)
@@ -172,7 +172,7 @@ def write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking
     )
 
 
-def vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
+def _vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
     """Return the vocabulary arrays; see `store.reader.Vocabulary`."""
     seen = torch.from_numpy(masking.seen.astype(np.int64))
     count = spool.counts[masking.seen]
@@ -211,7 +211,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
             path.unlink()
 
 
-def check_tokenizer(folder: Path, vocab_size: int) -> None:
+def _check_tokenizer(folder: Path, vocab_size: int) -> None:
     """Raise CometError for a tokenizer that readers of the cache would refuse."""
     tokens, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
     try:
@@ -221,7 +221,7 @@ def check_tokenizer(folder: Path, vocab_size: int) -> None:
         raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
 
 
-def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
+def _make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
     """Return the origin of the cache, beside the recipe: names only, no folder, time or host."""
     settings = inputs.settings
     language = find_language(settings.language)
@@ -244,7 +244,7 @@ def make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
     }
 
 
-def run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:
+def _run_settings(settings: BuildSettings, teacher: Teacher) -> dict[str, object]:
     """Return dtype and batch size, chosen once, so that every worker and every resumed run computes alike."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, device)

@@ -32,7 +32,7 @@ MOST_NAMED = 5
 SHOWN_TOKENS, SHOWN_CHARACTERS = 24, 60  # of a row that differs
 
 
-def has_tokens(cache: Cache, key: ShardKey) -> bool:
+def _has_tokens(cache: Cache, key: ShardKey) -> bool:
     """Return whether all token files of a shard exist."""
     specs = cache.specs[key.group]
     return all((cache.root / specs[name].chunk_path(key.shard)).is_file() for name in TOKEN_ARRAYS)
@@ -49,7 +49,7 @@ def restore_lost(
 
     Raises CometError if the text cannot be read or gives other tokens than the sealed ones, or the disk refuses.
     """
-    lost = [key for key in shards if not has_tokens(cache, key)]
+    lost = [key for key in shards if not _has_tokens(cache, key)]
     if not lost:
         return
     tqdm.write(f"the tokens of {len(lost)} shards are missing; rebuilding them from the text")
@@ -67,14 +67,14 @@ def rebuild_tokens(
     Raises CometError if the text cannot be read or gives another number of rows.
     """
     recipe, provenance = cache.recipe, cache.provenance
-    mismatches = source_mismatches(sources, provenance.get("text", []), "--text")
-    mismatches += source_mismatches(evaluation, provenance.get("excluded", []), "--exclude")
+    mismatches = _source_mismatches(sources, provenance.get("text", []), "--text")
+    mismatches += _source_mismatches(evaluation, provenance.get("excluded", []), "--exclude")
     for mismatch in mismatches:
         tqdm.write(f"note: {visible(mismatch)}; the tokens decide whether it is the same text")
     room = sum(recipe.rows(group) // recipe.views for group in GROUPS) * (recipe.seq_len - 2)
     limit = min(room, provenance.get("max_tokens") or room)  # tokens beyond do not fit into the rows
     spool = spool_documents(sources, evaluation, tokenizer, work, limit)
-    mismatches += count_mismatches(spool, provenance)
+    mismatches += _count_mismatches(spool, provenance)
     share = validation_share(recipe.mask_prob * recipe.views * spool.total)
     rows = pack_groups(spool, share, recipe.seq_len, tokenizer, work)
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
@@ -157,7 +157,7 @@ def committed_shards(cache: Cache) -> list[ShardKey]:
     return [key for key in cache.extent.keys() if cache.record(*key) is not None]
 
 
-def source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
+def _source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:
     """Return the differences of files or data sets from those that a cache records, a line each; names may differ."""
     records = [source.record() for source in given]
     if not recorded:
@@ -165,7 +165,7 @@ def source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[s
     names = ", ".join(str(r.get("name")) for r in recorded[:MOST_NAMED]) + ", …" * (len(recorded) > MOST_NAMED)
     if len(records) != len(recorded):
         return [f"{option}: {len(records)} files, but the cache was made with {len(recorded)} ({names})"]
-    found, expected = [identity(r) for r in records], [identity(r) for r in recorded]
+    found, expected = [_identity(r) for r in records], [_identity(r) for r in recorded]
     if found != expected and sorted(found) == sorted(expected):
         return [f"{option}: these files in another order; the cache was made with {names}"]
     return [
@@ -175,12 +175,12 @@ def source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[s
     ][:MOST_NAMED]
 
 
-def identity(record: dict[str, Any]) -> str:
+def _identity(record: dict[str, Any]) -> str:
     """Return the identity of a file or data set: its hash, or its name and revision."""
     return str(record.get("sha256") or (record.get("name"), record.get("revision")))
 
 
-def count_mismatches(spool: Spool, provenance: dict[str, Any]) -> list[str]:
+def _count_mismatches(spool: Spool, provenance: dict[str, Any]) -> list[str]:
     found = {"documents": spool.document_count, "text_tokens": spool.total}
     expected = {name: provenance.get(name) for name in found}
     if None in expected.values() or found == expected:

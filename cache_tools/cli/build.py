@@ -20,7 +20,7 @@ SAMPLE_VIEWS = 8
 SAMPLE_LANGUAGE = "kin"
 
 
-def comma_numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
+def _comma_numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in value.split(","))
     except ValueError:
@@ -72,7 +72,7 @@ EXAMPLES = (
 @click.option("--attention-size", type=int,
               help=f"Blocks per side of a pooled map.  [default: {MAP_SIZE}, or --seq-len if less]")  # fmt: skip
 @click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in this many.")
-@click.option("--temperatures", default="1", callback=comma_numbers, help="Keep logits at these temperatures (1,2).")
+@click.option("--temperatures", default="1", callback=_comma_numbers, help="Keep logits at these temperatures (1,2).")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="Precision of the teacher. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")

@@ -20,7 +20,7 @@ config_option = click.option(
     type=click.Path(path_type=Path),
     is_eager=True,
     expose_value=False,
-    callback=lambda context, parameter, path: read_defaults(context, path),
+    callback=lambda context, parameter, path: _read_defaults(context, path),
     help="TOML file of these options, such as batch-size = 8; the command line takes precedence.",
 )
 
@@ -34,7 +34,7 @@ class TextOrTable(click.ParamType):
         return value if isinstance(value, dict) else str(value)
 
 
-def read_defaults(context: click.Context, path: Path | None) -> None:
+def _read_defaults(context: click.Context, path: Path | None) -> None:
     """Make the values of the file the defaults of the command. Raises WrongCall if it is invalid."""
     if path is not None:
         try:
@@ -67,11 +67,11 @@ def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
         parameter = known[name]
         if parameter.name in values:
             raise CometError(f"--config {path}: {name} is given twice, with dashes and with underscores", exit_code=2)
-        values[str(parameter.name)] = value_of(parameter, value, f"--config {path}: {key}")
+        values[str(parameter.name)] = _value_of(parameter, value, f"--config {path}: {key}")
     return values
 
 
-def value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
+def _value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
     """Return a TOML value as click takes it. A list stands for a repeated option, or for one that takes commas."""
     expected = None
     if getattr(parameter, "is_flag", False):
@@ -100,13 +100,13 @@ def as_toml(options: Mapping[str, Any]) -> str:
 
     Every character that is not printable is escaped, also those that TOML allows, since terminals may obey them.
     """
-    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in tomli_w.dumps(plain(options)))
+    return "".join(c if c.isprintable() or c == "\n" else f"\\U{ord(c):08x}" for c in tomli_w.dumps(_plain(options)))
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """Return the value in the types that TOML has: no None in tables, and text for everything else that it lacks."""
     if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items() if part not in (None, {})}
+        return {name: _plain(part) for name, part in value.items() if part not in (None, {})}
     if isinstance(value, list | tuple):
-        return [plain(part) for part in value]
+        return [_plain(part) for part in value]
     return value if isinstance(value, str | int | float) else str(value)

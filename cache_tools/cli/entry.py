@@ -24,7 +24,7 @@ def shadowed_by() -> str | None:
     return None
 
 
-def require_own_comet() -> None:
+def _require_own_comet() -> None:
     if other := shadowed_by():
         print(
             f"error: the name `comet` belongs to {other} in this environment; it and comet-distill cannot share one. "
@@ -36,7 +36,7 @@ def require_own_comet() -> None:
 
 def _start(command: str) -> None:
     """Run a command, found by name in the metadata of this distribution: `cache_tools` never imports `comet`."""
-    require_own_comet()
+    _require_own_comet()
     (found,) = entry_points(group="comet_distill.commands", name=command)
     found.load()()
 

@@ -28,19 +28,19 @@ def describe(cache: Cache) -> dict[str, object]:
     kept = LOGITS[recipe.keep].kept(recipe)
     text_tokens = provenance.get("text_tokens")
     is_whole = cache.extent == whole_extent(recipe)
-    excluded = listed(provenance.get("excluded", []), "name")
+    excluded = _listed(provenance.get("excluded", []), "name")
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
-        **({} if is_whole else {"part": part_of_whole(cache)}),
+        **({} if is_whole else {"part": _part_of_whole(cache)}),
         **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
         "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
-        "text": listed(provenance.get("text", []), "name"),
-        **from_hub("text", provenance.get("text", [])),
+        "text": _listed(provenance.get("text", []), "name"),
+        **_from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
         **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
         "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
-        **from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
+        **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
@@ -57,7 +57,7 @@ def describe(cache: Cache) -> dict[str, object]:
     return facts
 
 
-def part_of_whole(cache: Cache) -> str:
+def _part_of_whole(cache: Cache) -> str:
     """Return how many of the shards a smaller copy holds, and which arrays it lacks."""
     held = {group: len(cache.extent.indices(group)) for group in GROUPS}
     shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
@@ -65,13 +65,13 @@ def part_of_whole(cache: Cache) -> str:
     return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
 
 
-def listed(records: list[dict[str, Any]], field: str) -> str:
+def _listed(records: list[dict[str, Any]], field: str) -> str:
     return ", ".join(str(record[field]) for record in records if record.get(field))
 
 
-def from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
+def _from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
     """Return the commits and licences of sources from the hub, as far as known."""
-    facts = {f"{name}_{field}": listed(records, field) for field in ("revision", "licence")}
+    facts = {f"{name}_{field}": _listed(records, field) for field in ("revision", "licence")}
     return {field: value for field, value in facts.items() if value}
 
 
@@ -83,8 +83,8 @@ def options_of_build(cache: Cache) -> dict[str, object]:
     recipe, provenance = cache.recipe, cache.provenance
     return {
         "lang": provenance.get("language"),
-        "teacher": at_revision(str(provenance.get("teacher")), provenance.get("teacher_revision")),
-        "text": [text_option(source) for source in provenance.get("text", [])],
+        "teacher": _at_revision(str(provenance.get("teacher")), provenance.get("teacher_revision")),
+        "text": [_text_option(source) for source in provenance.get("text", [])],
         "max-tokens": provenance.get("max_tokens"),
         "exclude": [str(source.get("name")) for source in provenance.get("excluded", [])] or None,
         "seq-len": recipe.seq_len,
@@ -103,12 +103,12 @@ def options_of_build(cache: Cache) -> dict[str, object]:
     }
 
 
-def text_option(source: dict[str, Any]) -> str:
+def _text_option(source: dict[str, Any]) -> str:
     name, revision = str(source.get("name")), source.get("revision")
     return replace(parse_hub_text(name), revision=revision).at_revision if revision else name
 
 
-def at_revision(name: str, revision: object) -> str:
+def _at_revision(name: str, revision: object) -> str:
     return f"{name}@{revision}" if revision else name
 
 

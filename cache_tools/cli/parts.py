@@ -73,7 +73,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
     records = records_of(cache)
     extent = part_extent(cache.recipe, cache.seal, detach(cache.extent, part), records, part, source)
     report_larger_part(part, cache, extent, records)
-    show_result(cut(cache, destination, extent, progress("subset")))
+    show_result(cut(cache, destination, extent, _progress("subset")))
 
 
 @click.command("merge")
@@ -91,17 +91,17 @@ def merge_caches(sources: tuple[Path, ...], destination: Path) -> None:
 
     caches = [open_cache(source) for source in sources]
     for cache in caches:
-        for line in numerics_lines(cache):
+        for line in _numerics_lines(cache):
             click.echo(line)
-    merged = merge(caches, destination, progress("merge"))
-    if differing := differing_shards(caches):
+    merged = merge(caches, destination, _progress("merge"))
+    if differing := _differing_shards(caches):
         more = f", and {len(differing) - MOST_SHOWN} more" * (len(differing) > MOST_SHOWN)
         kept = ", ".join(differing[:MOST_SHOWN]) + more
         click.echo(f"{len(differing)} shards have different versions; the first is kept: {kept}")
     show_result(merged)
 
 
-def progress(name: str) -> Callable[[Sequence[Any]], "tqdm[Any]"]:
+def _progress(name: str) -> Callable[[Sequence[Any]], "tqdm[Any]"]:
     """Return a progress bar over shards, hidden if stderr is no terminal."""
     return partial(tqdm, desc=name, unit="shard", disable=None)
 
@@ -127,7 +127,7 @@ def records_of(cache: "Cache") -> list["ShardRecord"]:
     return [record for record in records if record is not None]
 
 
-def numerics_lines(cache: "Cache") -> list[str]:
+def _numerics_lines(cache: "Cache") -> list[str]:
     """Return a line for each device and dtype that shards were computed with, the most frequent first."""
     kinds = Counter(tuple(sorted(record.numerics.items())) for record in records_of(cache))
     return [
@@ -136,7 +136,7 @@ def numerics_lines(cache: "Cache") -> list[str]:
     ] or [f"{cache.root}: no shard is built yet"]
 
 
-def differing_shards(caches: Sequence["Cache"]) -> list[str]:
+def _differing_shards(caches: Sequence["Cache"]) -> list[str]:
     """Return the shards of which the caches hold different versions, each with the first cache that holds it."""
     first: dict[tuple[str, int], tuple[ShardRecord, Cache]] = {}
     differing = {}

@@ -18,7 +18,7 @@ class WrongCall(click.ClickException):
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        show_error(self.message)
+        _show_error(self.message)
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -33,7 +33,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             known = isinstance(error, CometError)
             text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-            show_error(text)
+            _show_error(text)
             sys.exit(error.exit_code if isinstance(error, CometError) else 1)
 
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)
@@ -53,7 +53,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def show_error(message: str) -> None:
+def _show_error(message: str) -> None:
     """Print one line to stderr."""
     click.echo(f"{painted('error:', fg='red')} {visible(' '.join(message.split()))}", err=True)
 

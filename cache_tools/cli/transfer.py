@@ -51,7 +51,7 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
     report_larger_part(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
     with to.staging():
         run_plan(planned, "pull", policy)
-    require_all_built(planned)
+    _require_all_built(planned)
     show_result(open_cache(to.root))
 
 
@@ -101,12 +101,12 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     with to.staging():
         run_plan(planned, "push", policy)
         write_card(planned, policy)
-    require_all_built(planned)
+    _require_all_built(planned)
     click.echo(f"{to.name}: complete" + ", without its text" * (not planned.extent.has_text))
     click.echo(fact_line("cache_id", planned.cache_id))
 
 
-def require_all_built(planned: "Plan") -> None:
+def _require_all_built(planned: "Plan") -> None:
     """Raises CometError if the source lacks shards, too."""
     if planned.missing:
         raise CometError(

@@ -22,7 +22,7 @@ MOST_SHOWN = 50
 DAMAGED, SOUND = "  DAMAGED", "sound and complete"
 
 
-def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
+def _teacher_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --teacher and its options to a command, as the argument `again`: None without --teacher."""
     dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     options = [
@@ -37,7 +37,7 @@ def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def with_settings(*args: Any, teacher: str | None, **others: Any) -> None:
         settings = {name: others.pop(name) for name in ("rows", "seed", "dtype", "device", "batch_size")}
-        if teacher is None and (unused := given(settings)):
+        if teacher is None and (unused := _given(settings)):
             raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
         if teacher is not None:
             quiet_libraries()
@@ -49,7 +49,7 @@ def teacher_options(command: Callable[..., None]) -> Callable[..., None]:
     return decorated
 
 
-def given(options: Iterable[str]) -> list[str]:
+def _given(options: Iterable[str]) -> list[str]:
     """Return those of these options that the command line gives."""
     source = click.get_current_context().get_parameter_source
     return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
@@ -60,7 +60,7 @@ def given(options: Iterable[str]) -> list[str]:
 @click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, maps, token counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
-@teacher_options
+@_teacher_options
 def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings | None) -> None:
     """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
 
@@ -71,7 +71,7 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
 
     report = verify(cache, deep, again)
     if as_json:
-        click.echo(json.dumps(as_facts(report), indent=1))
+        click.echo(json.dumps(_as_facts(report), indent=1))
     else:
         for line in as_lines(report):
             color = "red" if line.startswith(DAMAGED) else "green" if line == SOUND else None
@@ -83,7 +83,7 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Also drop shards with impossible values.")
 @one_line_errors
-@teacher_options
+@_teacher_options
 def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
     """Drop the damaged shards of a cache, so that `comet-cache build` rebuilds them.
 
@@ -104,12 +104,12 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
             "remove files that do not belong, or build the cache again"
         )
     if report.damaged_shards:
-        click.echo(f"{len(report.damaged_shards)} shards dropped; {made_again(report)}")
+        click.echo(f"{len(report.damaged_shards)} shards dropped; {_made_again(report)}")
     else:
         click.echo("nothing is damaged")
 
 
-def as_facts(report: "Report") -> dict[str, object]:
+def _as_facts(report: "Report") -> dict[str, object]:
     return {
         "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
         "deep": report.deep,
@@ -135,7 +135,7 @@ def as_lines(report: "Report") -> list[str]:
         lines.append(f"  … and {len(report.damage) - MOST_SHOWN} more (--json lists all)")
     if report.damaged_shards:
         lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
-        lines.append(f"`{repairing(report)}` drops them; {made_again(report)}")
+        lines.append(f"`{_repairing(report)}` drops them; {_made_again(report)}")
     elif report.damage:
         lines.append("repair cannot fix this: copy these files from a sound copy, or build the cache again")
     elif report.missing:
@@ -148,13 +148,13 @@ def as_lines(report: "Report") -> list[str]:
     return lines
 
 
-def made_again(report: "Report") -> str:
+def _made_again(report: "Report") -> str:
     if report.attaching is not None:
         return "the same `comet-cache pull` fetches them again"
     return "the same `comet-cache build` rebuilds them"
 
 
-def repairing(report: "Report") -> str:
+def _repairing(report: "Report") -> str:
     """Return the command that finds the same damage again and drops it."""
     again = {} if report.again is None else asdict(report.again)
     chosen = [

@@ -71,14 +71,14 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
         "cache_tools.sharing", "card.md.jinja", mark=MARK, code=code, recipe=recipe, provenance=provenance, size=size,
         metadata=DatasetCardData(language=code, license="other", tags=["comet-cache", "knowledge-distillation"]),
         shards=", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS),
-        signals=held_signals(recipe, extent),
+        signals=_held_signals(recipe, extent),
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
         attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),
         teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE,
     )  # fmt: skip
 
 
-def held_signals(recipe: Recipe, extent: Extent) -> list[tuple[str, str]]:
+def _held_signals(recipe: Recipe, extent: Extent) -> list[tuple[str, str]]:
     """Return (description, fidelity to the teacher) of each signal in the extent."""
     temperatures = ", ".join(f"{t:g}" for t in recipe.temperatures)
     return [

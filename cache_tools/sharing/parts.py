@@ -45,10 +45,10 @@ def part_extent(
         always = sum(file.size for file in seal.files.values())
         always += sum(size["validation", shard] for shard in committed["validation"])
         room = part.fraction * (always + sum(size["train", shard] for shard in committed["train"])) - always
-        count = nearest_count([size["train", shard] for shard in committed["train"]], room)
+        count = _nearest_count([size["train", shard] for shard in committed["train"]], room)
     if part.max_tokens is not None:
         rows = [recipe.shard_rows("train", shard) for shard in committed["train"]]
-        count = min(count, fitting_count([n * recipe.seq_len for n in rows], part.max_tokens))
+        count = min(count, _fitting_count([n * recipe.seq_len for n in rows], part.max_tokens))
     chosen = {"train": committed["train"][: max(count, 1)], "validation": committed["validation"]}
     return Extent(recipe.recipe_id, arrays, {group: ranges(set(chosen[group])) for group in GROUPS})
 
@@ -60,13 +60,13 @@ def bytes_of(seal: Seal, extent: Extent, records: Iterable[ShardRecord]) -> int:
     return sum(file.size for file in seal.files.values()) + sum(files)
 
 
-def nearest_count(sizes: list[int], room: float) -> int:
+def _nearest_count(sizes: list[int], room: float) -> int:
     """Return how many of the sizes, from the first on, add up to the sum nearest to `room`."""
     totals = list(accumulate(sizes, initial=0))
     return min(range(len(totals)), key=lambda count: abs(totals[count] - room))
 
 
-def fitting_count(sizes: list[int], room: float) -> int:
+def _fitting_count(sizes: list[int], room: float) -> int:
     """Return how many of the sizes, from the first on, add up to at most `room`."""
     return sum(total <= room for total in accumulate(sizes))
 

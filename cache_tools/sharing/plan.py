@@ -82,23 +82,23 @@ def plan(
         records = source.records.values()
         extent = part_extent(cache.recipe, cache.seal, extent, records, part, source.location.name)
     if expected_id is not None:
-        require_id(source, extent, expected_id)
-    is_sealed = has_seal(source, destination, policy)
+        _require_id(source, extent, expected_id)
+    is_sealed = _has_seal(source, destination, policy)
     current_extent = read_extent(destination, cache, policy) if is_sealed else None
     if part.detach_text:
         require_detached(destination, current_extent)
     if is_sealed and current_extent is None and not extent.has_text:
         require_no_text(cache, destination, extent.keys(), policy)
     if current_extent is not None:
-        extent = union(current_extent, extent, cache)
+        extent = _union(current_extent, extent, cache)
     current_records = read_records(destination, cache, extent, policy) if is_sealed else {}
-    lacking = find_lacking(source, destination, extent, current_extent, current_records, policy)
+    lacking = _find_lacking(source, destination, extent, current_extent, current_records, policy)
     for shard, names in lacking.items():
-        require_available(source, destination, shard, names, current_records.get(shard))
+        _require_available(source, destination, shard, names, current_records.get(shard))
     return Plan(source, destination, extent, current_extent, current_records, lacking, is_sealed)
 
 
-def require_id(source: Listing, extent: Extent, expected_id: str) -> None:
+def _require_id(source: Listing, extent: Extent, expected_id: str) -> None:
     """Raises CometError unless the source or its part `extent` has this cache id, as it is or with text attached."""
     name = source.location.name
     if source.missing:
@@ -110,7 +110,7 @@ def require_id(source: Listing, extent: Extent, expected_id: str) -> None:
         raise CometError(f"{name}: expected the cache id {expected_id[:64]}, found {whole}; nothing was copied")
 
 
-def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bool:
+def _has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bool:
     """Return whether the destination has the seal of the source.
 
     Raises CometError if it cannot be written to, or holds anything but this cache, or the first files of it.
@@ -124,7 +124,7 @@ def has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> boo
     if root != source.metadata[ROOT] or seal not in (None, source.metadata[SEAL]):
         unsealed = "same recipe, started by another machine and never sealed: remove it if no build of it is running"
         same_recipe = "same recipe, other sealed files" if seal is not None else unsealed
-        difference = recipe_difference(source, root, same_recipe, destination.name)
+        difference = _recipe_difference(source, root, same_recipe, destination.name)
         raise CometError(
             f"{destination.name}: holds another cache; choose another location ({difference})", exit_code=2
         )
@@ -139,7 +139,7 @@ def require_empty(location: Location, policy: RetryPolicy) -> None:
         raise CometError(f"{location.name}: holds files, but no cache; choose an empty location", exit_code=2)
 
 
-def recipe_difference(source: Listing, attributes: bytes, same_recipe: str, name: str) -> str:
+def _recipe_difference(source: Listing, attributes: bytes, same_recipe: str, name: str) -> str:
     """Return how the recipe in these attributes differs from the source's, `same_recipe` if it does not."""
     with TemporaryDirectory() as folder:
         write_files(Path(folder), {ROOT: attributes})
@@ -150,14 +150,14 @@ def recipe_difference(source: Listing, attributes: bytes, same_recipe: str, name
     return shortened(recipe.differences(source.cache.recipe) or [same_recipe])
 
 
-def union(one: Extent, other: Extent, cache: Cache) -> Extent:
+def _union(one: Extent, other: Extent, cache: Cache) -> Extent:
     """Return the extent with all arrays and all shards of two parts of a cache."""
     arrays = tuple(name for name in cache.specs["train"] if name in (*one.arrays, *other.arrays))
     shards = {group: ranges({*one.indices(group), *other.indices(group)}) for group in GROUPS}
     return Extent(one.recipe_id, arrays, shards)
 
 
-def find_lacking(
+def _find_lacking(
     source: Listing,
     destination: Location,
     extent: Extent,
@@ -197,7 +197,7 @@ def absent_arrays(
     return [name for name in names if size(name) != record.files[name].size]
 
 
-def require_available(
+def _require_available(
     source: Listing, destination: Location, shard: ShardKey, names: list[str], current: ShardRecord | None
 ) -> None:
     """Raises CometError if the source cannot provide these arrays of a shard; `current` is the destination's record."""

@@ -28,7 +28,7 @@ class RemoteShards:
 
     def __init__(self, source: Listing, disk_cache: DiskCache, policy: RetryPolicy) -> None:
         self.location, self.disk_cache, self.policy = source.location, disk_cache, policy
-        self.described = describe(source, disk_cache.local)
+        self.described = _describe(source, disk_cache.local)
 
     def read(self, files: Mapping[str, FileRecord]) -> dict[str, bytes]:
         """Return the content of each file by its path. Raises CometError if one is damaged or cannot be read."""
@@ -72,11 +72,11 @@ def open_remote(url: str, local: LocalCache, policy: RetryPolicy) -> Cache:
             f"{location.name}: holds no text; pull it, and attach the text with `comet-cache attach`", exit_code=2
         )
     disk_cache = DiskCache(local)
-    folder = fetch_metadata(source, disk_cache, policy)
+    folder = _fetch_metadata(source, disk_cache, policy)
     return open_cache(folder.root, location.name, RemoteShards(source, disk_cache, policy))
 
 
-def describe(source: Listing, local: LocalCache) -> str:
+def _describe(source: Listing, local: LocalCache) -> str:
     """Return a line about how much there is to read, and how much of it is kept where."""
     arrays = source.cache.extent.arrays
     size = sum(record.files[name].size for record in source.records.values() for name in arrays)
@@ -87,7 +87,7 @@ def describe(source: Listing, local: LocalCache) -> str:
     )
 
 
-def fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy) -> Folder:
+def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy) -> Folder:
     """Copy sealed files and ledger into a folder named by the cache id, and return it."""
     cache_id = id_of(source.cache, source.cache.extent, source.records)
     folder = Folder(disk_cache.local.folder / CACHES / cache_id)

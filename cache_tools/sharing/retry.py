@@ -26,7 +26,7 @@ class Unreachable(CometError):
         self.problem = problem
 
 
-def rate_limited(every: float = 5.0) -> Callable[[str], None]:
+def _rate_limited(every: float = 5.0) -> Callable[[str], None]:
     """Return a function that writes a line to stderr, at most one in `every` seconds; the others are dropped."""
     last = -every
 
@@ -52,7 +52,7 @@ class RetryPolicy:
     min_rate: float = 16 * 2**10
     retries: int = 5
     pause: float = 1.0
-    warn: Callable[[str], object] = field(default_factory=rate_limited, compare=False)
+    warn: Callable[[str], object] = field(default_factory=_rate_limited, compare=False)
 
     def time_limit(self, size: int) -> float:
         """Seconds allowed for a file of `size` bytes."""

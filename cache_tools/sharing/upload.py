@@ -58,13 +58,13 @@ def pushing(
             raise
         finally:
             uploads.close()
-        write_card(current := current_state(cache, to, policy), policy)
+        write_card(current := _current_state(cache, to, policy), policy)
     missing = len(current.missing)
     state = f"{missing} shards are not there yet" if missing else f"complete, cache id {current.cache_id}"
     tqdm.write(f"{to.name}: {state}")
 
 
-def current_state(cache: Cache, to: Location, policy: RetryPolicy) -> Plan:
+def _current_state(cache: Cache, to: Location, policy: RetryPolicy) -> Plan:
     """Return a plan to copy nothing: what a location holds by now, shards of other workers included."""
     planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
     return replace(planned, source=replace(planned.source, records=planned.current_records), lacking={})

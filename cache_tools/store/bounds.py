@@ -71,9 +71,9 @@ def illegal_values(legal: Legal, values: NDArray, arrays: Arrays) -> Iterator[ND
             yield values == UNUSED_ID
         case Legal.DISTINCT:
             yield values == UNUSED_ID
-            yield repetitions(values)
+            yield _repetitions(values)
         case Legal.SAMPLED:
-            yield repetitions(values)
+            yield _repetitions(values)
             if "sample_logweight" in arrays:
                 yield (values == UNUSED_ID) != _is_minus_infinity(arrays["sample_logweight"])
         case Legal.LOGPROB:
@@ -88,10 +88,10 @@ def illegal_values(legal: Legal, values: NDArray, arrays: Arrays) -> Iterator[ND
 
 def repeated(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return […]: whether a token occurs twice among […, k], apart from −1."""
-    return np.asarray(repetitions(ids).any(-1))
+    return np.asarray(_repetitions(ids).any(-1))
 
 
-def repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _repetitions(ids: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Return […, k − 1]: where, among the sorted ids, one equals its predecessor, apart from −1."""
     ranked = np.sort(ids, axis=-1)
     return (ranked[..., 1:] == ranked[..., :-1]) & (ranked[..., 1:] >= 0)

@@ -18,7 +18,7 @@ Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
 """Yields shards one after the other, and may show a progress bar."""
 
 
-def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
+def _copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     """Copy the sealed files and write the extent of the copy, as far as they are not there yet; the seal last.
 
     Raises CometError if the folder holds another cache, another part of this one or other files, or cannot be written.
@@ -28,17 +28,17 @@ def copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     for path, (data, other) in wanted.items():
         if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
             there = open_cache(folder)
-            unlike = differences(there, cache) if path == SEAL else extent_differences(there.extent, extent)
+            unlike = differences(there, cache) if path == SEAL else _extent_differences(there.extent, extent)
             raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
     with staging_in(folder) as staging:
         for path, record in cache.seal.files.items():
-            publish(sound_file(cache, path, record, record.size), record, staging, folder, path)
+            _publish(_sound_file(cache, path, record, record.size), record, staging, folder, path)
         for path in (EXTENT, SEAL):
             data, _ = wanted[path]
-            publish(data, file_record(data), staging, folder, path)
+            _publish(data, file_record(data), staging, folder, path)
 
 
-def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequence[str]) -> bool:
+def _copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequence[str]) -> bool:
     """Copy the files of these arrays of a committed shard, then its record. Return whether there was anything to copy.
 
     A shard that the folder already has, perhaps of another builder, stays as it is. Raises CometError if a file is
@@ -51,10 +51,10 @@ def copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Seque
     with staging_in(folder) as staging:
         for name in arrays:
             spec, file = cache.specs[group][name], record.files[name]
-            data = sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
-            publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
+            data = _sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))
+            _publish(data, file, staging, folder, spec.chunk_path(shard), uncommitted=True)
         data = with_checksum(record.to_json())
-        publish(data, file_record(data), staging, folder, path)
+        _publish(data, file_record(data), staging, folder, path)
     return True
 
 
@@ -66,10 +66,10 @@ def put_tokens(cache: Cache, group: str, shard: int, files: Mapping[str, bytes])
     with staging_in(cache.root) as staging:
         for name, data in files.items():
             path = cache.specs[group][name].chunk_path(shard)
-            publish(data, file_record(data), staging, cache.root, path, uncommitted=True)
+            _publish(data, file_record(data), staging, cache.root, path, uncommitted=True)
 
 
-def sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
+def _sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> bytes:
     """Return the content of a file. Raises CometError unless it matches its record in the ledger."""
     path = inside(cache.root, relative)
     data = read_bounded(path, limit)
@@ -97,7 +97,7 @@ def writing_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def publish(
+def _publish(
     data: bytes, record: FileRecord, staging: Path, folder: Path, path: str, *, uncommitted: bool = False
 ) -> None:
     """Write a file durably, then give it its name. A file of that name stays if it is the same.
@@ -126,16 +126,16 @@ def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cach
     """Copy a part of a cache into a folder of its own: the same recipe and commit records, a smaller extent.
 
     Run again after a stop it continues. Raises CometError if a shard of the part is missing or damaged, and as
-    `copy_sealed` and `copy_shard` do.
+    `_copy_sealed` and `_copy_shard` do.
     """
     for group in GROUPS:
         outside = set(extent.indices(group)) - set(cache.extent.indices(group))
         lacking = sorted(outside | {shard for shard in extent.indices(group) if cache.record(group, shard) is None})
         if lacking or not set(extent.arrays) <= set(cache.extent.arrays):
             raise CometError(f"{cache.root}: does not hold shards {group} {lacking[:5]} or all of {extent.arrays}")
-    copy_sealed(cache, folder, extent)
+    _copy_sealed(cache, folder, extent)
     for key in track(extent.keys()):
-        copy_shard(cache, folder, *key, extent.arrays)
+        _copy_shard(cache, folder, *key, extent.arrays)
     return open_cache(folder)
 
 
@@ -143,7 +143,7 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
     """Merge caches of one recipe into one; of several versions of a shard, and of the sealed files, the first is taken.
 
     The result is as complete as they are together; run again after a stop it continues. Raises CometError for caches of
-    other recipes or arrays, and as `copy_sealed` and `copy_shard` do.
+    other recipes or arrays, and as `_copy_sealed` and `_copy_shard` do.
     """
     first = caches[0]
     for other in caches[1:]:
@@ -153,7 +153,7 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
                 "teachers cannot be merged: give them to `comet-train` together",
                 exit_code=2,
             )
-        if unlike := token_differences(first, other) + array_differences(first.extent, other.extent):
+        if unlike := _token_differences(first, other) + _array_differences(first.extent, other.extent):
             attaching = first.extent.has_text != other.extent.has_text
             way_out = "; attach the text to both first, with comet-cache attach" * attaching
             raise CometError(
@@ -162,12 +162,12 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
             )
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
     extent = Extent(first.recipe.recipe_id, first.extent.arrays, shards)
-    copy_sealed(first, folder, extent)
+    _copy_sealed(first, folder, extent)
     held = [set(cache.extent.keys()) for cache in caches]
     for key in track(extent.keys()):
         for cache, keys in zip(caches, held, strict=True):
             if key in keys:
-                copy_shard(cache, folder, *key, extent.arrays)
+                _copy_shard(cache, folder, *key, extent.arrays)
     return open_cache(folder)
 
 
@@ -180,14 +180,14 @@ def ranges(shards: set[int]) -> tuple[tuple[int, int], ...]:
 
 def differences(one: Cache, other: Cache) -> str:
     """Return the values of both caches, field by field: of the recipe, else of the sealed files."""
-    found = one.recipe.differences(other.recipe) or token_differences(one, other)
+    found = one.recipe.differences(other.recipe) or _token_differences(one, other)
     if not found:
         files = ((path, record.sha256, other.seal.files[path].sha256) for path, record in one.seal.files.items())
         found = [f"{path} sha256: {a} against {b}" for path, a, b in files if a != b]
     return shortened(found)
 
 
-def token_differences(one: Cache, other: Cache) -> list[str]:
+def _token_differences(one: Cache, other: Cache) -> list[str]:
     """Return an entry for each shard whose tokens differ between two caches of one recipe."""
     return [
         f"tokens of shard {group} {shard} sha256: {a} against {b}"
@@ -197,15 +197,15 @@ def token_differences(one: Cache, other: Cache) -> list[str]:
     ]
 
 
-def array_differences(one: Extent, other: Extent) -> list[str]:
+def _array_differences(one: Extent, other: Extent) -> list[str]:
     return [f"arrays: {', '.join(one.arrays)} against {', '.join(other.arrays)}"] * (one.arrays != other.arrays)
 
 
-def extent_differences(one: Extent, other: Extent) -> str:
+def _extent_differences(one: Extent, other: Extent) -> str:
     """Return the arrays and shards of both extents where they differ."""
     pairs = ((group, one.shards[group], other.shards[group]) for group in GROUPS)
     shards = [f"shards of {group}: {list(a)} against {list(b)}" for group, a, b in pairs if a != b]
-    return shortened(shards + array_differences(one, other))
+    return shortened(shards + _array_differences(one, other))
 
 
 def shortened(found: list[str]) -> str:

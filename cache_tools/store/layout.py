@@ -128,7 +128,7 @@ def check_array(root: Path, spec: ArraySpec) -> None:
 
     Zarr itself never reads metadata from outside: it would look up codecs by name, which are not to be trusted.
     """
-    check_metadata(root / spec.path / "zarr.json", metadata(spec))
+    _check_metadata(root / spec.path / "zarr.json", metadata(spec))
 
 
 def metadata(spec: ArraySpec) -> dict[str, Any]:
@@ -154,10 +154,10 @@ def metadata(spec: ArraySpec) -> dict[str, Any]:
 
 def check_group(root: Path, name: str) -> None:
     """Raise CometError unless there is a group of this name without attributes."""
-    check_metadata(root / name / "zarr.json", {"zarr_format": 3, "node_type": "group"})
+    _check_metadata(root / name / "zarr.json", {"zarr_format": 3, "node_type": "group"})
 
 
-def check_metadata(file: Path, expected: dict[str, Any]) -> None:
+def _check_metadata(file: Path, expected: dict[str, Any]) -> None:
     """Raise CometError unless the file holds the expected metadata."""
     compare_metadata(parse_json(read_bounded(file, MAX_METADATA_BYTES), str(file)), expected, file)
 

@@ -153,7 +153,7 @@ def shard_record_path(group: str, shard: int) -> str:
     return f"{LEDGER}/{group}-{shard:05d}.json"
 
 
-def read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path | str) -> dict[str, FileRecord]:
+def _read_file_records(value: Any, names: set[str], limit: dict[str, int], where: Path | str) -> dict[str, FileRecord]:
     """Parse file records for exactly these names, none larger than its limit. Raises CometError otherwise."""
     if not isinstance(value, dict) or set(value) != names:
         found = sorted(value) if isinstance(value, dict) else value
@@ -185,7 +185,7 @@ def parse_shard_record(
 
     Raises CometError for a damaged record or one of another cache.
     """
-    record = with_fields(checked(data, path), path, ("recipe_id", "group", "shard", "files", "numerics"))
+    record = _with_fields(checked(data, path), path, ("recipe_id", "group", "shard", "files", "numerics"))
     expected = {"recipe_id": recipe.recipe_id, "group": group, "shard": shard}
     for name, value in expected.items():
         if record[name] != value or type(record[name]) is not type(value):
@@ -195,30 +195,30 @@ def parse_shard_record(
             )
     numerics = record["numerics"]
     texts = [*numerics, *numerics.values()] if isinstance(numerics, dict) else [None]
-    if len(texts) > 2 * MAX_NUMERICS or not all(map(is_short, texts)):
+    if len(texts) > 2 * MAX_NUMERICS or not all(map(_is_short, texts)):
         raise CometError(f"{path}: expected numerics as short texts, found {str(numerics)[:200]!r}")
-    files = read_file_records(record.get("files"), set(limit), limit, path)
+    files = _read_file_records(record.get("files"), set(limit), limit, path)
     return ShardRecord(recipe.recipe_id, group, shard, files, numerics)
 
 
-def with_fields(record: dict[str, Any], path: Path | str, names: tuple[str, ...]) -> dict[str, Any]:
+def _with_fields(record: dict[str, Any], path: Path | str, names: tuple[str, ...]) -> dict[str, Any]:
     """Return the record if it has exactly these fields. Raises CometError otherwise."""
     if set(record) != set(names):
         raise CometError(f"{path}: expected the fields {', '.join(names)}, found {', '.join(sorted(record))[:200]}")
     return record
 
 
-def is_short(value: Any) -> bool:
+def _is_short(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 200 and value.isprintable()
 
 
 def read_seal(root: Path, recipe: Recipe) -> Seal:
     """Read the seal of a cache. Raises CometError unless it lists exactly the files that its recipe demands."""
     path = inside(root, SEAL)
-    record = with_fields(read_checked(path), path, ("recipe_id", "files", "token_digests"))
-    require_recipe(record, recipe, path)
+    record = _with_fields(read_checked(path), path, ("recipe_id", "files", "token_digests"))
+    _require_recipe(record, recipe, path)
     limit = sealed_limits(recipe)
-    files = read_file_records(record["files"], set(limit), limit, path)
+    files = _read_file_records(record["files"], set(limit), limit, path)
     given = record["token_digests"]
     digests = {}
     for group in GROUPS:
@@ -229,7 +229,7 @@ def read_seal(root: Path, recipe: Recipe) -> Seal:
     return Seal(recipe.recipe_id, files, digests)
 
 
-def require_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) -> None:
+def _require_recipe(record: Mapping[str, Any], recipe: Recipe, path: Path | str) -> None:
     if record["recipe_id"] != recipe.recipe_id:
         raise CometError(f"{path}: recipe_id: expected {recipe.recipe_id}, found {str(record['recipe_id'])[:80]!r}")
 
@@ -242,8 +242,8 @@ def read_extent(root: Path, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
 
 def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[str, ...]) -> Extent:
     """Parse the extent; `path` is where the bytes are from. Raises CometError as `read_extent` does."""
-    record = with_fields(checked(data, path), path, ("recipe_id", "arrays", "shards"))
-    require_recipe(record, recipe, path)
+    record = _with_fields(checked(data, path), path, ("recipe_id", "arrays", "shards"))
+    _require_recipe(record, recipe, path)
     names, shards = record["arrays"], record["shards"]
     if not isinstance(names, list) or names != [a for a in arrays if a in names]:
         raise CometError(f"{path}: arrays: expected some of {list(arrays)} in this order, found {str(names)[:200]}")

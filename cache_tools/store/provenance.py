@@ -29,22 +29,22 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
     for name, value in (("provenance", provenance), ("settings", settings)):
         require(isinstance(value, dict), name, "an object", value)
     for name in TEXTS:
-        require(is_text(provenance.get(name)), name, "a text", provenance.get(name))
+        require(_is_text(provenance.get(name)), name, "a text", provenance.get(name))
     code = provenance.get("language", "und")
     is_code = isinstance(code, str) and 2 <= len(code) <= 3 and code.isascii() and code.isalpha()
     require(is_code, "language", "a code of two or three letters", code)
     for name in COUNTS:
-        require(provenance.get(name) is None or is_count(provenance[name]), name, "a count", provenance.get(name))
+        require(provenance.get(name) is None or _is_count(provenance[name]), name, "a count", provenance.get(name))
     for name in SOURCES:
         sources = provenance.get(name, [])
         ok = isinstance(sources, list) and all(isinstance(source, dict) for source in sources)
-        ok = ok and all(is_text(source.get(field)) for source in sources for field in SOURCE_TEXTS)
+        ok = ok and all(_is_text(source.get(field)) for source in sources for field in SOURCE_TEXTS)
         require(ok, name, "a list of named sources", sources)
     for name in OF_EXCLUSION if provenance.get("excluded") else ():
-        require(is_count(provenance.get(name)), name, "a count", provenance.get(name))
+        require(_is_count(provenance.get(name)), name, "a count", provenance.get(name))
     require(settings.get("dtype") in (None, *DTYPES), "dtype", " or ".join(DTYPES), settings.get("dtype"))
     batch = settings.get("batch_size")
-    require(batch is None or (is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
+    require(batch is None or (_is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
 
 
 def attach_call(folder: object, provenance: dict[str, Any]) -> str:
@@ -56,11 +56,11 @@ def attach_call(folder: object, provenance: dict[str, Any]) -> str:
     return shlex.join(["comet-cache", "attach", str(folder), *chain.from_iterable(options)])
 
 
-def is_text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return value is None or isinstance(value, str)
 
 
-def is_count(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 

@@ -17,16 +17,16 @@ STAGING = ".staging-"  # prefix of the folders in a cache for files on their way
 def claimed_folder(parent: Path, prefix: str) -> Iterator[Path]:
     """Make a new folder `parent/prefix…` and remove it at the end; first remove the folders of dead owners."""
     remove_abandoned(parent, prefix)
-    while (claim := try_to_claim(parent / f"{prefix}{uuid.uuid4().hex}")) is None:
+    while (claim := _try_to_claim(parent / f"{prefix}{uuid.uuid4().hex}")) is None:
         pass
     folder, lock = claim
     try:
         yield folder
     finally:
-        give_up(folder, lock)
+        _give_up(folder, lock)
 
 
-def try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
+def _try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
     """Make and lock a folder; return None if another process took it for abandoned just before it was locked."""
     folder.mkdir(parents=True)
     lock = filelock.FileLock(folder / LOCK_NAME)
@@ -50,10 +50,10 @@ def remove_abandoned(parent: Path, prefix: str) -> None:
             lock.acquire(blocking=False)
         except (filelock.Timeout, OSError):
             continue  # its owner is alive, or just removing it
-        give_up(folder, lock)
+        _give_up(folder, lock)
 
 
-def give_up(folder: Path, lock: filelock.BaseFileLock) -> None:
+def _give_up(folder: Path, lock: filelock.BaseFileLock) -> None:
     """Remove a folder and release its lock."""
     shutil.rmtree(folder, ignore_errors=True)
     lock.release()

@@ -42,15 +42,15 @@ def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
         raise CometError(f"{where}: expected a model with a type, found {str(model)[:80]!r}")
     if not isinstance(added, list) or not all(isinstance(a, dict) and isinstance(a.get("content"), str) for a in added):
         raise CometError(f"{where}: added_tokens: expected a list of tokens, found {str(added)[:80]!r}")
-    known = list(model_ids(model, where))
+    known = list(_model_ids(model, where))
     for name, ids in (("model", known), ("added_tokens", [token.get("id") for token in added])):
         if not all(type(i) is int and 0 <= i < vocab_size for i in ids) or len(set(ids)) != len(ids):
             raise CometError(f"{where}: {name}: expected different ids below {vocab_size}, found others")
     unknown = model.get("unk_id")
     if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(known)):
         raise CometError(f"{where}: unk_id: expected an id below {len(known)}, found {str(unknown)[:80]!r}")
-    parts = [part for name in state if name not in ("model", "added_tokens") for part in parts_of(state[name], where)]
-    check_parts(parts, where)
+    parts = [part for name in state if name not in ("model", "added_tokens") for part in _parts_of(state[name], where)]
+    _check_parts(parts, where)
     for part in parts:
         template = part.get("ids", [])
         named = [part[name][-1:] for name in ("sep", "cls") if isinstance(part.get(name), list)]
@@ -60,11 +60,11 @@ def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
     return state
 
 
-def model_ids(model: Json, where: str) -> Iterator[Any]:
+def _model_ids(model: Json, where: str) -> Iterator[Any]:
     """Yield the ids of a model's vocabulary."""
     vocabulary = model.get("vocab")
     if model["type"] == "Unigram":
-        if not isinstance(vocabulary, list) or not all(map(is_scored, vocabulary)):
+        if not isinstance(vocabulary, list) or not all(map(_is_scored, vocabulary)):
             raise CometError(f"{where}: model: expected tokens with scores, found {str(vocabulary)[:80]!r}")
         yield from range(len(vocabulary))
     elif isinstance(vocabulary, dict):
@@ -73,11 +73,11 @@ def model_ids(model: Json, where: str) -> Iterator[Any]:
         raise CometError(f"{where}: model: expected tokens with ids, found {str(vocabulary)[:80]!r}")
 
 
-def is_scored(entry: Any) -> bool:
+def _is_scored(entry: Any) -> bool:
     return isinstance(entry, list) and [type(part) for part in entry] in ([str, int], [str, float])
 
 
-def parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
+def _parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
     """Yield every object in a value. Raises CometError for lists that are too long and for too deep nesting."""
     if depth > MAX_DEPTH:
         raise CometError(f"{where}: nested deeper than {MAX_DEPTH}")
@@ -87,10 +87,10 @@ def parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
         yield value
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     for part in inner:
-        yield from parts_of(part, where, depth + 1)
+        yield from _parts_of(part, where, depth + 1)
 
 
-def check_parts(parts: list[Json], where: str) -> None:
+def _check_parts(parts: list[Json], where: str) -> None:
     """Raise CometError for regular expressions that may run for ever, and for unbounded growth of a text."""
     for part in parts:
         if "Regex" in part and not is_simple(part["Regex"]):

@@ -81,14 +81,14 @@ def seal(
 
     write_durably(root / EXTENT, with_checksum(whole_extent(recipe).to_json()))
     write_durably(root / LOCK, b"")
-    files = {path: file_record((root / path).read_bytes()) for path in sorted(sealed_files(root))}
+    files = {path: file_record((root / path).read_bytes()) for path in sorted(_sealed_files(root))}
     record = with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json())
-    require_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
-    require_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
+    _require_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
+    _require_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
     write_durably(root / SEAL, record)
 
 
-def require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
+def _require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
     """Raise CometError if a file is larger than readers accept."""
     for path, size in found.items():
         if size > limit[path]:
@@ -99,7 +99,7 @@ def require_readable(found: dict[str, int], limit: dict[str, int]) -> None:
             )
 
 
-def sealed_files(root: Path) -> Iterator[str]:
+def _sealed_files(root: Path) -> Iterator[str]:
     """Yield every file that is neither a shard's nor the ledger's own, relative to the cache."""
     for path in root.rglob("*"):
         relative = path.relative_to(root)

@@ -134,14 +134,14 @@ class TeacherPass:
         features = self.teacher.transform(hidden[row, position])  # [T, H]
         observed = Observation(features, offset, capture)
         results = {
-            name: to_host(array)
+            name: _to_host(array)
             for signal in self.signals.values()
             for name, array in signal.compute(observed, self.head).items()
         }
         return Launched(batch, features, results, began, DeviceTimer(device))
 
 
-def to_host(result: Tensor) -> Tensor:
+def _to_host(result: Tensor) -> Tensor:
     """Return a copy in host memory; from a GPU the copy is still under way."""
     if result.device.type == "cpu":
         return result

@@ -35,7 +35,7 @@ class Head:
 
 @dataclass(frozen=True)
 class OpenedBlocks:
-    """Some blocks of each target: `number` [T, c] int64, `logits` [T, c, BLOCK] float32, `rank` [T, c, BLOCK] int64."""
+    """Some blocks of each target: `number` [T, c] int64, `logits` [T, c, BLOCK] float32, `_rank` [T, c, BLOCK] int64."""
 
     number: Tensor
     logits: Tensor
@@ -81,7 +81,7 @@ class BlockLogits:
         index = token * self.logits.stride(1) + target
         flat = self.logits.as_strided((self.logits.shape[0] * size * self.logits.stride(1),), (1,))
         logits = flat.index_select(0, index.flatten()).view_as(index)
-        return OpenedBlocks(number, logits, rank(logits, self.ids[number]))
+        return OpenedBlocks(number, logits, _rank(logits, self.ids[number]))
 
     def open_likeliest(self, k: int) -> OpenedBlocks:
         """Return blocks that hold the k largest logits of each target, ties to the lower id.
@@ -90,7 +90,7 @@ class BlockLogits:
         their ids, so among equal logits the lower block has the lower id.
         """
         number = torch.arange(len(self.largest), dtype=torch.int32, device=self.largest.device)
-        key = rank(self.largest.T.contiguous(), number)  # [T, n]
+        key = _rank(self.largest.T.contiguous(), number)  # [T, n]
         seen, other = key[:, : self.seen_blocks], key[:, self.seen_blocks :]
         parts = [part.topk(min(k, part.shape[1]), dim=1).indices for part in (seen, other)]
         return self.open(torch.cat([parts[0], self.seen_blocks + parts[1]], dim=1))
@@ -104,7 +104,7 @@ class BlockedHead:
 
     def __init__(self, head: Head, seen: Tensor) -> None:
         self.plain, vocab_size = head, len(head.weight)
-        ids = [in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
+        ids = [_in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
         self.ids = torch.cat(ids).int()
         self.seen_blocks = len(ids[0])
         token = self.ids.flatten().long()
@@ -159,7 +159,7 @@ class BlockedHead:
                     relative.mul_(LOG2_E / t).exp2_()
                 torch.sum(relative, 1, out=log_sums[t][here])
                 if with_entropy:
-                    below[t][here] = mean_below(relative, block, largest[here], log_sums[t][here])
+                    below[t][here] = _mean_below(relative, block, largest[here], log_sums[t][here])
                 log_sums[t][here].log_().add_(largest[here], alpha=1 / t)
         return BlockLogits(
             logits.view(blocks, BLOCK, width)[..., :targets],
@@ -171,14 +171,14 @@ class BlockedHead:
         )
 
 
-def mean_below(weight: Tensor, logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
+def _mean_below(weight: Tensor, logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
     """Return [b, T]: the mean of largest − logits with these weights [b, BLOCK, T], which sum to `total`; logits of
     weight zero are skipped, as their difference may be infinite."""
     difference = (largest[:, None] - logits).masked_fill_(weight == 0, 0.0)  # [b, BLOCK, T]
     return difference.mul_(weight).sum(1) / total
 
 
-def in_blocks(ids: Tensor, filler: int) -> Tensor:
+def _in_blocks(ids: Tensor, filler: int) -> Tensor:
     """Return ids [n, BLOCK] in their order, the last block filled up."""
     return nn.functional.pad(ids, (0, -len(ids) % BLOCK), value=filler).view(-1, BLOCK)
 
@@ -191,7 +191,7 @@ def product(weight: Tensor, features: Tensor, out: Tensor) -> None:
         torch.mm(weight, features, out_dtype=torch.float32, out=out)
 
 
-def rank(values: Tensor, ids: Tensor) -> Tensor:
+def _rank(values: Tensor, ids: Tensor) -> Tensor:
     """Return int64 keys that order float32 `values` and, among equal ones, rank the lower of the int32 `ids` higher.
 
     The upper half is an integer that rises with the value, the lower half falls with the id; `ranked_ids` inverts it.
@@ -202,7 +202,7 @@ def rank(values: Tensor, ids: Tensor) -> Tensor:
 
 
 def ranked_ids(rank: Tensor) -> Tensor:
-    """Return the int64 ids in keys from `rank`."""
+    """Return the int64 ids in keys from `_rank`."""
     return HIGHEST_ID - (rank & HIGHEST_ID)
 
 

@@ -56,12 +56,12 @@ def keep_threshold_sample(
     for portion in head.portions(len(features)):
         blocks = head.block_logits(features[portion], temperatures, with_entropy=True)
         likeliest = blocks.open_likeliest(k)
-        samples = [sample_at(t, blocks, likeliest, k, offset[portion, None]) for t in temperatures]
+        samples = [_sample_at(t, blocks, likeliest, k, offset[portion, None]) for t in temperatures]
         parts.append(ThresholdSample(*(torch.stack(columns, dim=1) for columns in zip(*samples, strict=True))))
     return ThresholdSample(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(ThresholdSample)))
 
 
-def sample_at(
+def _sample_at(
     temperature: float, blocks: BlockLogits, likeliest: OpenedBlocks, k: int, start: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (ids [T, k], logweight [T, k], entropy [T], entropy_seen [T]) at one temperature; `start` [T, 1]."""
@@ -81,14 +81,14 @@ def sample_at(
     total = mass.sum(1, keepdim=True)
     spacing = (total / (k - certain).clamp(min=1)).clamp(min=1 / k)
     draws = torch.minimum(total / spacing, k - certain)  # between two whole numbers, but where the best is below τ
-    steps = systematic_steps(mass, draws, start)  # [T, n]
+    steps = _systematic_steps(mass, draws, start)  # [T, n]
     keeps = torch.diff(steps.floor(), dim=1, prepend=torch.zeros_like(start)) > 0
     keeps |= torch.zeros_like(keeps).scatter(1, likeliest.number, is_certain.any(2))  # at most k blocks
     opened = blocks.open(keeps.byte().topk(min(k, keeps.shape[1]), dim=1).indices)
 
     logprob, is_certain, light = split(opened)
     ends = torch.cat([start, steps], dim=1)  # [T, n + 1]
-    taken = taken_within(light, ends.gather(1, opened.number), ends.gather(1, opened.number + 1))
+    taken = _taken_within(light, ends.gather(1, opened.number), ends.gather(1, opened.number + 1))
     drawn_key = NOT_KEPT + (opened.rank & HIGHEST_ID)  # below every rank, rising as the id falls
     key = opened.rank.where(is_certain, drawn_key.masked_fill(~taken, NOT_KEPT)).flatten(1)  # [T, c · BLOCK]
     found = (key > NOT_KEPT).sum(1, keepdim=True)
@@ -102,7 +102,7 @@ def sample_at(
     return ids, logweight, *blocks.entropies(temperature)
 
 
-def systematic_steps(mass: Tensor, draws: Tensor, start: Tensor) -> Tensor:
+def _systematic_steps(mass: Tensor, draws: Tensor, start: Tensor) -> Tensor:
     """Return [T, n]: the running sum of `mass` [T, n], scaled and shifted to go from `start` to `draws` + `start`
     [T, 1].
 
@@ -113,7 +113,7 @@ def systematic_steps(mass: Tensor, draws: Tensor, start: Tensor) -> Tensor:
     return torch.where(running == running[:, -1:], draws, share * draws) + start
 
 
-def taken_within(mass: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def _taken_within(mass: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Return [T, c, b] bool: where draws fall inside blocks of `mass` [T, c, b], if the running sum enters a block at
     `before` and leaves it at `after` [T, c]."""
     running = mass.cumsum(2)

@@ -61,10 +61,10 @@ class PackedRows:
 
 def excluded_ngrams(evaluation: tuple[TextFile, ...]) -> NgramIndex:
     """Index the n-grams that no document may share. Raises CometError for an evaluation file without words."""
-    return index_ngrams(item for source in evaluation for item in item_words(source))
+    return index_ngrams(item for source in evaluation for item in _item_words(source))
 
 
-def item_words(source: TextFile) -> Iterator[list[str]]:
+def _item_words(source: TextFile) -> Iterator[list[str]]:
     """Yield the words of each item that has any."""
     empty = True
     for item in items(source):
@@ -139,8 +139,8 @@ def pack_groups(
                 padded[: len(row)] = row
                 token_file.write(padded.tobytes())
                 length_file.write(np.uint16(len(row)).tobytes())
-        tokens = mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
-        rows[group] = PackedRows(tokens, mapped(length_path, np.dtype(np.uint16)))
+        tokens = _mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
+        rows[group] = PackedRows(tokens, _mapped(length_path, np.dtype(np.uint16)))
     if not len(rows["train"].length):
         raise CometError(f"--text: only {spool.total} tokens, too few for a training row; give more text", exit_code=2)
     return rows
@@ -158,7 +158,7 @@ def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str,
     return {name: np.concatenate([getattr(part, name) for part in parts]) for name in TOKEN_ARRAYS}
 
 
-def mapped(path: Path, dtype: np.dtype) -> NDArray:
+def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     """Map a file as a read-only array; return an empty array for an empty file, which cannot be mapped."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
 

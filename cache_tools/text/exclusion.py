@@ -49,11 +49,11 @@ def words(text: str) -> list[str]:
     `n'ime` as well as `n’ ime` for the same text. Links and @mentions are not words: published tweets have `@user` for
     all of them, and eight of those in a row mean nothing.
     """
-    return list(chain.from_iterable(map(token_words, text.split())))
+    return list(chain.from_iterable(map(_token_words, text.split())))
 
 
 @lru_cache(maxsize=2**18)  # most of a text is the same few thousand words
-def token_words(token: str) -> tuple[str, ...]:
+def _token_words(token: str) -> tuple[str, ...]:
     """Return the words of a text that has no white space."""
     return tuple(WORD.findall(NOT_WORDS.sub(" ", unicodedata.normalize("NFKC", token).casefold())))
 
@@ -75,10 +75,10 @@ def index_ngrams(items: Iterable[list[str]]) -> NgramIndex:
             sequence = [EDGE, *sequence, EDGE]
         length = min(len(sequence), NGRAM_WORDS)
         lengths.add(length)
-        parts.append(ngram_hashes(np.array(sequence, dtype=np.uint64), length))
+        parts.append(_ngram_hashes(np.array(sequence, dtype=np.uint64), length))
     hashes = np.unique(np.concatenate(parts))
     likely = np.zeros(2**FILTER_BITS, dtype=np.bool_)
-    likely[leading_bits(hashes)] = True
+    likely[_leading_bits(hashes)] = True
     return NgramIndex(codes, tuple(sorted(lengths)), hashes, likely)
 
 
@@ -97,15 +97,15 @@ def contain_ngram(documents: list[str], ngrams: NgramIndex) -> NDArray[np.bool_]
         stream.append(EDGE)
     codes = np.array(stream, dtype=np.uint64)
     for length in ngrams.lengths:
-        hashes = ngram_hashes(codes, length)
-        found = np.flatnonzero(ngrams.likely[leading_bits(hashes)])  # spares most positions the search below
+        hashes = _ngram_hashes(codes, length)
+        found = np.flatnonzero(ngrams.likely[_leading_bits(hashes)])  # spares most positions the search below
         place = np.minimum(np.searchsorted(ngrams.hashes, hashes[found]), len(ngrams.hashes) - 1)
         found = found[ngrams.hashes[place] == hashes[found]]
         shared[np.searchsorted(begins, found, side="right") - 1] = True
     return shared
 
 
-def ngram_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
+def _ngram_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     """Return a hash of every `length` of the N codes in a row, [N - length + 1]; none if there are fewer."""
     hashes = np.zeros(max(0, len(codes) - length + 1), dtype=np.uint64)
     for offset in range(length):
@@ -113,5 +113,5 @@ def ngram_hashes(codes: NDArray[np.uint64], length: int) -> NDArray[np.uint64]:
     return hashes
 
 
-def leading_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def _leading_bits(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return hashes >> np.uint64(64 - FILTER_BITS)

@@ -40,7 +40,7 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
             f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large"
         )
     with hub_errors(what, way_out):
-        return snapshot(*split_revision(name), what)
+        return _snapshot(*split_revision(name), what)
 
 
 def at_commit(name: str, folder: Path) -> str:
@@ -48,7 +48,7 @@ def at_commit(name: str, folder: Path) -> str:
     return name if Path(name).is_dir() else f"{split_revision(name)[0]}@{folder.name}"
 
 
-def snapshot(repository: str, revision: str | None, what: str) -> Path:
+def _snapshot(repository: str, revision: str | None, what: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
     from tqdm import tqdm
@@ -88,7 +88,7 @@ def unreachable(repository: str, kind: str, revision: str | None = None) -> Exce
     bound_waiting()
     try:
         HfApi().repo_info(repository, repo_type=kind, revision=revision)
-    except (http_library().TransportError, ConnectionError) as error:  # offline mode raises the latter
+    except (_http_library().TransportError, ConnectionError) as error:  # offline mode raises the latter
         return error
     return None
 
@@ -119,7 +119,7 @@ def licence_of(card: Path) -> str:
     return ", ".join(str(name) for name in names if name)[:200] or UNKNOWN_LICENCE
 
 
-def http_library() -> Any:
+def _http_library() -> Any:
     """Return the library that the hub's client sends its requests with: httpx, or its successor under another name."""
     return import_module("huggingface_hub.utils").httpx
 
@@ -144,7 +144,7 @@ def bound_waiting() -> None:
         client.event_hooks["request"].append(bound)  # for calls with a limit of their own: none, or a minute
         return client
 
-    if get_session().timeout == http_library().Timeout(None):
+    if get_session().timeout == _http_library().Timeout(None):
         set_client_factory(bounded_client)
 
 
@@ -159,17 +159,17 @@ def hub_errors(what: str, way_out: str) -> Iterator[None]:
     except CometError:
         raise
     except Exception as error:
-        if explained := explanation(error, way_out):
+        if explained := _explanation(error, way_out):
             raise CometError(f"{what}: {explained}") from error
         raise
 
 
-def explanation(error: BaseException, way_out: str) -> str | None:
+def _explanation(error: BaseException, way_out: str) -> str | None:
     """Return what an error of the hub's clients means and what to do, None if it is not one of theirs."""
     from huggingface_hub import constants
     from huggingface_hub import errors as hub
 
-    chain = list(causes(error))
+    chain = list(_causes(error))
 
     def found(*kinds: type[BaseException]) -> Any:
         return next((e for e in chain if isinstance(e, kinds)), None)
@@ -191,12 +191,12 @@ def explanation(error: BaseException, way_out: str) -> str | None:
     if status is not None:
         advice = f"run again {token}" if status == 403 else f"try again later, or {way_out}"
         return f"the hub at {constants.ENDPOINT} answers {status}; {advice}"
-    if found(http_library().TimeoutException):
+    if found(_http_library().TimeoutException):
         return (
             f"the hub at {constants.ENDPOINT} does not answer within {constants.HF_HUB_DOWNLOAD_TIMEOUT} s; try again "
             f"later, set HF_HUB_DOWNLOAD_TIMEOUT=60 where the network is slow, or {way_out}"
         )
-    if away := found(http_library().TransportError) or found(ConnectionError, hub.LocalEntryNotFoundError):
+    if away := found(_http_library().TransportError) or found(ConnectionError, hub.LocalEntryNotFoundError):
         return (
             f"the hub cannot be reached at {constants.ENDPOINT} ({type(away).__name__}); "
             f"try again when the network is up, or {way_out}"
@@ -204,7 +204,7 @@ def explanation(error: BaseException, way_out: str) -> str | None:
     return None
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def _causes(error: BaseException) -> Iterator[BaseException]:
     """Yield the error, then those it was raised from."""
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]

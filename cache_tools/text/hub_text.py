@@ -88,7 +88,7 @@ def hub_documents(text: HubText) -> Iterator[str]:
     datasets.logging.set_verbosity(CRITICAL)
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = READ_RETRIES
     # an empty cache: datasets falls back to any older version it finds there when the network fails
-    with data_set_errors(text), tempfile.TemporaryDirectory(prefix="comet-hub-") as empty:
+    with _data_set_errors(text), tempfile.TemporaryDirectory(prefix="comet-hub-") as empty:
         bound_waiting()
         rows = datasets.load_dataset(
             text.repository, text.config, split="train", streaming=True, revision=text.revision, cache_dir=empty
@@ -101,7 +101,7 @@ def hub_documents(text: HubText) -> Iterator[str]:
 
 
 @contextmanager
-def data_set_errors(text: HubText) -> Iterator[None]:
+def _data_set_errors(text: HubText) -> Iterator[None]:
     """Turn everything that `datasets` raises, which may be any exception, into one line."""
     what = f"--text {text.name}"
     try:
@@ -110,12 +110,12 @@ def data_set_errors(text: HubText) -> Iterator[None]:
     except CometError:
         raise
     except Exception as error:
-        if refusal := why_not(text, error):
+        if refusal := _why_not(text, error):
             raise CometError(f"{what}: {refusal}", exit_code=2) from error
         raise CometError(f"{what}: cannot be read ({first_line(error)}); download it and {WAY_OUT}") from error
 
 
-def why_not(text: HubText, error: Exception) -> str | None:
+def _why_not(text: HubText, error: Exception) -> str | None:
     """Return what is wrong with the request for an existing data set, None for other errors."""
     import datasets
     from datasets.data_files import EmptyDatasetError

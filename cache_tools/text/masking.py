@@ -29,7 +29,7 @@ def mix(value: NDArray[np.uint64], salt: NDArray[np.uint64] | np.uint64) -> NDAr
         return z ^ (z >> np.uint64(31))
 
 
-def uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+def _uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
     """Return the top 53 bits as a number in [0, 1)."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -103,9 +103,9 @@ def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, 
     target = maskable & (rank >= start[:, None]) & (rank < (start + wanted)[:, None])  # [R, L]
 
     drawn = mix(mix(mix(seeded, ACTION), np.uint64(view)), counter)
-    action = uniform(drawn)
+    action = _uniform(drawn)
     chosen = mix(mix(mix(seeded, REPLACE), np.uint64(view)), counter)
-    replacement = masking.seen[(uniform(chosen) * len(masking.seen)).astype(np.int64)]
+    replacement = masking.seen[(_uniform(chosen) * len(masking.seen)).astype(np.int64)]
     input_ids = np.where(target & (action < MASK_SHARE), np.int32(masking.mask_id), tokens)
     input_ids = np.where(target & (action >= MASK_SHARE + KEEP_SHARE), replacement, input_ids)
 

@@ -40,7 +40,7 @@ class TextFile:
     @property
     def format(self) -> str:
         """The ending without that of a compression: `.txt`, `.jsonl`, …."""
-        return text_format(self.path)
+        return _text_format(self.path)
 
     def sha256(self) -> str:
         """Return SHA-256 of the file as it is on disk."""
@@ -52,7 +52,7 @@ class TextFile:
         return {"name": self.name, "bytes": self.bytes, "sha256": self.sha256()}
 
 
-def text_format(path: Path) -> str:
+def _text_format(path: Path) -> str:
     """Return the format by a file's name, empty if it cannot be read."""
     if path.suffix in COMPRESSIONS:
         inner = Path(path.stem).suffix
@@ -60,8 +60,8 @@ def text_format(path: Path) -> str:
     return path.suffix if path.suffix in ITEM_FORMATS else ""
 
 
-def csv_fields(source: TextFile) -> Iterator[str]:
-    rows = csv.reader(line for _, line in lines(source))
+def _csv_fields(source: TextFile) -> Iterator[str]:
+    rows = csv.reader(line for _, line in _lines(source))
     try:
         for row in rows:
             yield from row
@@ -71,15 +71,15 @@ def csv_fields(source: TextFile) -> Iterator[str]:
         ) from None
 
 
-def is_conll(source: TextFile) -> bool:
+def _is_conll(source: TextFile) -> bool:
     """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS."""
-    return all(LABELLED_TOKEN.fullmatch(line) for _, line in lines(source) if line.strip())
+    return all(LABELLED_TOKEN.fullmatch(line) for _, line in _lines(source) if line.strip())
 
 
-def conll_sentences(source: TextFile) -> Iterator[str]:
+def _conll_sentences(source: TextFile) -> Iterator[str]:
     """Yield the tokens (first column) of each sentence, joined by spaces; blank lines separate sentences."""
     tokens: list[str] = []
-    for _, line in lines(source):
+    for _, line in _lines(source):
         if line.strip():
             tokens.append(line.split(maxsplit=1)[0])
         else:
@@ -88,11 +88,11 @@ def conll_sentences(source: TextFile) -> Iterator[str]:
     yield " ".join(tokens)
 
 
-def lines(source: TextFile) -> Iterator[tuple[int, str]]:
+def _lines(source: TextFile) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line, including its end."""
     with open_binary(source) as file:
         number = 0
-        while raw := read_line(file, source, number + 1):
+        while raw := _read_line(file, source, number + 1):
             number += 1
             try:
                 line = raw.decode("utf-8")
@@ -119,7 +119,7 @@ def open_binary(source: TextFile) -> BinaryIO:
     return source.path.open("rb")
 
 
-def read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
+def _read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     try:
         line = file.readline(MAX_LINE_BYTES + 1)
     except READ_ERRORS as error:
@@ -131,7 +131,7 @@ def read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     return line
 
 
-def json_text(line: str, source: TextFile, number: int) -> str:
+def _json_text(line: str, source: TextFile, number: int) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -144,7 +144,7 @@ def json_text(line: str, source: TextFile, number: int) -> str:
     return text
 
 
-def parquet_documents(source: TextFile) -> Iterator[str]:
+def _parquet_documents(source: TextFile) -> Iterator[str]:
     import pyarrow  # here: slow to import, and only Parquet needs it
     import pyarrow.parquet
 
@@ -167,37 +167,37 @@ def parquet_documents(source: TextFile) -> Iterator[str]:
 
 
 def _lines_of_text(source: TextFile) -> Iterator[str]:
-    for _, line in lines(source):
+    for _, line in _lines(source):
         yield line.strip()
 
 
 def _json_documents(source: TextFile) -> Iterator[str]:
-    for number, line in lines(source):
+    for number, line in _lines(source):
         if line.strip():
-            yield json_text(line, source, number).strip()
+            yield _json_text(line, source, number).strip()
 
 
 def _text_items(source: TextFile) -> Iterator[str]:
-    return conll_sentences(source) if is_conll(source) else _lines_of_text(source)
+    return _conll_sentences(source) if _is_conll(source) else _lines_of_text(source)
 
 
 def _tab_separated_fields(source: TextFile) -> Iterator[str]:
-    for _, line in lines(source):
+    for _, line in _lines(source):
         yield from line.split("\t")
 
 
 READERS: dict[str, Callable[[TextFile], Iterator[str]]] = {
     ".txt": _lines_of_text,
     ".jsonl": _json_documents,
-    ".parquet": parquet_documents,
+    ".parquet": _parquet_documents,
 }
 """By file extension what yields the documents of a file, stripped; an empty one counts for nothing."""
 
 ITEM_READERS = READERS | {
     ".txt": _text_items,
     ".tsv": _tab_separated_fields,
-    ".csv": csv_fields,
-    ".conll": conll_sentences,
+    ".csv": _csv_fields,
+    ".conll": _conll_sentences,
 }
 """By file extension what yields the items of an evaluation file; some may have no words."""
 
@@ -226,12 +226,14 @@ def find_sources(
         if not path.exists():
             raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
         files = (
-            sorted(f for f in path.rglob("*") if f.is_file() and text_format(f) in formats) if path.is_dir() else [path]
+            sorted(f for f in path.rglob("*") if f.is_file() and _text_format(f) in formats)
+            if path.is_dir()
+            else [path]
         )
         if not files:
             raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
         for file in files:
-            if text_format(file) not in formats:
+            if _text_format(file) not in formats:
                 raise CometError(
                     f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
                     f"{', '.join(COMPRESSIONS)}), found {file.name!r}",

@@ -34,7 +34,7 @@ class TeacherRerun:
 
     def __init__(self, cache: Cache, settings: RecheckSettings) -> None:
         self.cache, self.settings = cache, settings
-        self.names, self.device = compared_arrays(cache), choose_device(settings.device)
+        self.names, self.device = _compared_arrays(cache), choose_device(settings.device)
         self.runs: dict[tuple[str, str, str, str], Deviations] = {}
         name = settings.teacher
         self.teacher, tokenizer = load_teacher(name), load_teacher_tokenizer(name)
@@ -89,7 +89,7 @@ class TeacherRerun:
         while start < len(numbers):
             rows = slice(start, start + batch_size)
             try:
-                parts.append(recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
+                parts.append(_recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
                 start = rows.stop
             except RuntimeError as error:
                 batch_size = smaller_batch(error, batch_size)
@@ -106,7 +106,7 @@ class TeacherRerun:
         return recorded.get("dtype", "unknown"), recorded.get("device", "unknown")
 
 
-def compared_arrays(cache: Cache) -> tuple[str, ...]:
+def _compared_arrays(cache: Cache) -> tuple[str, ...]:
     """Return the arrays of this copy that a rerun reads or compares. Raises CometError as `TeacherRerun` does."""
     tokens, held = ("input_ids", "length", "target_position", "row_key"), set(cache.extent.arrays)
     kept = kept_signals(cache.recipe)
@@ -159,7 +159,7 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
 
 
 @torch.inference_mode()
-def recompute(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
+def _recompute(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
     """Return the teacher's arrays of the rows `stored`, computed as in a build, and those that only the comparison
     needs. `numbers` are the rows' numbers in their shard."""
     tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}

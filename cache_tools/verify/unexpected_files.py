@@ -29,7 +29,7 @@ def check_names(cache: Cache, report: Report) -> None:
                     continue
                 (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
     incoming = text = 0
-    for relative, path in files_below(cache.root):
+    for relative, path in _files_below(cache.root):
         if path.is_symlink() or not path.is_file():
             report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
         elif relative in uncommitted:
@@ -38,10 +38,10 @@ def check_names(cache: Cache, report: Report) -> None:
             report.notes.append(f"{relative}: of a running or killed builder; the next build removes it")
         elif relative in known:
             continue
-        elif (owner := beyond_extent(cache, relative)) is not None:
+        elif (owner := _beyond_extent(cache, relative)) is not None:
             is_text = owner[1] in TEXT_ARRAYS and not cache.extent.has_text
             incoming, text = incoming + (not is_text), text + is_text
-            check_beyond(cache, *owner, report)
+            _check_beyond(cache, *owner, report)
         else:
             report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
     if incoming:
@@ -56,7 +56,7 @@ def check_names(cache: Cache, report: Report) -> None:
         )
 
 
-def beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | None:
+def _beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | None:
     """Return the file's shard in the whole cache and its array, None for a commit record; None for any other file."""
     for number, group in product({int(n) for n in re.findall("[0-9]{1,9}", relative)}, GROUPS):
         if number >= cache.recipe.shards(group):
@@ -69,7 +69,7 @@ def beyond_extent(cache: Cache, relative: str) -> tuple[ShardKey, str | None] | 
     return None
 
 
-def check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) -> None:
+def _check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) -> None:
     """Check a file outside the extent against its shard's record: a transfer names only whole files."""
     try:
         record = cache.record(*key)
@@ -82,7 +82,7 @@ def check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report) 
         report.damage.append(Damage(str(error), key))
 
 
-def files_below(root: Path) -> Iterator[tuple[str, Path]]:
+def _files_below(root: Path) -> Iterator[tuple[str, Path]]:
     """Yield everything under a folder that is not a folder, with its relative path; follow no link."""
     for folder, names, files in os.walk(root):
         for name in [*files, *(n for n in names if (Path(folder) / n).is_symlink())]:

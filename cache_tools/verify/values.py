@@ -29,7 +29,7 @@ MASS = 2e-3  # largest deviation of kept and tail mass from 1
 CODES = 255
 
 
-def first(wrong: NDArray[np.bool_]) -> str:
+def _first(wrong: NDArray[np.bool_]) -> str:
     """Return the row (and position) of the first of some wrong values [R] or [R, L], and their number."""
     indices = np.argwhere(wrong)
     names = ("row", "position")
@@ -44,7 +44,7 @@ def unmasked(arrays: Arrays) -> NDArray[np.int32]:
     return tokens
 
 
-def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:
+def _token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:
     """Check that rows are `bos … eos` and padding, with the masks that seed, view and tokens determine.
 
     The rows are unmasked and masked again, which proves positions, labels, replacements and row keys.
@@ -52,10 +52,10 @@ def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
     length = arrays["length"].astype(np.int64)  # [R]
     tokens, rows = unmasked(arrays), len(length)
     if np.any(wrong := (np.arange(recipe.seq_len) >= length[:, None]) & (tokens != recipe.pad_id)):
-        yield f"input_ids: expected {recipe.pad_id} in the padding, found another id at {first(wrong)}"
+        yield f"input_ids: expected {recipe.pad_id} in the padding, found another id at {_first(wrong)}"
     ends = (tokens[:, 0] != recipe.bos_id) | (tokens[np.arange(rows), length - 1] != recipe.eos_id)
     if np.any(ends):
-        yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others at {first(ends)}"
+        yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others at {_first(ends)}"
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, seen)
     view = (shard * recipe.rows_per_shard + np.arange(rows)) // (recipe.rows(group) // recipe.views)  # [R]
     for number in np.unique(view):
@@ -68,7 +68,7 @@ def token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
                 yield f"{name}: differs from the masking of view {number} at row {row} (of {differs.sum()})"
 
 
-def table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:
+def _table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:
     """Check that unused targets hold the fill value."""
     is_unused = arrays["target_position"] == UNUSED_POSITION  # [R, M]
     for name in names:
@@ -80,7 +80,7 @@ def table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:
                 yield f"{name}: {np.count_nonzero(wrong)} values where there is no target"
 
 
-def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+def _topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     """Check that the top k are different tokens, best first, that their mass and the tail's make 1, and tail bounds.
 
     With tail mass m over n tokens, none above the smallest kept probability q, Σ p^a (a = 1 / T) is for a < 1 at least
@@ -122,7 +122,7 @@ def topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
             yield f"tail_logmass: at T = {temperature:g} outside the bounds of its mass at {wrong.sum()} targets"
 
 
-def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+def _sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     """Check that samples are different tokens, in leading slots, of falling weight after the first, that their weights
     make 1 within one draw, and that entropies are between 0 and the logarithm of the number of tokens."""
     used = arrays["target_position"] != UNUSED_POSITION  # [R, M]
@@ -148,7 +148,7 @@ def sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
             yield f"{name}: expected 0 to log {count}, found others at {wrong.sum()} targets"
 
 
-def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
+def _attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
     """Check that maps are zero outside the used blocks, and the squares of a used row's codes make 1 within rounding.
 
     The error of a code is half a step at most, that of a value v = s² thus √v / 255 + 1 / (4 · 255²), and with Σ v = 1
@@ -166,7 +166,7 @@ def attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         yield f"attention: expected the rows of a map to sum to 1, found others in {wrong.sum()} maps"
 
 
-_RELATIONS = {"topk": topk_errors, "threshold": sample_errors, "attention": attention_errors}
+_RELATIONS = {"topk": _topk_errors, "threshold": _sample_errors, "attention": _attention_errors}
 """Checks of signals beyond those of the table."""
 
 
@@ -179,12 +179,12 @@ def shard_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: N
     require_declared(arrays, recipe, where)
     errors: list[str] = []
     if arrays.keys() >= set(TOKEN_ARRAYS):
-        errors += token_errors(arrays, recipe, group, shard, seen)
+        errors += _token_errors(arrays, recipe, group, shard, seen)
     if "target_position" not in arrays or "length" not in arrays:
         return errors
     for signal in kept_signals(recipe):
         held = [name for name in signal.arrays if name in arrays]
-        errors += table_errors(arrays, held)
+        errors += _table_errors(arrays, held)
         if len(held) == len(signal.arrays) and signal.name in _RELATIONS:
             errors += _RELATIONS[signal.name](arrays, recipe)
         else:

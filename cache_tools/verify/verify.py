@@ -51,22 +51,22 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
         from cache_tools.verify.rerun import TeacherRerun
 
         rerun = TeacherRerun(cache, again)
-    check_sealed(cache, report)
+    _check_sealed(cache, report)
     stream = TokenStream(cache)
     for key in tqdm(cache.extent.keys(), "verify", unit="shard", disable=None):
-        arrays = check_shard(cache, key, report)
+        arrays = _check_shard(cache, key, report)
         if deep and arrays is not None:
-            check_values(cache, key, arrays, report)
+            _check_values(cache, key, arrays, report)
             stream.add(key, arrays)
     if deep:
-        report.damage += [Damage(message) for message in (*stream.errors(), *tokenizer_errors(cache))]
+        report.damage += [Damage(message) for message in (*stream.errors(), *_tokenizer_errors(cache))]
     check_names(cache, report)
     if rerun is not None:
-        check_teacher(cache, rerun, report)
+        _check_teacher(cache, rerun, report)
     return report
 
 
-def check_sealed(cache: Cache, report: Report) -> None:
+def _check_sealed(cache: Cache, report: Report) -> None:
     """Check the sealed files; with `report.deep` also the vocabulary."""
     for name, record in cache.seal.files.items():
         try:
@@ -82,7 +82,7 @@ def check_sealed(cache: Cache, report: Report) -> None:
             report.damage.append(Damage(str(error)))
 
 
-def check_shard(cache: Cache, key: ShardKey, report: Report) -> Arrays | None:
+def _check_shard(cache: Cache, key: ShardKey, report: Report) -> Arrays | None:
     """Check the files of a shard. With `report.deep`, return its arrays if it is committed and every file is sound."""
     specs = cache.specs[key.group]
     try:
@@ -111,7 +111,7 @@ def check_shard(cache: Cache, key: ShardKey, report: Report) -> Arrays | None:
     return arrays if sound and report.deep else None
 
 
-def check_values(cache: Cache, key: ShardKey, arrays: Arrays, report: Report) -> None:
+def _check_values(cache: Cache, key: ShardKey, arrays: Arrays, report: Report) -> None:
     where = f"{cache.root}: shard {key}"
     try:
         check_ranges(arrays, cache.recipe, where)
@@ -157,7 +157,7 @@ class TokenStream:
             yield f"{self.cache.root}: vocabulary/count: not the counts of the tokens in the rows"
 
 
-def tokenizer_errors(cache: Cache) -> Iterator[str]:
+def _tokenizer_errors(cache: Cache) -> Iterator[str]:
     """Yield an error unless the tokenizer is the recipe's. Needs the tokenizers library, which reading does not."""
     from cache_tools.text.tokenizer import backend_sha256, read_backend
 
@@ -173,7 +173,7 @@ def tokenizer_errors(cache: Cache) -> Iterator[str]:
         yield f"{cache.root / path}: tokenizer sha256: expected {cache.recipe.tokenizer_sha256}, found {found}"
 
 
-def check_teacher(cache: Cache, rerun: "TeacherRerun", report: Report) -> None:
+def _check_teacher(cache: Cache, rerun: "TeacherRerun", report: Report) -> None:
     """Rerun the teacher on committed shards without damage so far."""
     try:
         seen = cache.vocabulary.id

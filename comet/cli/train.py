@@ -13,7 +13,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache, parse_bytes
 
 
-def parse_setting(text: str) -> tuple[str, Any]:
+def _parse_setting(text: str) -> tuple[str, Any]:
     """Split `name=value`, the value as a Python literal, else as text."""
     import ast
 
@@ -26,7 +26,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def user_cache_folder() -> Path:
+def _user_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "comet"
 
 
@@ -102,10 +102,10 @@ def train(
     config = StudentConfig(
         output=output,
         objective=choose_objective(objective),
-        arguments=tuple(parse_setting(text) for text in settings),
+        arguments=tuple(_parse_setting(text) for text in settings),
         **options,
     )
-    caches = open_for_training(locations, LocalCache(local_cache or user_cache_folder(), parse_bytes(local_size)))
+    caches = open_for_training(locations, LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size)))
     result = distill(caches, config, say=click.echo)
     if end_processes():
         click.echo(summary(caches, result))

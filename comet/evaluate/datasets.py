@@ -63,17 +63,17 @@ def load_task(task: Task, language: str, folder: Path | None) -> TaskData:
 
     Raises CometError, with file and line, if there is no such data, a split is missing, or a label is unknown.
     """
-    splits = read_files(task, language, folder) if folder else read_hub(task, language)
+    splits = _read_files(task, language, folder) if folder else _read_hub(task, language)
     if "train" not in splits:
-        raise CometError(missing_splits(task, folder, "train"), exit_code=2)
+        raise CometError(_missing_splits(task, folder, "train"), exit_code=2)
     reported = splits.get("test") or splits.get("dev")
     if reported is None:
-        raise CometError(missing_splits(task, folder, "test or dev"), exit_code=2)
+        raise CometError(_missing_splits(task, folder, "test or dev"), exit_code=2)
     return TaskData(task, language, splits["train"], reported, splits.get("dev") if "test" in splits else None)
 
 
-def missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
-    ending = file_ending(task)
+def _missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
+    ending = _file_ending(task)
     files = " or ".join(f"{name}{ending}" for name in wanted.split(" or "))
     return (
         f"--data {folder}: no {files} (also {', '.join(COMPRESSIONS)}); expected train, dev and test{ending} as in "
@@ -81,26 +81,26 @@ def missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
     )
 
 
-def file_ending(task: Task) -> str:
+def _file_ending(task: Task) -> str:
     return ".txt" if task.tagging else ".tsv"
 
 
-def read_files(task: Task, language: str, folder: Path) -> dict[str, Split]:
+def _read_files(task: Task, language: str, folder: Path) -> dict[str, Split]:
     if not folder.is_dir():
         raise CometError(f"--data {folder}: no such folder; get the files from {task.source}", exit_code=2)
     inner = [folder / name for name in (language, task.code(language)) if (folder / name).is_dir()]
-    found = {name: split_file((*inner, folder)[0], name, file_ending(task)) for name in SPLITS}
+    found = {name: _split_file((*inner, folder)[0], name, _file_ending(task)) for name in SPLITS}
     return {name: read_file(task, name, path) for name, path in found.items() if path}
 
 
 def read_file(task: Task, name: str, path: Path) -> Split:
-    examples = tuple(read_tagged(task, path) if task.tagging else read_table(task, path))
+    examples = tuple(_read_tagged(task, path) if task.tagging else read_table(task, path))
     if not examples:
         raise CometError(f"{path}: holds no example of {task.title}; get the file again from {task.source}")
     return Split(name, path.name, examples)
 
 
-def split_file(folder: Path, name: str, ending: str) -> Path | None:
+def _split_file(folder: Path, name: str, ending: str) -> Path | None:
     """Return the file of a split, if any; for train also a smaller published one, such as train_fewshot50.tsv."""
     stems = [re.escape(name), f"{name}_[^.]+"] if name == "train" else [re.escape(name)]
     endings = "|".join(re.escape(one) for one in COMPRESSIONS)
@@ -117,7 +117,7 @@ def split_file(folder: Path, name: str, ending: str) -> Path | None:
     return None
 
 
-def read_text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         with open_binary(TextFile(path, path.name, path.stat().st_size)) as file:
             return file.read().decode("utf-8-sig")
@@ -127,7 +127,7 @@ def read_text(path: Path) -> str:
 
 def read_table(task: Task, path: Path) -> Iterable[Example]:
     reader = csv.reader(
-        io.StringIO(read_text(path), newline=""),
+        io.StringIO(_read_text(path), newline=""),
         delimiter="\t",
         quoting=csv.QUOTE_MINIMAL if task.quoted else csv.QUOTE_NONE,
     )
@@ -143,18 +143,18 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
             if len(row) != len(columns):
                 raise CometError(f"{where}: expected {len(columns)} fields between tabs as in line 1, found {len(row)}")
             field = dict(zip(columns, row, strict=True))
-            yield classified(task, [field[name] for name in task.text], field[task.label], where)
+            yield _classified(task, [field[name] for name in task.text], field[task.label], where)
     except csv.Error as error:
         raise CometError(f"{path.name} line {reader.line_num}: {error}") from error
 
 
-def read_tagged(task: Task, path: Path) -> Iterable[Example]:
+def _read_tagged(task: Task, path: Path) -> Iterable[Example]:
     words: list[str] = []
     tags: list[str] = []
-    for number, line in enumerate([*read_text(path).split("\n"), ""], 1):
+    for number, line in enumerate([*_read_text(path).split("\n"), ""], 1):
         if match := re.fullmatch(r"(.+)[ \t](\S+)\s*", line):
             words.append(match[1])
-            tags.append(known_label(task, match[2], f"{path.name} line {number}"))
+            tags.append(_known_label(task, match[2], f"{path.name} line {number}"))
         elif line.strip():
             raise CometError(f"{path.name} line {number}: expected a word and its tag, found {line.strip()!r}")
         elif words:
@@ -162,17 +162,17 @@ def read_tagged(task: Task, path: Path) -> Iterable[Example]:
             words, tags = [], []
 
 
-def classified(task: Task, texts: Sequence[str], label: str, where: str) -> Example:
-    return Example((" ".join(text.strip() for text in texts),), (known_label(task, label.strip(), where),))
+def _classified(task: Task, texts: Sequence[str], label: str, where: str) -> Example:
+    return Example((" ".join(text.strip() for text in texts),), (_known_label(task, label.strip(), where),))
 
 
-def known_label(task: Task, label: str, where: str) -> str:
+def _known_label(task: Task, label: str, where: str) -> str:
     if label not in task.labels:
         raise CometError(f"{where}: label {label!r} is none of {task.name}'s: {', '.join(task.labels)}")
     return label
 
 
-def read_hub(task: Task, language: str) -> dict[str, Split]:
+def _read_hub(task: Task, language: str) -> dict[str, Split]:
     """Read the splits of a data set on the hub. Raises CometError for any error of `datasets`, which has no type."""
     way_out = f"download the original files from {task.source} and give --data FOLDER"
     if task.hub is None:
@@ -183,7 +183,7 @@ def read_hub(task: Task, language: str) -> dict[str, Split]:
     what = f"--task {task.name}: {task.hub}"
     try:
         with hub_errors(what, way_out):
-            loaded = load_from_hub(task.hub, task.code(language), what)
+            loaded = _load_from_hub(task.hub, task.code(language), what)
     except CometError:
         raise
     except Exception as error:
@@ -191,7 +191,7 @@ def read_hub(task: Task, language: str) -> dict[str, Split]:
     return {name: hub_split(task, name, loaded[there]) for name, there in SPLITS.items() if there in loaded}
 
 
-def load_from_hub(repository: str, part: str, what: str) -> Any:
+def _load_from_hub(repository: str, part: str, what: str) -> Any:
     """Return the splits of one configuration of a data set; offline, with a notice, those of an earlier download."""
     import datasets  # slow to import, and not needed for local files
 
@@ -221,5 +221,7 @@ def hub_split(task: Task, name: str, rows: Any) -> Split:
     for number, row in enumerate(rows, 1):
         label = row[task.hub_label]
         text = label_names[label] if label_names else str(label)
-        examples.append(classified(task, [row[column] or "" for column in task.text], text, f"{task.hub} row {number}"))
+        examples.append(
+            _classified(task, [row[column] or "" for column in task.text], text, f"{task.hub} row {number}")
+        )
     return Split(name, f"{task.hub} on the hub", tuple(examples))

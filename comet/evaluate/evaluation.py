@@ -96,16 +96,16 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     device = choose_device(settings.device)
     data = load_task(find_task(settings.task), find_language(settings.language).code, settings.data)
     path = settings.results_path
-    results = open_results(path, subject_of(settings, data), [list(e.labels) for e in data.reported.examples])
+    results = open_results(path, _subject_of(settings, data), [list(e.labels) for e in data.reported.examples])
     say(what_is_measured(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     finished = []
-    for model in measure_models(settings, data, pinned):
+    for model in _measure_models(settings, data, pinned):
         earlier = results.find(model.sha256)
         result = replace(model, runs=earlier.runs if earlier else ())
         for seed in range(settings.seeds):
             if seed not in [run.seed for run in result.runs]:
-                run, _ = run_once(pinned[result.name], result, data, seed, device)
+                run, _ = _run_once(pinned[result.name], result, data, seed, device)
                 result = replace(result, runs=tuple(sorted((*result.runs, run), key=lambda run: run.seed)))
                 save_results(path, results.updated(result))
                 say(run_line(data.task, result, run))
@@ -113,13 +113,13 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
         finished.append(result.of_seeds(range(settings.seeds)))
     save_results(path, results)
     evaluation = Evaluation(data, tuple(finished), path, path.with_suffix(".html"))
-    write_text(evaluation.page, score_page(data, finished))
+    _write_text(evaluation.page, score_page(data, finished))
     if settings.output is not None:
-        say(save_best(settings.output, data, finished, pinned, device))
+        say(_save_best(settings.output, data, finished, pinned, device))
     return evaluation
 
 
-def subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
+def _subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
     return Subject(
         task=data.task.name,
         language=data.language,
@@ -133,7 +133,7 @@ def subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
     )
 
 
-def measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
+def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
     """Return identity, size and latency of each model, without runs.
 
     Raises CometError if a model is unusable: before the first is fine-tuned, which may take hours.
@@ -172,7 +172,7 @@ def latency_ms(models: Sequence[PreTrainedModel], inputs: Sequence[Sequence[Any]
     The models take turns at every text, so that other load on the machine affects all of them alike.
     """
     seconds: list[list[float]] = [[] for _ in models]
-    with one_thread():
+    with _one_thread():
         for turn in range(LATENCY_ROUNDS + 1):
             for texts in zip(*inputs, strict=True):
                 for model, text, taken in zip(models, texts, seconds, strict=True):
@@ -184,7 +184,7 @@ def latency_ms(models: Sequence[PreTrainedModel], inputs: Sequence[Sequence[Any]
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -193,7 +193,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
+def _run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: torch.device) -> tuple[Run, FineTuned]:
     """Fine-tune and score a model with a seed. `name` is a folder, or a name on the hub with its commit."""
     start = time.perf_counter()
     task = data.task
@@ -209,7 +209,7 @@ def run_once(name: str, result: ModelResult, data: TaskData, seed: int, device: 
     return Run(seed, score, chosen_score, time.perf_counter() - start, predictions), (model, tokenizer)
 
 
-def save_best(
+def _save_best(
     output: Path, data: TaskData, models: Sequence[ModelResult], pinned: dict[str, str], device: torch.device
 ) -> str:
     """Fine-tune the best candidate again with its seed, and write it as an ordinary transformers folder.
@@ -217,15 +217,15 @@ def save_best(
     Returns a line about it. Raises CometError if the folder has come to exist meanwhile.
     """
     result, chosen = best_candidate(models)
-    run, (model, tokenizer) = run_once(pinned[result.name], result, data, chosen.seed, device)
+    run, (model, tokenizer) = _run_once(pinned[result.name], result, data, chosen.seed, device)
     with published_folder(output) as folder:
         model.cpu().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_text(folder / "README.md", finetuned_card(data, result, run))
+        _write_text(folder / "README.md", finetuned_card(data, result, run))
     return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) is in {output}"
 
 
-def write_text(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

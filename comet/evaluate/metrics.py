@@ -21,12 +21,12 @@ def weighted_f1(gold: Labels, predicted: Labels) -> float:
 
     Raises ValueError for items of unequal length.
     """
-    return float(f1_score(flat(gold), flat(predicted), average="weighted", zero_division=0.0))
+    return float(f1_score(_flat(gold), _flat(predicted), average="weighted", zero_division=0.0))
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
     """Return the share of correct labels. Raises ValueError for items of unequal length."""
-    return float(accuracy_score(flat(gold), flat(predicted)))
+    return float(accuracy_score(_flat(gold), _flat(predicted)))
 
 
 def entity_f1(gold: Labels, predicted: Labels) -> float:
@@ -37,7 +37,7 @@ def entity_f1(gold: Labels, predicted: Labels) -> float:
     return float(seqeval_f1([list(item) for item in gold], [list(item) for item in predicted], zero_division=0))
 
 
-def flat(labels: Labels) -> list[str]:
+def _flat(labels: Labels) -> list[str]:
     return list(chain.from_iterable(labels))
 
 
@@ -62,7 +62,7 @@ def retained_interval(
     """
     generator = np.random.default_rng(seed)
     shares = [
-        retained(resampled(score, gold, predicted, drawn), resampled(score, gold, reference, drawn))
+        retained(_resampled(score, gold, predicted, drawn), _resampled(score, gold, reference, drawn))
         for drawn in generator.integers(0, len(gold), (resamples, len(gold)))
     ]
     known = [share for share in shares if not np.isnan(share)]
@@ -72,7 +72,7 @@ def retained_interval(
     return float(low), float(high)
 
 
-def resampled(score: Score, gold: Labels, predictions: Sequence[Labels], drawn: NDArray[np.int64]) -> list[float]:
+def _resampled(score: Score, gold: Labels, predictions: Sequence[Labels], drawn: NDArray[np.int64]) -> list[float]:
     """Return the score of each seed's predictions on the items `drawn` [items]."""
     chosen = [gold[i] for i in drawn]
     return [score(chosen, [one[i] for i in drawn]) for one in predictions]

@@ -111,7 +111,7 @@ def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results
     if not path.exists():
         return Results(subject, gold, ())
     try:
-        found = results_of(json.loads(path.read_bytes()))
+        found = _results_of(json.loads(path.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CometError(
             f"--results {path}: not a file of comet-eval, or damaged ({type(error).__name__}: {error}); "
@@ -127,7 +127,7 @@ def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results
     return found
 
 
-def results_of(content: Any) -> Results:
+def _results_of(content: Any) -> Results:
     if content["format"] != FORMAT:
         raise ValueError(f"format {content['format']}, expected {FORMAT}")
     models = [

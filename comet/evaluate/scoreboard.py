@@ -32,17 +32,17 @@ def run_line(task: Task, result: ModelResult, run: Run) -> str:
     return f"{result.name}, seed {run.seed}: {task.metric} {100 * run.score:.1f} after {run.seconds:.0f} s"
 
 
-def score_text(model: ModelResult) -> str:
+def _score_text(model: ModelResult) -> str:
     """Return mean and deviation in hundredths, as the field gives them."""
     spread = "" if model.deviation is None else f" ± {100 * model.deviation:.1f}"
     return f"{100 * model.mean:.1f}{spread}"
 
 
-def row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
+def _row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
     """Return the cells of COLUMNS."""
     return (
         model.name,
-        score_text(model),
+        _score_text(model),
         "reference" if model is reference else f"{retained(model.scores, reference.scores):.1%}",
         f"{model.parameters:,}",
         f"{model.size_mib:,.1f}",
@@ -50,7 +50,7 @@ def row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
     )
 
 
-def notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
+def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
     """Return lines on how to read the table, and on items that were cut for a model."""
     seeds, how = [run.seed for run in models[0].runs], models[0].how
     lines = [
@@ -74,7 +74,7 @@ def notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
 
 def score_table(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the last lines of `comet-eval`."""
-    return "\n".join([*aligned([COLUMNS, *(row(model, models[0]) for model in models)]), *notes(data, models)])
+    return "\n".join([*aligned([COLUMNS, *(_row(model, models[0]) for model in models)]), *_notes(data, models)])
 
 
 def best_candidate(models: Sequence[ModelResult]) -> tuple[ModelResult, Run]:
@@ -90,13 +90,13 @@ def finetuned_card(data: TaskData, model: ModelResult, run: Run) -> str:
     return render(
         "comet.report", "finetuned.md.jinja", data=data, model=model, run=run, measured=what_is_measured(data),
         metadata=ModelCardData(language=[data.language], library_name="transformers", pipeline_tag=pipeline),
-        over_seeds=score_text(model),
+        over_seeds=_score_text(model),
     )  # fmt: skip
 
 
 def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the evaluation as HTML: one file, without scripts, that opens without network."""
-    rows = [row(model, models[0]) for model in models]
+    rows = [_row(model, models[0]) for model in models]
     names = [(str(n), model.name[-NAME_CHARACTERS // len(models) :]) for n, model in enumerate(models, 1)]
 
     def chart(title: str, note: str, column: int, values: Sequence[float]) -> Figure:
@@ -105,7 +105,7 @@ def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
 
     return render(
         "comet.report", "evaluation.html.jinja", title=f"{data.task.title}, {data.language}", rows=rows,
-        columns=COLUMNS, measured=what_is_measured(data), notes=notes(data, models), models=models,
+        columns=COLUMNS, measured=what_is_measured(data), notes=_notes(data, models), models=models,
         figures=[
             chart(f"{data.task.metric} × 100", "more is better", 1, [100 * model.mean for model in models]),
             chart("MiB of weights", "less is better", 4, [model.size_mib for model in models]),

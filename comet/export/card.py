@@ -16,7 +16,7 @@ PIPELINES = {
 }
 
 
-def measured(int8: bool, compared: Comparison) -> str:
+def _measured(int8: bool, compared: Comparison) -> str:
     """Return the differences between the exported model and torch."""
     if not int8:
         return f"largest difference of a logit to torch {compared.difference:.1e} (allowed {LARGEST_DIFFERENCE:g})"
@@ -34,13 +34,13 @@ def card(model: PreTrainedModel, tokenizer: Any, name: str, int8: bool, size: in
         "comet.report", "exported.md.jinja", metadata=ModelCardData(pipeline_tag=pipeline, tags=["onnx"]),
         name=Path(str(model.name_or_path)).resolve().name, folder=name, pipeline=pipeline, tokenizer=tokenizer,
         int8=int8, mib=size / 2**20, torch_mib=sum(p.nbytes for p in model.parameters()) / 2**20,
-        measured=measured(int8, compared), positions=compared.positions,
+        measured=_measured(int8, compared), positions=compared.positions,
     )  # fmt: skip
 
 
 def last_lines(output: Path, int8: bool, size: int, compared: Comparison) -> str:
     """Return the last lines of `comet-export`."""
     return (
-        f"{output}: {size / 2**20:,.1f} MiB; {measured(int8, compared)}, at {compared.positions:,} positions\n"
+        f"{output}: {size / 2**20:,.1f} MiB; {_measured(int8, compared)}, at {compared.positions:,} positions\n"
         f"{output / 'README.md'} says how to run it"
     )

@@ -45,17 +45,17 @@ def check_export(folder: Path, model: PreTrainedModel, tokenizer: Any, int8: boo
     torch runs the texts one by one, the exported model in padded batches. Raises CometError if the tokens of a text or
     the outputs differ by more than is allowed.
     """
-    texts = check_texts(tokenizer.mask_token if "MaskedLM" in type(model).__name__ else None)
+    texts = _check_texts(tokenizer.mask_token if "MaskedLM" in type(model).__name__ else None)
     ids = [tokenizer(text, truncation=True)["input_ids"] for text in texts]  # at model_max_length
-    alone = deployed_tokenizer(folder, tokenizer)
+    alone = _deployed_tokenizer(folder, tokenizer)
     for text, expected in zip(texts, ids, strict=True):
         if (found := alone.encode(text).ids) != expected:
             raise CometError(
                 f"{model.name_or_path}: its tokenizer.json alone gives {found[:8]} … instead of {expected[:8]} … for "
                 f"{text[:40]!r}, so it needs transformers; nothing was exported"
             )
-    expected_logits = (of_torch(model, row) for row in ids)
-    compared = compare(expected_logits, of_onnx(folder / "model.onnx", texts, alone))
+    expected_logits = (_of_torch(model, row) for row in ids)
+    compared = compare(expected_logits, _of_onnx(folder / "model.onnx", texts, alone))
     require_close(compared, int8, str(model.name_or_path))
     return compared
 
@@ -75,7 +75,7 @@ def require_close(compared: Comparison, int8: bool, name: str) -> None:
         )
 
 
-def deployed_tokenizer(folder: Path, tokenizer: Any) -> Tokenizer:
+def _deployed_tokenizer(folder: Path, tokenizer: Any) -> Tokenizer:
     """Return the tokenizer of an exported folder as its README.md loads it, without transformers."""
     deployed = Tokenizer.from_file(str(folder / "tokenizer.json"))
     deployed.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
@@ -83,30 +83,30 @@ def deployed_tokenizer(folder: Path, tokenizer: Any) -> Tokenizer:
     return deployed
 
 
-def check_texts(mask_token: str | None) -> list[str]:
+def _check_texts(mask_token: str | None) -> list[str]:
     """Return an empty text, one longer than any input, and sentences, each with one word masked if a mask is given."""
     lines = Path(cache_tools.sample.__file__).with_name("text.txt").read_text(encoding="utf-8").splitlines()
     sentences = lines[:: max(1, len(lines) // SENTENCES)]
     if mask_token is not None:
-        sentences = [masked(line, i, mask_token) for i, line in enumerate(sentences)]
+        sentences = [_masked(line, i, mask_token) for i, line in enumerate(sentences)]
     return ["", " ".join(lines), *sentences]
 
 
-def masked(sentence: str, index: int, mask_token: str) -> str:
+def _masked(sentence: str, index: int, mask_token: str) -> str:
     words = sentence.split(" ")
     words[index % len(words)] = mask_token
     return " ".join(words)
 
 
 @torch.no_grad()
-def of_torch(model: PreTrainedModel, ids: Sequence[int]) -> Logits:
+def _of_torch(model: PreTrainedModel, ids: Sequence[int]) -> Logits:
     """Return torch's logits of one text, [positions, classes or vocabulary]."""
     row = torch.tensor([ids])
     logits: torch.Tensor = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
     return logits.reshape(-1, logits.shape[-1]).numpy()
 
 
-def of_onnx(path: Path, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Logits]:
+def _of_onnx(path: Path, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Logits]:
     """Yield the exported model's logits of each text, computed in padded batches of BATCHES."""
     session, start, turn = open_session(path), 0, 0
     while start < len(texts):
@@ -129,11 +129,11 @@ def compare(expected: Iterator[Logits], found: Iterator[Logits]) -> Comparison:
             positions += len(a)
             difference = float(np.maximum(difference, np.abs(a - b).max()))  # NaN stays
             agreed += int((a.argmax(1) == b.argmax(1)).sum())
-            variation += float(np.abs(softmax(a) - softmax(b)).sum() / 2)
+            variation += float(np.abs(_softmax(a) - _softmax(b)).sum() / 2)
     return Comparison(positions, difference, agreed / positions, variation / positions)
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the softmax over the last axis."""
     powers = np.exp(logits - logits.max(-1, keepdims=True))
     return powers / powers.sum(-1, keepdims=True)

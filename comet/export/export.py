@@ -60,7 +60,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     Raises CometError if a package is missing, the model cannot be loaded or exported, or its outputs differ from
     torch's.
     """
-    require_packages()
+    _require_packages()
     from comet.export.card import card, last_lines
     from comet.export.check import check_export
     from comet.export.onnx_model import write_int8, write_onnx
@@ -84,7 +84,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     return output
 
 
-def require_packages() -> None:
+def _require_packages() -> None:
     """Raise CometError with the command that installs them if packages of the extra `onnx` are absent."""
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
         raise CometError(f"comet-export needs {', '.join(absent)}: pip install 'comet-distill[onnx]'")

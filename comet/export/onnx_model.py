@@ -50,7 +50,7 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
     mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])  # padded, else the export would take a path for unpadded batches
     batch, length = Dim("batch"), Dim("length")
     try:
-        with quiet_exporter():
+        with _quiet_exporter():
             program: Any = torch.onnx.export(
                 Logits(model).eval(),
                 (mask.clone(), mask),  # any tokens
@@ -64,11 +64,11 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
         raise CometError(
             f"{model.name_or_path}: torch cannot export a {type(model).__name__} ({first_line(error)})"
         ) from error
-    onnx.save(without_traces(program.model_proto), path)
+    onnx.save(_without_traces(program.model_proto), path)
 
 
 @contextmanager
-def quiet_exporter() -> Iterator[None]:
+def _quiet_exporter() -> Iterator[None]:
     """Silence the exporter's warnings: of deprecations and optional packages. Its result is checked by running it."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -81,7 +81,7 @@ def quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def without_traces(proto: Any) -> Any:
+def _without_traces(proto: Any) -> Any:
     """Remove the exporter's stack traces, which contain paths of this machine; in place, returns the model."""
     graph = proto.graph
     for part in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):

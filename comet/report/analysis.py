@@ -103,7 +103,7 @@ def analyse(
     parts: list[dict[str, NDArray]] = []
     measured = 0
     for batch in tqdm(loader, desc="analyse", unit="batch", leave=False, disable=None):
-        parts.append(measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
+        parts.append(_measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
         measured += len(batch["target_id"])
         if measured >= MOST_TARGETS:
             break
@@ -119,7 +119,7 @@ def analyse(
     )
 
 
-def measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
+def _measure(batch: Batch, distiller: Distiller) -> dict[str, NDArray]:
     """Return the per-target arrays [T] of an Analysis, but `count`, for one batch."""
     found, label = distiller.evaluate(batch), batch["target_id"]
     arrays = {
@@ -146,7 +146,7 @@ def look_at_rows(
     arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
     batch = {name: tensor.to(device) for name, tensor in collate_fn(arrays).items()}
     found = distiller.evaluate(batch)
-    examples = [decode_row(row, batch, found.features, distiller, tokenizer) for row in range(len(batch["length"]))]
+    examples = [_decode_row(row, batch, found.features, distiller, tokenizer) for row in range(len(batch["length"]))]
     with_map = range(len(found.maps)) if distiller.matches_attention else ()
     return [pair for at in with_map for pair in map_pairs(at, batch, found.maps, distiller)], examples
 
@@ -164,7 +164,7 @@ def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list
 
 
 @torch.no_grad()
-def decode_row(
+def _decode_row(
     row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
 ) -> AnnotatedRow:
     """Return one row as text, with the predictions at its first MOST_POSITIONS targets."""

@@ -76,7 +76,7 @@ def percent(value: float) -> str:
     return f"{100 * value:.3g}%"
 
 
-def tick_step(low: float, high: float, most: int = 5) -> float:
+def _tick_step(low: float, high: float, most: int = 5) -> float:
     """The smallest 1, 2 or 5 times a power of ten that cuts a range, not empty, into at most `most` parts."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
@@ -85,7 +85,7 @@ def tick_step(low: float, high: float, most: int = 5) -> float:
 
 def ticks(low: float, high: float) -> list[float]:
     """The multiples of the tick step from low to high."""
-    step = tick_step(low, high)
+    step = _tick_step(low, high)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
@@ -96,7 +96,7 @@ def widen(values: Sequence[float]) -> Range:
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if high else (0.0, 1.0)
     for _ in range(2):  # the wider range may have a wider step
-        step = tick_step(low, high)
+        step = _tick_step(low, high)
         low, high = step * math.floor(low / step + 1e-9), step * math.ceil(high / step - 1e-9)
     return low, high
 
@@ -114,7 +114,7 @@ def line_chart(
     points = [point for line in lines for point in line.points]
     first, last = min(px for px, _ in points), max(px for px, _ in points)
     frame = Frame(x or (first, max(last, first + 1)), y or widen([py for _, py in points]))
-    parts = [*y_axis(frame, tick_label), *x_axis(frame, tick_label if x else whole), caption(x_name)]
+    parts = [*_y_axis(frame, tick_label), *_x_axis(frame, tick_label if x else whole), _caption(x_name)]
     for line in lines:
         at = [frame.at(*point) for point in line.points]
         if len(at) > 1:
@@ -122,14 +122,14 @@ def line_chart(
             parts.append(f'<path class="line {line.kind}" d="{path}"/>')
         if line.dots or len(at) == 1:
             for p, note, hollow in zip_longest(at, line.notes, line.hollow):
-                parts.append(dot(p, f"dot few {line.kind}" if hollow else f"dot {line.kind}", note or ""))
+                parts.append(_dot(p, f"dot few {line.kind}" if hollow else f"dot {line.kind}", note or ""))
     if mark:
         (px, py), name = frame.at(*mark[0]), mark[1]
         parts.append(f'<path class="mark" d="M{px:.1f} {TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(dot((px, py), "dot best", name))
+        parts.append(_dot((px, py), "dot best", name))
         side = (px + 6, "start") if px < WIDTH / 2 else (px - 6, "end")
-        parts.append(words(side[0], TOP + 10, name, side[1], "strong"))
-    return drawing(label, parts)
+        parts.append(_words(side[0], TOP + 10, name, side[1], "strong"))
+    return _drawing(label, parts)
 
 
 def bar_chart(
@@ -141,7 +141,7 @@ def bar_chart(
 ) -> str:
     """Groups of bars side by side, a group for each of `names`, whose lines stand under it."""
     frame = Frame((0.0, float(len(names))), widen([0.0, *(value for one in series for value in one.values)]))
-    parts = y_axis(frame, tick_label)
+    parts = _y_axis(frame, tick_label)
     width = min((WIDTH - LEFT - RIGHT) / len(names) * 0.7 / len(series), 36.0)
     for i, lines in enumerate(names):
         middle, floor = frame.at(i + 0.5, max(frame.y[0], 0.0))
@@ -153,39 +153,39 @@ def bar_chart(
                 f'<rect class="bar {one.kind}" x="{left + 1:.1f}" y="{min(top, floor):.1f}" width="{width - 2:.1f}" '
                 f'height="{abs(floor - top):.1f}">{note}</rect>'
             )
-        parts += [words(middle, HEIGHT - BOTTOM + 14 + 12 * n, text, "middle") for n, text in enumerate(lines)]
-    return drawing(label, [*parts, caption(x_name)])
+        parts += [_words(middle, HEIGHT - BOTTOM + 14 + 12 * n, text, "middle") for n, text in enumerate(lines)]
+    return _drawing(label, [*parts, _caption(x_name)])
 
 
-def drawing(label: str, parts: Sequence[str]) -> str:
+def _drawing(label: str, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
 
-def y_axis(frame: Frame, tick_label: Callable[[float], str]) -> list[str]:
+def _y_axis(frame: Frame, tick_label: Callable[[float], str]) -> list[str]:
     parts = []
     for tick in ticks(*frame.y):
         y = frame.at(frame.x[0], tick)[1]
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(words(LEFT - 6, y + 3.5, tick_label(tick), "end"))
+        parts.append(_words(LEFT - 6, y + 3.5, tick_label(tick), "end"))
     return parts
 
 
-def x_axis(frame: Frame, tick_label: Callable[[float], str]) -> list[str]:
+def _x_axis(frame: Frame, tick_label: Callable[[float], str]) -> list[str]:
     return [
-        words(frame.at(tick, frame.y[0])[0], HEIGHT - BOTTOM + 15, tick_label(tick), "middle")
+        _words(frame.at(tick, frame.y[0])[0], HEIGHT - BOTTOM + 15, tick_label(tick), "middle")
         for tick in ticks(*frame.x)
     ]
 
 
-def caption(text: str) -> str:
-    return words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, text, "middle", "muted")
+def _caption(text: str) -> str:
+    return _words((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, text, "middle", "muted")
 
 
-def words(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+def _words(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def dot(at: Point, kind: str, note: str) -> str:
+def _dot(at: Point, kind: str, note: str) -> str:
     title = f"<title>{escape(note)}</title>" if note else ""
     return f'<circle class="{kind}" cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="4">{title}</circle>'
 
@@ -193,10 +193,10 @@ def dot(at: Point, kind: str, note: str) -> str:
 def heat_map(values: NDArray, most: float) -> str:
     """[n, m] values as the data address of a PNG, a pixel each: transparent at 0, opaque at `most`."""
     share = np.clip(values / most if most > 0 else np.zeros_like(values), 0.0, 1.0)
-    return "data:image/png;base64," + base64.b64encode(png(np.rint(share * 255).astype(np.uint8))).decode()
+    return "data:image/png;base64," + base64.b64encode(_png(np.rint(share * 255).astype(np.uint8))).decode()
 
 
-def png(opacity: NDArray[np.uint8]) -> bytes:
+def _png(opacity: NDArray[np.uint8]) -> bytes:
     """A PNG of one colour whose pixels [n, m] have this opacity: a palette of 256 entries that differ in it alone.
 
     Portable Network Graphics, third edition (W3C 2025): colour type 3, bit depth 8, a tRNS chunk, filter 0.

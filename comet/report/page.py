@@ -57,14 +57,14 @@ def page(
         "comet.report", "page.html.jinja", title=title, facts=facts, kl_note=kl_note, analysis=analysis,
         best_step=history.best_step, targets=after.targets, measures=measures(before, after),
         some=f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
-        training=[*validation_curve(history), *loss_curves(history)],
-        frequency=frequency(analysis), calibration=calibration_charts(analysis),
-        maps=[(pair, pictures(pair)) for pair in analysis.maps],
+        training=[*_validation_curve(history), *_loss_curves(history)],
+        frequency=_frequency(analysis), calibration=_calibration_charts(analysis),
+        maps=[(pair, _pictures(pair)) for pair in analysis.maps],
         rows=[(row, {place.position: n for n, place in enumerate(row.positions, 1)}) for row in analysis.examples],
     )  # fmt: skip
 
 
-def validation_curve(history: History) -> list[Figure]:
+def _validation_curve(history: History) -> list[Figure]:
     """Return the chart of the measure that the best step was chosen by, over steps; none if nothing was measured."""
     measured = [(step, v.distance) for step, v in history.validations if math.isfinite(v.distance)]
     if not measured:
@@ -77,7 +77,7 @@ def validation_curve(history: History) -> list[Figure]:
     return [Figure(name, line_chart(name, [line], "step", mark=best), "nats")]
 
 
-def loss_curves(history: History) -> Iterator[Figure]:
+def _loss_curves(history: History) -> Iterator[Figure]:
     """Yield a chart of each part of the loss."""
     for name in dict.fromkeys(name for _, parts in history.losses for name in parts):
         points = [(step, parts[name]) for step, parts in history.losses if math.isfinite(parts.get(name, math.nan))]
@@ -93,7 +93,7 @@ def thin(points: Sequence[Point]) -> list[Point]:
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
 
 
-def frequency(analysis: Analysis) -> list[Figure]:
+def _frequency(analysis: Analysis) -> list[Figure]:
     """Return charts of KL and accuracy by how often the label occurs in the corpus."""
     bins = by_frequency(analysis)
     if not bins:
@@ -102,11 +102,11 @@ def frequency(analysis: Analysis) -> list[Figure]:
     spans = [f"{b.low:,} to {b.high:,} times, {b.targets:,} targets" for b in bins]
     kl = {"student": [b.kl for b in bins]}
     accuracy = {"student": [b.accuracy for b in bins], "teacher": [b.teacher_accuracy for b in bins]}
-    charts = [bars("Validation KL", "nats", FREQUENCY, names, spans, kl)] if np.isfinite(kl["student"]).all() else []
-    return [*charts, bars("Accuracy", "", FREQUENCY, names, spans, accuracy, percent)]
+    charts = [_bars("Validation KL", "nats", FREQUENCY, names, spans, kl)] if np.isfinite(kl["student"]).all() else []
+    return [*charts, _bars("Accuracy", "", FREQUENCY, names, spans, accuracy, percent)]
 
 
-def bars(
+def _bars(
     title: str, note: str, x_name: str, names: Sequence[Sequence[str]], spans: Sequence[str],
     values: Mapping[str, Sequence[float]], show: Callable[[float], str] = number,
 ) -> Figure:  # fmt: skip
@@ -119,7 +119,7 @@ def bars(
     return Figure(title, bar_chart(title, names, series, x_name, show), note, keys)
 
 
-def calibration_charts(analysis: Analysis) -> list[Figure]:
+def _calibration_charts(analysis: Analysis) -> list[Figure]:
     """Return the reliability diagram of student and teacher, and the distribution of their confidence."""
     models = {
         "student": calibration(analysis.confidence, analysis.correct),
@@ -140,11 +140,11 @@ def calibration_charts(analysis: Analysis) -> list[Figure]:
     note = f"ECE: expected calibration error; hollow: below {FEW} targets"
     names = [(f"≤ {n}0" if n == 1 else f"{n}0",) for n in range(1, 11)]
     spans = [f"{n - 1}0 to {n}0%" for n in range(1, 11)]
-    confidence = bars("Confidence", "share of the targets", f"{probability}, up to … %", names, spans, shares, percent)
+    confidence = _bars("Confidence", "share of the targets", f"{probability}, up to … %", names, spans, shares, percent)
     return [Figure("Reliability", diagram, note, keys), confidence]
 
 
-def pictures(pair: MapPair) -> list[tuple[str, int, str]]:
+def _pictures(pair: MapPair) -> list[tuple[str, int, str]]:
     """Return (model, layer, PNG as a data URL) of the two maps of a pair, on one scale."""
     most = float(max(pair.teacher.max(), pair.student.max())) ** 0.5
     sides = (("teacher", pair.teacher_layer, pair.teacher), ("student", pair.student_layer, pair.student))

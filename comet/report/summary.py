@@ -32,14 +32,14 @@ def kl_note(cache: Cache, trimmed: bool) -> str:
 def measures(before: Validation, after: Validation) -> list[tuple[str, str, str, str]]:
     """Return (name, student before, student after, teacher) of each validation measure."""
     return [
-        ("validation KL, nats", nats(before.kl), nats(after.kl), "0"),
-        ("masked-token loss, nats", nats(before.cross_entropy), nats(after.cross_entropy), ""),
+        ("validation KL, nats", _nats(before.kl), _nats(after.kl), "0"),
+        ("masked-token loss, nats", _nats(before.cross_entropy), _nats(after.cross_entropy), ""),
         ("masked-token accuracy", f"{before.accuracy:.1%}", f"{after.accuracy:.1%}", f"{after.teacher_accuracy:.1%}"),
         ("same best token as the teacher", f"{before.agreement:.1%}", f"{after.agreement:.1%}", ""),
     ]
 
 
-def nats(value: float) -> str:
+def _nats(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 
@@ -104,7 +104,7 @@ def facts(
     """Return names and values: what the student is and how it was made. `options` are those of the training."""
     rows = [
         ("student", str(result.shape)),
-        ("vocabulary", vocabulary_line(result.vocabulary)),
+        ("vocabulary", _vocabulary_line(result.vocabulary)),
         ("teacher", str(caches[0].provenance.get("teacher"))),
         ("objective", objective.name),
         ("steps", f"{result.steps:,}; best checkpoint at step {result.best_step:,}"),
@@ -130,7 +130,7 @@ def sample_row(example: AnnotatedRow) -> str:
     return "\n".join(lines)
 
 
-def vocabulary_line(vocabulary: StudentVocabulary) -> str:
+def _vocabulary_line(vocabulary: StudentVocabulary) -> str:
     if not vocabulary.trimmed:
         return f"all {len(vocabulary):,} tokens of the teacher"
     return (
@@ -139,7 +139,7 @@ def vocabulary_line(vocabulary: StudentVocabulary) -> str:
     )
 
 
-def licensed(name: object, licence: object) -> str:
+def _licensed(name: object, licence: object) -> str:
     """Return the name of a source, with its licence where that is known."""
     return f"{name} ({licence})" if licence else str(name)
 
@@ -151,9 +151,9 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled)
     return render(
         "comet.report", "student.md.jinja", result=result, objective=objective, described=described,
         metadata=ModelCardData(language=languages, library_name="transformers", pipeline_tag="fill-mask"),
-        teacher=licensed(provenance.get("teacher"), provenance.get("teacher_licence")),
-        texts=sorted({licensed(source.get("name"), source.get("licence")) for source in sources}),
+        teacher=_licensed(provenance.get("teacher"), provenance.get("teacher_licence")),
+        texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
-        vocabulary=vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
+        vocabulary=_vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
         kl_note=kl_note(caches[0], result.vocabulary.trimmed),
     )  # fmt: skip

@@ -41,16 +41,16 @@ class SparseHead(torch.autograd.Function):
         temperatures: tuple[float, ...], grad_buffer: list[Tensor] | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         targets = len(features)
-        features, kept_id = aligned(features, 0.0), aligned(kept_id, -1).T  # [T', H], [k, T']
-        label_id = aligned(label_id[:, None], 0).T  # [1, T']
+        features, kept_id = _aligned(features, 0.0), _aligned(kept_id, -1).T  # [T', H], [k, T']
+        label_id = _aligned(label_id[:, None], 0).T  # [1, T']
         kept = features.new_full(kept_id.shape, -torch.inf)
         label = features.new_full(label_id.shape, -torch.inf)
         rest = features.new_full((len(temperatures), len(features)), -torch.inf)  # [n_T, T']
         for start, stop in slices(len(weight)):
             logits = slice_logits(features, weight, bias, start, stop)  # [C + 1, T']
-            at, known = rows_of(kept_id, start, stop)
+            at, known = _rows_of(kept_id, start, stop)
             kept = torch.where(known, logits.gather(0, at), kept)
-            label_at, label_known = rows_of(label_id, start, stop)
+            label_at, label_known = _rows_of(label_id, start, stop)
             label = torch.where(label_known, logits.gather(0, label_at), label)
             logits.scatter_(0, at, -torch.inf)
             largest = logits.amax(0).clamp(min=torch.finfo(logits.dtype).min)  # [T'], also where nothing is left
@@ -66,13 +66,13 @@ class SparseHead(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, kept_id, label_id, rest = context.saved_tensors
         targets = len(gradients[1])
-        d_kept, d_label, d_rest = (aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
+        d_kept, d_label, d_rest = (_aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
         finite_rest = rest.masked_fill(rest == -torch.inf, 0.0)  # an empty rest passes no gradient
         d_features = torch.zeros_like(features)
         d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
         for start, stop in slices(len(weight)):
-            at, _ = rows_of(kept_id, start, stop)
-            label_at, _ = rows_of(label_id, start, stop)
+            at, _ = _rows_of(kept_id, start, stop)
+            label_at, _ = _rows_of(label_id, start, stop)
             logits = slice_logits(features, weight, bias, start, stop).scatter_(0, at, -torch.inf)  # [C + 1, T']
             parts = (
                 torch.sub(logits, finite_rest[index] * temperature)
@@ -95,7 +95,7 @@ class SparseHead(torch.autograd.Function):
         return d_features[:targets], None, d_bias, None, None, None, None
 
 
-def aligned(values: Tensor, fill: float) -> Tensor:
+def _aligned(values: Tensor, fill: float) -> Tensor:
     """Pad `values` [T, n] to [T', n] with rows of `fill`, up to the next multiple of 16."""
     return nn.functional.pad(values, (0, 0, 0, -len(values) % ALIGNMENT), value=fill)
 
@@ -113,7 +113,7 @@ def slice_logits(features: Tensor, weight: Tensor, bias: Tensor, start: int, sto
     return logits
 
 
-def rows_of(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+def _rows_of(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
     """Return the rows of these ids in a slice, for those outside the last row, and which are inside."""
     inside = (ids >= start) & (ids < stop)
     return torch.where(inside, ids - start, stop - start), inside

@@ -114,12 +114,12 @@ def new_student(
     torch.manual_seed(seed)
     student = XLMRobertaForMaskedLM(config)
     if from_cache:
-        start_from_cache(student, caches, vocabulary)
+        _start_from_cache(student, caches, vocabulary)
     return student
 
 
 @torch.no_grad()
-def start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
+def _start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
     """Set the embeddings to the teacher's leading components, the head bias to token frequencies, and the head's
     transform to the identity.
 

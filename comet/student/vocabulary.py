@@ -68,7 +68,7 @@ def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
 
 
 def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
-    """Return V_seen with the special tokens and those of `required_tokens`.
+    """Return V_seen with the special tokens and those of `_required_tokens`.
 
     Raises CometError for several caches, whose tails are over different V_seen, and for tokenizers that are neither
     Unigram nor WordPiece.
@@ -80,7 +80,7 @@ def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
             exit_code=2,
         )
     recipe, seen = caches[0].recipe, caches[0].vocabulary.id
-    required = required_tokens(read_tokenizer(caches[0])["model"])
+    required = _required_tokens(read_tokenizer(caches[0])["model"])
     kept = np.unique(np.concatenate([seen, recipe.special_ids, required]).astype(np.int64))
     scored = np.zeros(recipe.vocab_size, dtype=bool)
     scored[seen] = True
@@ -91,7 +91,7 @@ def read_tokenizer(cache: Cache) -> dict[str, Any]:
     return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
 
 
-def required_tokens(model: dict[str, Any]) -> list[int]:
+def _required_tokens(model: dict[str, Any]) -> list[int]:
     """Return the ids of a tokenizer's tokens of a single character, and of the least likely token of a Unigram model,
     which sets the cost of an unknown character. Raises CometError for models that cannot be trimmed exactly."""
     if model["type"] == "WordPiece":

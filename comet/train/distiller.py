@@ -76,7 +76,7 @@ class Distiller(nn.Module):
         if objective.layer_map is None:
             matched = match_layers(cache, layers)
         else:
-            matched = explicit_layers(objective.layer_map, cache, layers)
+            matched = _explicit_layers(objective.layer_map, cache, layers)
         self.matched = matched if self.matches_attention else ()
         self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         self.projection: nn.Parameter | None = None
@@ -212,7 +212,7 @@ def match_layers(cache: Recipe, student_layers: int) -> LayerMap:
     return tuple(pairs)
 
 
-def explicit_layers(wanted: LayerMap, cache: Recipe, student_layers: int) -> LayerMap:
+def _explicit_layers(wanted: LayerMap, cache: Recipe, student_layers: int) -> LayerMap:
     """Return an objective's layer map with layers from 0, ascending. Raises CometError for absent or repeated ones."""
     pairs = []
     for teacher, student in wanted:

@@ -17,13 +17,13 @@ def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) ->
     return torch.logaddexp((logprob / temperature).logsumexp(1), tail)
 
 
-def student_logprobs(kept: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _student_logprobs(kept: Tensor, rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Return log-probabilities ([T, k], [T]) of the kept tokens and of the rest as one event, at a temperature."""
     total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
     return kept / temperature - total[:, None], rest - total
 
 
-def weighted(weight: Tensor, difference: Tensor) -> Tensor:
+def _weighted(weight: Tensor, difference: Tensor) -> Tensor:
     """Return weight · difference; a weight of 0 cancels an infinite or undefined difference, and its gradient."""
     used = weight > 0
     return torch.where(used, weight * torch.where(used, difference, 0.0), 0.0)
@@ -39,9 +39,9 @@ def bucketed_kl(logprob: Tensor, tail: Tensor, kept: Tensor, rest: Tensor, tempe
     normaliser = teacher_log_normaliser(logprob, tail, temperature)
     teacher_kept = logprob / temperature - normaliser[:, None]
     teacher_tail = tail - normaliser
-    student_kept, student_rest = student_logprobs(kept, rest, temperature)
-    over_kept = weighted(teacher_kept.exp(), teacher_kept - student_kept).sum(1)
-    return over_kept + weighted(teacher_tail.exp(), teacher_tail - student_rest)
+    student_kept, student_rest = _student_logprobs(kept, rest, temperature)
+    over_kept = _weighted(teacher_kept.exp(), teacher_kept - student_kept).sum(1)
+    return over_kept + _weighted(teacher_tail.exp(), teacher_tail - student_rest)
 
 
 def residual_kl(
@@ -56,10 +56,10 @@ def residual_kl(
     teacher_kept = logprob / temperature - normaliser[:, None]
     label_kept = teacher_kept.masked_fill(~is_label, -torch.inf).logsumexp(1)
     target_label = torch.logaddexp(label_kept, tail - normaliser)  # log (its own mass + the tail's)
-    student_kept, _ = student_logprobs(kept, rest, temperature)
+    student_kept, _ = _student_logprobs(kept, rest, temperature)
     total = torch.logaddexp((kept / temperature).logsumexp(1), rest)
-    others = weighted(teacher_kept.exp().masked_fill(is_label, 0.0), teacher_kept - student_kept).sum(1)
-    return others + weighted(target_label.exp(), target_label - (label / temperature - total))
+    others = _weighted(teacher_kept.exp().masked_fill(is_label, 0.0), teacher_kept - student_kept).sum(1)
+    return others + _weighted(target_label.exp(), target_label - (label / temperature - total))
 
 
 def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, temperature: float) -> Tensor:
@@ -69,8 +69,8 @@ def sampled_kl(logweight: Tensor, entropy: Tensor, kept: Tensor, rest: Tensor, t
     and Thompson 1952), and H = `entropy` [T] is the teacher's over the whole vocabulary. Among some tokens of mass P,
     with H = −Σ p log(p / P) over them, it is P times the KL of both conditioned on these.
     """
-    student_kept, _ = student_logprobs(kept, rest, temperature)
-    return weighted(logweight.exp(), -student_kept).sum(1) - entropy
+    student_kept, _ = _student_logprobs(kept, rest, temperature)
+    return _weighted(logweight.exp(), -student_kept).sum(1) - entropy
 
 
 def hard_cross_entropy(label: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def attention_kl(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
     used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
     tiny = torch.finfo(student.dtype).tiny
     difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
-    rows = weighted(teacher, difference).sum(-1)  # [B, layers, m]
+    rows = _weighted(teacher, difference).sum(-1)  # [B, layers, m]
     return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
 
 

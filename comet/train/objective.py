@@ -188,7 +188,7 @@ def choose_objective(requested: str | dict[str, Any]) -> Objective:
     Raises CometError if there is no such objective or file, or its names or values are invalid.
     """
     if isinstance(requested, dict):
-        return changed_objective(requested, "recipe", "--config: recipe")
+        return _changed_objective(requested, "recipe", "--config: recipe")
     if requested in OBJECTIVES:
         return OBJECTIVES[requested]
     path = Path(requested)
@@ -198,10 +198,10 @@ def choose_objective(requested: str | dict[str, Any]) -> Objective:
         given = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # tomllib's and Unicode's errors
         raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
-    return changed_objective(given, path.stem, f"--recipe {requested}")
+    return _changed_objective(given, path.stem, f"--recipe {requested}")
 
 
-def changed_objective(given: dict[str, Any], name: str, where: str) -> Objective:
+def _changed_objective(given: dict[str, Any], name: str, where: str) -> Objective:
     """Return the objective `base`, by default DEFAULT, with the given changes. Raises CometError, `where` first."""
     given = dict(given)
     try:
@@ -211,7 +211,7 @@ def changed_objective(given: dict[str, Any], name: str, where: str) -> Objective
         known = {field.name for field in fields(Objective)} - set(NOT_IN_FILES)
         if unknown := sorted(set(given) - known):
             raise ValueError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
-        changed = {field: of_toml(field, value, getattr(base, field)) for field, value in given.items()}
+        changed = {field: _of_toml(field, value, getattr(base, field)) for field, value in given.items()}
         return replace(base, name=name, differs_from_paper=(), **changed)
     except (ValueError, TypeError) as error:
         raise CometError(f"{where}: {error}", exit_code=2) from None
@@ -221,42 +221,42 @@ def as_option(objective: Objective) -> str | dict[str, Any]:
     """Return the value for `choose_objective` that gives this objective: a built-in name, else a table."""
     if objective in OBJECTIVES.values():
         return objective.name
-    table = asdict(objective)  # a Schedule becomes the table that `of_toml` takes
+    table = asdict(objective)  # a Schedule becomes the table that `_of_toml` takes
     if isinstance(objective.temperature, Steps):
         table["temperature"] = objective.temperature.pairs
     return {name: value for name, value in table.items() if name not in NOT_IN_FILES}
 
 
-def of_toml(name: str, value: Any, example: Any) -> Any:
+def _of_toml(name: str, value: Any, example: Any) -> Any:
     """Convert a field's value from TOML. Raises ValueError if it is of another type than `example`."""
     if name in WEIGHTS and isinstance(value, dict):
         if not {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
             raise ValueError(f'{name}: expected a number or {{ start = 1.0, end = 0.0, shape = "linear" }}')
-        return Schedule(number(name, value["start"]), number(name, value["end"]), value.get("shape", "linear"))
+        return Schedule(_number(name, value["start"]), _number(name, value["end"]), value.get("shape", "linear"))
     if name == "temperature" and isinstance(value, list):
-        return Steps(tuple((number(name, begin), number(name, t)) for begin, t in pairs(name, value)))
+        return Steps(tuple((_number(name, begin), _number(name, t)) for begin, t in _pairs(name, value)))
     if name == "layer_map":
-        return tuple((whole(name, teacher), whole(name, student)) for teacher, student in pairs(name, value))
+        return tuple((_whole(name, teacher), _whole(name, student)) for teacher, student in _pairs(name, value))
     if isinstance(example, bool | str):
         if not isinstance(value, type(example)):
             raise ValueError(f"{name} {value!r}: expected {'true or false' if isinstance(example, bool) else 'text'}")
         return value
-    return whole(name, value) if isinstance(example, int) else number(name, value)
+    return _whole(name, value) if isinstance(example, int) else _number(name, value)
 
 
-def number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} {value!r}: expected a number")
     return float(value)
 
 
-def whole(name: str, value: Any) -> int:
+def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} {value!r}: expected a whole number")
     return value
 
 
-def pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
+def _pairs(name: str, value: Any) -> list[tuple[Any, Any]]:
     if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
         raise ValueError(f"{name} {value!r}: expected pairs, such as [[0, 2.0], [0.5, 1.0]]")
     return [(first, second) for first, second in value]

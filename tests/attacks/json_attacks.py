@@ -209,7 +209,7 @@ ATTACKS = {
     "escape_codes_in_an_error": facts(
         "A recipe that is refused, with escape codes where the refusal quotes it.",
         lambda comet: comet["recipe"].update(keep="\x1b[2J\nsound and complete"),
-        "recipe field 'keep': expected topk or threshold",
+        "recipe field 'keep': expected threshold or topk",
     ),
     # the provenance
     "escape_codes": provenance(

@@ -65,7 +65,7 @@ class HttpClient:
         self._idle: dict[tuple[str, str], list[Connection]] = defaultdict(list)
         self._deadlines: dict[Connection, float] = {}
         self._lock = Lock()
-        Thread(target=watch, args=(weakref.ref(self),), daemon=True).start()
+        Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
 
     def close(self) -> None:
         """End all reads that are waiting in other threads, with an error there."""
@@ -95,7 +95,7 @@ class HttpClient:
             is_read, answer = False, None
             try:
                 is_same_origin = parts[:2] == first[:2]
-                answer = self._get(connection, parts, authorization(parts) if is_same_origin else {})
+                answer = self._get(connection, parts, _authorization(parts) if is_same_origin else {})
                 if answer.status not in REDIRECTS:
                     if answer.status in (404, 410):
                         raise FileNotFoundError(redacted(url))
@@ -107,7 +107,7 @@ class HttpClient:
                         raise http.client.IncompleteRead(b"", answer.length)
                     is_read = True
                     return
-                parts = redirect_target(parts, answer.headers.get("Location", ""))
+                parts = _redirect_target(parts, answer.headers.get("Location", ""))
             finally:
                 with self._lock:
                     del self._deadlines[connection]
@@ -132,7 +132,7 @@ class HttpClient:
             return Connection(to, to_port, timeout=self.timeout)
         secure = SecureConnection(to, to_port, timeout=self.timeout, context=ssl.create_default_context())
         if via:
-            secure.set_tunnel(host, port, authorization(via))
+            secure.set_tunnel(host, port, _authorization(via))
         return secure
 
     def _release(self, parts: SplitResult, connection: Connection) -> None:
@@ -160,7 +160,7 @@ class HttpClient:
         return get()
 
 
-def watch(client: "weakref.ref[HttpClient]") -> None:
+def _watch(client: "weakref.ref[HttpClient]") -> None:
     """Enforce the time limits until the client is gone: a byte now and then would never trigger a socket's timeout."""
     while (alive := client()) is not None:
         alive.abort_overdue(time.monotonic())
@@ -168,7 +168,7 @@ def watch(client: "weakref.ref[HttpClient]") -> None:
         time.sleep(WATCH_SECONDS)
 
 
-def authorization(parts: SplitResult) -> dict[str, str]:
+def _authorization(parts: SplitResult) -> dict[str, str]:
     """Return the header with user and password of the URL, else of ~/.netrc, else none."""
     user, password = parts.username, parts.password
     if user is None:
@@ -183,7 +183,7 @@ def authorization(parts: SplitResult) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
-def redirect_target(parts: SplitResult, location: str) -> SplitResult:
+def _redirect_target(parts: SplitResult, location: str) -> SplitResult:
     """Return where a redirect leads. Raises CometError unless that is a URL of the same scheme, or https."""
     url = urlunsplit(parts)
     target = urlsplit(urljoin(url, location))

@@ -204,39 +204,39 @@ class Remote:
         except (CometError, FileNotFoundError, GeneratorExit):
             raise
         except Exception as error:
-            if http_status(error) in NOT_FOUND:
+            if _http_status(error) in NOT_FOUND:
                 raise FileNotFoundError(where) from None
             reason = self._reason(error)
-            if is_permanent(error):
+            if _is_permanent(error):
                 raise CometError(f"{where}: {reason}; check the URL and your credentials") from None
             raise Unreachable(f"{where}: {reason}") from None
 
     def _reason(self, error: Exception) -> str:
-        if status := http_status(error):
+        if status := _http_status(error):
             return f"the server answered {status}"
         message = getattr(error, "strerror", None) or f"{type(error).__name__} {error}".strip()
         text = re.sub(r"\w+://\S+", lambda found: redacted(found[0]), message)
-        for secret in secrets(self.url):
+        for secret in _secrets(self.url):
             text = text.replace(secret, "…")
         return text[:200]
 
 
-def secrets(url: str) -> list[str]:
+def _secrets(url: str) -> list[str]:
     """Return the password, the query and its values, raw and decoded, as far as the URL has them."""
     parts = urlsplit(url)
     values = [value for _, value in parse_qsl(parts.query)]
     return [one for one in (parts.password, unquote(parts.password or ""), parts.query, *values) if one]
 
 
-def http_status(error: Exception) -> int | None:
+def _http_status(error: Exception) -> int | None:
     """Return the HTTP status that a library raised as an error, if it did."""
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     return status if isinstance(status, int) else None
 
 
-def is_permanent(error: Exception) -> bool:
+def _is_permanent(error: Exception) -> bool:
     """Return whether another try would fail in the same way."""
-    if status := http_status(error):
+    if status := _http_status(error):
         return 400 <= status < 500 and status not in TRANSIENT
     kinds = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
     return isinstance(error, kinds) or type(error).__name__ in PERMANENT
