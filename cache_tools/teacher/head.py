@@ -35,7 +35,7 @@ class Head:
 
 @dataclass(frozen=True)
 class OpenedBlocks:
-    """Some blocks of each target: `number` [T, c] int64, `logits` [T, c, BLOCK] float32, `_rank` [T, c, BLOCK] int64."""
+    """Some blocks of each target: `number` [T, c] int64, `logits` [T, c, BLOCK] float32, `rank` [T, c, BLOCK] int64."""
 
     number: Tensor
     logits: Tensor
