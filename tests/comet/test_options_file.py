@@ -27,7 +27,8 @@ def test_the_options_of_a_training_train_the_same_student_again(own: bool, cache
     assert options.get("set", {}) == dict(arguments) and options["cache"] == [str(cache.root)]
 
     card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
-    assert "distilled from `teacher` (cc-by-4.0)" in card and "- Text: text.txt. The licence of a model" in card
+    assert "distilled from the teacher teacher (cc-by-4.0)" in card
+    assert "\n  - text.txt\n" in card and "The licence of a model depends on" in card
 
     again = ["--config", str(tmp_path / "first.toml"), "--output", str(tmp_path / "again")]
     done = CliRunner().invoke(train, again)
