@@ -20,7 +20,7 @@ from helpers.builds import digests
 from helpers.settings import build_settings
 
 from cache_tools import build_cache, open_cache
-from cache_tools.build import build
+from cache_tools.build import destination
 from cache_tools.build import pipeline as fill
 from cache_tools.build.build import stop_event
 from cache_tools.build.workers import Worker
@@ -219,7 +219,7 @@ def test_an_upload_that_fails_for_good_ends_the_build(
             raise ConnectionError("no route to lab")
         put(self, path, value, **options)
 
-    monkeypatch.setattr(build, "RetryPolicy", lambda: HASTY)
+    monkeypatch.setattr(destination, "RetryPolicy", lambda: HASTY)
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", gone)
     with slow_teacher(monkeypatch, 0.2), pytest.raises(CometError) as caught:
         build_cache(settings, push_to=memory, i_may_share_this=True)
