@@ -105,7 +105,7 @@ def build(
     from cache_tools.build.build import build_cache
     from cache_tools.build.dry_run import estimate
     from cache_tools.build.workers import parse_worker
-    from cache_tools.cli.info import describe
+    from cache_tools.cli.facts import describe
 
     quiet_libraries()
     code = find_language(language).code

@@ -6,7 +6,7 @@ They are in `cache_tools` and load `comet` by name after the check, because `com
 import importlib.util
 import sys
 from functools import partial
-from importlib.metadata import PackageNotFoundError, distribution, entry_points
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 
@@ -37,7 +37,7 @@ def _require_own_comet() -> None:
 def _start(command: str) -> None:
     """Run a command, found by name in the metadata of this distribution: `cache_tools` never imports `comet`."""
     _require_own_comet()
-    (found,) = entry_points(group="comet_distill.commands", name=command)
+    (found,) = distribution("comet-distill").entry_points.select(group="comet_distill.commands", name=command)
     found.load()()
 
 

@@ -1,7 +1,6 @@
 """comet-cache info and languages: the main facts about a cache, as text, JSON or options."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,107 +8,7 @@ import click
 
 from cache_tools.cli.config import as_toml
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
-from cache_tools.signals import LOGITS, SIGNALS, kept_signals
-from cache_tools.store.ledger import cache_id, whole_extent
-from cache_tools.store.provenance import attach_call, describe_exclusion
-from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import GROUPS
-from cache_tools.text.hub_text import parse_hub_text
 from cache_tools.text.languages import LANGUAGES, language_table
-
-
-def describe(cache: Cache) -> dict[str, object]:
-    """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
-    recipe, provenance = cache.recipe, cache.provenance
-    missing = sum(len(cache.missing(group)) for group in GROUPS)
-    shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
-    size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
-    targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
-    kept = LOGITS[recipe.keep].kept(recipe)
-    text_tokens = provenance.get("text_tokens")
-    is_whole = cache.extent == whole_extent(recipe)
-    excluded = _listed(provenance.get("excluded", []), "name")
-    facts: dict[str, object] = {
-        "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
-        **({} if is_whole else {"part": _part_of_whole(cache)}),
-        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
-        "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
-        "text": _listed(provenance.get("text", []), "name"),
-        **_from_hub("text", provenance.get("text", [])),
-        "text_tokens": text_tokens,
-        **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
-        "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
-        f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
-        **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
-        "teacher_sha256": recipe.teacher_sha256,
-        "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
-        "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
-        f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
-        "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
-        **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
-        "bytes": size,
-    }
-    if text_tokens and not missing and is_whole:
-        facts["bytes_per_token"] = round(size / (text_tokens * recipe.views), 1)
-    facts["recipe_id"] = recipe.recipe_id
-    if not missing:
-        facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
-    return facts
-
-
-def _part_of_whole(cache: Cache) -> str:
-    """Return how many of the shards a smaller copy holds, and which arrays it lacks."""
-    held = {group: len(cache.extent.indices(group)) for group in GROUPS}
-    shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
-    without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
-    return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
-
-
-def _listed(records: list[dict[str, Any]], field: str) -> str:
-    return ", ".join(str(record[field]) for record in records if record.get(field))
-
-
-def _from_hub(name: str, records: list[dict[str, Any]]) -> dict[str, object]:
-    """Return the commits and licences of sources from the hub, as far as known."""
-    facts = {f"{name}_{field}": _listed(records, field) for field in ("revision", "licence")}
-    return {field: value for field, value in facts.items() if value}
-
-
-def options_of_build(cache: Cache) -> dict[str, object]:
-    """Return the options of `comet-cache build` that give this cache again, with every automatic choice.
-
-    Sources from the hub have their commit, files and folders only their name.
-    """
-    recipe, provenance = cache.recipe, cache.provenance
-    return {
-        "lang": provenance.get("language"),
-        "teacher": _at_revision(str(provenance.get("teacher")), provenance.get("teacher_revision")),
-        "text": [_text_option(source) for source in provenance.get("text", [])],
-        "max-tokens": provenance.get("max_tokens"),
-        "exclude": [str(source.get("name")) for source in provenance.get("excluded", [])] or None,
-        "seq-len": recipe.seq_len,
-        "views": recipe.views,
-        "mask-prob": recipe.mask_prob,
-        "seed": recipe.seed,
-        "keep": recipe.keep,
-        "top-k": recipe.top_k,
-        "temperatures": recipe.temperatures,
-        "attention-layers": recipe.attention_layers or "none",
-        "attention-size": recipe.attention_size,
-        "attention-every": recipe.attention_every,
-        "rows-per-shard": recipe.rows_per_shard,
-        "dtype": cache.settings.get("dtype"),
-        "batch-size": cache.settings.get("batch_size"),
-    }
-
-
-def _text_option(source: dict[str, Any]) -> str:
-    name, revision = str(source.get("name")), source.get("revision")
-    return replace(parse_hub_text(name), revision=revision).at_revision if revision else name
-
-
-def _at_revision(name: str, revision: object) -> str:
-    return f"{name}@{revision}" if revision else name
 
 
 def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
@@ -127,6 +26,7 @@ def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
 @one_line_errors
 def info(cache: Path, as_json: bool, toml: bool) -> None:
     """Show what a cache holds, its origin, progress and size."""
+    from cache_tools.cli.facts import describe, options_of_build
     from cache_tools.store.reader import open_cache
 
     if toml:

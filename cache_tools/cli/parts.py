@@ -150,7 +150,7 @@ def _differing_shards(caches: Sequence["Cache"]) -> list[str]:
 
 def show_result(cache: "Cache") -> None:
     """Write state, part, size and id of a new cache."""
-    from cache_tools.cli.info import describe
+    from cache_tools.cli.facts import describe
 
     facts = describe(cache)
     click.echo(f"{cache.root}: {printable(facts['state'])}")

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
+from cache_tools.models import max_positions
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
@@ -169,7 +170,7 @@ def earlier_student(
         )
         tokens = load_tokenizer(folder).get_vocab()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CometError(f"{expected} ({str(error).strip().splitlines()[0]})", exit_code=2) from error
+        raise CometError(f"{expected} ({first_line(error)})", exit_code=2) from error
     recipe, wanted = caches[0].recipe, student_tokenizer(caches[0], vocabulary).get_vocab()
     if unlike := [token for token in sorted(tokens | wanted) if tokens.get(token) != wanted.get(token)]:
         raise CometError(
@@ -179,7 +180,7 @@ def earlier_student(
             "give the --vocabulary it was trained with, and a cache of the same teacher",
             exit_code=2,
         )
-    positions = student.config.max_position_embeddings - int(vocabulary.student_id[recipe.pad_id]) - 1
+    positions = max_positions(student.config)
     if recipe.seq_len > positions:
         raise CometError(
             f"--init {folder}: this student reads {positions} tokens, but a row of the cache has {recipe.seq_len}; use "

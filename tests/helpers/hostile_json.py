@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from cache_tools import open_cache
-from cache_tools.cli.info import describe, options_of_build
+from cache_tools.cli.facts import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import EXTENT, SEAL, file_record
 from cache_tools.store.records import canonical, sha256, with_checksum
