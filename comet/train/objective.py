@@ -112,14 +112,14 @@ class Objective:
     temperature: Temperature
     hard_weight: Weight
     attention_weight: Weight
-    attention_loss: str  # kl, mse or projection
+    attention_loss: str  # a name in ATTENTION_LOSSES
     dropout: float
     learning_rate: float
     scales_with_width: bool
     epochs: int
     patience: int  # validations without a better one after which training stops
     batch_size: int
-    logit_loss: str = "kl"  # or residual
+    logit_loss: str = "kl"  # a name in LOGIT_LOSSES
     layer_map: LayerMap | None = None
     differs_from_paper: tuple[str, ...] = ()
 
