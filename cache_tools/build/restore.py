@@ -52,7 +52,7 @@ def restore_lost(
     lost = [key for key in shards if not _has_tokens(cache, key)]
     if not lost:
         return
-    tqdm.write(f"the tokens of {len(lost)} shards are missing; rebuilding them from the text")
+    tqdm.write(f"tokens missing in {len(lost)} of {len(cache.extent.keys())} shards; rebuilding them from the text")
     with staging_in(cache.root) as work:
         rebuilt = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         for key in lost:
