@@ -79,7 +79,7 @@ def settings_for(out: Path, teacher: Path, **options: Any) -> BuildSettings:
 
 
 def with_rows(settings: BuildSettings, rows: int) -> BuildSettings:
-    """As many maskings of the sample as give so many rows of 128."""
+    """Mask the sample in as many views as give so many rows of 128."""
     return replace(settings, views=max(1, rows // SAMPLE_ROWS))
 
 
@@ -89,7 +89,7 @@ def prepared(settings: BuildSettings) -> None:
 
 
 def filled(cache: Path, teacher: Teacher, device: torch.device) -> Throughput:
-    """Fills a copy of a prepared cache and throws it away."""
+    """Fill a copy of a prepared cache and throw it away."""
     with tempfile.TemporaryDirectory(dir=cache.parent) as folder:
         copy = shutil.copytree(cache, Path(folder) / "copy.zarr")
         return fill(open_cache(copy), teacher, device, threading.Event())

@@ -15,7 +15,7 @@ def draw(path: Path, title: str, lines: Mapping[str, Sequence[Point]], x_name: s
     """One line for each name through its points, all above 0. Raises ValueError for more lines than colours."""
     if len(lines) > len(COLOURS):
         raise ValueError(f"{path}: {len(lines)} lines, expected at most {len(COLOURS)}")
-    kinds = {name: f"line{place}" for place, name in enumerate(lines)}
+    kinds = {name: f"line{index}" for index, name in enumerate(lines)}
     logs = [
         Line(kinds[name], name, [(math.log2(x), math.log2(y)) for x, y in points], dots=True)
         for name, points in lines.items()
@@ -28,9 +28,9 @@ def draw(path: Path, title: str, lines: Mapping[str, Sequence[Point]], x_name: s
         for kind, colour in zip(kinds.values(), COLOURS, strict=False)
     )
     legend = "".join(
-        f'<rect x="{WIDTH + 6}" y="{46 + 18 * place}" width="10" height="10" fill="{colour}"/>'
-        f'<text x="{WIDTH + 22}" y="{55 + 18 * place}">{escape(name)}</text>'
-        for place, (name, colour) in enumerate(zip(kinds, COLOURS, strict=False))
+        f'<rect x="{WIDTH + 6}" y="{46 + 18 * index}" width="10" height="10" fill="{colour}"/>'
+        f'<text x="{WIDTH + 22}" y="{55 + 18 * index}">{escape(name)}</text>'
+        for index, (name, colour) in enumerate(zip(kinds, COLOURS, strict=False))
     )
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + LEGEND} {HEIGHT + 36}" '

@@ -160,10 +160,10 @@ def half_and_half(portion: Portion, k: int, temperature: float) -> Kept:
     weights = torch.zeros_like(p).scatter(1, best.ids, p.gather(1, best.ids))
     share = (p / portion.logprob.exp()).gather(1, draws) * others.sum(1, keepdim=True) / draws.shape[1]
     weights.scatter_add_(1, draws, share)
-    confidence, place = weights.max(1)
+    confidence, index = weights.max(1)
     ids = torch.cat([best.ids, draws.sort(1).values], 1)
     arrays = arrays_of(best, "topk_logprob", "tail_logmass") | {"topk_id": ids.int().numpy()}
-    return Kept(weighted_loss(portion, weights, temperature), place, confidence, arrays)
+    return Kept(weighted_loss(portion, weights, temperature), index, confidence, arrays)
 
 
 def threshold_sample(portion: Portion, k: int, temperature: float) -> Kept:

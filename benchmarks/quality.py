@@ -142,7 +142,7 @@ def retained_line(arm: str, scores: Sequence[np.ndarray]) -> str:
 
 
 @dataclass(frozen=True)
-class Place:
+class Experiment:
     """Everything that the arms of one language have in common."""
 
     language: str
@@ -177,10 +177,10 @@ class Place:
             unknown = load_tokenizer(cache.tokenizer_folder).unk_token_id
             found |= dense_measures(model, vocabulary, self.unseen, int(unknown))
             if arm.fine_tuned and self.epochs:
-                place = Path(work) / "student"
-                model.save_pretrained(place)
-                student_tokenizer(cache, vocabulary).save_pretrained(place)
-                found |= on_task(str(place), self.data, seed, self.epochs)
+                folder = Path(work) / "student"
+                model.save_pretrained(folder)
+                student_tokenizer(cache, vocabulary).save_pretrained(folder)
+                found |= on_task(str(folder), self.data, seed, self.epochs)
         return found
 
 
@@ -226,14 +226,14 @@ def main(
         online = remembered(partial(teacher_in_the_loop, loaded, first))
         unseen = unseen_text(language, shared, source, first, 400)
         data = load_task(find_task("afrisenti"), language, shared / "data/afrisenti")
-        place = Place(language, folder, source, student, steps, epochs, asked, caches, unseen, data, online)
-        results = {(arm.name, seed): place.result(arm, seed) for seed in seeds for arm in arms}
+        experiment = Experiment(language, folder, source, student, steps, epochs, asked, caches, unseen, data, online)
+        results = {(arm.name, seed): experiment.result(arm, seed) for seed in seeds for arm in arms}
         print(f"{language}, {len(unseen.truth):,} targets of unseen text, {steps} steps, seeds {seeds}")
         print(
             table(results, [arm.name for arm in arms], {arm.name: bytes_per_token(caches[arm.cache]) for arm in arms})
         )
         if epochs and any(arm.fine_tuned for arm in arms):
-            teachers = [place.teacher_result(seed) for seed in seeds]
+            teachers = [experiment.teacher_result(seed) for seed in seeds]
             print(f"teacher: score {spread([found['score'] for found in teachers])}")
             for arm, scores in scores_by_arm(data, results, [found["predicted"] for found in teachers]).items():
                 by_arm.setdefault(arm, []).append(scores)

@@ -87,12 +87,12 @@ def dense_measures(model: Any, vocabulary: StudentVocabulary, unseen: Unseen, un
     ids = vocabulary.student_id[unseen.inputs]
     inputs = torch.where(ids < 0, int(vocabulary.student_id[unknown]), ids)
     logprob = log_probs(model, inputs, unseen.target, vocabulary.student_id[unseen.seen])
-    place = torch.searchsorted(unseen.seen, unseen.truth)
+    index = torch.searchsorted(unseen.seen, unseen.truth)
     confidence, best = logprob.exp().max(1)
-    correct = best == place
+    correct = best == index
     return {
         "dense_kl": (unseen.logprob.exp() * (unseen.logprob - logprob)).sum(1).mean().item(),
-        "loss": -logprob.gather(1, place[:, None]).mean().item(),
+        "loss": -logprob.gather(1, index[:, None]).mean().item(),
         "accuracy": correct.float().mean().item(),
         "calibration_error": expected_calibration_error(calibration(confidence.numpy(), correct.numpy())),
     }

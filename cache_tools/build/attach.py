@@ -1,4 +1,4 @@
-"""Attaching a detached cache's text, from the receiver's own copy of it, proven by the seal.
+"""Re-attach the text of a detached cache from the receiver's own copy of it, verified by the seal.
 
 All shards are staged and compared before the first file gets its name; the extent comes last. So a cache holds its
 whole text or is detached. The next call compares and uses the files that a killed one left.

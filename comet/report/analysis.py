@@ -49,7 +49,7 @@ class MaskedPosition:
     """A target of a row: its label, and the most probable tokens of teacher and student, best first."""
 
     position: int
-    truth: str
+    label: str
     teacher: list[Guess]
     student: list[Guess]
 
@@ -58,7 +58,7 @@ class MaskedPosition:
 class AnnotatedRow:
     """The tokens of a row as the models saw it, masks and replacements included, and its first targets."""
 
-    pieces: list[str]
+    tokens: list[str]
     positions: list[MaskedPosition]
     targets: int  # of the whole row
 
@@ -187,7 +187,7 @@ def _decode_row(
     positions = [
         MaskedPosition(
             position=int(batch["target_position"][shown[i]]),
-            truth=token_text(tokenizer, label),
+            label=token_text(tokenizer, label),
             teacher=guesses(teacher_id[i], teacher.values[i], label),
             student=guesses(student.indices[i], student.values[i], label),
         )

@@ -60,7 +60,7 @@ def page(
         training=[*_validation_curve(history), *_loss_curves(history)],
         frequency=_frequency(analysis), calibration=_calibration_charts(analysis),
         maps=[(pair, _pictures(pair)) for pair in analysis.maps],
-        rows=[(row, {place.position: n for n, place in enumerate(row.positions, 1)}) for row in analysis.examples],
+        rows=[(row, {masked.position: n for n, masked in enumerate(row.positions, 1)}) for row in analysis.examples],
     )  # fmt: skip
 
 

@@ -122,11 +122,11 @@ def facts(
 
 def sample_row(example: AnnotatedRow) -> str:
     """Return the beginning of a row, and the teacher's predictions at its first targets, to judge by eye."""
-    text = "".join(example.pieces).replace("▁", " ").strip()
+    text = "".join(example.tokens).replace("▁", " ").strip()
     lines = [f"the first row of the cache: {printable(text)[:200]}{' …' if len(text) > 200 else ''}"]
-    for place in example.positions[:SAMPLE_TARGETS]:
-        guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in place.teacher)
-        lines.append(printable(f"  at token {place.position}: {place.truth.strip('▁')}; the teacher says {guesses}"))
+    for masked in example.positions[:SAMPLE_TARGETS]:
+        guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in masked.teacher)
+        lines.append(printable(f"  at token {masked.position}: {masked.label.strip('▁')}; the teacher says {guesses}"))
     return "\n".join(lines)
 
 

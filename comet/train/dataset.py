@@ -131,9 +131,9 @@ class CacheRows(Dataset[Arrays]):
         parts = []
         while len(index):
             buffer, arrays = self._buffer(int(index[0]))
-            place = self._places(buffer, index)
-            run = len(place) if place.min() >= 0 else int(np.argmax(place < 0))
-            parts.append({name: array.take(place[:run], axis=0) for name, array in arrays.items()})
+            offsets = self._offsets(buffer, index)
+            run = len(offsets) if offsets.min() >= 0 else int(np.argmax(offsets < 0))
+            parts.append({name: array.take(offsets[:run], axis=0) for name, array in arrays.items()})
             index = index[run:]
         following = next((buffer for buffer in self._upcoming if buffer not in self._decoded), None)
         if following and not self._ahead:
@@ -181,7 +181,7 @@ class CacheRows(Dataset[Arrays]):
         self._decoded[buffer] = reading.result()
         return buffer, self._decoded[buffer]
 
-    def _places(self, buffer: Buffer, index: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _offsets(self, buffer: Buffer, index: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the index of each of these rows in the arrays of a buffer, -1 for rows of other shards."""
         shards = np.asarray(buffer)
         sizes = self.starts[shards + 1] - self.starts[shards]

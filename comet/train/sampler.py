@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 from cache_tools.errors import CometError, noop
 
 BUFFER_SHARDS = 4
-CYCLE = 2**63 - 1  # in the place of an epoch: the key of an order that all epochs share
+CYCLE = 2**63 - 1  # instead of an epoch: the key of an order that all epochs share
 
 Buffer = tuple[int, ...]
 """The shards whose rows are shuffled together, ascending."""
@@ -72,8 +72,8 @@ class ShardShuffleSampler(Sampler[int]):
         buffers = self._buffers(self.epoch, generator)
         shards = [tuple(sorted({piece.shard for piece in buffer})) for buffer in buffers]
         try:
-            for place, buffer in enumerate(buffers):
-                self.expect(shards[place : place + 2])
+            for index, buffer in enumerate(buffers):
+                self.expect(shards[index : index + 2])
                 rows = np.concatenate([np.arange(r.start, r.stop) for piece in buffer for r in piece.rows])
                 yield from generator.permutation(rows).tolist()
         finally:
@@ -102,13 +102,13 @@ class ShardShuffleSampler(Sampler[int]):
         total = int(np.diff(self.starts)[cycle].sum())
         passes, window = divmod(target, total)
         begin = epoch * window % total
-        takes, place = [], 0
+        takes, offset = [], 0
         for shard in cycle.tolist():
             rows = range(self.starts[shard], self.starts[shard + 1])
-            turns = (begin - total - place, begin - place)
+            turns = (begin - total - offset, begin - offset)
             part = tuple(filter(len, [rows[max(0, turn) : max(0, turn + window)] for turn in turns]))
             takes.append([Piece(shard, (rows,))] * passes + ([Piece(shard, part)] if part else []))
-            place += len(rows)
+            offset += len(rows)
         return takes
 
 

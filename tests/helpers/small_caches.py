@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from cache_tools import open_cache
 from cache_tools.signals import NO_CODE, TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import encode_chunk, group_arrays, vocabulary_arrays
-from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, file_record
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, ShardKey, file_record, whole_extent
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import with_checksum, write_durably
 from cache_tools.store.writer import commit_shard, seal, write_token_shard
 
-Shards = dict[tuple[str, int], dict[str, NDArray]]
+Shards = dict[ShardKey, dict[str, NDArray]]
 
 NUMERICS = {"device": "cpu", "dtype": "float32"}
 
@@ -59,8 +59,8 @@ def small_recipe(**changes: Any) -> Recipe:
     return Recipe(**(fields | changes))
 
 
-def shard_places(recipe: Recipe) -> list[tuple[str, int]]:
-    return [(group, shard) for group in GROUPS for shard in range(recipe.shards(group))]
+def shard_keys(recipe: Recipe) -> list[ShardKey]:
+    return whole_extent(recipe).keys()
 
 
 def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[str, NDArray]:
@@ -96,7 +96,7 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
 
 def prepare_cache(root: Path, recipe: Recipe, seed: int = 0, attributes: dict[str, object] | None = None) -> Shards:
     """A sealed cache at `root` with its tokens and no committed shard. Returns what its shards are to hold."""
-    shards = {place: random_shard(recipe, *place, seed) for place in shard_places(recipe)}
+    shards = {key: random_shard(recipe, *key, seed) for key in shard_keys(recipe)}
     digests: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
     for (group, shard), arrays in shards.items():
         tokens = {name: arrays[name] for name in TOKEN_ARRAYS}
@@ -129,15 +129,15 @@ def random_vocabulary(recipe: Recipe, seed: int = 0) -> dict[str, NDArray]:
 
 
 def commit(
-    root: Path, recipe: Recipe, place: tuple[str, int], arrays: dict[str, NDArray], numerics: dict[str, str] = NUMERICS
+    root: Path, recipe: Recipe, key: ShardKey, arrays: dict[str, NDArray], numerics: dict[str, str] = NUMERICS
 ) -> None:
     """Commits one shard of a prepared cache, from a staging folder that is empty again afterwards."""
     staging = root.parent / f"{root.name}.staging"
     staging.mkdir(exist_ok=True)
-    specs = group_arrays(recipe, place[0])
-    files = {name: file_record((root / specs[name].chunk_path(place[1])).read_bytes()) for name in TOKEN_ARRAYS}
+    specs = group_arrays(recipe, key[0])
+    files = {name: file_record((root / specs[name].chunk_path(key[1])).read_bytes()) for name in TOKEN_ARRAYS}
     teacher = {name: array for name, array in arrays.items() if name not in TOKEN_ARRAYS}
-    commit_shard(root, staging, recipe, *place, teacher, files, numerics)
+    commit_shard(root, staging, recipe, *key, teacher, files, numerics)
     assert not list(staging.iterdir())
 
 
@@ -147,8 +147,8 @@ def make_cache(
     """A complete cache at `root`. Returns what its shards hold."""
     recipe = recipe or small_recipe()
     shards = prepare_cache(root, recipe, seed, attributes)
-    for place, arrays in shards.items():
-        commit(root, recipe, place, arrays)
+    for key, arrays in shards.items():
+        commit(root, recipe, key, arrays)
     return shards
 
 

@@ -21,30 +21,29 @@ from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import cut, merge, put_tokens, ranges
 from cache_tools.store.layout import group_arrays
-from cache_tools.store.ledger import Extent, shard_record_path
+from cache_tools.store.ledger import Extent, ShardKey, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.writer import drop_shard
 from helpers.crashes import crashing
-from helpers.small_caches import commit, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import commit, prepare_cache, shard_keys, small_recipe
 
 RECIPE = small_recipe(attention_layers=(), top_k=2, temperatures=(1.0,))
-PLACES = shard_places(RECIPE)
+KEYS = shard_keys(RECIPE)
 NAMES = ("a", "b", "c", "d")
-Place = tuple[str, int]
 
 crash_points = st.none() | st.integers(0, 60)
-names, places = st.sampled_from(NAMES), st.sampled_from(PLACES)
+names, keys = st.sampled_from(NAMES), st.sampled_from(KEYS)
 
 
 @dataclass
 class Model:
-    """What one cache must hold: by place the laboratory that its values are from; which shards are not to be read."""
+    """What one cache must hold: by key the laboratory that its values are from; which shards are not to be read."""
 
-    extent: tuple[Place, ...]
-    committed: dict[Place, int] = field(default_factory=dict)
-    damaged: set[Place] = field(default_factory=set)
-    without_tokens: set[Place] = field(default_factory=set)
+    extent: tuple[ShardKey, ...]
+    committed: dict[ShardKey, int] = field(default_factory=dict)
+    damaged: set[ShardKey] = field(default_factory=set)
+    without_tokens: set[ShardKey] = field(default_factory=set)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -58,7 +57,7 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def two_laboratories(self) -> None:
         tokens = prepare_cache(self.folder / "prepared", RECIPE)
-        rounded = {place: dict(arrays) for place, arrays in tokens.items()}
+        rounded = {key: dict(arrays) for key, arrays in tokens.items()}
         for arrays in rounded.values():
             arrays["topk_logprob"] = (arrays["topk_logprob"] * np.float16(1.01)).astype(np.float16)
         self.values = (tokens, rounded)
@@ -80,22 +79,22 @@ class StoreMachine(RuleBasedStateMachine):
         """As a build does: made elsewhere, and renamed when it is whole."""
         if name not in self.models:
             shutil.copytree(self.root("prepared"), self.root(name))
-            self.models[name] = Model(tuple(PLACES))
+            self.models[name] = Model(tuple(KEYS))
 
     @precondition(lambda self: self.models)
-    @rule(data=st.data(), place=places, laboratory=st.sampled_from((0, 1)), crash_at=crash_points)
-    def commit(self, data: st.DataObject, place: Place, laboratory: int, crash_at: int | None) -> None:
+    @rule(data=st.data(), key=keys, laboratory=st.sampled_from((0, 1)), crash_at=crash_points)
+    def commit(self, data: st.DataObject, key: ShardKey, laboratory: int, crash_at: int | None) -> None:
         name = data.draw(st.sampled_from(sorted(self.models)))
         model = self.models[name]
-        if place in model.damaged | model.without_tokens or place not in model.extent:
+        if key in model.damaged | model.without_tokens or key not in model.extent:
             return
-        arrays = self.values[laboratory][place]
-        model.committed.setdefault(place, laboratory)
-        self.attempt(lambda: self.write(name, place, arrays), crash_at)
+        arrays = self.values[laboratory][key]
+        model.committed.setdefault(key, laboratory)
+        self.attempt(lambda: self.write(name, key, arrays), crash_at)
 
-    def write(self, name: str, place: Place, arrays: dict[str, Any]) -> None:
+    def write(self, name: str, key: ShardKey, arrays: dict[str, Any]) -> None:
         shutil.rmtree(self.folder / f"{name}.staging", ignore_errors=True)  # a builder's, whose owner is dead
-        commit(self.root(name), RECIPE, place, arrays)
+        commit(self.root(name), RECIPE, key, arrays)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), into=names, crash_at=crash_points)
@@ -109,8 +108,8 @@ class StoreMachine(RuleBasedStateMachine):
         shards = {group: ranges({shard for g, shard in chosen if g == group}) for group in GROUPS}
         extent = Extent(RECIPE.recipe_id, open_cache(self.root(source)).extent.arrays, shards)
         self.attempt(lambda: cut(open_cache(self.root(source)), self.root(into), extent), crash_at)
-        held = {place: model.committed[place] for place in chosen}
-        self.models[into] = Model(tuple(p for p in PLACES if p in held), held)
+        held = {key: model.committed[key] for key in chosen}
+        self.models[into] = Model(tuple(p for p in KEYS if p in held), held)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), into=names, crash_at=crash_points)
@@ -121,21 +120,21 @@ class StoreMachine(RuleBasedStateMachine):
             return
         caches = [open_cache(self.root(source)) for source in sources]
         self.attempt(lambda: merge(caches, self.root(into)), crash_at)
-        held: dict[Place, int] = {}
+        held: dict[ShardKey, int] = {}
         for model in models:
             held = model.committed | held
-        extent = tuple(p for p in PLACES if any(p in model.extent for model in models))
+        extent = tuple(p for p in KEYS if any(p in model.extent for model in models))
         self.models[into] = Model(extent, held, without_tokens=set(extent) - set(held))
 
     @precondition(lambda self: self.models)
-    @rule(data=st.data(), how=st.sampled_from(("flip", "truncate", "delete", "exchange")), place=places)
-    def damage(self, data: st.DataObject, how: str, place: Place) -> None:
+    @rule(data=st.data(), how=st.sampled_from(("flip", "truncate", "delete", "exchange")), key=keys)
+    def damage(self, data: st.DataObject, how: str, key: ShardKey) -> None:
         name = data.draw(st.sampled_from(sorted(self.models)))
         model, root = self.models[name], self.root(name)
-        if place not in model.committed:
+        if key not in model.committed:
             return
-        specs = open_cache(root).specs[place[0]]
-        files = [shard_record_path(*place), *(spec.chunk_path(place[1]) for spec in specs.values())]
+        specs = open_cache(root).specs[key[0]]
+        files = [shard_record_path(*key), *(spec.chunk_path(key[1]) for spec in specs.values())]
         relative = data.draw(st.sampled_from(files))
         file, record = root / relative, relative == files[0]
         before = file.read_bytes() if file.exists() else None
@@ -151,7 +150,7 @@ class StoreMachine(RuleBasedStateMachine):
             bit = data.draw(st.integers(0, 8 * len(before) - 1))
             file.write_bytes(before[: bit // 8] + bytes([before[bit // 8] ^ 1 << bit % 8]) + before[bit // 8 + 1 :])
         if not file.exists() or file.read_bytes() != before:
-            model.damaged.add(place)
+            model.damaged.add(key)
 
     @precondition(lambda self: self.models)
     @rule(data=st.data(), crash_at=crash_points)
@@ -159,18 +158,18 @@ class StoreMachine(RuleBasedStateMachine):
         """Drops what is damaged; the tokens come from a sound cache again, as from the text."""
         name = data.draw(st.sampled_from(sorted(self.models)))
         model, root = self.models[name], self.root(name)
-        for place in sorted(model.damaged):
-            del model.committed[place]
-            model.damaged.remove(place)
-            model.without_tokens.add(place)
-            self.attempt(lambda place=place: drop_shard(open_cache(root), *place), crash_at)  # type: ignore[misc]
-            specs = open_cache(root).specs[place[0]]
+        for key in sorted(model.damaged):
+            del model.committed[key]
+            model.damaged.remove(key)
+            model.without_tokens.add(key)
+            self.attempt(lambda key=key: drop_shard(open_cache(root), *key), crash_at)  # type: ignore[misc]
+            specs = open_cache(root).specs[key[0]]
             assert not any(
-                (root / spec.chunk_path(place[1])).exists() for n, spec in specs.items() if n not in TOKEN_ARRAYS
+                (root / spec.chunk_path(key[1])).exists() for n, spec in specs.items() if n not in TOKEN_ARRAYS
             )
-        for place in sorted(model.without_tokens):
-            files = {name: (self.root("prepared") / path).read_bytes() for name, path in token_paths(place).items()}
-            self.attempt(lambda place=place, files=files: put_tokens(open_cache(root), *place, files), crash_at)  # type: ignore[misc]
+        for key in sorted(model.without_tokens):
+            files = {name: (self.root("prepared") / path).read_bytes() for name, path in token_paths(key).items()}
+            self.attempt(lambda key=key, files=files: put_tokens(open_cache(root), *key, files), crash_at)  # type: ignore[misc]
         model.without_tokens.clear()
 
     @invariant()
@@ -182,24 +181,24 @@ class StoreMachine(RuleBasedStateMachine):
         """`died`: a call died, so the shard that it was about may be there or not, as long as it is whole."""
         cache, model = open_cache(self.root(name)), self.models[name]
         assert tuple((g, s) for g in GROUPS for s in cache.extent.indices(g)) == model.extent
-        for place in model.extent:
-            found = self.read(cache, place)
-            if place in model.damaged:
+        for key in model.extent:
+            found = self.read(cache, key)
+            if key in model.damaged:
                 assert found is None
-            elif place in model.committed:
+            elif key in model.committed:
                 assert found is not None or died
             else:
                 assert found is None or died
             if found is not None:
-                candidates = [model.committed[place]] if place in model.committed else [0, 1]
-                assert any(same(found, self.values[laboratory][place]) for laboratory in candidates)
+                candidates = [model.committed[key]] if key in model.committed else [0, 1]
+                assert any(same(found, self.values[laboratory][key]) for laboratory in candidates)
         complete = set(model.extent) == set(model.committed)
         if complete and not model.damaged and not died:
             assert len(cache.cache_id) == 64
 
-    def read(self, cache: Cache, place: Place) -> dict[str, Any] | None:
+    def read(self, cache: Cache, key: ShardKey) -> dict[str, Any] | None:
         try:
-            return cache.read_shard(*place)
+            return cache.read_shard(*key)
         except CometError:
             return None
 
@@ -207,9 +206,9 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-def token_paths(place: Place) -> dict[str, str]:
-    specs = group_arrays(RECIPE, place[0])
-    return {name: specs[name].chunk_path(place[1]) for name in TOKEN_ARRAYS}
+def token_paths(key: ShardKey) -> dict[str, str]:
+    specs = group_arrays(RECIPE, key[0])
+    return {name: specs[name].chunk_path(key[1]) for name in TOKEN_ARRAYS}
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:

@@ -20,8 +20,8 @@ QUICK: dict[str, Any] = {"max_tokens": 200, "seq_len": 32, "top_k": 4, "attentio
 
 
 @dataclass(frozen=True)
-class Place:
-    """A folder `inputs` that nothing may change, and the sample to make bad inputs from."""
+class Folders:
+    """`inputs`, which nothing may change, a log, and the sample to make bad inputs from."""
 
     inputs: Path
     log: Path
@@ -39,17 +39,17 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> Place:
+def folders(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> Folders:
     (tmp_path / "inputs").mkdir()
-    return Place(tmp_path / "inputs", tmp_path / "log", sample_teacher, sample_text)
+    return Folders(tmp_path / "inputs", tmp_path / "log", sample_teacher, sample_text)
 
 
-def check(place: Place, code: int, words: tuple[str, ...], options: dict[str, Any]) -> None:
+def check(folders: Folders, code: int, words: tuple[str, ...], options: dict[str, Any]) -> None:
     """Runs the build with these options over the sample's and expects the one line and an untouched folder."""
-    before = digests(place.inputs)
-    given = {"teacher": place.teacher, "text": place.text, "out": place.inputs / "kin.zarr"} | QUICK | options
-    assert_one_error_line(build(log=place.log, **given), code, *words)
-    assert digests(place.inputs) == before
+    before = digests(folders.inputs)
+    given = {"teacher": folders.teacher, "text": folders.text, "out": folders.inputs / "kin.zarr"} | QUICK | options
+    assert_one_error_line(build(log=folders.log, **given), code, *words)
+    assert digests(folders.inputs) == before
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
@@ -82,23 +82,23 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "words"), OPTIONS, ids=[words for _, words in OPTIONS])
-def test_an_option_that_cannot_be(options: dict[str, Any], words: str, place: Place) -> None:
-    check(place, 2, (words,), options)
+def test_an_option_that_cannot_be(options: dict[str, Any], words: str, folders: Folders) -> None:
+    check(folders, 2, (words,), options)
 
 
 @pytest.mark.parametrize("wrong", [["--top-k", "many"], ["--keep", "all"], ["--no-such-option"]])
-def test_an_option_that_cannot_be_parsed(wrong: list[str], place: Place) -> None:
-    arguments = build_arguments(place.inputs / "kin.zarr", place.teacher, place.text)
-    ended = Running([*arguments, *wrong], place.log).wait()
+def test_an_option_that_cannot_be_parsed(wrong: list[str], folders: Folders) -> None:
+    arguments = build_arguments(folders.inputs / "kin.zarr", folders.teacher, folders.text)
+    ended = Running([*arguments, *wrong], folders.log).wait()
     assert ended.code == 2
     assert ended.stderr.splitlines()[-1].lower().startswith("error: ")
-    assert not any(place.inputs.iterdir())
+    assert not any(folders.inputs.iterdir())
 
 
-def test_no_text_given(place: Place) -> None:
-    ended = Running(["build", "--lang", "lug", "--out", str(place.inputs / "kin.zarr")], place.log).wait()
+def test_no_text_given(folders: Folders) -> None:
+    ended = Running(["build", "--lang", "lug", "--out", str(folders.inputs / "kin.zarr")], folders.log).wait()
     assert_one_error_line(ended, 2, "--text")
-    assert not any(place.inputs.iterdir())
+    assert not any(folders.inputs.iterdir())
 
 
 TEXTS: list[tuple[str, bytes, int, tuple[str, ...]]] = [
@@ -118,17 +118,19 @@ TEXTS: list[tuple[str, bytes, int, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "code", "words"), TEXTS, ids=[text[0] for text in TEXTS])
-def test_text_that_cannot_be_used(name: str, content: bytes, code: int, words: tuple[str, ...], place: Place) -> None:
-    check(place, code, words, {"text": place.write(name, content)})
+def test_text_that_cannot_be_used(
+    name: str, content: bytes, code: int, words: tuple[str, ...], folders: Folders
+) -> None:
+    check(folders, code, words, {"text": folders.write(name, content)})
 
 
-def test_text_that_is_not_there(place: Place) -> None:
-    check(place, 2, ("nowhere.txt", "no such file"), {"text": place.inputs / "nowhere.txt"})
+def test_text_that_is_not_there(folders: Folders) -> None:
+    check(folders, 2, ("nowhere.txt", "no such file"), {"text": folders.inputs / "nowhere.txt"})
 
 
-def test_a_folder_without_text(place: Place) -> None:
-    (place.inputs / "empty").mkdir()
-    check(place, 2, ("empty", "holds no"), {"text": place.inputs / "empty"})
+def test_a_folder_without_text(folders: Folders) -> None:
+    (folders.inputs / "empty").mkdir()
+    check(folders, 2, ("empty", "holds no"), {"text": folders.inputs / "empty"})
 
 
 def nothing_there(folder: Path) -> None:
@@ -206,11 +208,11 @@ TEACHERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_a_teacher_that_cannot_be_used(name: str, place: Place) -> None:
-    folder = place.copy_teacher()
+def test_a_teacher_that_cannot_be_used(name: str, folders: Folders) -> None:
+    folder = folders.copy_teacher()
     damage, words = TEACHERS[name]
     damage(folder)
-    check(place, 1, (f"teacher {folder}", *words), {"teacher": folder})
+    check(folders, 1, (f"teacher {folder}", *words), {"teacher": folder})
 
 
 class Trap:
@@ -223,56 +225,56 @@ class Trap:
         return (open, (str(self.sprung), "w"))
 
 
-def test_a_teacher_never_runs_code_of_its_weights(place: Place) -> None:
-    folder = place.copy_teacher()
+def test_a_teacher_never_runs_code_of_its_weights(folders: Folders) -> None:
+    folder = folders.copy_teacher()
     (folder / "model.safetensors").unlink()
-    torch.save({"lm_head.bias": Trap(place.inputs / "sprung")}, folder / "pytorch_model.bin")
-    check(place, 1, (f"teacher {folder}", "cannot be loaded"), {"teacher": folder})
+    torch.save({"lm_head.bias": Trap(folders.inputs / "sprung")}, folder / "pytorch_model.bin")
+    check(folders, 1, (f"teacher {folder}", "cannot be loaded"), {"teacher": folder})
 
 
-def test_a_teacher_never_runs_code_of_its_folder(place: Place) -> None:
-    folder = place.copy_teacher()
-    sprung = place.inputs / "sprung"
+def test_a_teacher_never_runs_code_of_its_folder(folders: Folders) -> None:
+    folder = folders.copy_teacher()
+    sprung = folders.inputs / "sprung"
     (folder / "own.py").write_text(f"open({str(sprung)!r}, 'w').close()\n")
     config = json.loads((folder / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config", "AutoModelForMaskedLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config | own))
-    check(place, 1, (f"teacher {folder}", "cannot be loaded"), {"teacher": folder})
+    check(folders, 1, (f"teacher {folder}", "cannot be loaded"), {"teacher": folder})
 
 
-def test_out_is_a_file(place: Place) -> None:
-    check(place, 2, ("kin.zarr", "not a cache"), {"out": place.write("kin.zarr", b"my thesis")})
+def test_out_is_a_file(folders: Folders) -> None:
+    check(folders, 2, ("kin.zarr", "not a cache"), {"out": folders.write("kin.zarr", b"my thesis")})
 
 
-def test_out_is_a_folder_of_something_else(place: Place) -> None:
-    check(place, 2, ("kin.zarr", "not a cache"), {"out": place.write("kin.zarr/thesis.txt", b"my thesis").parent})
+def test_out_is_a_folder_of_something_else(folders: Folders) -> None:
+    check(folders, 2, ("kin.zarr", "not a cache"), {"out": folders.write("kin.zarr/thesis.txt", b"my thesis").parent})
 
 
-def test_out_is_another_zarr_hierarchy(place: Place) -> None:
-    zarr.create_array(place.inputs / "kin.zarr", name="mine", data=torch.arange(3).numpy())
-    check(place, 1, ("kin.zarr", "not a cache of comet"), {})
+def test_out_is_another_zarr_hierarchy(folders: Folders) -> None:
+    zarr.create_array(folders.inputs / "kin.zarr", name="mine", data=torch.arange(3).numpy())
+    check(folders, 1, ("kin.zarr", "not a cache of comet"), {})
 
 
-def test_out_lies_below_a_file(place: Place) -> None:
-    out = place.write("thesis.txt", b"my thesis") / "kin.zarr"
-    check(place, 1, (str(out), "cannot be created"), {"out": out})
+def test_out_lies_below_a_file(folders: Folders) -> None:
+    out = folders.write("thesis.txt", b"my thesis") / "kin.zarr"
+    check(folders, 1, (str(out), "cannot be created"), {"out": out})
 
 
 @pytest.fixture
-def locked(place: Place) -> Iterator[Path]:
-    folder = place.inputs / "locked"
+def locked(folders: Folders) -> Iterator[Path]:
+    folder = folders.inputs / "locked"
     folder.mkdir(mode=0o555)
     yield folder
     folder.chmod(0o755)
 
 
-def test_out_lies_in_a_read_only_folder(place: Place, locked: Path) -> None:
+def test_out_lies_in_a_read_only_folder(folders: Folders, locked: Path) -> None:
     if os.access(locked, os.W_OK):
         pytest.skip("this user may write into read-only folders")
-    check(place, 1, (str(locked / "kin.zarr"), "cannot be created"), {"out": locked / "kin.zarr"})
+    check(folders, 1, (str(locked / "kin.zarr"), "cannot be created"), {"out": locked / "kin.zarr"})
 
 
-def test_out_lies_where_nobody_can_write(place: Place) -> None:
+def test_out_lies_where_nobody_can_write(folders: Folders) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("no /proc here, the one folder that not even root can write into")
-    check(place, 1, ("/proc/kin.zarr", "cannot be created"), {"out": Path("/proc/kin.zarr")})
+    check(folders, 1, ("/proc/kin.zarr", "cannot be created"), {"out": Path("/proc/kin.zarr")})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import run
-from helpers.small_caches import commit, make_cache, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import commit, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.parts import records_of
@@ -138,7 +138,7 @@ def half(root: Path, keys: list[tuple[str, int]], **numerics: str) -> Path:
 
 def test_halves_of_two_labs_are_the_cache_of_one(tmp_path: Path) -> None:
     make_cache(tmp_path / "whole")
-    keys = shard_places(small_recipe())
+    keys = shard_keys(small_recipe())
     numerics = {"device": "cpu", "dtype": "float32"}
     sources = [half(tmp_path / str(i), keys[i::2], **numerics) for i in range(2)]
     done = run("merge", *sources, tmp_path / "merged")

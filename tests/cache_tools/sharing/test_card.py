@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from helpers.small_caches import commit, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import commit, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
@@ -26,8 +26,8 @@ def made_from(root: Path, *texts: dict[str, str], **changes: str) -> Cache:
     """A complete small cache of these texts."""
     provenance = MADE_FROM | {"text": list(texts)} | changes
     shards = prepare_cache(root, RECIPE, attributes={"provenance": provenance})
-    for place in shard_places(RECIPE):
-        commit(root, RECIPE, place, shards[place])
+    for key in shard_keys(RECIPE):
+        commit(root, RECIPE, key, shards[key])
     return open_cache(root)
 
 

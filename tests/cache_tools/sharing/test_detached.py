@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from helpers.commands import run
 from helpers.crashes import crashing
-from helpers.small_caches import commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.verify import as_lines
@@ -64,7 +64,7 @@ def test_what_lacks_is_the_text(whole: Cache, detached: Cache) -> None:
     assert detached.extent.shards == whole.extent.shards
     assert with_tokens(detached.extent, RECIPE) == whole.extent == whole_extent(RECIPE)
     assert len(text_files(whole.root)) == 8 and text_files(detached.root) == []
-    for key in shard_places(RECIPE):
+    for key in shard_keys(RECIPE):
         assert detached.record(*key) == whole.record(*key)
         arrays = detached.read_shard(*key)
         assert arrays.keys() == set(detached.extent.arrays)
@@ -239,7 +239,7 @@ def test_pushed_to_another_kind_of_place(whole: Cache, memory: str, tmp_path: Pa
 
 def test_pushed_while_it_is_built(tmp_path: Path) -> None:
     shards = prepare_cache(tmp_path / "half", RECIPE)
-    keys = shard_places(RECIPE)
+    keys = shard_keys(RECIPE)
     for key in keys[:2]:
         commit(tmp_path / "half", RECIPE, key, shards[key])
     assert "2 shards are not built yet" in refusal(

@@ -15,7 +15,7 @@ from click.testing import Result
 from helpers.builds import digests
 from helpers.commands import run
 from helpers.crashes import crashing
-from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
@@ -78,7 +78,7 @@ def test_a_pull_killed_anywhere_leaves_whole_files_and_resumes(whole: Cache, tmp
 def in_order(left: set[str], sent: set[str], cache: Cache) -> bool:
     """A shard only after the seal, a record only with its files, the seal only with its own, the extent at the end."""
     needs = {"ledger/seal.json": set(cache.seal.files), "ledger/extent.json": sent - {"ledger/extent.json"}}
-    for group, shard in shard_places(RECIPE):
+    for group, shard in shard_keys(RECIPE):
         files = {spec.chunk_path(shard) for spec in cache.specs[group].values()}
         needs |= {f"ledger/{group}-{shard:05d}.json": files} | {path: {"ledger/seal.json"} for path in files}
     return all(needs[path] <= left for path in left & needs.keys())

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers.small_caches import NUMERICS, commit, make_cache, prepare_cache, random_shard, shard_places, small_recipe
+from helpers.small_caches import NUMERICS, commit, make_cache, prepare_cache, random_shard, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
@@ -19,7 +19,7 @@ from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 POLICY = RetryPolicy(retries=0)
-KEYS = shard_places(RECIPE)
+KEYS = shard_keys(RECIPE)
 
 
 @pytest.fixture

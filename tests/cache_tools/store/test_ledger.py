@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.small_caches import change_json, flip_byte, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import change_json, flip_byte, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import open_cache
 from cache_tools.errors import CometError
@@ -17,8 +17,8 @@ RECIPE = small_recipe()
 def read_everything(root: Path) -> None:
     found = open_cache(root)
     found.require_complete()
-    for place in shard_places(RECIPE):
-        found.read_shard(*place)
+    for key in shard_keys(RECIPE):
+        found.read_shard(*key)
     assert found.vocabulary.id.size
     assert found.tokenizer_folder.is_dir()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers.crashes import crashing
-from helpers.small_caches import Shards, commit, make_cache, prepare_cache, shard_places, small_recipe
+from helpers.small_caches import Shards, commit, make_cache, prepare_cache, shard_keys, small_recipe
 from helpers.store_machine import StoreMachine
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -47,7 +47,7 @@ def sound_shards(root: Path, shards: Shards) -> set[tuple[str, int]]:
     """The shards that can be read; what is read is what was written."""
     cache = open_cache(root)
     found = set()
-    for group, shard in shard_places(RECIPE):
+    for group, shard in shard_keys(RECIPE):
         try:
             arrays = cache.read_shard(group, shard)
         except CometError:

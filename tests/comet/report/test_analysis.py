@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cache_tools import Cache
 from cache_tools.attention import block_members, pool_weights
-from comet.report import analysis as closeup
+from comet.report import analysis
 from comet.report.analysis import (
     Analysis,
     AnnotatedRow,
@@ -107,8 +107,8 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     assert_means(look, distiller, cache, translated)
     whole = analyse(distiller_of(cache), shards, student_tokenizer(cache, full_vocabulary(cache.recipe)), counts, CPU)
     np.testing.assert_array_equal(look.count, whole.count)
-    assert [e.pieces for e in look.examples] == [e.pieces for e in whole.examples]
-    first = [place.student[0].probability for place in look.examples[0].positions]
+    assert [e.tokens for e in look.examples] == [e.tokens for e in whole.examples]
+    first = [masked.student[0].probability for masked in look.examples[0].positions]
     assert first == pytest.approx(look.confidence[: len(first)].tolist(), rel=1e-4), "nothing outside V_seen is asked"
     rows = CacheRows(shards, cache.extent.arrays)
     batch = translated(rows.__getitems__(list(range(len(rows)))))
@@ -131,8 +131,8 @@ def test_every_target_knows_how_often_its_token_occurs(look: Analysis, cache: Ca
 def test_only_the_first_targets_are_looked_at(
     look: Analysis, cache: Cache, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closeup, "MOST_TARGETS", 7)
-    monkeypatch.setattr(closeup, "BATCH_ROWS", 1)
+    monkeypatch.setattr(analysis, "MOST_TARGETS", 7)
+    monkeypatch.setattr(analysis, "BATCH_ROWS", 1)
     short = analyse(distiller_of(cache), shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     np.testing.assert_array_equal(short.target_id, look.target_id[:7])
     np.testing.assert_allclose(short.kl, look.kl[:7], rtol=1e-3)
@@ -175,7 +175,7 @@ def test_maps_end_where_a_short_row_ends(cache: Cache) -> None:
         "map_row": torch.tensor([0]),
     }
     batch["attention"][..., :5, :5] = 0.2
-    for pair in closeup.map_pairs(0, batch, torch.full((1, layers, size, size), 0.2), distiller):
+    for pair in analysis.map_pairs(0, batch, torch.full((1, layers, size, size), 0.2), distiller):
         assert pair.teacher.shape == pair.student.shape == (5, 5)
         assert pair.kl == pytest.approx(0.0, abs=1e-6)
 
@@ -184,7 +184,7 @@ def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenize
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     distiller = Distiller(student, cache.recipe, replace(DEFAULT, attention_weight=0.0))
     look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
-    assert look.maps == [] and len(look.examples) == closeup.EXAMPLE_ROWS
+    assert look.maps == [] and len(look.examples) == analysis.EXAMPLE_ROWS
 
 
 def test_of_a_sample_only_tokens_of_known_probability_are_shown(
@@ -201,14 +201,14 @@ def test_of_a_sample_only_tokens_of_known_probability_are_shown(
     fewer = 0
     for row, example in enumerate(look.examples):
         targets = torch.nonzero(batch["target_row"] == row)[:, 0].tolist()
-        for place, target in zip(example.positions, targets, strict=False):
-            shown = {guess.text: guess.probability for guess in place.teacher}
+        for masked, target in zip(example.positions, targets, strict=False):
+            shown = {guess.text: guess.probability for guess in masked.teacher}
             known = {}
             for slot, (i, weight) in enumerate(zip(batch["sample_id"][target, 0], certain[target], strict=True)):
                 if slot == 0 or (weight > least and certain[target, 0] > least):
-                    known[closeup.token_text(tokenizer, int(i))] = float(weight)
-            assert shown.items() == dict(sorted(known.items(), key=lambda item: -item[1])[: closeup.GUESSES]).items()
-            fewer += len(shown) < closeup.GUESSES
+                    known[analysis.token_text(tokenizer, int(i))] = float(weight)
+            assert shown.items() == dict(sorted(known.items(), key=lambda item: -item[1])[: analysis.GUESSES]).items()
+            fewer += len(shown) < analysis.GUESSES
     assert fewer
 
 
@@ -228,30 +228,30 @@ def test_examples_show_the_row_and_the_best_guesses(
     for row, example in enumerate(look.examples):
         targets = torch.nonzero(batch["target_row"] == row)[:, 0]
         assert example.targets == len(targets)
-        assert len(example.pieces) == batch["length"][row]
-        shown = targets[: closeup.MOST_POSITIONS].tolist()
+        assert len(example.tokens) == batch["length"][row]
+        shown = targets[: analysis.MOST_POSITIONS].tolist()
         assert [p.position for p in example.positions] == batch["target_position"][shown].tolist()
-        for place, target in zip(example.positions, shown, strict=True):
+        for masked, target in zip(example.positions, shown, strict=True):
             true_id = int(batch["target_id"][target])
-            assert place.truth == closeup.token_text(tokenizer, true_id)
-            probability, ids = plain.probability[target].topk(closeup.GUESSES)
-            assert [g.text for g in place.student] == [closeup.token_text(tokenizer, i) for i in ids.tolist()]
-            assert [g.probability for g in place.student] == pytest.approx(probability.tolist(), rel=1e-3)
-            assert [g.correct for g in place.student] == (ids == true_id).tolist()
-            best = batch["topk_id"][target, : closeup.GUESSES]
-            assert [g.correct for g in place.teacher] == (best == true_id).tolist()
-            expected = batch["topk_logprob"][target, : closeup.GUESSES].exp().tolist()
-            assert [g.probability for g in place.teacher] == pytest.approx(expected, rel=1e-3)
-    masked = [e.pieces[p.position] for e in look.examples for p in e.positions]
+            assert masked.label == analysis.token_text(tokenizer, true_id)
+            probability, ids = plain.probability[target].topk(analysis.GUESSES)
+            assert [g.text for g in masked.student] == [analysis.token_text(tokenizer, i) for i in ids.tolist()]
+            assert [g.probability for g in masked.student] == pytest.approx(probability.tolist(), rel=1e-3)
+            assert [g.correct for g in masked.student] == (ids == true_id).tolist()
+            best = batch["topk_id"][target, : analysis.GUESSES]
+            assert [g.correct for g in masked.teacher] == (best == true_id).tolist()
+            expected = batch["topk_logprob"][target, : analysis.GUESSES].exp().tolist()
+            assert [g.probability for g in masked.teacher] == pytest.approx(expected, rel=1e-3)
+    masked = [e.tokens[p.position] for e in look.examples for p in e.positions]
     assert masked.count("<mask>") > len(masked) / 2
 
 
 def test_pieces_are_short_and_readable(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = tokenizer.convert_tokens_to_ids(["▁mu", "<mask>", "."])
-    assert [closeup.token_text(tokenizer, i) for i in ids] == ["▁mu", "<mask>", "."]
-    assert closeup.token_text(tokenizer, 10**6) == "[1000000]"
-    monkeypatch.setattr(closeup, "LONGEST_TOKEN", 4)
-    assert closeup.token_text(tokenizer, ids[1]) == "<ma…"
+    assert [analysis.token_text(tokenizer, i) for i in ids] == ["▁mu", "<mask>", "."]
+    assert analysis.token_text(tokenizer, 10**6) == "[1000000]"
+    monkeypatch.setattr(analysis, "LONGEST_TOKEN", 4)
+    assert analysis.token_text(tokenizer, ids[1]) == "<ma…"
 
 
 def test_calibration_of_a_hand_made_case() -> None:
