@@ -161,12 +161,12 @@ class Experiment:
         """What came of one training, now or when the command was given before."""
         fine_tuned = {"epochs": self.epochs} if arm.fine_tuned else {}
         path = self.folder / f"{self.language}-{named(arm.name)}-{seed}.json"
-        return finished(path, self.scored | fine_tuned, lambda: self.trained(arm, seed))
+        return finished(path, self.asked | fine_tuned, lambda: self.trained(arm, seed))
 
     def teacher_result(self, seed: int) -> dict[str, Any]:
         path = self.folder / f"{self.language}-teacher-{seed}.json"
         return finished(
-            path, self.scored | {"epochs": self.epochs}, lambda: on_task(self.source, self.data, seed, self.epochs)
+            path, self.asked | {"epochs": self.epochs}, lambda: on_task(self.source, self.data, seed, self.epochs)
         )
 
     def trained(self, arm: Arm, seed: int) -> dict[str, Any]:

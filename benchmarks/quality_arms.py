@@ -30,7 +30,7 @@ PLAIN = replace(TRUE_TOKENS, name="plain", attention_weight=0.0)
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: from which cache, with which recipe. `fine_tuned` arms are compared on a task, too."""
+    """One way to train: from which cache, with which objective. `fine_tuned` arms are compared on a task, too."""
 
     name: str
     cache: str  # a key of CACHES
@@ -173,12 +173,12 @@ def train(
     """The student of the last step, and its vocabulary. `online` gives the teacher for a student of so many layers."""
     vocabulary = choose_vocabulary(arm.vocabulary, [cache])
     shape = choose_shape(student, cache, cache.recipe.vocab_size)
-    model = new_student(shape, [cache], vocabulary, arm.recipe.dropout, seed, arm.init == "cache")
-    config = StudentConfig(folder, student=student, objective=arm.recipe, steps=steps, seed=seed)
+    model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init == "cache")
+    config = StudentConfig(folder, student=student, objective=arm.objective, steps=steps, seed=seed)
     distiller = (
-        OnlineDistiller(model, cache.recipe, arm.recipe, online(shape.layers), arm.full_maps)
+        OnlineDistiller(model, cache.recipe, arm.objective, online(shape.layers), arm.full_maps)
         if arm.online
-        else Distiller(model, cache.recipe, arm.recipe, vocabulary)
+        else Distiller(model, cache.recipe, arm.objective, vocabulary)
     )
     arguments = training_arguments(replace(config, arguments=(("eval_strategy", "no"),)), shape)
     arguments.output_dir = str(folder)
