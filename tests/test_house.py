@@ -1,10 +1,12 @@
-"""Which folder may import which, how many modules a folder may have, and where signals live."""
+"""Which folder may import which, how many modules it may have, where signals live, and that no test is left out."""
 
 import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from fnmatch import fnmatch
 
+import pytest
 from helpers import REPOSITORY
 
 MODULES = [
@@ -72,3 +74,10 @@ def test_the_kept_logits_are_told_apart_only_where_signals_live() -> None:
     assert not [
         p.as_posix() for p in others if re.search(r"\bkeep [=!]= ", (REPOSITORY / p).read_text(encoding="utf-8"))
     ]
+
+
+def test_pytest_enters_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    folders = {path.parent for path in (REPOSITORY / "tests").rglob("test_*.py")}
+    names = {part for folder in folders for part in folder.relative_to(REPOSITORY).parts}
+    assert "build" in names  # a name that pytest leaves out by default
+    assert not [(name, p) for name in names for p in pytestconfig.getini("norecursedirs") if fnmatch(name, p)]
