@@ -1,0 +1,28 @@
+"""What teachers and students share as transformers models."""
+
+import sys
+
+import pytest
+import torch
+from transformers import BertConfig, PretrainedConfig, XLMRobertaConfig, XLMRobertaModel
+
+from cache_tools.models import max_positions
+
+
+def test_a_model_reads_as_many_tokens_as_it_has_positions() -> None:
+    """RoBERTa's first positions are never used: one token more than `max_positions` has no embedding."""
+    config = XLMRobertaConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=12, pad_token_id=1,
+    )  # fmt: skip
+    model = XLMRobertaModel(config).eval()
+    longest = max_positions(config)
+    assert longest == 10
+    model(torch.full((1, longest), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest + 1), 5))
+
+
+def test_other_models_use_all_their_positions() -> None:
+    assert max_positions(BertConfig(max_position_embeddings=12)) == 12
+    assert max_positions(PretrainedConfig()) == sys.maxsize
