@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import XLMRobertaForMaskedLM
+from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
@@ -13,6 +13,7 @@ from comet.report.analysis import analyse
 from comet.report.page import History, page
 from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled
+from comet.student.family import family_of
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.objective import as_option
@@ -43,7 +44,7 @@ def save_outputs(
     prepared: Preparation,
     trainer: DistillationTrainer,
     best: KeepBest,
-    student: XLMRobertaForMaskedLM,
+    student: PreTrainedModel,
     result: Distilled,
 ) -> None:
     """Writes the student, then the page and the options beside it; the student in the trainer is the best one."""
@@ -106,13 +107,13 @@ def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: Keep
     )
 
 
-def save_student(prepared: Preparation, student: XLMRobertaForMaskedLM, result: Distilled) -> None:
+def save_student(prepared: Preparation, student: PreTrainedModel, result: Distilled) -> None:
     """Write an ordinary transformers folder, named only when it is whole: weights, config, tokenizer, card.
 
     Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
     student.set_attn_implementation("sdpa")
-    prepared.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student has one token type only
+    prepared.tokenizer.model_input_names = list(family_of(prepared.recipe).model_inputs)
     with published_folder(result.output, keep=True) as folder:
         student.cpu().save_pretrained(folder)
         prepared.tokenizer.save_pretrained(folder)
