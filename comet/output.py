@@ -113,9 +113,11 @@ def save_student(prepared: Preparation, student: PreTrainedModel, result: Distil
     Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
     student.set_attn_implementation("sdpa")
-    prepared.tokenizer.model_input_names = list(family_of(prepared.recipe).model_inputs)
+    tokenizer, inputs = prepared.tokenizer, list(family_of(prepared.recipe).model_inputs)
+    # only what is among the arguments of its creation is saved, with the value of the attribute
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
     with published_folder(result.output, keep=True) as folder:
         student.cpu().save_pretrained(folder)
-        prepared.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         card = model_card(prepared.caches, prepared.config.objective, result)
         (folder / "README.md").write_text(card, encoding="utf-8")

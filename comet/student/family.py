@@ -146,7 +146,8 @@ MODERN_BERT = StudentFamily(
     architecture="ModernBertForMaskedLM",
     dense="head.dense",
     dropouts=("attention_dropout", "embedding_dropout", "mlp_dropout"),
-    settings={"decoder_bias": True},  # where a student's token frequencies start
+    # the bias takes the token frequencies; a local layer could not look where a global one of the teacher does
+    settings={"decoder_bias": True, "global_attn_every_n_layers": 1},
     special_ids=SPECIAL_IDS | {"cls_token_id": "bos_id", "sep_token_id": "eos_id"},
     head_multiple=2,  # rotary positions turn pairs of dimensions
 )
