@@ -103,29 +103,6 @@ class StudentFamily:
         assert isinstance(layer, nn.Linear), type(layer)
         return layer
 
-    def hidden_states(
-        self,
-        student: PreTrainedModel,
-        words: Tensor,
-        input_ids: Tensor,
-        mask: Tensor,
-        capture: AttentionCapture | None = None,
-    ) -> Tensor:
-        """Return the last layer's hidden states [B, L, H] from the word embeddings `words` [B, L, H] of `input_ids`
-        [B, L]. `mask` [B, L] is true before the padding."""
-        body: Any = student.base_model
-        positions = None
-        if self.counts_from_padding:  # the model itself would count all of `words`, the padding too
-            positions = body.embeddings.create_position_ids_from_input_ids(input_ids, body.embeddings.padding_idx)
-        hidden: Tensor = body(
-            inputs_embeds=words,
-            position_ids=positions,
-            attention_mask=mask,
-            attention_capture=capture,
-            use_cache=False,
-        ).last_hidden_state
-        return hidden
-
 
 XLM_R = StudentFamily(
     name="XLM-R",
@@ -159,6 +136,26 @@ def family_of(recipe: Recipe) -> StudentFamily:
     return FAMILIES.get(recipe.teacher_architecture, XLM_R)
 
 
+def word_embeddings(student: PreTrainedModel) -> Tensor:
+    """Return the weight [V, H] of the word embeddings."""
+    weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
+    return weight
+
+
+def hidden_states(
+    student: PreTrainedModel, words: Tensor, mask: Tensor, capture: AttentionCapture | None = None
+) -> Tensor:
+    """Return the last layer's hidden states [B, L, H] from word embeddings `words` [B, L, H].
+
+    `mask` [B, L] is true before the padding, which is at the end.
+    """
+    body: Any = student.base_model
+    hidden: Tensor = body(
+        inputs_embeds=words, attention_mask=mask, attention_capture=capture, use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
 def head_features(student: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the inputs [T, H] of the head's last layer from hidden states [T, H]."""
     transform = head_transform(student)
@@ -171,9 +168,3 @@ def output_layer(student: PreTrainedModel) -> nn.Linear:
     layer = student.get_output_embeddings()
     assert isinstance(layer, nn.Linear), type(layer)
     return layer
-
-
-def word_embeddings(student: PreTrainedModel) -> Tensor:
-    """Return the weight [V, H] of the word embeddings."""
-    weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
-    return weight

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
 from cache_tools.store.recipe import Recipe
-from comet.student.family import family_of, head_features, output_layer, word_embeddings
+from comet.student.family import head_features, hidden_states, output_layer, word_embeddings
 from comet.student.head import lookup, slice_logits, slices, sparse_head
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary
 from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy, project
@@ -66,7 +66,6 @@ class Distiller(nn.Module):
                 exit_code=2,
             )
         self.student, self.cache, self.objective, self.bf16 = student, cache, objective, bf16
-        self.family = family_of(cache)
         self.targets, self.logit_loss = teacher_targets(cache), logit_loss(objective.logit_loss, cache)
         self.attention_loss = ATTENTION_LOSSES[objective.attention_loss]
         self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
@@ -149,7 +148,7 @@ class Distiller(nn.Module):
         grad_buffer = [] if grad_buffer is None else grad_buffer
         words = lookup(word_embeddings(self.student), input_ids, grad_buffer)  # [B, L, H]
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            hidden = self.family.hidden_states(self.student, words, input_ids, mask, capture)  # [B, L, H]
+            hidden = hidden_states(self.student, words, mask, capture)  # [B, L, H]
         hidden = hidden[batch["target_row"], batch["target_position"]].float()  # [T, H]
         features = head_features(self.student, hidden)
         return features, capture.maps() if capture else hidden.new_zeros(0)

@@ -62,8 +62,7 @@ def test_a_shape_from_a_config_file(cache: Cache, tmp_path: Path) -> None:
         choose_shape("huge", cache, cache.recipe.vocab_size)
 
 
-def test_a_student_starts_no_worse_than_a_unigram_model(of_each_family: Cache) -> None:
-    cache = of_each_family
+def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
     student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT)
     start = validate(distiller, validation_rows(shards_of([cache], "validation")), 32, torch.device("cpu"))
