@@ -20,14 +20,16 @@ import torch
 from transformers import XLMRobertaForSequenceClassification
 
 from comet.export.onnx_model import open_session, run, write_int8, write_onnx
-from comet.student.model import PRESETS, StudentShape, student_config
+from comet.student.family import XLM_R as FAMILY
+from comet.student.family import StudentShape
+from comet.student.model import PRESETS
 
 XLM_R, TRIMMED = 250_002, 16_000
 LENGTHS = (32, 128)
 
 
 def classifier(shape: StudentShape, vocab_size: int) -> XLMRobertaForSequenceClassification:
-    config = student_config(shape, vocab_size)
+    config = FAMILY.config(shape, vocab_size)
     config.num_labels = 3
     return XLMRobertaForSequenceClassification(config).eval()
 

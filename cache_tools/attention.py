@@ -57,11 +57,13 @@ def pool_by_sdpa(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float
 
 
 def _softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
-    """Return attention weights [B, H, L, L]. `mask` [B, 1, L, L] bool, True where a key may be attended to."""
+    """Return attention weights [B, H, L, L]. `mask` [B, 1, L, L] bool, True where a key may be attended to; the rows of
+    a query without such a key, which only padding is, are uniform."""
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     scores = (query @ key.transpose(2, 3)).float() * scaling
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        # not −∞: far from any token a sliding window holds only padding, and a NaN there would reach all gradients
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores.softmax(-1)
 
 

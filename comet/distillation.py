@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
-from transformers import PrinterCallback, XLMRobertaForMaskedLM
+from transformers import PreTrainedModel, PrinterCallback
 
 from cache_tools.errors import CometError, noop
 from cache_tools.interrupts import stop_on_signal
@@ -128,9 +128,7 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
     say(sample_row(rows[0]))
 
 
-def _result(
-    prepared: Preparation, student: XLMRobertaForMaskedLM, best: KeepBest, steps: int, seconds: float
-) -> Distilled:
+def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, steps: int, seconds: float) -> Distilled:
     return Distilled(
         output=prepared.config.output,
         shape=prepared.shape,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import XLMRobertaForMaskedLM
+from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
@@ -13,6 +13,7 @@ from comet.report.analysis import analyse
 from comet.report.page import History, page
 from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled
+from comet.student.family import family_of
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.objective import as_option
@@ -43,7 +44,7 @@ def save_outputs(
     prepared: Preparation,
     trainer: DistillationTrainer,
     best: KeepBest,
-    student: XLMRobertaForMaskedLM,
+    student: PreTrainedModel,
     result: Distilled,
 ) -> None:
     """Writes the student, then the page and the options beside it; the student in the trainer is the best one."""
@@ -106,15 +107,17 @@ def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: Keep
     )
 
 
-def save_student(prepared: Preparation, student: XLMRobertaForMaskedLM, result: Distilled) -> None:
+def save_student(prepared: Preparation, student: PreTrainedModel, result: Distilled) -> None:
     """Write an ordinary transformers folder, named only when it is whole: weights, config, tokenizer, card.
 
     Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
     student.set_attn_implementation("sdpa")
-    prepared.tokenizer.model_input_names = ["input_ids", "attention_mask"]  # the student has one token type only
+    tokenizer, inputs = prepared.tokenizer, list(family_of(prepared.recipe).model_inputs)
+    # only what is among the arguments of its creation is saved, with the value of the attribute
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
     with published_folder(result.output, keep=True) as folder:
         student.cpu().save_pretrained(folder)
-        prepared.tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         card = model_card(prepared.caches, prepared.config.objective, result)
         (folder / "README.md").write_text(card, encoding="utf-8")

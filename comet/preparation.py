@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainingArguments, XLMRobertaForMaskedLM
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from cache_tools.errors import CometError
@@ -15,7 +15,8 @@ from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
 from comet.settings import StudentConfig, run_identity
-from comet.student.model import StudentShape, choose_shape, earlier_student, new_student, shape_of
+from comet.student.family import StudentShape
+from comet.student.model import choose_shape, earlier_student, new_student, shape_of
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 from comet.train.checkpoints import KEPT
 from comet.train.dataset import CacheShard, Collator, held_recipe, require_compatible, shards_of, student_collator
@@ -73,7 +74,7 @@ def _open_at(location: str, local: LocalCache | None) -> Cache:
     return open_remote(location, local, RetryPolicy())
 
 
-def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, XLMRobertaForMaskedLM]:
+def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, PreTrainedModel]:
     """Return the inputs of a training and the student at step 0.
 
     Raises CometError if the caches lack text or validation rows, or the student cannot be made.
@@ -106,7 +107,7 @@ def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabul
 
 def _begin_student(
     config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
-) -> tuple[StudentShape, XLMRobertaForMaskedLM]:
+) -> tuple[StudentShape, PreTrainedModel]:
     """Return the student at step 0. Raises CometError if it cannot be made, or if an earlier one does not fit."""
     dropout = config.objective.dropout
     if config.init in ("cache", "random"):

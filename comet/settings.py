@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.student.model import StudentShape
+from comet.student.family import StudentShape
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.objective import DEFAULT, Objective
 from comet.train.validation import Validation

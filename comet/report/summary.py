@@ -13,7 +13,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.templates import render
 from comet.report.analysis import AnnotatedRow
 from comet.settings import Distilled
-from comet.student.model import StudentShape
+from comet.student.family import StudentShape
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.distiller import Distiller
 from comet.train.objective import Objective, described, is_used

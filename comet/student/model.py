@@ -2,40 +2,23 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor
-from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, XLMRobertaModel
+from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from cache_tools.errors import CometError, first_line
 from cache_tools.models import max_positions
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
+from comet.student.family import StudentFamily, StudentShape, family_of, output_layer, word_embeddings
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
 AT_LEAST_SMALLER = 0.85
 EMBEDDING_STD = 0.1
-POSITIONS = 514
-
-
-@dataclass(frozen=True)
-class StudentShape:
-    """An XLM-R body: `layers` of width `hidden` with `heads` heads and a feed-forward of `intermediate`."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.layers} layers × {self.hidden}, {self.heads} heads, FFN {self.intermediate})"
-
 
 COMET = StudentShape("comet", 6, 256, 8, 1024)  # the paper's
 PRESETS = (
@@ -53,12 +36,12 @@ def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
 
     Raises CometError if `requested` is neither a preset nor a valid config.
     """
-    by_name = {shape.name: shape for shape in PRESETS}
+    by_name, family = {shape.name: shape for shape in PRESETS}, family_of(cache.recipe)
     if requested in by_name:
         return by_name[requested]
     if requested == "auto":
         limit = (1 - AT_LEAST_SMALLER) * cache.recipe.teacher_parameters
-        return next((s for s in PRESETS if count_parameters(s, vocab_size) <= limit), PRESETS[-1])
+        return next((s for s in PRESETS if count_parameters(s, vocab_size, family) <= limit), PRESETS[-1])
     path = Path(requested)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
     if not path.is_file():
@@ -73,29 +56,20 @@ def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
         ) from None
     if min(layers, hidden, heads, intermediate) < 1 or hidden % heads:
         raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)
+    if hidden // heads % family.head_multiple:
+        raise CometError(
+            f"--student {requested}: each of {heads} heads would be {hidden // heads} wide; expected a multiple of "
+            f"{family.head_multiple} for a {family.name} student, change hidden_size or num_attention_heads",
+            exit_code=2,
+        )
     return StudentShape(path.stem, layers, hidden, heads, intermediate)
 
 
-def student_config(shape: StudentShape, vocab_size: int, dropout: float = 0.0) -> XLMRobertaConfig:
-    return XLMRobertaConfig(
-        vocab_size=vocab_size,
-        hidden_size=shape.hidden,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        hidden_dropout_prob=dropout,
-        attention_probs_dropout_prob=dropout,
-        max_position_embeddings=POSITIONS,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        tie_word_embeddings=True,
-    )
-
-
-def count_parameters(shape: StudentShape, vocab_size: int) -> int:
-    """Count parameters as the paper does: the body with its pooler, without the masked-LM head."""
+def count_parameters(shape: StudentShape, vocab_size: int, family: StudentFamily) -> int:
+    """Count parameters as the paper does: the body, with its pooler if the family has one, without the masked-LM
+    head."""
     with torch.device("meta"):
-        return sum(p.numel() for p in XLMRobertaModel(student_config(shape, vocab_size)).parameters())
+        return sum(p.numel() for p in AutoModel.from_config(family.config(shape, vocab_size)).parameters())
 
 
 def new_student(
@@ -105,22 +79,22 @@ def new_student(
     dropout: float,
     seed: int,
     from_cache: bool = True,
-) -> XLMRobertaForMaskedLM:
-    """Return a student that starts from the caches' teacher embeddings and token frequencies, or at random."""
+) -> PreTrainedModel:
+    """Return a student of its teacher's family, that starts from the caches' teacher embeddings and token frequencies,
+    or at random."""
     recipe = caches[0].recipe
-    config = student_config(shape, len(vocabulary), dropout)
-    special = vocabulary.student_id[[recipe.pad_id, recipe.bos_id, recipe.eos_id]].tolist()
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = special
-    config.max_position_embeddings = max(POSITIONS, recipe.seq_len + special[0] + 1)
+    family = family_of(recipe)
+    special = {name: int(vocabulary.student_id[getattr(recipe, name)]) for name in ("pad_id", "bos_id", "eos_id")}
+    config = family.config(shape, len(vocabulary), dropout, special, recipe.seq_len)
     torch.manual_seed(seed)
-    student = XLMRobertaForMaskedLM(config)
+    student = family.model(config)
     if from_cache:
         _start_from_cache(student, caches, vocabulary)
     return student
 
 
 @torch.no_grad()
-def _start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
+def _start_from_cache(student: PreTrainedModel, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
     """Set the embeddings to the teacher's leading components, the head bias to token frequencies, and the head's
     transform to the identity.
 
@@ -128,7 +102,7 @@ def _start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], v
     log of the add-one-smoothed frequency, so that the first predictions are those of a unigram model. Ids that never
     occur start at the mean, which is zero; special tokens keep their random start.
     """
-    weight: Tensor = student.get_input_embeddings().weight  # type: ignore[assignment]
+    weight = word_embeddings(student)
     hidden = weight.shape[1]
     special = vocabulary.student_id[list(caches[0].recipe.special_ids)]
     keep = weight[special].clone()
@@ -142,8 +116,8 @@ def _start_from_cache(student: XLMRobertaForMaskedLM, caches: Sequence[Cache], v
         components *= EMBEDDING_STD / components.square().mean().sqrt().clamp(min=1e-12)
         weight[ids, :width] = components
     weight[special] = keep
-    student.lm_head.bias.copy_((counts / counts.sum()).log())
-    student.lm_head.dense.weight.copy_(torch.eye(hidden))
+    output_layer(student).bias.copy_((counts / counts.sum()).log())
+    family_of(caches[0].recipe).head_dense(student).weight.copy_(torch.eye(hidden))
 
 
 def token_counts(cached: Sequence[Vocabulary], vocabulary: StudentVocabulary) -> NDArray[np.int64]:
@@ -156,22 +130,33 @@ def token_counts(cached: Sequence[Vocabulary], vocabulary: StudentVocabulary) ->
 
 def earlier_student(
     folder: Path, caches: Sequence[Cache], vocabulary: StudentVocabulary, dropout: float
-) -> XLMRobertaForMaskedLM:
+) -> PreTrainedModel:
     """Load the student of an earlier training.
 
-    Raises CometError unless it is an XLM-R masked LM with exactly this vocabulary and enough positions for these rows.
+    Raises CometError unless it is a masked LM of the caches' family, with exactly this vocabulary and enough positions
+    for these rows.
     """
+    recipe = caches[0].recipe
+    family = family_of(recipe)
     expected = f"--init {folder}: expected cache, random, or the folder of a student"
     if not folder.is_dir():
         raise CometError(f"{expected}; there is no such folder", exit_code=2)
     try:
-        student: XLMRobertaForMaskedLM = XLMRobertaForMaskedLM.from_pretrained(
-            folder, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, local_files_only=True
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type
+        if found != family.model_type:
+            raise CometError(
+                f"--init {folder}: expected a student of the family {family.name} ({family.model_type}), as all "
+                f"students of a {recipe.teacher_architecture} are, found {found}; give a student of these caches' "
+                "teacher, or --init cache",
+                exit_code=2,
+            )
+        student: PreTrainedModel = family.model_class.from_pretrained(
+            folder, local_files_only=True, **family.dropout(dropout)
         )
         tokens = load_tokenizer(folder).get_vocab()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CometError(f"{expected} ({first_line(error)})", exit_code=2) from error
-    recipe, wanted = caches[0].recipe, student_tokenizer(caches[0], vocabulary).get_vocab()
+    wanted = student_tokenizer(caches[0], vocabulary).get_vocab()
     if unlike := [token for token in sorted(tokens | wanted) if tokens.get(token) != wanted.get(token)]:
         raise CometError(
             f"--init {folder}: its vocabulary of {len(tokens):,} tokens is not that of this training "
@@ -190,6 +175,6 @@ def earlier_student(
     return student.float()
 
 
-def shape_of(student: XLMRobertaForMaskedLM, name: str) -> StudentShape:
+def shape_of(student: PreTrainedModel, name: str) -> StudentShape:
     c = student.config
     return StudentShape(name, c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.intermediate_size)

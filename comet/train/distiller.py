@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import XLMRobertaForMaskedLM
+from transformers import PreTrainedModel
 
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
-from cache_tools.models import head_transform
 from cache_tools.store.recipe import Recipe
+from comet.student.family import head_features, hidden_states, output_layer, word_embeddings
 from comet.student.head import lookup, slice_logits, slices, sparse_head
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary
 from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy, project
@@ -51,7 +51,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: XLMRobertaForMaskedLM,
+        student: PreTrainedModel,
         cache: Recipe,
         objective: Objective,
         vocabulary: StudentVocabulary | None = None,
@@ -66,9 +66,6 @@ class Distiller(nn.Module):
                 exit_code=2,
             )
         self.student, self.cache, self.objective, self.bf16 = student, cache, objective, bf16
-        transform = head_transform(student)
-        assert transform is not None, type(student)
-        self.transform = transform
         self.targets, self.logit_loss = teacher_targets(cache), logit_loss(objective.logit_loss, cache)
         self.attention_loss = ATTENTION_LOSSES[objective.attention_loss]
         self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
@@ -148,20 +145,12 @@ class Distiller(nn.Module):
             of_all = len(batch["map_row"]) == len(length)  # then one matrix serves the attention and the map
             map_row = None if of_all else batch["map_row"]
             capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size, map_row)
-        embeddings = self.student.roberta.embeddings
         grad_buffer = [] if grad_buffer is None else grad_buffer
-        words = lookup(embeddings.word_embeddings.weight, input_ids, grad_buffer)  # [B, L, H]
-        positions = embeddings.create_position_ids_from_input_ids(input_ids, embeddings.padding_idx)
+        words = lookup(word_embeddings(self.student), input_ids, grad_buffer)  # [B, L, H]
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
-            body = self.student.roberta(
-                inputs_embeds=words,
-                position_ids=positions,
-                attention_mask=mask,
-                attention_capture=capture,
-                use_cache=False,
-            )
-        hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]].float()  # [T, H]
-        features = self.transform(hidden)
+            hidden = hidden_states(self.student, words, mask, capture)  # [B, L, H]
+        hidden = hidden[batch["target_row"], batch["target_position"]].float()  # [T, H]
+        features = head_features(self.student, hidden)
         return features, capture.maps() if capture else hidden.new_zeros(0)
 
     def logits(
@@ -175,7 +164,7 @@ class Distiller(nn.Module):
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
         """Return weight [V, H] and bias [V] of the last layer; a bias of −∞ excludes the unscored tokens."""
-        decoder = self.student.lm_head.decoder
+        decoder = output_layer(self.student)
         return decoder.weight, decoder.bias.masked_fill(self.unscored, -torch.inf)
 
     @torch.no_grad()

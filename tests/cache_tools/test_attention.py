@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoModelForMaskedLM, ModernBertConfig, ModernBertModel, PreTrainedModel
 
 from cache_tools.attention import (
     AttentionCapture,
@@ -234,6 +234,35 @@ def test_attention_pooled_in_training_equals_sdpa_with_gradients(padded: bool) -
         found.append((attended, maps, *torch.autograd.grad(loss, (query, key, value))))
     for ours, reference in zip(*found, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [None, [1]])
+def test_a_sliding_window_far_from_any_token_spoils_nothing(rows: list[int] | None) -> None:
+    """There a query has no key at all: its softmax is 0 / 0, and the next layer would spread it to every token."""
+    ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    config = ModernBertConfig(
+        vocab_size=99, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, local_attention=8, **ids
+    )
+    torch.manual_seed(0)
+    model, length = ModernBertModel(config), torch.tensor([SEQ_LEN, 5])
+    tokens, mask = torch.randint(3, 99, (2, SEQ_LEN)), torch.arange(SEQ_LEN) < length[:, None]
+    model.set_attn_implementation("eager")
+    eager = model(tokens, attention_mask=mask, output_attentions=True)
+    enable_capture(model)
+    which = slice(None) if rows is None else rows
+    by_definition = pool_weights(eager.attentions[1][which], block_members(length[which], SEQ_LEN, 8))
+    found = []
+    for training in (True, False):
+        capture = AttentionCapture((1,), length, SEQ_LEN, 8, None if rows is None else torch.tensor(rows))
+        with torch.set_grad_enabled(training):
+            hidden = model(tokens, attention_mask=mask, attention_capture=capture).last_hidden_state
+        torch.testing.assert_close(hidden[mask], eager.last_hidden_state[mask])
+        torch.testing.assert_close(capture.maps()[:, 0], by_definition, rtol=0, atol=1e-6)
+        found.append(hidden[mask].square().sum() + capture.maps().square().sum())
+    expected = eager.last_hidden_state[mask].square().sum() + by_definition.square().sum()
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in (found[0], expected)]
+    for mine, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])

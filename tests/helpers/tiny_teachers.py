@@ -3,6 +3,7 @@ text. Each function writes one into an empty folder."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
@@ -18,12 +19,13 @@ from transformers import (
     RobertaForMaskedLM,
 )
 
-TINY: dict[str, int] = {
+TINY: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "intermediate_size": 48,
     "max_position_embeddings": 64,
+    "initializer_range": 0.2,  # else all attention would be even, and all logits near zero
 }
 NAMES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>"}
 SPECIAL_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}

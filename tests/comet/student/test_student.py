@@ -12,6 +12,7 @@ from cache_tools import Cache
 from cache_tools.attention import AttentionCapture, block_members, pool_weights
 from cache_tools.errors import CometError
 from cache_tools.text.tokenizer import load_tokenizer
+from comet.student.family import XLM_R
 from comet.student.model import COMET, PRESETS, choose_shape, count_parameters, new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
@@ -24,7 +25,7 @@ AFRO_XLMR_LARGE, AFRO_XLMR_BASE, AFRO_XLMR_MINI = 559_890_432, 278_043_648, 117_
 
 
 def test_the_comet_preset_has_the_paper_s_parameters() -> None:
-    assert count_parameters(COMET, XLM_R_VOCABULARY) == 68_937_216
+    assert count_parameters(COMET, XLM_R_VOCABULARY, XLM_R) == 68_937_216
 
 
 @pytest.mark.parametrize(
@@ -43,9 +44,9 @@ def test_auto_takes_the_largest_preset_85_percent_smaller(
     other = Cache(cache.root, recipe, {"provenance": {}, "settings": {}}, cache.seal, cache.extent)
     shape = choose_shape("auto", other, other.recipe.vocab_size)
     assert shape.name == expected
-    assert count_parameters(shape, vocab_size) <= 0.15 * parameters
+    assert count_parameters(shape, vocab_size, XLM_R) <= 0.15 * parameters
     larger = PRESETS[: PRESETS.index(shape)]
-    assert all(count_parameters(s, vocab_size) > 0.15 * parameters for s in larger)
+    assert all(count_parameters(s, vocab_size, XLM_R) > 0.15 * parameters for s in larger)
 
 
 def test_a_shape_from_a_config_file(cache: Cache, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ def distiller_for(cache: Cache, objective: Objective, bf16: bool) -> Distiller:
 
 
 @pytest.mark.parametrize("attention_loss", ["kl", "mse", "projection"])
-def test_bfloat16_is_near_float32_and_trains_only(cache: Cache, attention_loss: str) -> None:
+def test_bfloat16_is_near_float32_and_trains_only(of_each_family: Cache, attention_loss: str) -> None:
+    cache = of_each_family
     recipe = replace(DEFAULT, attention_loss=attention_loss, attention_weight=0.5)
     batch = collate({name: array.copy() for name, array in cache.read_shard("train", 0).items()})
     losses, gradients = [], []
