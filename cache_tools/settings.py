@@ -9,6 +9,8 @@ from cache_tools.signals import FAMILIES, LOGITS
 
 HUB_PREFIX = "hf:"  # marks a data set of the hub, where a file is also allowed
 MAP_SIZE = 64
+START_WIDTH = 512
+AUTO = "auto"
 HUB_TOKENS = 50_000_000  # about 2 GB of cache, and more text than most students need
 
 
@@ -36,6 +38,8 @@ class BuildSettings:
     attention_layers: str = "spread:6"
     attention_size: int | None = None
     attention_every: int = 5
+    start_layers: str = AUTO
+    start_width: int | None = None
     rows_per_shard: int = 1024
     dtype: str = "auto"
     device: str = "auto"
@@ -56,6 +60,7 @@ class BuildSettings:
         largest = min(self.seq_len, 4096)
         require(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
         require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
+        require(self.start_width is None or self.start_width > 0, "--start-width", self.start_width, "at least 1")
         require(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
         require(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
         require(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
@@ -102,7 +107,7 @@ class RecheckSettings:
             raise CometError(f"--batch-size {self.batch_size}: expected at least 1", exit_code=2)
 
 
-def parse_layers(text: str, layers: int) -> tuple[int, ...]:
+def parse_layers(text: str, layers: int, option: str = "--attention-layers") -> tuple[int, ...]:
     """Return layer indices, ascending, of a model with `layers` layers, for `last`, `all`, `none`, `spread:6`,
     `every:4` or `-1,-7`.
 
@@ -110,7 +115,7 @@ def parse_layers(text: str, layers: int) -> tuple[int, ...]:
     n-th before it. Raises CometError for anything else.
     """
     expected = f"last, all, none, spread:N, every:N, or layer numbers such as -1,-7 within {layers} layers"
-    problem = CometError(f"--attention-layers {text}: expected {expected}", exit_code=2)
+    problem = CometError(f"{option} {text}: expected {expected}", exit_code=2)
     if text in ("last", "all", "none"):
         return {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}[text]
     try:

@@ -1,8 +1,9 @@
-"""Cache format 1: arrays, shapes, codecs and file paths, as specified in FORMAT.md."""
+"""Cache format 2: arrays, shapes, codecs and file paths, as specified in FORMAT.md."""
 
 import math
 import struct
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,10 @@ numcodecs.blosc.use_threads = False
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of the hierarchy. `shape` and `chunk` in elements; axis 0 of `chunk` is the rows of one shard."""
+    """One array of the hierarchy, `shape` and `chunk` in elements.
+
+    In the arrays of a group axis 0 of `chunk` is the rows of one shard, and its other axes are whole.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -49,9 +53,25 @@ class ArraySpec:
     def chunk_bytes(self) -> int:
         return math.prod(self.chunk) * self.dtype.itemsize
 
-    def chunk_path(self, shard: int) -> str:
-        """Return the file of one chunk, relative to the cache."""
-        return "/".join([self.path, "c", str(shard)] + ["0"] * (len(self.shape) - 1))
+    def chunk_path(self, *index: int) -> str:
+        """Return the file of one chunk, relative to the cache, given its number along each axis, 0 if omitted."""
+        numbers = (*index, *(0 for _ in self.shape[len(index) :]))
+        return "/".join([self.path, "c", *map(str, numbers)])
+
+    def chunks(self, region: tuple[slice, ...] | None = None) -> list[tuple[int, ...]]:
+        """Return the number along each axis of all chunks, or of those that a region without steps touches."""
+        region = region or tuple(slice(0, size) for size in self.shape)
+        axes = (range(r.start // c, -(-r.stop // c)) for r, c in zip(region, self.chunk, strict=True))
+        return list(product(*axes))
+
+    def region(self, index: tuple[int, ...]) -> tuple[slice, ...]:
+        """Return the region of one chunk, given its number along each axis."""
+        ends = zip(index, self.chunk, self.shape, strict=True)
+        return tuple(slice(i * c, min((i + 1) * c, size)) for i, c, size in ends)
+
+    def chunk_paths(self) -> list[str]:
+        """Return the files of all chunks, relative to the cache."""
+        return [self.chunk_path(*index) for index in self.chunks()]
 
 
 def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:

@@ -18,6 +18,7 @@ from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.layout import MAX_METADATA_BYTES, VOCABULARY, group_arrays, max_file_bytes, vocabulary_arrays
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
 from cache_tools.store.records import MAX_RECORD_BYTES, canonical, checked, inside, read_bounded, read_checked, sha256
+from cache_tools.store.start import START, start_arrays
 
 LEDGER = "ledger"
 SEAL = f"{LEDGER}/seal.json"
@@ -132,15 +133,20 @@ def token_digest(arrays: Mapping[str, NDArray]) -> str:
     return digest.hexdigest()
 
 
+def group_names(recipe: Recipe) -> tuple[str, ...]:
+    """Return the groups of the hierarchy below the root."""
+    return (*GROUPS, VOCABULARY, *((START,) if recipe.start_layers else ()))
+
+
 def sealed_limits(recipe: Recipe) -> dict[str, int]:
     """Return every file that the seal lists, relative to the cache, with its largest allowed size in bytes."""
     specs = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
-    vocabulary = list(vocabulary_arrays(recipe).values())
+    sealed = [*vocabulary_arrays(recipe).values(), *start_arrays(recipe).values()]
     return (
         {"zarr.json": MAX_ATTRIBUTES_BYTES}
-        | {f"{name}/zarr.json": MAX_METADATA_BYTES for name in (*GROUPS, VOCABULARY)}
-        | {f"{spec.path}/zarr.json": MAX_METADATA_BYTES for spec in specs + vocabulary}
-        | {spec.chunk_path(0): max_file_bytes(spec) for spec in vocabulary}
+        | {f"{name}/zarr.json": MAX_METADATA_BYTES for name in group_names(recipe)}
+        | {f"{spec.path}/zarr.json": MAX_METADATA_BYTES for spec in specs + sealed}
+        | {path: max_file_bytes(spec) for spec in sealed for path in spec.chunk_paths()}
         | {f"{TOKENIZER}/{name}": max_tokenizer_bytes(recipe.vocab_size) for name in TOKENIZER_FILES}
     )
 

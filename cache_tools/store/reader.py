@@ -13,7 +13,6 @@ from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import check_ranges, check_signals
 from cache_tools.store.layout import (
-    VOCABULARY,
     check_array,
     check_group,
     compare_metadata,
@@ -34,6 +33,7 @@ from cache_tools.store.ledger import (
     ShardRecord,
     cache_id,
     file_record,
+    group_names,
     read_extent,
     read_seal,
     read_shard_record,
@@ -42,6 +42,7 @@ from cache_tools.store.ledger import (
 from cache_tools.store.provenance import attach_call, check_provenance
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import inside, parse_json, read_bounded
+from cache_tools.store.start import start_arrays
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class Cache:
         rows, specs = self.recipe.shard_rows(group, shard), self.specs[group]
         paths = {name: specs[name].chunk_path(shard) for name in names}
         limits = {path: max_file_bytes(specs[name]) for name, path in paths.items()}
-        files = self._read_files({path: record.files[name] for name, path in paths.items()}, limits)
+        files = self.read_files({path: record.files[name] for name, path in paths.items()}, limits)
         into = dict.fromkeys(names) if out is None else out
         arrays = {name: decode_chunk(specs[name], files[path], rows, into[name]) for name, path in paths.items()}
         where = f"{self.name}: shard {group} {shard}"
@@ -225,8 +226,9 @@ class Cache:
             self._read_file(path, self.seal.files[path], self.seal.files[path].size)
         return self.root / TOKENIZER
 
-    def _read_files(self, files: Mapping[str, FileRecord], limits: Mapping[str, int]) -> Mapping[str, bytes]:
-        """Return files of a shard by their paths, each compared with its record when it is first read."""
+    def read_files(self, files: Mapping[str, FileRecord], limits: Mapping[str, int]) -> Mapping[str, bytes]:
+        """Return files by their paths, each compared with its record when it is first read. `limits` are the largest
+        sizes."""
         if self.shard_files is None:
             return {path: self._read_file(path, record, limits[path]) for path, record in files.items()}
         found = self.shard_files.read(files)
@@ -267,10 +269,10 @@ def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFile
         path = inside(root, relative)
         if relative.endswith("zarr.json") and not record.matches(read_bounded(path, MAX_ATTRIBUTES_BYTES)):
             raise CometError(f"{path}: not the sealed file; the cache is damaged")
-    for group in (*GROUPS, VOCABULARY):
+    for group in group_names(recipe):
         check_group(root, group)
     arrays = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
-    for spec in (*arrays, *vocabulary_arrays(recipe).values()):
+    for spec in (*arrays, *vocabulary_arrays(recipe).values(), *start_arrays(recipe).values()):
         check_array(root, spec)
     extent = read_extent(root, recipe, tuple(group_arrays(recipe, "train")))
     return Cache(root, recipe, comet, seal, extent, name, shard_files)

@@ -10,7 +10,7 @@ from cache_tools.errors import CometError
 from cache_tools.signals import LOGITS
 from cache_tools.store.records import canonical, sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GROUPS = ("train", "validation")
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
 MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memory that a reader needs
@@ -51,6 +51,11 @@ class Recipe:
     attention_size: int
     attention_every: int
     rows_per_shard: int
+    start_layers: tuple[int, ...]
+    start_width: int
+    start_neurons: int
+    start_positions: int
+    start_rows: int
     pooling: str = POOLING_RULE
     format: int = FORMAT_VERSION
 
@@ -96,6 +101,10 @@ INTEGER_BOUNDS = {
     "attention_size": (2, 2**12),
     "attention_every": (1, 2**10),
     "rows_per_shard": (1, 2**20),
+    "start_width": (0, 2**14),
+    "start_neurons": (0, 2**17),
+    "start_positions": (0, 2**17),
+    "start_rows": (0, 2**20),
     "format": (FORMAT_VERSION, FORMAT_VERSION),
 }
 """Smallest and largest value of each integer, so that none can size an allocation at will."""
@@ -149,8 +158,14 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require_list("special_ids", int, 0, value["vocab_size"] - 1, 1)
     require_list("temperatures", float, 0.01, 1000.0, 1)
     require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
+    require_list("start_layers", int, 0, value["teacher_layers"] - 1, 0)
+    for name in ("start_width", "start_neurons", "start_positions", "start_rows"):
+        require((value[name] > 0) == bool(value["start_layers"]), name, "a number above 0 if layers are kept, else 0")
+    require(value["start_width"] <= value["teacher_hidden"], "start_width", f"at most {value['teacher_hidden']}")
+    whole = value["start_width"] % value["teacher_heads"] == value["teacher_hidden"] % value["teacher_heads"] == 0
+    require(not value["start_layers"] or whole, "start_width", f"a multiple of {value['teacher_heads']}")
     require(1.0 in value["temperatures"] or not logits.needs_one, "temperatures", "1 among them")
-    for name in ("special_ids", "temperatures", "attention_layers"):
+    for name in ("special_ids", "temperatures", "attention_layers", "start_layers"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)
 

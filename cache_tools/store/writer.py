@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
-from cache_tools.store.layout import VOCABULARY, ArraySpec, declare_array, encode_chunk, group_arrays, vocabulary_arrays
+from cache_tools.store.layout import ArraySpec, declare_array, encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import (
     EXTENT,
     LEDGER,
@@ -20,6 +20,7 @@ from cache_tools.store.ledger import (
     Seal,
     ShardRecord,
     file_record,
+    group_names,
     sealed_limits,
     shard_record_path,
     token_digest,
@@ -28,6 +29,7 @@ from cache_tools.store.ledger import (
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import MAX_RECORD_BYTES, inside, sync_folder, with_checksum, write_durably
+from cache_tools.store.start import start_arrays
 
 
 def write_token_shard(root: Path, specs: Mapping[str, ArraySpec], shard: int, arrays: Mapping[str, NDArray]) -> str:
@@ -63,21 +65,24 @@ def seal(
     recipe: Recipe,
     attributes: dict[str, object],
     vocabulary: Mapping[str, NDArray],
+    start: Mapping[str, NDArray],
     token_digests: dict[str, tuple[str, ...]],
 ) -> None:
-    """Complete a prepared folder: metadata, vocabulary, extent, and last the seal that lists them.
+    """Complete a prepared folder: metadata, vocabulary, start, extent, and last the seal that lists them.
 
     The tokenizer and the token arrays must already be there. Raises CometError if a file would be too large to read.
     """
     zarr.create_group(root, attributes={"comet": attributes})
-    for group in (*GROUPS, VOCABULARY):
+    for group in group_names(recipe):
         zarr.create_group(root, path=group)
     for group in GROUPS:
         for spec in group_arrays(recipe, group).values():
             declare_array(root, spec)
-    for name, spec in vocabulary_arrays(recipe).items():
-        declare_array(root, spec)
-        write_durably(root / spec.chunk_path(0), encode_chunk(spec, vocabulary[name]))
+    for specs, arrays in ((vocabulary_arrays(recipe), vocabulary), (start_arrays(recipe), start)):
+        for name, spec in specs.items():
+            declare_array(root, spec)
+            for index in spec.chunks():
+                write_durably(root / spec.chunk_path(*index), encode_chunk(spec, arrays[name][spec.region(index)]))
 
     write_durably(root / EXTENT, with_checksum(whole_extent(recipe).to_json()))
     write_durably(root / LOCK, b"")

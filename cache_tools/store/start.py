@@ -1,0 +1,120 @@
+"""The arrays of `start/`: layers of the teacher, of which every smaller student is a leading block."""
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache_tools.errors import CometError
+from cache_tools.store.layout import ArraySpec, decode_chunk, max_file_bytes
+from cache_tools.store.recipe import MAX_SHARD_BYTES, Recipe
+
+if TYPE_CHECKING:
+    from cache_tools.store.reader import Cache
+
+START = "start"
+SMALLEST_BLOCK = 256
+MOST_BLOCKS = 8  # along one axis
+
+
+def start_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
+    """Return the arrays of the start by name, none if the recipe has no start.
+
+    Raises CometError if a chunk would not fit in memory.
+    """
+    if not recipe.start_layers:
+        return {}
+    layers, width, neurons, hidden = (
+        len(recipe.start_layers),
+        recipe.start_width,
+        recipe.start_neurons,
+        recipe.teacher_hidden,
+    )
+    tokens = recipe.seen_size + len(recipe.special_ids) + 1
+    parts = _blocks(width, neurons)
+    block, many = width // parts, neurons // parts
+    norms = 1 + 2 * layers
+    declared = {
+        "basis": ((hidden, width), (hidden, width), "float32", ("channel", "component")),
+        "embedding": ((tokens, width), (tokens, block), "float16", ("token", "component")),
+        "position": ((recipe.start_positions, width), (recipe.start_positions, block), "float16",
+                     ("position", "component")),
+        "head_bias": ((2, tokens), (2, tokens), "float32", ("bias", "token")),
+        "norm": ((norms, 4, width), (norms, 4, width), "float32", ("norm", "vector", "component")),
+        "attention": ((layers, 4, width, width), (1, 4, block, block), "float16",
+                      ("layer", "matrix", "head_dimension", "component")),
+        "attention_vector": ((layers, 5, width), (layers, 5, width), "float32", ("layer", "vector", "component")),
+        "ffn": ((layers, 2, neurons, width), (1, 2, many, block), "float16",
+                ("layer", "matrix", "neuron", "component")),
+        "ffn_vector": ((layers, 2, neurons), (layers, 2, neurons), "float32", ("layer", "vector", "neuron")),
+        "ffn_output": ((layers, 2, width), (layers, 2, width), "float32", ("layer", "vector", "component")),
+        "head": ((3, width, width), (3, block, block), "float32", ("moment", "component_out", "component_in")),
+        "head_mean": ((width,), (width,), "float32", ("component",)),
+        "head_order": ((layers, recipe.teacher_heads), (layers, recipe.teacher_heads), "int32", ("layer", "head")),
+        "neuron_order": ((layers, neurons), (layers, neurons), "int32", ("layer", "neuron")),
+    }  # fmt: skip
+    if width == hidden:
+        declared |= {
+            "norm_weight": ((norms + 1, 2, hidden), (norms + 1, 2, hidden), "float32", ("norm", "vector", "channel")),
+            "head_dense": ((hidden + 1, hidden), (hidden + 1, hidden), "float32", ("channel_out", "channel_in")),
+        }
+    specs = {}
+    for name, (shape, chunk, dtype, dimensions) in declared.items():
+        fill = -1 if dtype == "int32" else math.nan
+        specs[name] = ArraySpec(f"{START}/{name}", shape, chunk, np.dtype(dtype), fill, dimensions)
+        if specs[name].chunk_bytes > MAX_SHARD_BYTES:
+            raise CometError(
+                f"--start-width {width}: {name} would take {specs[name].chunk_bytes} bytes of memory, more than "
+                f"{MAX_SHARD_BYTES}; use a smaller --start-width",
+                exit_code=2,
+            )
+    return specs
+
+
+def _blocks(width: int, neurons: int) -> int:
+    """Return into how many equal blocks the axes of components and neurons are cut."""
+    found = 1
+    while found < MOST_BLOCKS and width % (2 * found) == neurons % (2 * found) == 0:
+        if width // (2 * found) < SMALLEST_BLOCK:
+            break
+        found *= 2
+    return found
+
+
+def start_chunks(recipe: Recipe) -> list[str]:
+    """Return the files of all chunks of the start, which a reader needs in part only."""
+    return [path for spec in start_arrays(recipe).values() for path in spec.chunk_paths()]
+
+
+def read_start(cache: "Cache", name: str, *region: slice) -> NDArray:
+    """Return a region of an array of the start; only the chunks that it touches are read.
+
+    A slice without a step for each of the leading axes; the others are whole. Raises CometError if the cache has no
+    such array, a file is not the sealed one, or a value is not finite.
+    """
+    specs = start_arrays(cache.recipe)
+    if name not in specs:
+        held = f"it has {', '.join(specs)}" if specs else "build one with --start-layers"
+        raise CometError(f"{cache.name}: has no start/{name}; {held}", exit_code=2)
+    spec = specs[name]
+    wanted = tuple(slice(*r.indices(size)[:2]) for r, size in zip(region, spec.shape, strict=False))
+    wanted += tuple(slice(0, size) for size in spec.shape[len(wanted) :])
+    paths = {index: spec.chunk_path(*index) for index in spec.chunks(wanted)}
+    limits = dict.fromkeys(paths.values(), max_file_bytes(spec))
+    files = cache.read_files({path: cache.seal.files[path] for path in limits}, limits)
+    found = np.empty([r.stop - r.start for r in wanted], spec.dtype)
+    for index, path in paths.items():
+        chunk, at = decode_chunk(spec, files[path], spec.chunk[0]), spec.region(index)
+        _copy_overlap(chunk, at, found, wanted)
+    if not np.isfinite(found).all():
+        raise CometError(f"{cache.name}: start/{name}: a value is not finite; the cache is damaged")
+    return found
+
+
+def _copy_overlap(chunk: NDArray, at: tuple[slice, ...], out: NDArray, region: tuple[slice, ...]) -> None:
+    """Copy to `out`, the array of a region, what a chunk that lies `at` has of it."""
+    overlap = [slice(max(a.start, r.start), min(a.stop, r.stop)) for a, r in zip(at, region, strict=True)]
+    source = tuple(slice(o.start - a.start, o.stop - a.start) for o, a in zip(overlap, at, strict=True))
+    target = tuple(slice(o.start - r.start, o.stop - r.start) for o, r in zip(overlap, region, strict=True))
+    out[target] = chunk[source]
