@@ -7,6 +7,7 @@ masks and vocabulary of an existing cache are final; the next build removes the 
 import hashlib
 import os
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.build.resolve import BuildInputs
+from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device, max_positions
@@ -63,6 +65,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
     """
     settings = inputs.settings
     _check_against_teacher(settings, teacher, tokenizer)
+    start_shape = choose_start(settings, teacher)
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
         root = work / "cache"
@@ -76,7 +79,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         share = validation_share(settings.mask_prob * settings.views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = _masking_of(settings, spool, tokenizer)
-        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking)
+        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
@@ -84,7 +87,11 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
             "provenance": provenance,
             "settings": _run_settings(settings, teacher),
         }
-        seal(root, recipe, attributes, _vocabulary(teacher, spool, masking, recipe), digests)
+        vocabulary = _vocabulary(teacher, spool, masking, recipe)
+        read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
+        device = choose_device(settings.device)
+        start = compute_start(teacher, recipe, read_tokens, vocabulary["id"], vocabulary["count"], device)
+        seal(root, recipe, attributes, vocabulary, start, digests)
         publish(root, out)
 
 
@@ -138,15 +145,17 @@ def _make_recipe(
     tokenizer: PreTrainedTokenizerFast,
     rows: dict[str, PackedRows],
     masking: Masking,
+    start: StartShape,
 ) -> Recipe:
     config = teacher.model.config
+    train_rows = len(rows["train"].length) * settings.views
     return Recipe(
         **identity(teacher, tokenizer),
         tokens_sha256=rows_sha256(rows),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),
         embedding_width=min(EMBEDDING_WIDTH, config.hidden_size, widest_embedding(len(masking.seen))),
-        train_rows=len(rows["train"].length) * settings.views,
+        train_rows=train_rows,
         validation_rows=len(rows["validation"].length) * settings.views,
         seq_len=settings.seq_len,
         max_targets=max_targets(settings.seq_len, settings.mask_prob),
@@ -160,6 +169,11 @@ def _make_recipe(
         attention_size=settings.map_size,
         attention_every=settings.attention_every,
         rows_per_shard=settings.rows_per_shard,
+        start_layers=start.layers,
+        start_width=start.width,
+        start_neurons=start.neurons,
+        start_positions=start.positions,
+        start_rows=start_rows(train_rows, settings.seq_len) if start.layers else 0,
     )
 
 

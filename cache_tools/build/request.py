@@ -5,6 +5,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.build.resolve import BuildInputs
+from cache_tools.build.start import choose_start
 from cache_tools.errors import CometError
 from cache_tools.settings import parse_layers
 from cache_tools.store.reader import Cache
@@ -28,6 +29,7 @@ def require_requested(
 def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, cache: Cache) -> list[str]:
     settings, recipe, provenance = inputs.settings, cache.recipe, cache.provenance
     layers = parse_layers(settings.attention_layers, recipe.teacher_layers)
+    start = choose_start(settings, teacher)
     asked = {
         "teacher weights sha256": (teacher.sha256, recipe.teacher_sha256),
         "tokenizer sha256": (tokenizer_sha256(tokenizer), recipe.tokenizer_sha256),
@@ -41,6 +43,8 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
         "--attention-layers": (layers, recipe.attention_layers),
         "--attention-size": (settings.map_size, recipe.attention_size),
         "--attention-every": (settings.attention_every, recipe.attention_every),
+        "--start-layers": (start.layers, recipe.start_layers),
+        "--start-width": (start.width, recipe.start_width),
         "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
         "--max-tokens": (settings.token_limit, provenance.get("max_tokens")),
         "--text": (inputs.text_records, _without_licences(provenance.get("text"))),

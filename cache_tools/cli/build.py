@@ -11,7 +11,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.info import show_human
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
-from cache_tools.settings import HUB_TOKENS, MAP_SIZE, BuildSettings
+from cache_tools.settings import HUB_TOKENS, MAP_SIZE, START_WIDTH, BuildSettings
 from cache_tools.signals import LOGITS
 from cache_tools.text.languages import find_language
 
@@ -31,6 +31,7 @@ SECTIONS = {
     "Input and output": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
     "Rows": ("seq_len", "views", "mask_prob", "seed"),
     "Signals": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
+    "Start of students": ("start_layers", "start_width"),
     "Execution": (
         *("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "i_may_share_this"),
         "dry_run",
@@ -72,6 +73,12 @@ EXAMPLES = (
 @click.option("--attention-size", type=int,
               help=f"Blocks per side of a pooled map.  [default: {MAP_SIZE}, or --seq-len if less]")  # fmt: skip
 @click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in this many.")
+@click.option("--start-layers", default=BuildSettings.start_layers,
+              help="The teacher's layers that students may start from: all, none, spread:N, every:N, last, or numbers. "
+              "auto: all, or none of a teacher whose kind of layers is not known.")  # fmt: skip
+@click.option("--start-width", type=int,
+              help="The widest student that may start from them.  "
+              f"[default: {START_WIDTH}, or the teacher's width if less]")  # fmt: skip
 @click.option("--temperatures", default="1", callback=_comma_numbers, help="Keep logits at these temperatures (1,2).")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="Precision of the teacher. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip

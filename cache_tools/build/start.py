@@ -1,0 +1,101 @@
+"""The start of a build: which of the teacher's layers it keeps, and their arrays from some rows of the text."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from cache_tools.anatomy import anatomy_of, why_no_start
+from cache_tools.errors import CometError
+from cache_tools.models import max_positions
+from cache_tools.settings import AUTO, START_WIDTH, BuildSettings, parse_layers
+from cache_tools.store.recipe import Recipe
+from cache_tools.teacher.activations import observe
+from cache_tools.teacher.forward import HostBatch, host_batch
+from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.start import make_start
+
+START_TOKENS = 2**15  # of the rows that give the moments of activations
+MOST_SHARDS = 16  # that these rows are spread over
+ROWS_AT_ONCE = 32
+
+ReadTokens = Callable[[int], dict[str, NDArray]]
+"""Returns the token arrays of a training shard."""
+
+
+@dataclass(frozen=True)
+class StartShape:
+    """What a start keeps of the teacher: its layers, components of the stream, neurons of a feed-forward, positions."""
+
+    layers: tuple[int, ...] = ()
+    width: int = 0
+    neurons: int = 0
+    positions: int = 0
+
+
+def choose_start(settings: BuildSettings, teacher: Teacher) -> StartShape:
+    """Return the shape of the start, empty if none is wanted, or if `auto` finds that the teacher allows none.
+
+    Raises CometError if layers are asked for that the teacher does not allow, or a width that does not fit.
+    """
+    config = teacher.model.config
+    wanted = settings.start_layers
+    layers = parse_layers("all" if wanted == AUTO else wanted, config.num_hidden_layers, "--start-layers")
+    if not layers:
+        return StartShape()
+    if (reason := why_no_start(teacher.model)) is not None:
+        if wanted == AUTO:
+            return StartShape()
+        raise CometError(f"--start-layers {wanted}: students cannot start from this teacher: {reason}", exit_code=2)
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    width = settings.start_width or min(START_WIDTH, hidden) // heads * heads
+    if width % heads or not 0 < width <= hidden:
+        raise CometError(
+            f"--start-width {width}: expected a multiple of the teacher's {heads} heads, up to its width {hidden}",
+            exit_code=2,
+        )
+    return StartShape(layers, width, config.intermediate_size * width // hidden, max_positions(config))
+
+
+def start_rows(train_rows: int, seq_len: int) -> int:
+    """Return the number of training rows that give the moments."""
+    return min(train_rows, -(-START_TOKENS // seq_len))
+
+
+def compute_start(
+    teacher: Teacher, recipe: Recipe, read_tokens: ReadTokens, ids: NDArray, count: NDArray, device: torch.device
+) -> dict[str, NDArray]:
+    """Return the arrays of the start, from the teacher in float32 on `device`; none if the recipe keeps no layers.
+
+    `teacher` is on the CPU, before and after. `ids` and `count` are those of the vocabulary. Raises CometError if a
+    value is too large for its dtype.
+    """
+    anatomy = anatomy_of(recipe.teacher_architecture)
+    if not recipe.start_layers or anatomy is None:
+        return {}
+    found = observe(teacher.to(device, torch.float32), anatomy, _batches(recipe, read_tokens))
+    arrays = make_start(teacher.to(torch.device("cpu"), torch.float32), anatomy, recipe, found, ids, count)
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise CometError(
+                f"the teacher's start/{name} is not finite in {array.dtype}; build without it: --start-layers none"
+            )
+    return arrays
+
+
+def _batches(recipe: Recipe, read_tokens: ReadTokens) -> Iterator[HostBatch]:
+    """Yield the rows that give the moments: the recipe's number of them, evenly spread over a few shards."""
+    count = min(recipe.shards("train"), MOST_SHARDS, recipe.start_rows)
+    shards = [i * recipe.shards("train") // count for i in range(count)]
+    left = recipe.start_rows
+    for turn, shard in enumerate(tqdm(shards, "start", unit="shard", disable=None)):
+        rows = recipe.shard_rows("train", shard)
+        taken = min(-(-left // (count - turn)), rows)
+        left -= taken
+        tokens, numbers = read_tokens(shard), np.arange(taken) * rows // taken
+        for start in range(0, taken, ROWS_AT_ONCE):
+            chosen = numbers[start : start + ROWS_AT_ONCE]
+            yield host_batch(recipe, {name: array[chosen] for name, array in tokens.items()})
