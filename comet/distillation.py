@@ -36,7 +36,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
     require_free(config.output)
     prepared, student = prepare(caches, config)
     distiller = Distiller(student, prepared.recipe, config.objective, prepared.vocabulary)
-    arguments = training_arguments(config, prepared.shape)  # also connects to the other processes
+    arguments = training_arguments(prepared.config, prepared.shape)  # also connects to the other processes
     processes = Processes()
     arguments.per_device_train_batch_size = processes.share_of(arguments.per_device_train_batch_size)
     say = say if processes.first else noop

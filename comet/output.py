@@ -73,7 +73,8 @@ def _options_file(prepared: Preparation, bf16: bool) -> str:
             "epochs": None if config.steps else config.epochs or float(objective.epochs),
             "steps": config.steps,
             "batch-size": config.batch_size or objective.batch_size,
-            "learning-rate": config.learning_rate or objective.peak_learning_rate(prepared.shape.hidden),
+            "learning-rate": config.learning_rate
+            or objective.peak_learning_rate(prepared.shape.hidden, config.init == "start"),
             "language-alpha": config.language_alpha,
             "validate-steps": config.validate_steps,
             "seed": config.seed,

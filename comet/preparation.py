@@ -16,8 +16,16 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
 from comet.settings import StudentConfig, run_identity
 from comet.student.family import StudentShape
-from comet.student.model import choose_shape, earlier_student, new_student, shape_of
-from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
+from comet.student.model import earlier_student, new_student, shape_of
+from comet.student.shape import choose_shape
+from comet.student.start import start_cache
+from comet.student.vocabulary import (
+    StudentVocabulary,
+    full_vocabulary,
+    student_tokenizer,
+    trimmed_vocabulary,
+    why_not_trimmed,
+)
 from comet.train.checkpoints import KEPT
 from comet.train.dataset import CacheShard, Collator, held_recipe, require_compatible, shards_of, student_collator
 
@@ -85,6 +93,8 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
     if not validation:
         raise CometError(f"{caches[0].name}: no validation rows to measure a student on; build a cache of more text")
     vocabulary = choose_vocabulary(config.vocabulary, caches)
+    chosen = "trimmed" if vocabulary.trimmed else "full"
+    config = replace(config, init=choose_init(config.init, caches), vocabulary=chosen)
     shape, student = _begin_student(config, caches, vocabulary)
     preparation = Preparation(
         config=config,
@@ -101,21 +111,34 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
 
 
 def choose_vocabulary(requested: str, caches: Sequence[Cache]) -> StudentVocabulary:
-    """Return the full or the trimmed vocabulary. Raises CometError if it cannot be trimmed."""
-    return trimmed_vocabulary(caches) if requested == "trimmed" else full_vocabulary(caches[0].recipe)
+    """Return the full or the trimmed vocabulary; `auto` is trimmed where that is possible. Raises CometError if it
+    cannot be trimmed."""
+    if requested == "trimmed" or (requested == "auto" and why_not_trimmed(caches) is None):
+        return trimmed_vocabulary(caches)
+    return full_vocabulary(caches[0].recipe)
+
+
+def choose_init(requested: str, caches: Sequence[Cache]) -> str:
+    """Return where the first weights come from; `auto` is the start where a cache has one, else the embeddings."""
+    if requested != "auto":
+        return requested
+    return "cache" if start_cache(caches) is None else "start"
 
 
 def _begin_student(
     config: StudentConfig, caches: Sequence[Cache], vocabulary: StudentVocabulary
 ) -> tuple[StudentShape, PreTrainedModel]:
     """Return the student at step 0. Raises CometError if it cannot be made, or if an earlier one does not fit."""
-    dropout = config.objective.dropout
-    if config.init in ("cache", "random"):
-        shape = choose_shape(config.student, caches[0], len(vocabulary))
-        return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init == "cache")
+    dropout, recipe = config.objective.dropout, (start_cache(caches) or caches[0]).recipe
+    if config.init in ("start", "cache", "random"):
+        shape = choose_shape(config.student, recipe, len(vocabulary))
+        return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init)
     student = earlier_student(Path(config.init), caches, vocabulary, dropout)
     shape = shape_of(student, Path(config.init).name)
-    if config.student != "auto" and replace(choose_shape(config.student, caches[0], 0), name=shape.name) != shape:
+    if (
+        config.student != "auto"
+        and replace(choose_shape(config.student, recipe, len(vocabulary)), name=shape.name) != shape
+    ):
         raise CometError(f"--student {config.student}: but --init {config.init} is {shape}; omit one", exit_code=2)
     return shape, student
 
@@ -129,7 +152,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "max_steps": config.steps or -1,
         "per_device_train_batch_size": config.batch_size or objective.batch_size,
         "per_device_eval_batch_size": 32,
-        "learning_rate": config.learning_rate or objective.peak_learning_rate(shape.hidden),
+        "learning_rate": config.learning_rate or objective.peak_learning_rate(shape.hidden, config.init == "start"),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.98,

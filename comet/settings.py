@@ -18,17 +18,17 @@ from comet.train.validation import Validation
 class StudentConfig:
     """The options of `comet-train`. `epochs`, `batch_size` and `learning_rate` default to the objective's.
 
-    `student` is auto, a preset, or a JSON file; `vocabulary` full or trimmed; `init` cache, random, or the folder of an
-    earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of transformers'
-    TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of `language_alpha`.
-    Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every `save_minutes`
+    `student` is auto, a size, or a JSON file; `vocabulary` auto, full or trimmed; `init` auto, start, cache, random, or
+    the folder of an earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of
+    transformers' TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of
+    `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every `save_minutes`
     into the folder `OUTPUT.checkpoints`, from which `resume` continues. Raises CometError for numbers not above 0.
     """
 
     output: Path
     student: str = "auto"
-    vocabulary: str = "full"
-    init: str = "cache"
+    vocabulary: str = "auto"
+    init: str = "auto"
     objective: Objective = DEFAULT
     epochs: float | None = None
     steps: int | None = None

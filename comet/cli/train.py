@@ -37,7 +37,7 @@ SECTIONS = {
 }
 EXAMPLES = (
     "comet-train --cache kin.zarr                               → kin-student, kin-student.html",
-    "comet-train --cache kin.zarr --vocabulary trimmed --output kin-small",
+    "comet-train --cache kin.zarr --student nano --output kin-nano",
     "comet-train --cache kin.zarr --cache swa.zarr --language-alpha 0.5",
     "comet-train --cache kin.zarr --resume                      continues after a stop",
     "comet-train --cache https://lab.example.org/kin.zarr       reads shards on demand",
@@ -54,11 +54,14 @@ EXAMPLES = (
               help="Folder or URL of a cache from `comet-cache build`. Repeatable: caches of one teacher.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), help="Folder of the student.  [default: ./CACHE-student]")
 @click.option("--student", default="auto",
-              help="Shape: auto, comet (6×256, the paper's), small, tiny, nano, or a JSON file.")  # fmt: skip
-@click.option("--vocabulary", type=click.Choice(["full", "trimmed"]), default="full",
-              help="All tokens of the teacher, or those of the corpus: far smaller and faster.")  # fmt: skip
-@click.option("--init", default="cache",
-              help="Initial weights: cache (the teacher's embeddings), random, or a student's folder.")  # fmt: skip
+              help="Shape: small, tiny or nano (85, 90 or 95 % smaller than the teacher), comet (6×256, the paper's), "
+              "or a JSON file. auto: small.")  # fmt: skip
+@click.option("--vocabulary", type=click.Choice(["auto", "trimmed", "full"]), default="auto",
+              help="trimmed: the tokens of the corpus, for a nearer student of the same size. full: all of the "
+              "teacher's, to go on with other languages. auto: trimmed where the tokenizer allows it.")  # fmt: skip
+@click.option("--init", default="auto",
+              help="Initial weights: start (the teacher's layers), cache (its embeddings), random, or a student's "
+              "folder. auto: start where the cache has it, else cache.")  # fmt: skip
 @click.option("--recipe", "objective", default="default", type=TextOrTable(),
               help="Objective (losses and optimiser): default, paper, or a TOML file of changes.")  # fmt: skip
 @click.option("--epochs", type=float, help="Passes over the cache.  [default: the objective's]")

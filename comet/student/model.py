@@ -1,6 +1,5 @@
-"""The student: its shapes, and its initial weights, from a cache, at random or from an earlier student."""
+"""The student at its first step: from the layers in a cache, its embeddings, at random, or from an earlier student."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,68 +7,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from cache_tools.errors import CometError, first_line
 from cache_tools.models import max_positions
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
-from comet.student.family import StudentFamily, StudentShape, family_of, output_layer, word_embeddings
+from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
+from comet.student.start import begin_with_start
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
-AT_LEAST_SMALLER = 0.85
 EMBEDDING_STD = 0.1
-
-COMET = StudentShape("comet", 6, 256, 8, 1024)  # the paper's
-PRESETS = (
-    COMET,
-    StudentShape("small", 6, 128, 4, 512),
-    StudentShape("tiny", 4, 64, 4, 256),
-    StudentShape("nano", 3, 48, 4, 192),
-)
-"""From large to small. `auto` chooses the first that is small enough."""
-
-
-def choose_shape(requested: str, cache: Cache, vocab_size: int) -> StudentShape:
-    """Return a preset by name, a shape from a JSON config file, or for `auto` the largest preset at least 85 % smaller
-    than the teacher, else the smallest preset.
-
-    Raises CometError if `requested` is neither a preset nor a valid config.
-    """
-    by_name, family = {shape.name: shape for shape in PRESETS}, family_of(cache.recipe)
-    if requested in by_name:
-        return by_name[requested]
-    if requested == "auto":
-        limit = (1 - AT_LEAST_SMALLER) * cache.recipe.teacher_parameters
-        return next((s for s in PRESETS if count_parameters(s, vocab_size, family) <= limit), PRESETS[-1])
-    path = Path(requested)
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    if not path.is_file():
-        expected = f"auto, {', '.join(by_name)}, or a JSON file with {', '.join(names)}"
-        raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        layers, hidden, heads, intermediate = (int(config[name]) for name in names)
-    except (ValueError, KeyError, TypeError) as error:
-        raise CometError(
-            f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
-        ) from None
-    if min(layers, hidden, heads, intermediate) < 1 or hidden % heads:
-        raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)
-    if hidden // heads % family.head_multiple:
-        raise CometError(
-            f"--student {requested}: each of {heads} heads would be {hidden // heads} wide; expected a multiple of "
-            f"{family.head_multiple} for a {family.name} student, change hidden_size or num_attention_heads",
-            exit_code=2,
-        )
-    return StudentShape(path.stem, layers, hidden, heads, intermediate)
-
-
-def count_parameters(shape: StudentShape, vocab_size: int, family: StudentFamily) -> int:
-    """Count parameters as the paper does: the body, with its pooler if the family has one, without the masked-LM
-    head."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in AutoModel.from_config(family.config(shape, vocab_size)).parameters())
 
 
 def new_student(
@@ -78,23 +26,28 @@ def new_student(
     vocabulary: StudentVocabulary,
     dropout: float,
     seed: int,
-    from_cache: bool = True,
+    init: str = "cache",
 ) -> PreTrainedModel:
-    """Return a student of its teacher's family, that starts from the caches' teacher embeddings and token frequencies,
-    or at random."""
+    """Return a student of its teacher's family. `init` is start: from the teacher's layers in the caches; cache: from
+    its embeddings and the frequencies of tokens; or random.
+
+    Raises CometError if there is no start, or the shape does not fit it.
+    """
     recipe = caches[0].recipe
     family = family_of(recipe)
     special = {name: int(vocabulary.student_id[getattr(recipe, name)]) for name in ("pad_id", "bos_id", "eos_id")}
     config = family.config(shape, len(vocabulary), dropout, special, recipe.seq_len)
     torch.manual_seed(seed)
     student = family.model(config)
-    if from_cache:
-        _start_from_cache(student, caches, vocabulary)
+    if init == "start":
+        begin_with_start(student, shape, caches, vocabulary)
+    elif init == "cache":
+        _begin_with_embeddings(student, caches, vocabulary)
     return student
 
 
 @torch.no_grad()
-def _start_from_cache(student: PreTrainedModel, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
+def _begin_with_embeddings(student: PreTrainedModel, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
     """Set the embeddings to the teacher's leading components, the head bias to token frequencies, and the head's
     transform to the identity.
 
@@ -138,7 +91,7 @@ def earlier_student(
     """
     recipe = caches[0].recipe
     family = family_of(recipe)
-    expected = f"--init {folder}: expected cache, random, or the folder of a student"
+    expected = f"--init {folder}: expected start, cache, random, or the folder of a student"
     if not folder.is_dir():
         raise CometError(f"{expected}; there is no such folder", exit_code=2)
     try:

@@ -23,6 +23,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.text.tokenizer import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
 
+TRIMMED_EXACTLY = ("Unigram", "WordPiece")
 CONTINUATION = "##"  # WordPiece's mark of a token inside a word
 
 
@@ -68,17 +69,9 @@ def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
 
 
 def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
-    """Return V_seen with the special tokens and those of `_required_tokens`.
-
-    Raises CometError for several caches, whose tails are over different V_seen, and for tokenizers that are neither
-    Unigram nor WordPiece.
-    """
-    if len(caches) > 1:
-        raise CometError(
-            "--vocabulary trimmed: takes one --cache, since every cache holds the tail over the tokens of its own "
-            "corpus only; use --vocabulary full, or build one cache of all texts",
-            exit_code=2,
-        )
+    """Return V_seen with the special tokens and those of `_required_tokens`. Raises CometError if `why_not_trimmed`."""
+    if (reason := why_not_trimmed(caches)) is not None:
+        raise CometError(f"--vocabulary trimmed: {reason}", exit_code=2)
     recipe, seen = caches[0].recipe, caches[0].vocabulary.id
     required = _required_tokens(read_tokenizer(caches[0])["model"])
     kept = np.unique(np.concatenate([seen, recipe.special_ids, required]).astype(np.int64))
@@ -91,19 +84,29 @@ def read_tokenizer(cache: Cache) -> dict[str, Any]:
     return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
 
 
+def why_not_trimmed(caches: Sequence[Cache]) -> str | None:
+    """Return why the vocabulary of these caches cannot be trimmed exactly, None if it can."""
+    if len(caches) > 1:
+        return (
+            "takes one --cache, since every cache holds the tail over the tokens of its own corpus only; use "
+            "--vocabulary full, or build one cache of all texts"
+        )
+    kind = read_tokenizer(caches[0])["model"]["type"]
+    if kind not in TRIMMED_EXACTLY:
+        return (
+            f"a {kind} tokenizer builds its tokens from one another, so that removing some changes how other text is "
+            "tokenised; use --vocabulary full"
+        )
+    return None
+
+
 def _required_tokens(model: dict[str, Any]) -> list[int]:
     """Return the ids of a tokenizer's tokens of a single character, and of the least likely token of a Unigram model,
-    which sets the cost of an unknown character. Raises CometError for models that cannot be trimmed exactly."""
+    which sets the cost of an unknown character."""
     if model["type"] == "WordPiece":
         return [i for token, i in model["vocab"].items() if len(token.removeprefix(CONTINUATION)) == 1]
-    if model["type"] == "Unigram":
-        single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token.removeprefix(CONTINUATION)) == 1]
-        return [*single, int(np.argmin([score for _, score in model["vocab"]]))]
-    raise CometError(
-        f"--vocabulary trimmed: a {model['type']} tokenizer builds its tokens from one another, so that removing some "
-        "changes how other text is tokenised; use --vocabulary full",
-        exit_code=2,
-    )
+    single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token.removeprefix(CONTINUATION)) == 1]
+    return [*single, int(np.argmin([score for _, score in model["vocab"]]))]
 
 
 def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:

@@ -103,8 +103,9 @@ class Objective:
 
     `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, depending on the
     cache) or residual (the tail added to the label). `layer_map` pairs (teacher layer, student layer), from 0, or from
-    the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256; with
-    `scales_with_width` narrower ones take proportionally larger steps. Raises ValueError for invalid values.
+    the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256 whose body is
+    random, `start_learning_rate` for one that begins with the teacher's layers; with `scales_with_width` narrower ones
+    take proportionally larger steps. Raises ValueError for invalid values.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Objective:
     attention_loss: str  # a name in ATTENTION_LOSSES
     dropout: float
     learning_rate: float
+    start_learning_rate: float
     scales_with_width: bool
     epochs: int
     patience: int  # validations without a better one after which training stops
@@ -131,15 +133,17 @@ class Objective:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
-        above_zero = ["learning_rate", "epochs", "patience", "batch_size"]
+        above_zero = ["learning_rate", "start_learning_rate", "epochs", "patience", "batch_size"]
         for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
 
-    def peak_learning_rate(self, hidden: int) -> float:
-        return self.learning_rate * 256 / hidden if self.scales_with_width else self.learning_rate
+    def peak_learning_rate(self, hidden: int, from_start: bool) -> float:
+        """Return the peak for a student of this width that begins with the teacher's layers, or not."""
+        rate = self.start_learning_rate if from_start else self.learning_rate
+        return rate * 256 / hidden if self.scales_with_width else rate
 
 
 DEFAULT = Objective(
@@ -151,6 +155,7 @@ DEFAULT = Objective(
     attention_loss="kl",
     dropout=0.0,
     learning_rate=1.2e-3,
+    start_learning_rate=2.5e-4,
     scales_with_width=True,
     epochs=15,
     patience=3,
@@ -166,6 +171,7 @@ PAPER = Objective(
     attention_loss="projection",
     dropout=0.1,
     learning_rate=5e-5,
+    start_learning_rate=5e-5,
     scales_with_width=False,
     epochs=15,
     patience=3,

@@ -1,0 +1,87 @@
+"""The shapes of students: the paper's, those that are a given share smaller than their teacher, or any from a file."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from transformers import AutoModel
+
+from cache_tools.errors import CometError
+from cache_tools.store.recipe import Recipe
+from comet.student.family import StudentFamily, StudentShape, family_of
+
+COMET = StudentShape("comet", 6, 256, 8, 1024)  # the paper's
+SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
+"""How much smaller than the teacher a student of this name is; `auto` is small."""
+AUTO = "auto"
+UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
+WIDTH_STEP = 8
+
+
+def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShape:
+    """Return the paper's shape, one by its size, or one from a JSON config file.
+
+    By its size is, with all layers of the cache's start, the widest student that is at least so much smaller than the
+    teacher, or else the narrowest. Raises CometError if `requested` is none of these.
+    """
+    if requested == COMET.name:
+        return COMET
+    name = "small" if requested == AUTO else requested
+    if name in SMALLER:
+        return _widest(name, recipe, vocab_size)
+    return _from_file(requested, family_of(recipe))
+
+
+def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
+    """Return the widest shape that is as much smaller than the teacher as its name says, or else the narrowest."""
+    family, limit = family_of(recipe), (1 - SMALLER[name]) * recipe.teacher_parameters
+    layers, heads = len(recipe.start_layers), recipe.teacher_heads
+    widest, neurons = recipe.start_width, recipe.start_neurons
+    if not layers:
+        layers, heads = min(UNSTARTED_LAYERS, recipe.teacher_layers), UNSTARTED_HEADS
+        widest, neurons = recipe.teacher_hidden, 4 * recipe.teacher_hidden
+    step = math.lcm(heads * family.head_multiple, WIDTH_STEP)
+
+    def of_width(steps: int) -> StudentShape:
+        return StudentShape(name, layers, steps * step, heads, steps * step * neurons // widest)
+
+    low, high = 1, max(widest // step, 1)  # the widest that is small enough lies between, or none is
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count_parameters(of_width(middle), vocab_size, family) <= limit:
+            low = middle
+        else:
+            high = middle - 1
+    return of_width(low)
+
+
+def _from_file(requested: str, family: StudentFamily) -> StudentShape:
+    path = Path(requested)
+    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
+    if not path.is_file():
+        expected = f"auto, {', '.join((COMET.name, *SMALLER))}, or a JSON file with {', '.join(names)}"
+        raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        layers, hidden, heads, intermediate = (int(config[name]) for name in names)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CometError(
+            f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
+        ) from None
+    if min(layers, hidden, heads, intermediate) < 1 or hidden % heads:
+        raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)
+    if hidden // heads % family.head_multiple:
+        raise CometError(
+            f"--student {requested}: each of {heads} heads would be {hidden // heads} wide; expected a multiple of "
+            f"{family.head_multiple} for a {family.name} student, change hidden_size or num_attention_heads",
+            exit_code=2,
+        )
+    return StudentShape(path.stem, layers, hidden, heads, intermediate)
+
+
+def count_parameters(shape: StudentShape, vocab_size: int, family: StudentFamily) -> int:
+    """Count parameters as the paper does: the body, with its pooler if the family has one, without the masked-LM
+    head."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in AutoModel.from_config(family.config(shape, vocab_size)).parameters())

@@ -1,0 +1,230 @@
+"""Make a student of a cache's start: its first weights are a leading block of the teacher's layers.
+
+See `cache_tools.teacher.start` for what the arrays are, `store/FORMAT.md` for their shapes. A student as wide as the
+teacher has the teacher's own channels again, and equals it, layer for layer, but for the rounding of float16. A
+narrower one lives in the leading principal components, turned so that its norms, which subtract the mean of a vector,
+lose the least important component and no other.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from cache_tools.anatomy import (
+    ATTENTION_NORM,
+    DOWN,
+    EMBEDDING_NORM,
+    FFN_NORM,
+    KEY,
+    OUTPUT,
+    POSITIONS,
+    QUERY,
+    TOKEN_TYPES,
+    UP,
+    VALUE,
+    Anatomy,
+    anatomy_of,
+)
+from cache_tools.errors import CometError
+from cache_tools.settings import parse_layers
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import Recipe
+from cache_tools.store.start import read_start
+from comet.student.family import StudentShape, output_layer, word_embeddings
+from comet.student.vocabulary import StudentVocabulary
+
+LINEAR = 8.0  # added to inputs of standard deviation 1, so that gelu passes them on as they are
+
+
+def start_cache(caches: Sequence[Cache]) -> Cache | None:
+    """Return the first cache that has a start, None if there is none."""
+    return next((cache for cache in caches if cache.recipe.start_layers), None)
+
+
+def start_layers(recipe: Recipe, layers: int) -> tuple[int, ...]:
+    """Return which of the kept layers a student of so many has, as indices into the start: evenly spread, the last
+    among them."""
+    return parse_layers(f"spread:{layers}", len(recipe.start_layers))
+
+
+def misfit(shape: StudentShape, recipe: Recipe) -> str | None:
+    """Return why a student of this shape cannot begin with the start of a cache, None if it can."""
+    heads, size = recipe.teacher_heads, shape.hidden // shape.heads
+    limits = {
+        "layers": (shape.layers, len(recipe.start_layers)),
+        "width": (shape.hidden, recipe.start_width),
+        "heads": (shape.heads, heads),
+        "dimensions of a head": (size, recipe.start_width // heads),
+        "neurons": (shape.intermediate, recipe.start_neurons),
+    }
+    over = [f"{name} {wanted}, the start has {most}" for name, (wanted, most) in limits.items() if wanted > most]
+    return "; ".join(over) or None
+
+
+@torch.no_grad()
+def begin_with_start(
+    student: PreTrainedModel, shape: StudentShape, caches: Sequence[Cache], vocabulary: StudentVocabulary
+) -> None:
+    """Set all weights of a student's body and head from the first cache that has a start.
+
+    Raises CometError if there is none, the shape does not fit it, or a file is damaged.
+    """
+    cache = start_cache(caches)
+    if cache is None:
+        raise CometError(
+            f"--init start: {caches[0].name} has no start; use --init cache, or build a cache with --start-layers",
+            exit_code=2,
+        )
+    if (reason := misfit(shape, cache.recipe)) is not None:
+        raise CometError(
+            f"--student {shape}: larger than the start of {cache.name} ({reason}); use a smaller --student, or --init "
+            "cache, or build a cache with a larger --start-width and all --start-layers",
+            exit_code=2,
+        )
+    anatomy = anatomy_of(type(student).__name__)
+    assert anatomy is not None, type(student)
+    width, whole = shape.hidden, shape.hidden == cache.recipe.teacher_hidden
+    turn = _read(cache, "basis").T if whole else _turn(width)  # [components, channels]
+    _set_embeddings(student, anatomy, caches, cache, vocabulary, turn)
+    chosen = start_layers(cache.recipe, shape.layers)
+    for layer, index in enumerate(chosen):
+        _set_attention(student, anatomy, layer, _read_attention(cache, index, shape), turn)
+        _set_ffn(student, anatomy, layer, cache, index, shape, turn)
+    norms = [anatomy.embeddings(student, EMBEDDING_NORM)]
+    norms += [anatomy.layer(student, i, part) for i in range(shape.layers) for part in (ATTENTION_NORM, FFN_NORM)]
+    numbers = [0, *(1 + 2 * index + site for index in chosen for site in (0, 1))]
+    if whole:
+        norms.append(student.get_submodule(anatomy.head_norm))
+        scales = _read(cache, "norm_weight")[[*numbers, -1]]  # [norms, 2, H]
+        dense = _read(cache, "head_dense")  # [H + 1, H]
+        _copy(student.get_submodule(anatomy.head_dense), dense[:-1], dense[-1])
+        for norm, (scale, bias) in zip(norms, scales, strict=True):
+            _copy(norm, scale, bias)
+        return
+    for norm, vectors in zip(norms, _read(cache, "norm")[numbers, :, :width], strict=True):
+        _copy(norm, *fit_norm(vectors, turn))
+    dense, bias, scale = fit_head(_read(cache, "head", slice(3), slice(width), slice(width)), turn)
+    hidden = _read(cache, "head_mean", slice(width)) @ turn
+    _copy(student.get_submodule(anatomy.head_dense), dense, bias - dense @ hidden)
+    _copy(student.get_submodule(anatomy.head_norm), torch.full((width,), scale), torch.zeros(width))
+
+
+def _read(cache: Cache, name: str, *region: slice) -> Tensor:
+    return torch.from_numpy(read_start(cache, name, *region)).double()
+
+
+def _copy(module: torch.nn.Module, weight: Tensor, bias: Tensor) -> None:
+    module.weight.copy_(weight)  # type: ignore[operator]
+    module.bias.copy_(bias)  # type: ignore[operator]
+
+
+def _turn(width: int) -> Tensor:
+    """Return an orthogonal matrix [d, d] that turns the last component into the direction of equal entries, which norms
+    remove: a Householder reflection."""
+    between = torch.full((width,), -(width**-0.5), dtype=torch.float64)
+    between[-1] += 1.0
+    length = between.norm()
+    between = between / length if length > 0 else between
+    return torch.eye(width, dtype=torch.float64) - 2.0 * torch.outer(between, between)
+
+
+def fit_norm(vectors: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and bias [d] of a norm over the leading components, from its `norm` vectors [4, d] and the turn.
+
+    The teacher divides by the deviation of all components, the student by that of its own, which is smaller by a
+    factor that the second moments tell.
+    """
+    mean, inner, slope, second = vectors
+    ratio = (second[:-1].sum() / len(second)).sqrt()
+    return turn.square().T @ (slope * ratio), (mean - slope * inner) @ turn
+
+
+def fit_head(moments: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Return (dense [d, d], its bias, the scale of the norm) of a head, from leading blocks of `head` [3, d, d].
+
+    The dense layer is the linear map of hidden states to features whose logits are nearest, in the mean over tokens:
+    M⁻¹ G C⁻¹ of the three moments. Its outputs have deviation 1, far enough from 0 for gelu to be linear; the norm
+    subtracts their common mean again.
+    """
+    metric, cross, hidden = moments
+    dense = torch.linalg.solve(hidden, torch.linalg.solve(metric, cross), left=False)  # [d, d]
+    scale = ((dense @ hidden) * dense).sum().div(len(dense)).sqrt()
+    return turn.T @ (dense / scale) @ turn, torch.full((len(dense),), LINEAR, dtype=torch.float64), scale.item()
+
+
+def _set_embeddings(
+    student: PreTrainedModel,
+    anatomy: Anatomy,
+    caches: Sequence[Cache],
+    cache: Cache,
+    vocabulary: StudentVocabulary,
+    turn: Tensor,
+) -> None:
+    """Set word and position embeddings and the head's bias. Tokens that only another cache holds take their embedding
+    from that one's start, and those of none the mean of all that the first cache lacks."""
+    weight, decoder, components = word_embeddings(student), output_layer(student), len(turn)
+    kind = 0 if turn.shape[1] == cache.recipe.teacher_hidden else 1  # with or without the mean feature
+    embedding, bias = _read(cache, "embedding", slice(None), slice(components)), _read(cache, "head_bias")[kind]
+    weight.copy_((embedding[-1] @ turn).expand_as(weight))
+    decoder.bias.fill_(bias[-1])
+    with_start = [one for one in caches if one.recipe.start_layers and one is not cache]
+    for other in reversed(with_start):
+        change = _read(other, "basis").T @ _read(cache, "basis", slice(None), slice(components))
+        rows = _read(other, "embedding") @ change @ turn
+        _set_tokens(weight, decoder.bias, other, vocabulary, rows, _read(other, "head_bias")[kind])
+    _set_tokens(weight, decoder.bias, cache, vocabulary, embedding @ turn, bias)
+    table = anatomy.embeddings(student, POSITIONS)
+    first = 0 if table.padding_idx is None else table.padding_idx + 1
+    positions = _read(cache, "position", slice(None), slice(components)) @ turn
+    count = min(len(positions), len(table.weight) - first)
+    table.weight[first : first + count] = positions[:count].float()
+    anatomy.embeddings(student, TOKEN_TYPES).weight.zero_()
+
+
+def _set_tokens(
+    weight: Tensor, bias: Tensor, cache: Cache, vocabulary: StudentVocabulary, rows: Tensor, values: Tensor
+) -> None:
+    """Set the embeddings and biases of a cache's tokens, special ones included, from the rows of its start."""
+    ids = np.concatenate([cache.vocabulary.id, cache.recipe.special_ids]).astype(np.int64)
+    at = vocabulary.student_id[torch.from_numpy(ids)]
+    held = at >= 0
+    weight[at[held]] = rows[:-1][held].to(weight.dtype)
+    bias[at[held]] = values[:-1][held].to(bias.dtype)
+
+
+def _read_attention(cache: Cache, index: int, shape: StudentShape) -> tuple[Tensor, Tensor]:
+    """Return (matrices [4, rows, components], vectors [5, …]) of a layer, rows in the order of the student's heads."""
+    heads, size = cache.recipe.teacher_heads, shape.hidden // shape.heads
+    # in the start the first dimensions of all heads come first; in a model all dimensions of a head are together
+    rows = (torch.arange(size) * heads + torch.arange(shape.heads)[:, None]).flatten()
+    last = int(rows.max()) + 1
+    region = (slice(index, index + 1), slice(4), slice(last), slice(shape.hidden))
+    matrices = _read(cache, "attention", *region)[0][:, rows]
+    vectors = _read(cache, "attention_vector", slice(index, index + 1))[0]
+    matrices[0] *= (size * heads / cache.recipe.teacher_hidden) ** 0.5  # scores are divided by the root of the size
+    vectors[1] *= (size * heads / cache.recipe.teacher_hidden) ** 0.5
+    of_components, of_rows = vectors[[0, 4], : shape.hidden], vectors[1:4, rows]
+    return matrices, torch.cat([of_components, of_rows])
+
+
+def _set_attention(
+    student: PreTrainedModel, anatomy: Anatomy, layer: int, read: tuple[Tensor, Tensor], turn: Tensor
+) -> None:
+    (query, key, value, output), (mean, whole, query_bias, value_bias, context) = read
+    for part, matrix, bias in ((QUERY, query, query_bias), (KEY, key, 0.0), (VALUE, value, value_bias)):
+        _copy(anatomy.layer(student, layer, part), matrix @ turn, bias - matrix @ mean)
+    _copy(anatomy.layer(student, layer, OUTPUT), (output @ turn).T, (whole - context @ output) @ turn)
+
+
+def _set_ffn(
+    student: PreTrainedModel, anatomy: Anatomy, layer: int, cache: Cache, index: int, shape: StudentShape, turn: Tensor
+) -> None:
+    one, neurons, components = slice(index, index + 1), slice(shape.intermediate), slice(shape.hidden)
+    up, down = _read(cache, "ffn", one, slice(2), neurons, components)[0]  # [f, d]
+    bias, activation = _read(cache, "ffn_vector", one, slice(2), neurons)[0]
+    mean, whole = _read(cache, "ffn_output", one, slice(2), components)[0]
+    _copy(anatomy.layer(student, layer, UP), up @ turn, bias - up @ mean)
+    _copy(anatomy.layer(student, layer, DOWN), (down @ turn).T, (whole - activation @ down) @ turn)
