@@ -44,7 +44,9 @@ def build_cache(
     begun = begun or _begun(out)  # another worker may have begun while this one waited
     provenance = begun.provenance if begun else existing.cache.provenance if existing else {}
     inputs = at_commits(inputs, provenance)
-    destination.require_shareable(begun.provenance if begun else {"text": inputs.text_provenance()}, i_may_share_this)
+    whose = begun.provenance if begun else {"text": inputs.text_provenance(), **inputs.teacher_provenance()}
+    has_start = bool(begun.recipe.start_layers) if begun else settings.start_layers != "none"
+    destination.require_shareable(whose, has_start, i_may_share_this)
     teacher, tokenizer = inputs.load_teacher()
     if existing is not None:
         require_requested(inputs, teacher, tokenizer, existing.cache, existing.location.name, "--push-to")

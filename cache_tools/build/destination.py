@@ -34,16 +34,18 @@ class Destination:
     existing: Listing | None = None
     policy: RetryPolicy = field(default_factory=RetryPolicy)
 
-    def require_shareable(self, provenance: dict[str, Any], may_share: bool) -> None:
-        """Print the texts to be pushed. Raises CometError if one would leave the machine without consent.
+    def require_shareable(self, provenance: dict[str, Any], has_start: bool, may_share: bool) -> None:
+        """Print the texts to be pushed, and whether layers of the teacher are. Raises CometError if one would leave the
+        machine without consent.
 
         A folder needs no consent: `--out` could be there as well.
         """
         if self.location is None:
             return
-        say_whose(provenance)
+        say_whose(provenance, has_start)
         if not isinstance(self.location, Folder):
-            require_consent(provenance, f"--push-to {self.location.name}", may_share)
+            where = f"--push-to {self.location.name}"
+            require_consent(provenance, where, may_share, has_start, has_text=True, detachable=False)
 
     def begin(self, existing: Listing, out: Path) -> None:
         """Create `out` from the existing cache's sealed files. Raises CometError if fetching or writing them fails."""

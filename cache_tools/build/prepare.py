@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from cache_tools.anatomy import why_no_start
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device, max_positions
-from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.settings import AUTO, BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.provenance import describe_exclusion
@@ -32,10 +33,9 @@ from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_dtype
 from cache_tools.teacher.identity import identity
-from cache_tools.teacher.model import Teacher, teacher_licence
+from cache_tools.teacher.model import Teacher
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
 from cache_tools.text.exclusion import NGRAM_WORDS
-from cache_tools.text.hub import split_revision
 from cache_tools.text.languages import find_language
 from cache_tools.text.masking import Masking, max_targets
 from cache_tools.text.packing import validation_share
@@ -66,6 +66,8 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
     settings = inputs.settings
     _check_against_teacher(settings, teacher, tokenizer)
     start_shape = choose_start(settings, teacher)
+    if settings.start_layers == AUTO and (reason := why_no_start(teacher.model)) is not None:
+        tqdm.write(f"no start: students of this cache begin with a random body, since {reason}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
         root = work / "cache"
@@ -239,15 +241,10 @@ def _make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
     """Return the origin of the cache, beside the recipe: names only, no folder, time or host."""
     settings = inputs.settings
     language = find_language(settings.language)
-    name, revision = split_revision(settings.teacher)
-    if Path(settings.teacher).is_dir():
-        name, revision = Path(settings.teacher).resolve().name, None
     return {
         "language": language.code,
         "language_name": language.name,
-        "teacher": name,
-        "teacher_revision": revision,
-        "teacher_licence": teacher_licence(settings.teacher),
+        **inputs.teacher_provenance(),
         "text": inputs.text_provenance(),
         "text_tokens": spool.total,
         "documents": spool.document_count,

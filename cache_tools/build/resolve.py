@@ -39,6 +39,17 @@ class BuildInputs:
         pairs = zip(self.text_records, self.texts, strict=True)
         return [record | ({"licence": t.licence()} if isinstance(t, HubText) else {}) for record, t in pairs]
 
+    def teacher_provenance(self) -> dict[str, object]:
+        """Return the teacher's name, commit and licence for the provenance."""
+        name, revision = split_revision(self.settings.teacher)
+        if Path(self.settings.teacher).is_dir():
+            name, revision = Path(self.settings.teacher).resolve().name, None
+        return {
+            "teacher": name,
+            "teacher_revision": revision,
+            "teacher_licence": teacher_licence(self.settings.teacher),
+        }
+
     def load_teacher(self) -> tuple[Teacher, PreTrainedTokenizerFast]:
         """Load the teacher and its tokenizer. Raises CometError as `load_teacher` and `load_teacher_tokenizer` do."""
         return load_teacher(self.settings.teacher), load_teacher_tokenizer(self.settings.teacher)

@@ -8,6 +8,7 @@ from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
+from cache_tools.store.start import describe_start
 from cache_tools.text.hub_text import parse_hub_text
 
 
@@ -40,6 +41,7 @@ def describe(cache: Cache) -> dict[str, object]:
         f"{recipe.views} view{'s' if recipe.views > 1 else ''}",
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
         **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
+        "start": describe_start(recipe),
         "bytes": size,
     }
     if text_tokens and not missing and is_whole:
@@ -90,6 +92,8 @@ def options_of_build(cache: Cache) -> dict[str, object]:
         "attention-layers": recipe.attention_layers or "none",
         "attention-size": recipe.attention_size,
         "attention-every": recipe.attention_every,
+        "start-layers": recipe.start_layers or "none",
+        "start-width": recipe.start_width or None,
         "rows-per-shard": recipe.rows_per_shard,
         "dtype": cache.settings.get("dtype"),
         "batch-size": cache.settings.get("batch_size"),

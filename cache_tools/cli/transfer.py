@@ -93,10 +93,9 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     listing = read_listing(here, policy)
     part = Part(detach_text=detach_text)
     has_text = detach(listing.cache.extent, part).has_text
-    say_whose(listing.cache.provenance, has_text)
-    if has_text:
-        way_out = "; if not, leave it out with --detach-text"
-        require_consent(listing.cache.provenance, source, i_may_share_this, way_out)
+    has_start = bool(listing.cache.recipe.start_layers)
+    say_whose(listing.cache.provenance, has_start, has_text)
+    require_consent(listing.cache.provenance, source, i_may_share_this, has_start, has_text, detachable=True)
     planned = plan(listing, to, part, policy)
     with to.staging():
         run_plan(planned, "push", policy)

@@ -13,13 +13,14 @@ from cache_tools.store.ledger import Extent
 from cache_tools.store.provenance import attach_call
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.start import describe_start
 from cache_tools.templates import render
 from cache_tools.text.hub import UNKNOWN_LICENCE
 
 CARD = "README.md"
 MARK = "<!-- written by comet-cache push -->"
 MAX_CARD_BYTES = 2**20
-NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary)\b")
+NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary|gated)\b")
 
 
 def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -30,17 +31,26 @@ def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
     } or {"a text without a name": UNKNOWN_LICENCE}
 
 
+def start_licences(provenance: Mapping[str, Any], has_start: bool) -> dict[str, str]:
+    """Return the licence of the teacher's layers by what they are called, nothing for a cache without a start."""
+    name = f"layers of {printable(provenance.get('teacher') or 'a teacher without a name')}"
+    return {name: printable(provenance.get("teacher_licence") or UNKNOWN_LICENCE)} if has_start else {}
+
+
 def in_doubt(licences: dict[str, str]) -> list[str]:
-    """Return the texts whose licence is unknown or restricts their use."""
+    """Return what has a licence that is unknown or restricts its use."""
     return [
         f"{name} ({licence})"
         for name, licence in licences.items()
-        if licence == UNKNOWN_LICENCE or NOT_FREE.search(licence.lower())
+        if licence.startswith(UNKNOWN_LICENCE) or NOT_FREE.search(licence.lower())
     ]
 
 
-def say_whose(provenance: Mapping[str, Any], has_text: bool = True) -> None:
-    """Print a line with the texts and their licences, and whether they are moved."""
+def say_whose(provenance: Mapping[str, Any], has_start: bool, has_text: bool = True) -> None:
+    """Print a line with the texts and their licences, and whether they are moved; another with the teacher's if layers
+    of it are."""
+    for name, licence in start_licences(provenance, has_start).items():
+        tqdm.write(f"a cache holds {name}, under its licence ({licence})")
     named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(provenance).items())
     if has_text:
         tqdm.write(f"a cache holds its text word for word; this one that of {named}")
@@ -48,12 +58,20 @@ def say_whose(provenance: Mapping[str, Any], has_text: bool = True) -> None:
         tqdm.write(f"no text is moved, not that of {named}. {NOT_ANONYMOUS}")
 
 
-def require_consent(provenance: Mapping[str, Any], where: str, may_share: bool, way_out: str = "") -> None:
-    """Raises CometError if a licence is in doubt and `may_share` is not set; `way_out` ends the message."""
-    if (doubts := in_doubt(text_licences(provenance))) and not may_share:
+def require_consent(
+    provenance: Mapping[str, Any], where: str, may_share: bool, has_start: bool, has_text: bool, detachable: bool
+) -> None:
+    """Raises CometError if the licence of the text or of the teacher's layers is in doubt, as far as a copy has them,
+    and `may_share` is not set; if the text is `detachable`, the message says how."""
+    texts = in_doubt(text_licences(provenance)) if has_text else []
+    layers = in_doubt(start_licences(provenance, has_start))
+    if (texts or layers) and not may_share:
+        ways = ["leave the text out with --detach-text"] * bool(texts and detachable)
+        ways += ["build the cache with --start-layers none"] * bool(layers)
         raise CometError(
-            f"{where}: the licence of {', '.join(doubts)} is unknown or restricts its use; if you may share the text, "
-            f"say so with --i-may-share-this{way_out}",
+            f"{where}: the licence of {', '.join(texts + layers)} is unknown or restricts its use; if you may share "
+            f"{'it' if len(texts + layers) == 1 else 'them'}, say so with --i-may-share-this"
+            + (f"; if not, {', and '.join(ways)}" if ways else ""),
             exit_code=2,
         )
 
@@ -74,7 +92,7 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
         signals=_held_signals(recipe, extent),
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
         attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),
-        teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE,
+        teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE, start=describe_start(recipe),
     )  # fmt: skip
 
 

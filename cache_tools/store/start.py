@@ -82,6 +82,15 @@ def _blocks(width: int, neurons: int) -> int:
     return found
 
 
+def describe_start(recipe: Recipe) -> str:
+    """Return what students may begin with, for `info` and the card."""
+    if not recipe.start_layers:
+        return "none: students begin with a random body"
+    layers = len(recipe.start_layers)
+    kept = f"{layers} of the teacher's {recipe.teacher_layers} layers, for students up to {recipe.start_width} wide"
+    return kept + (", its own width" if recipe.start_width == recipe.teacher_hidden else "")
+
+
 def start_chunks(recipe: Recipe) -> list[str]:
     """Return the files of all chunks of the start, which a reader needs in part only."""
     return [path for spec in start_arrays(recipe).values() for path in spec.chunk_paths()]

@@ -19,6 +19,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 MODEL_FILES = ["*.json", "*.txt", "*.model", "README.md", "model*.safetensors"]
 PICKLED_FILES = ["pytorch_model*.bin"]
 UNKNOWN_LICENCE = "licence not stated"
+GATED = ", gated"
 
 
 def split_revision(name: str) -> tuple[str, str | None]:
@@ -105,7 +106,8 @@ def card_licence(repository: str, kind: str, revision: str | None) -> str:
 
 
 def licence_of(card: Path) -> str:
-    """Return the licence in the metadata of a README.md; several are separated by commas."""
+    """Return the licence in the metadata of a README.md; several are separated by commas. It ends in GATED if the hub
+    asks for consent before it gives the files."""
     from huggingface_hub.repocard import metadata_load
 
     try:
@@ -116,7 +118,8 @@ def licence_of(card: Path) -> str:
     if licence == "other":
         licence = metadata.get("license_name") or licence
     names = licence if isinstance(licence, list) else [licence]
-    return ", ".join(str(name) for name in names if name)[:200] or UNKNOWN_LICENCE
+    named = ", ".join(str(name) for name in names if name)[:200] or UNKNOWN_LICENCE
+    return named + GATED * any(str(field).startswith("extra_gated_") for field in metadata)
 
 
 def _http_library() -> Any:
