@@ -16,7 +16,7 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import observe
 from cache_tools.teacher.forward import HostBatch, host_batch
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start import make_start
+from cache_tools.teacher.start import StartFrame, make_start
 
 START_TOKENS = 2**15  # of the rows that give the moments of activations
 MOST_SHARDS = 16  # that these rows are spread over
@@ -66,18 +66,24 @@ def start_rows(train_rows: int, seq_len: int) -> int:
 
 
 def compute_start(
-    teacher: Teacher, recipe: Recipe, read_tokens: ReadTokens, ids: NDArray, count: NDArray, device: torch.device
+    teacher: Teacher,
+    recipe: Recipe,
+    read_tokens: ReadTokens,
+    ids: NDArray,
+    count: NDArray,
+    device: torch.device,
+    frame: StartFrame | None = None,
 ) -> dict[str, NDArray]:
     """Return the arrays of the start, from the teacher in float32 on `device`; none if the recipe keeps no layers.
 
-    `teacher` is on the CPU, before and after. `ids` and `count` are those of the vocabulary. Raises CometError if a
-    value is too large for its dtype.
+    `teacher` is on the CPU, before and after. `ids` and `count` are those of the vocabulary, `frame` as in `make_start`.
+    Raises CometError if a value is too large for its dtype.
     """
     anatomy = anatomy_of(recipe.teacher_architecture)
     if not recipe.start_layers or anatomy is None:
         return {}
     found = observe(teacher.to(device, torch.float32), anatomy, _batches(recipe, read_tokens))
-    arrays = make_start(teacher.to(torch.device("cpu"), torch.float32), anatomy, recipe, found, ids, count)
+    arrays = make_start(teacher.to(torch.device("cpu"), torch.float32), anatomy, recipe, found, ids, count, frame)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise CometError(

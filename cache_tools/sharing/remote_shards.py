@@ -1,4 +1,5 @@
-"""A cache at a URL, read without pulling it: files of shards are fetched when needed and kept in a bounded folder."""
+"""A cache at a URL, read without pulling it: files of shards, and the chunks of the start that a student needs, are
+fetched when needed and kept in a bounded folder."""
 
 import threading
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer, verified
 from cache_tools.store.ledger import FileRecord, ShardKey
 from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.start import start_chunks
 
 CACHES = "caches"
 
@@ -55,7 +57,8 @@ class RemoteShards:
 
 
 def open_remote(url: str, local: LocalCache, policy: RetryPolicy) -> Cache:
-    """Open the cache at a URL, to read its shards when needed. All other files are in `local` afterwards, and stay.
+    """Open the cache at a URL, to read its shards and its start when needed. All other files are in `local` afterwards,
+    and stay.
 
     Raises CometError if there is no sound and complete cache with its text, and Unreachable if there is no answer.
     """
@@ -88,7 +91,7 @@ def _describe(source: Listing, local: LocalCache) -> str:
 
 
 def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy) -> Folder:
-    """Copy sealed files and ledger into a folder named by the cache id, and return it."""
+    """Copy sealed files, but for the start's chunks, and the ledger into a folder named by the cache id; return it."""
     cache_id = id_of(source.cache, source.cache.extent, source.records)
     folder = Folder(disk_cache.local.folder / CACHES / cache_id)
     with disk_cache.locked(cache_id), folder.staging():
@@ -96,5 +99,6 @@ def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy)
         records: dict[ShardKey, list[str]] = {
             shard: [] for shard in planned.lacking if shard not in planned.current_records
         }
-        Transfer(replace(planned, lacking=records), policy, lambda size: None).run()
+        skipped = frozenset(start_chunks(source.cache.recipe))
+        Transfer(replace(planned, lacking=records), policy, lambda size: None, skipped).run()
     return folder

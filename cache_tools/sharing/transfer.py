@@ -25,11 +25,12 @@ Progress = Callable[[int], object]
 
 @dataclass
 class Transfer:
-    """The execution of a plan."""
+    """The execution of a plan. `skipped` are sealed files that are not copied, since they are read when needed."""
 
     plan: Plan
     policy: RetryPolicy
     progress: Progress
+    skipped: frozenset[str] = frozenset()
     stop: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
@@ -55,7 +56,7 @@ class Transfer:
         files = source.cache.seal.files
         self.require_own_root()
         self.copy_file(ROOT, files[ROOT])  # first: from then on the destination is taken for this cache
-        others = [path for path in files if path != ROOT]
+        others = [path for path in files if path != ROOT and path not in self.skipped]
         map_concurrently(lambda path: self.copy_file(path, files[path]), others, self.stop)
         self.require_own_root()
         self._write(SEAL, source.metadata[SEAL])

@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -73,34 +74,79 @@ class Norm:
         return torch.stack([mean, inner, together / variance, second])
 
 
+@dataclass(frozen=True)
+class StartFrame:
+    """What the arrays of a start are in: the basis [H, w], and of each kept layer the order of its heads [n, heads] and
+    of the neurons kept [n, f]."""
+
+    basis: Tensor
+    head_order: Tensor
+    neuron_order: Tensor
+
+
 def make_start(
-    teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, ids: NDArray, count: NDArray
+    teacher: Teacher,
+    anatomy: Anatomy,
+    recipe: Recipe,
+    found: Activations,
+    ids: NDArray,
+    count: NDArray,
+    frame: StartFrame | None = None,
 ) -> dict[str, NDArray]:
     """Return the arrays of `store.start.start_arrays` for the layers and the width of the recipe.
 
     `ids` [V_seen] are the tokens of the corpus, `count` [V_seen] their numbers. The teacher is on the CPU in float32.
+    With a `frame`, that of another start is used instead of a new one, so that both can be compared.
     """
     norms = _norms(teacher, anatomy, found)
-    streams = [norm.covariance for norm in norms]
-    basis = principal_basis(streams, found.features.covariance)[:, : recipe.start_width]  # [H, w]
+    frame = frame or make_frame(teacher, anatomy, recipe, found, norms)
+    basis = frame.basis  # [H, w]
     layers = [
-        _project_attention(teacher, anatomy, index, norms[2 * index], found.layers[index], basis, recipe)
-        | _project_ffn(teacher, anatomy, index, norms[2 * index + 1], found.layers[index], basis, recipe)
-        for index in recipe.start_layers
+        _project_attention(teacher, anatomy, index, norms[2 * index], found.layers[index], basis, recipe, heads)
+        | _project_ffn(teacher, anatomy, index, norms[2 * index + 1], found.layers[index], basis, neurons)
+        for index, heads, neurons in zip(recipe.start_layers, frame.head_order, frame.neuron_order, strict=True)
     ]
     kept_norms = [norms[0], *(norms[2 * index + site] for index in recipe.start_layers for site in (1, 2))]
     arrays = {
-        "basis": basis,
+        **vars(frame),
         "norm": torch.stack([norm.rotated(basis) for norm in kept_norms]),
         **{name: torch.stack([layer[name] for layer in layers]) for name in layers[0]},
         **_project_embeddings(teacher, anatomy, recipe, found, ids, basis),
-        "head": _head_moments(teacher, found, torch.from_numpy(ids), torch.from_numpy(count), basis),
+        "head": _head_moments(teacher, found, ids, count, basis),
         "head_mean": found.hidden.mean @ basis,
     }
     if recipe.start_width == recipe.teacher_hidden:
         arrays |= _exact_arrays(teacher, anatomy, kept_norms)
     dtypes = {name: spec.dtype for name, spec in start_arrays(recipe).items()}
     return {name: array.detach().numpy().astype(dtypes[name]) for name, array in arrays.items()}
+
+
+def make_frame(
+    teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, norms: Sequence[Norm]
+) -> StartFrame:
+    """Return the basis, and the order of heads and neurons by the variance of what they add to the stream."""
+    heads, neurons = [], []
+    for index in recipe.start_layers:
+        output, down = (anatomy.layer(teacher.model, index, part).weight.double() for part in (OUTPUT, DOWN))
+        added = torch.einsum("hod,hde,hoe->h", _of_heads(output, recipe), _contexts(found.layers[index], recipe),
+                             _of_heads(output, recipe))  # fmt: skip
+        heads.append(added.argsort(descending=True, stable=True))
+        added = found.layers[index].neurons.covariance * down.square().sum(0)  # [F]
+        neurons.append(added.argsort(descending=True, stable=True)[: recipe.start_neurons])
+    basis = principal_basis([norm.covariance for norm in norms], found.features.covariance)
+    return StartFrame(basis[:, : recipe.start_width], torch.stack(heads), torch.stack(neurons))
+
+
+def _of_heads(output: Tensor, recipe: Recipe) -> Tensor:
+    """Return the output's weight [H, H] as [heads, H, dh]."""
+    return output.unflatten(1, (recipe.teacher_heads, -1)).transpose(0, 1)
+
+
+def _contexts(found: LayerMoments, recipe: Recipe) -> Tensor:
+    """Return the covariance [heads, dh, dh] of what the output is multiplied with, head by head."""
+    heads = recipe.teacher_heads
+    blocks = found.context.covariance.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
+    return torch.stack([blocks[head, :, head] for head in range(heads)])
 
 
 def _norms(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]:
@@ -137,9 +183,10 @@ def _affine(teacher: Teacher, anatomy: Anatomy, index: int, part: str, mean: Ten
 
 
 def _project_attention(
-    teacher: Teacher, anatomy: Anatomy, index: int, before: Norm, found: LayerMoments, basis: Tensor, recipe: Recipe
-) -> dict[str, Tensor]:
-    """Return a layer's `attention`, `attention_vector` and `head_order`. `before` is the norm that gives its input.
+    teacher: Teacher, anatomy: Anatomy, index: int, before: Norm, found: LayerMoments, basis: Tensor, recipe: Recipe,
+    order: Tensor,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return a layer's `attention` and `attention_vector`. `before` is the norm that gives its input.
 
     Rows are the heads' dimensions, the first of every head before the second of any, so that a leading block holds all
     heads.
@@ -150,11 +197,8 @@ def _project_attention(
         for part, mean in ((QUERY, before.mean), (KEY, before.mean), (VALUE, before.mean), (OUTPUT, found.context.mean))
     )
     query, key, value = (matrix.unflatten(0, (heads, -1)) for matrix in (query, key, value))  # [heads, dh, H + 1]
-    outputs = output[:, :-1].unflatten(1, (heads, -1)).transpose(0, 1)  # [heads, H, dh]
-    blocks = found.context.covariance.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
-    context = torch.stack([blocks[head, :, head] for head in range(heads)])  # [heads, dh, dh]
+    outputs, context = _of_heads(output[:, :-1], recipe), _contexts(found, recipe)
     context_mean = found.context.mean.unflatten(0, (heads, -1))
-    order = torch.einsum("hod,hde,hoe->h", outputs, context, outputs).argsort(descending=True, stable=True)
     scale = _root(before.covariance)
     aligned = []
     for head in order.tolist():
@@ -169,7 +213,6 @@ def _project_attention(
         "attention_vector": torch.stack(
             [before.mean @ basis, queries[:, -1], values[:, -1], mean[:, 0], output[:, -1] @ basis]
         ),
-        "head_order": order,
     }
 
 
@@ -204,19 +247,15 @@ def _root(covariance: Tensor) -> Tensor:
 
 
 def _project_ffn(
-    teacher: Teacher, anatomy: Anatomy, index: int, before: Norm, found: LayerMoments, basis: Tensor, recipe: Recipe
+    teacher: Teacher, anatomy: Anatomy, index: int, before: Norm, found: LayerMoments, basis: Tensor, order: Tensor
 ) -> dict[str, Tensor]:
-    """Return a layer's `ffn`, `ffn_vector`, `ffn_output` and `neuron_order`, neurons by falling variance of what they
-    add to the stream. `before` is the norm that gives its input."""
+    """Return a layer's `ffn`, `ffn_vector` and `ffn_output`. `before` is the norm that gives its input."""
     up = _affine(teacher, anatomy, index, UP, before.mean)  # [F, H + 1]
     down = _affine(teacher, anatomy, index, DOWN, found.neurons.mean)  # [H, F + 1]
-    added = found.neurons.covariance * down[:, :-1].square().sum(0)  # [F]
-    order = added.argsort(descending=True, stable=True)[: recipe.start_neurons]
     return {
         "ffn": torch.stack([up[order, :-1] @ basis, down.T[order] @ basis]),
         "ffn_vector": torch.stack([up[order, -1], found.neurons.mean[order]]),
         "ffn_output": torch.stack([before.mean @ basis, down[:, -1] @ basis]),
-        "neuron_order": order,
     }
 
 
@@ -227,7 +266,7 @@ def _project_embeddings(
     one for the mean of all others."""
     embedding, bias = teacher.input_embedding, teacher.head.bias.double()
     shift = (embedding @ found.features.mean.float()).double()  # [V] of the logits, by the mean feature
-    kept = torch.cat([torch.from_numpy(ids).long(), torch.tensor(recipe.special_ids)])
+    kept = torch.cat([torch.from_numpy(ids.astype(np.int64)), torch.tensor(recipe.special_ids)])
     others = torch.ones(len(embedding), dtype=torch.bool)
     others[kept] = False
     number = max(int(others.sum()), 1)
@@ -245,13 +284,14 @@ def _project_embeddings(
     }
 
 
-def _head_moments(teacher: Teacher, found: Activations, ids: Tensor, count: Tensor, basis: Tensor) -> Tensor:
+def _head_moments(teacher: Teacher, found: Activations, ids: NDArray, count: NDArray, basis: Tensor) -> Tensor:
     """Return [3, w, w] of which leading blocks give the head of every width; see `comet.student.start`.
 
     The metric of logits, Σ p (e − ē)(e − ē)ᵀ over the tokens of the corpus by frequency p, in the basis; its product
     with the covariance of features by hidden; and the covariance of hidden.
     """
-    embedding, share = teacher.input_embedding[ids.long()].double(), (count / count.sum()).double()
+    embedding = teacher.input_embedding[torch.from_numpy(ids.astype(np.int64))].double()
+    share = torch.from_numpy(count / count.sum())
     centred = embedding - share @ embedding
     metric = basis.T @ (centred.T @ (share[:, None] * centred))  # [w, H]
     hidden = basis.T @ found.hidden.covariance @ basis

@@ -22,6 +22,7 @@ from cache_tools.store.records import inside, read_bounded
 from cache_tools.store.tokenizer import parse_tokenizer
 from cache_tools.text.masking import content_keys
 from cache_tools.verify.report import Damage, Report
+from cache_tools.verify.start import compare_start, start_errors
 from cache_tools.verify.unexpected_files import check_names
 from cache_tools.verify.values import shard_errors, unmasked, vocabulary_errors
 
@@ -67,7 +68,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
 
 
 def _check_sealed(cache: Cache, report: Report) -> None:
-    """Check the sealed files; with `report.deep` also the vocabulary."""
+    """Check the sealed files; with `report.deep` also the values of the start and the vocabulary."""
     for name, record in cache.seal.files.items():
         try:
             data = read_bounded(inside(cache.root, name), record.size)
@@ -76,6 +77,7 @@ def _check_sealed(cache: Cache, report: Report) -> None:
         else:
             report.sound(cache.root / name, data, record.matches(data), None)
     if report.deep:
+        report.damage += [Damage(message) for message in start_errors(cache)]
         try:
             report.damage += [Damage(message) for message in vocabulary_errors(cache.vocabulary, cache.recipe)]
         except CometError as error:
@@ -174,7 +176,11 @@ def _tokenizer_errors(cache: Cache) -> Iterator[str]:
 
 
 def _check_teacher(cache: Cache, rerun: "TeacherRerun", report: Report) -> None:
-    """Rerun the teacher on committed shards without damage so far."""
+    """Compare the start with the teacher's layers, and rerun the teacher on committed shards without damage so far."""
+    try:
+        report.damage += [Damage(message) for message in compare_start(cache, rerun.teacher, rerun.device)]
+    except CometError as error:
+        report.notes.append(f"the start was not compared with the teacher: {error}")
     try:
         seen = cache.vocabulary.id
     except CometError:  # reported already
