@@ -22,9 +22,10 @@ from transformers import XLMRobertaForSequenceClassification
 from comet.export.onnx_model import open_session, run, write_int8, write_onnx
 from comet.student.family import XLM_R as FAMILY
 from comet.student.family import StudentShape
-from comet.student.model import PRESETS
+from comet.student.shape import COMET
 
 XLM_R, TRIMMED = 250_002, 16_000
+SHAPES = (COMET, StudentShape("6 x 128", 6, 128, 8, 512), StudentShape("6 x 48", 6, 48, 8, 192))
 LENGTHS = (32, 128)
 
 
@@ -77,7 +78,7 @@ def measured(shape: StudentShape, vocab_size: int, folder: Path, repeats: int) -
 def main(output: Path, repeats: int) -> None:
     torch.set_num_threads(1)
     results = {}
-    for shape in PRESETS:
+    for shape in SHAPES:
         for vocab_size in (XLM_R, TRIMMED):
             with tempfile.TemporaryDirectory() as folder:
                 results[f"{shape.name}, V = {vocab_size:,}"] = measured(shape, vocab_size, Path(folder), repeats)

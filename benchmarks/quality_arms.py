@@ -14,7 +14,8 @@ from cache_tools.attention import AttentionCapture
 from cache_tools.teacher.model import Teacher
 from comet.preparation import choose_vocabulary, training_arguments
 from comet.settings import StudentConfig
-from comet.student.model import choose_shape, new_student
+from comet.student.model import new_student
+from comet.student.shape import choose_shape
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.dataset import CacheRows, arrays_to_read, shards_of, student_collator
 from comet.train.distiller import Distiller, match_layers
@@ -36,7 +37,7 @@ class Arm:
     cache: str  # a key of CACHES
     objective: Objective = DEFAULT
     vocabulary: str = "full"
-    init: str = "cache"
+    init: str = "start"
     online: bool = False
     full_maps: bool = True  # online, or else those of the cache
     fine_tuned: bool = False
@@ -84,6 +85,7 @@ ARMS = (
     Arm("half true tokens", "default", replace(DEFAULT, name="half", kd_weight=0.5, hard_weight=0.5)),
     Arm("paper", "best 64", PAPER),
     Arm("trimmed", "default", vocabulary="trimmed"),
+    Arm("embeddings only", "default", init="cache"),
     Arm("random start", "default", init="random"),
     Arm("plain, random start", "default", PLAIN, init="random"),
 )
@@ -172,9 +174,9 @@ def train(
 ) -> tuple[XLMRobertaForMaskedLM, StudentVocabulary]:
     """The student of the last step, and its vocabulary. `online` gives the teacher for a student of so many layers."""
     vocabulary = choose_vocabulary(arm.vocabulary, [cache])
-    shape = choose_shape(student, cache, cache.recipe.vocab_size)
-    model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init == "cache")
-    config = StudentConfig(folder, student=student, objective=arm.objective, steps=steps, seed=seed)
+    shape = choose_shape(student, cache.recipe, len(vocabulary))
+    model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init)
+    config = StudentConfig(folder, student=student, init=arm.init, objective=arm.objective, steps=steps, seed=seed)
     distiller = (
         OnlineDistiller(model, cache.recipe, arm.objective, online(shape.layers), arm.full_maps)
         if arm.online

@@ -30,7 +30,8 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.attention import enable_capture
 from cache_tools.settings import BuildSettings
 from comet.preparation import choose_vocabulary
-from comet.student.model import COMET, new_student
+from comet.student.model import new_student
+from comet.student.shape import COMET
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT

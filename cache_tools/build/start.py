@@ -76,8 +76,8 @@ def compute_start(
 ) -> dict[str, NDArray]:
     """Return the arrays of the start, from the teacher in float32 on `device`; none if the recipe keeps no layers.
 
-    `teacher` is on the CPU, before and after. `ids` and `count` are those of the vocabulary, `frame` as in `make_start`.
-    Raises CometError if a value is too large for its dtype.
+    `teacher` is on the CPU, before and after; `ids` and `count` are those of the vocabulary; for `frame` see
+    `make_start`. Raises CometError if a value is too large for its dtype.
     """
     anatomy = anatomy_of(recipe.teacher_architecture)
     if not recipe.start_layers or anatomy is None:
