@@ -100,7 +100,7 @@ def trained(training: Training, cache: Cache) -> dict[str, Any]:
 
 def at_full_width(cache: Cache, shared: Path, language: str, teacher: str) -> float:
     """Return the dense KL, among the tokens of the corpus, of a student of all layers at full width, untrained, on the
-    unseen rows whose tokens it all has."""
+    unseen rows whose tokens all occur in the corpus."""
     recipe = cache.recipe
     vocabulary = choose_vocabulary("trimmed", [cache])
     with tempfile.TemporaryDirectory() as work:
@@ -111,7 +111,7 @@ def at_full_width(cache: Cache, shared: Path, language: str, teacher: str) -> fl
     student = new_student(shape, [cache], vocabulary, 0.0, 0, "start").eval()
     unknown = load_tokenizer(cache.tokenizer_folder).unk_token_id
     unseen = unseen_text(language, shared, teacher, cache, 400)
-    held = (vocabulary.student_id[unseen.inputs] >= 0).all(1)  # [R]
+    held = torch.isin(unseen.inputs, torch.cat([unseen.seen, torch.tensor(recipe.special_ids)])).all(1)  # [R]
     of_held = held.repeat_interleave(unseen.target.sum(1))  # [T]
     inputs, target = unseen.inputs[held], unseen.target[held]
     unseen = Unseen(inputs, target, unseen.truth[of_held], unseen.logprob[of_held], unseen.seen)
