@@ -17,13 +17,14 @@ SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
 AUTO = "auto"
 UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
 WIDTH_STEP = 8
+MOST_PARAMETERS = 2**27  # of a shape by its size, whatever size a cache says that its teacher has
 
 
 def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     """Return the paper's shape, one by its size, or one from a JSON config file.
 
     By its size is, with all layers of the cache's start, the widest student that is at least so much smaller than the
-    teacher, or else the narrowest. Raises CometError if `requested` is none of these.
+    teacher and has at most MOST_PARAMETERS, or else the narrowest. Raises CometError if `requested` is none of these.
     """
     if requested == COMET.name:
         return COMET
@@ -35,7 +36,8 @@ def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShap
 
 def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     """Return the widest shape that is as much smaller than the teacher as its name says, or else the narrowest."""
-    family, limit = family_of(recipe), (1 - SMALLER[name]) * recipe.teacher_parameters
+    family = family_of(recipe)
+    limit = min((1 - SMALLER[name]) * recipe.teacher_parameters, MOST_PARAMETERS)
     layers, heads = len(recipe.start_layers), recipe.teacher_heads
     widest, neurons = recipe.start_width, recipe.start_neurons
     if not layers:
