@@ -15,6 +15,7 @@ from comet.preparation import Preparation, prepare, training_arguments
 from comet.report.analysis import look_at_rows
 from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
+from comet.student.model import begins_with
 from comet.train.callbacks import KeepBest, LiveLine
 from comet.train.checkpoints import Checkpoints, SaveCheckpoints
 from comet.train.dataset import CacheRows, arrays_to_read, teacher_mass_outside
@@ -121,6 +122,7 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
     vocabulary, shards = prepared.vocabulary, prepared.training
     outside = teacher_mass_outside(prepared.validation, vocabulary) if vocabulary.trimmed else None
     say(announcement(prepared.caches[0], distiller, prepared.shape, vocabulary, outside))
+    say(f"it begins with {begins_with(prepared.config.init, prepared.shape, prepared.caches)}")
     for cache in prepared.caches:
         if cache.shard_files:
             say(cache.shard_files.described)
@@ -132,6 +134,7 @@ def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, ste
     return Distilled(
         output=prepared.config.output,
         shape=prepared.shape,
+        begins_with=begins_with(prepared.config.init, prepared.shape, prepared.caches),
         vocabulary=prepared.vocabulary,
         parameters=sum(p.numel() for p in student.parameters()),
         teacher_parameters=prepared.recipe.teacher_parameters,

@@ -54,13 +54,14 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The result of a training: the student's folder, and its validation before and after.
+    """The result of a training: the student's folder, what it began with, and its validation before and after.
 
     The student is the best checkpoint, that of `best_step`.
     """
 
     output: Path
     shape: StudentShape
+    begins_with: str
     vocabulary: StudentVocabulary
     parameters: int
     teacher_parameters: int

@@ -104,6 +104,7 @@ def facts(
     """Return names and values: what the student is and how it was made. `options` are those of the training."""
     rows = [
         ("student", str(result.shape)),
+        ("begins with", result.begins_with),
         ("vocabulary", _vocabulary_line(result.vocabulary)),
         ("teacher", str(caches[0].provenance.get("teacher"))),
         ("objective", objective.name),

@@ -14,7 +14,7 @@ from cache_tools.models import max_positions
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
-from comet.student.start import begin_with_start
+from comet.student.start import begin_with_start, start_cache, start_layers
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
 EMBEDDING_STD = 0.1
@@ -44,6 +44,20 @@ def new_student(
     elif init == "cache":
         _begin_with_embeddings(student, caches, vocabulary)
     return student
+
+
+def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
+    """Return in words what a student has before its first step."""
+    cache = start_cache(caches)
+    if init == "start" and cache is not None:
+        recipe = cache.recipe
+        layers = ", ".join(str(recipe.start_layers[index]) for index in start_layers(recipe, shape.layers))
+        width = "at its own width" if shape.hidden == recipe.teacher_hidden else f"cut to width {shape.hidden}"
+        without = [Path(other.name).name for other in caches if not other.recipe.start_layers]
+        mean = f"; tokens of {', '.join(without)} alone begin at the mean, for want of a start there" if without else ""
+        return f"layers {layers} of the teacher's 0–{recipe.teacher_layers - 1}, {width}{mean}"
+    known = {"cache": "the teacher's embeddings and a random body", "random": "random weights"}
+    return known.get(init, f"the student in {Path(init).name}")
 
 
 @torch.no_grad()
