@@ -1,7 +1,6 @@
 """The shapes of students: the paper's, those that are a given share smaller than their teacher, or any from a file."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -16,7 +15,6 @@ SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
 """How much smaller than the teacher a student of this name is; `auto` is small."""
 AUTO = "auto"
 UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
-WIDTH_STEP = 8
 MOST_PARAMETERS = 2**27  # of a shape by its size, whatever size a cache says that its teacher has
 
 
@@ -43,7 +41,7 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     if not layers:
         layers, heads = min(UNSTARTED_LAYERS, recipe.teacher_layers), UNSTARTED_HEADS
         widest, neurons = recipe.teacher_hidden, 4 * recipe.teacher_hidden
-    step = math.lcm(heads * family.head_multiple, WIDTH_STEP)
+    step = heads * family.head_multiple
 
     def of_width(steps: int) -> StudentShape:
         return StudentShape(name, layers, steps * step, heads, steps * step * neurons // widest)
