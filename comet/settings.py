@@ -21,8 +21,9 @@ class StudentConfig:
     `student` is auto, a size, or a JSON file; `vocabulary` auto, full or trimmed; `init` auto, start, cache, random, or
     the folder of an earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of
     transformers' TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of
-    `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every `save_minutes`
-    into the folder `OUTPUT.checkpoints`, from which `resume` continues. Raises CometError for numbers not above 0.
+    `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every
+    `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. Raises CometError for numbers
+    not above 0.
     """
 
     output: Path
