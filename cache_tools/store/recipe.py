@@ -159,11 +159,14 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require_list("temperatures", float, 0.01, 1000.0, 1)
     require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
     require_list("start_layers", int, 0, value["teacher_layers"] - 1, 0)
+    heads, kept = value["teacher_heads"], bool(value["start_layers"])
     for name in ("start_width", "start_neurons", "start_positions", "start_rows"):
-        require((value[name] > 0) == bool(value["start_layers"]), name, "a number above 0 if layers are kept, else 0")
+        require((value[name] > 0) == kept, name, "a number above 0 if layers are kept, else 0")
     require(value["start_width"] <= value["teacher_hidden"], "start_width", f"at most {value['teacher_hidden']}")
-    whole = value["start_width"] % value["teacher_heads"] == value["teacher_hidden"] % value["teacher_heads"] == 0
-    require(not value["start_layers"] or whole, "start_width", f"a multiple of {value['teacher_heads']}")
+    require(
+        not kept or value["teacher_hidden"] % heads == 0, "teacher_heads", f"a divisor of {value['teacher_hidden']}"
+    )
+    require(not kept or value["start_width"] % heads == 0, "start_width", f"a multiple of {heads}")
     require(1.0 in value["temperatures"] or not logits.needs_one, "temperatures", "1 among them")
     for name in ("special_ids", "temperatures", "attention_layers", "start_layers"):
         value = value | {name: tuple(value[name])}

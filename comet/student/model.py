@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -14,6 +15,7 @@ from cache_tools.models import max_positions
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
+from comet.student.shape import count_parameters
 from comet.student.start import begin_with_start, start_cache, start_layers
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
@@ -31,10 +33,11 @@ def new_student(
     """Return a student of its teacher's family. `init` is start: from the teacher's layers in the caches; cache: from
     its embeddings and the frequencies of tokens; or random.
 
-    Raises CometError if there is no start, or the shape does not fit it.
+    Raises CometError if there is no start, the shape does not fit it, or the weights do not fit in memory.
     """
     recipe = caches[0].recipe
     family = family_of(recipe)
+    _require_memory(shape, 4 * count_parameters(shape, len(vocabulary), family))
     special = {name: int(vocabulary.student_id[getattr(recipe, name)]) for name in ("pad_id", "bos_id", "eos_id")}
     config = family.config(shape, len(vocabulary), dropout, special, recipe.seq_len)
     torch.manual_seed(seed)
@@ -58,6 +61,16 @@ def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
         return f"layers {layers} of the teacher's 0–{recipe.teacher_layers - 1}, {width}{mean}"
     known = {"cache": "the teacher's embeddings and a random body", "random": "random weights"}
     return known.get(init, f"the student in {Path(init).name}")
+
+
+def _require_memory(shape: StudentShape, needed: int) -> None:
+    """Raise CometError unless so many bytes of weights fit in memory: a recipe from elsewhere may ask for any size."""
+    if needed > (free := psutil.virtual_memory().available):
+        raise CometError(
+            f"--student {shape}: its weights take {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} are "
+            "free; use a smaller --student",
+            exit_code=2,
+        )
 
 
 @torch.no_grad()

@@ -85,7 +85,27 @@ def begin_with_start(
             exit_code=2,
         )
     anatomy = anatomy_of(type(student).__name__)
-    assert anatomy is not None, type(student)
+    if anatomy is None:
+        raise CometError(
+            f"{cache.name}: has a start, but a {type(student).__name__} cannot begin with one; the cache is damaged"
+        )
+    try:
+        _set_weights(student, anatomy, shape, caches, cache, vocabulary)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise CometError(f"{cache.name}: start/head: moments that cannot be inverted; the cache is damaged") from error
+    if not all(parameter.isfinite().all() for parameter in student.parameters()):
+        raise CometError(f"{cache.name}: its start gives weights that are not finite; the cache is damaged")
+
+
+def _set_weights(
+    student: PreTrainedModel,
+    anatomy: Anatomy,
+    shape: StudentShape,
+    caches: Sequence[Cache],
+    cache: Cache,
+    vocabulary: StudentVocabulary,
+) -> None:
+    """Set all weights from the start of `cache`, and embeddings that it lacks from those of others in `caches`."""
     width, whole = shape.hidden, shape.hidden == cache.recipe.teacher_hidden
     turn = _read(cache, "basis").T if whole else _turn(width)  # [components, channels]
     _set_embeddings(student, anatomy, caches, cache, vocabulary, turn)

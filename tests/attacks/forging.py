@@ -1,6 +1,6 @@
 """An attack, and the changes that attacks are made of: each signs again whatever vouches for what it changed.
 
-Attacks start from the golden caches of format 1, which are sound in every value.
+Attacks start from the golden caches of format 2, which are sound in every value.
 """
 
 import json
@@ -32,6 +32,7 @@ from cache_tools.store.layout import (
 )
 from cache_tools.store.ledger import EXTENT, SEAL, file_record, token_digest, without_text
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
+from cache_tools.store.start import start_arrays
 
 GOLDEN = Path(__file__).parents[1] / "cache_tools" / "store" / "golden"
 RECORD = "ledger/train-00000.json"
@@ -105,7 +106,7 @@ def change_recipe(cache: Path, **fields: Any) -> None:
     change_facts(cache, retell)
     for path in (SEAL, EXTENT, *(f"ledger/{file.name}" for file in cache.glob("ledger/*-*.json"))):
         change_record(cache, path, lambda record: record.update(recipe_id=recipe.recipe_id))
-    for spec in declared(recipe):
+    for spec in (spec for spec in declared(recipe) if (cache / spec.path).exists()):
         change_sealed(cache, f"{spec.path}/zarr.json", lambda array, spec=spec: array.update(metadata(spec)))
 
 
@@ -119,7 +120,8 @@ def declared(recipe: Recipe) -> list[ArraySpec]:
     """Return the arrays of a recipe; none if the recipe is invalid."""
     try:
         parse_recipe(recipe_json(recipe), "forged")
-        return [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
+        specs = [spec for group in GROUPS for spec in group_arrays(recipe, group).values()]
+        return [*specs, *vocabulary_arrays(recipe).values(), *start_arrays(recipe).values()]
     except CometError:
         return []
 
@@ -143,7 +145,11 @@ def change_header(cache: Path, name: str, at: int, data: bytes) -> None:
 
 def write_packed(cache: Path, name: str, packed: bytes) -> None:
     """Replace a chunk's Blosc bytes, with a sound crc32c."""
-    write_chunk(cache, name, packed + google_crc32c.value(packed).to_bytes(CRC_BYTES, "little"))
+    write_chunk(cache, name, with_crc(packed))
+
+
+def with_crc(packed: bytes) -> bytes:
+    return packed + google_crc32c.value(packed).to_bytes(CRC_BYTES, "little")
 
 
 def read_array(cache: Path, name: str) -> NDArray:
@@ -167,10 +173,10 @@ def change_array(cache: Path, name: str, change: Callable[[NDArray], object]) ->
     write_array(cache, name, array)
 
 
-def change_vocabulary(cache: Path, name: str, change: Callable[[NDArray], object]) -> None:
-    """Change an array of the vocabulary in place."""
-    spec = vocabulary_arrays(open_cache(cache).recipe)[name]
-    array = decode_chunk(spec, (cache / spec.chunk_path(0)).read_bytes(), spec.shape[0]).copy()
+def change_sealed_array(cache: Path, path: str, change: Callable[[NDArray], object]) -> None:
+    """Change an array of the vocabulary or the start in place, in its first chunk."""
+    (spec,) = (spec for spec in declared(open_cache(cache).recipe) if spec.path == path)
+    array = decode_chunk(spec, (cache / spec.chunk_path(0)).read_bytes(), spec.chunk[0]).copy()
     change(array)
     write_sealed(cache, spec.chunk_path(0), encode_chunk(spec, array))
 

@@ -25,6 +25,7 @@ import click
 import json_attacks
 import path_attacks
 import record_attacks
+import start_attacks
 import tokenizer_attacks
 import value_attacks
 from forging import Attack, sound_cache
@@ -34,13 +35,23 @@ from helpers.crashes import is_writing
 from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.cli.terminal import one_line_errors
-from comet.preparation import choose_vocabulary, open_for_training
+from cache_tools.store.start import read_start, start_arrays
+from comet.preparation import choose_vocabulary, open_for_training, prepare
+from comet.settings import StudentConfig
 from comet.student.vocabulary import student_tokenizer
 from comet.train.dataset import CacheRows, collate, shards_of
 
 TABLES = [
     table.ATTACKS
-    for table in (json_attacks, record_attacks, chunk_attacks, path_attacks, value_attacks, tokenizer_attacks)
+    for table in (
+        json_attacks,
+        record_attacks,
+        chunk_attacks,
+        path_attacks,
+        value_attacks,
+        start_attacks,
+        tokenizer_attacks,
+    )
 ]
 ATTACKS: dict[str, Attack] = {name: attack for table in TABLES for name, attack in table.items()}
 PATIENCE = 20.0  # seconds before a process counts as stuck
@@ -59,13 +70,16 @@ def reading() -> None:
 @click.argument("cache", type=click.Path(path_type=Path))
 @one_line_errors
 def train(cache: Path) -> None:
-    """Read every array as batches, and the vocabularies and tokenizers of a student."""
+    """Read every array as batches, the vocabularies and tokenizers of a student, and all of the start, and make one."""
     (opened,) = open_for_training([cache])
     for group in ("train", "validation"):
         rows = CacheRows(shards_of([opened], group), opened.extent.arrays)
         for row in range(len(rows)):
             collate(rows.__getitems__([row]))
     make_tokenizers(cache)
+    for name in start_arrays(opened.recipe):
+        read_start(opened, name)
+    prepare([opened], StudentConfig(Path("student")))
 
 
 @reading.command()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import EllipsisType
 
-from forging import Attack, change_array, change_vocabulary, write_array
+from forging import Attack, change_array, change_sealed_array, write_array
 from numpy import inf, nan
 
 from cache_tools import open_cache
@@ -34,7 +34,7 @@ def vocabulary(threat: str, name: str, at: int | EllipsisType, value: float, ref
     """Put a value into an array of the vocabulary."""
 
     def change(cache: Path) -> None:
-        change_vocabulary(cache, name, lambda array: array.__setitem__(at, value))
+        change_sealed_array(cache, f"vocabulary/{name}", lambda array: array.__setitem__(at, value))
 
     return Attack(threat, "train", change, f"vocabulary/{name}: {refused}")
 

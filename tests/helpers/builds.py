@@ -24,6 +24,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
+from cache_tools.store.recipe import GROUPS
 from helpers import REPOSITORY
 
 ENVIRONMENT = {
@@ -135,7 +136,8 @@ def build_whole(out: Path, teacher: Path | str, text: Path | str, log: Path, **o
 def groups_of(folder: Path) -> dict[str, dict[str, NDArray]]:
     """Every array of a cache as plain zarr reads it."""
     root = zarr.open_group(folder, mode="r")
-    return {g: {name: array[...] for name, array in root[g].arrays()} for g in ("train", "validation", "vocabulary")}
+    groups = [*GROUPS, "vocabulary", *(["start"] if (folder / "start").exists() else [])]
+    return {group: {name: array[...] for name, array in root[group].arrays()} for group in groups}
 
 
 def digests(folder: Path) -> dict[str, str]:

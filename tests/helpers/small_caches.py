@@ -14,15 +14,24 @@ from cache_tools.store.layout import encode_chunk, group_arrays, vocabulary_arra
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, ShardKey, file_record, whole_extent
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import with_checksum, write_durably
+from cache_tools.store.start import start_arrays
 from cache_tools.store.writer import commit_shard, seal, write_token_shard
 
 Shards = dict[ShardKey, dict[str, NDArray]]
 
 NUMERICS = {"device": "cpu", "dtype": "float32"}
+NO_START: dict[str, Any] = {
+    "start_layers": (),
+    "start_width": 0,
+    "start_neurons": 0,
+    "start_positions": 0,
+    "start_rows": 0,
+}
+"""Changes of a recipe."""
 
 
 def small_recipe(**changes: Any) -> Recipe:
-    """10 + 3 rows in shards of 4, so that the last shard of each group is not full."""
+    """10 + 3 rows in shards of 4, so that the last shard of each group is not full, and a start of two layers."""
     fields: dict[str, Any] = {
         "teacher_sha256": "a" * 64,
         "teacher_architecture": "XLMRobertaForMaskedLM",
@@ -55,6 +64,11 @@ def small_recipe(**changes: Any) -> Recipe:
         "attention_size": 5,
         "attention_every": 3,
         "rows_per_shard": 4,
+        "start_layers": (0, 2),
+        "start_width": 8,
+        "start_neurons": 10,
+        "start_positions": 16,
+        "start_rows": 4,
     }
     return Recipe(**(fields | changes))
 
@@ -109,7 +123,8 @@ def prepare_cache(root: Path, recipe: Recipe, seed: int = 0, attributes: dict[st
         "provenance": {},
         "settings": {},
     }
-    seal(root, recipe, described | (attributes or {}), random_vocabulary(recipe, seed), digests)
+    vocabulary, start = random_vocabulary(recipe, seed), random_start(recipe, seed)
+    seal(root, recipe, described | (attributes or {}), vocabulary, start, digests)
     return shards
 
 
@@ -126,6 +141,17 @@ def random_vocabulary(recipe: Recipe, seed: int = 0) -> dict[str, NDArray]:
     arrays["id"] = np.sort(generator.permutation(recipe.vocab_size)[: recipe.seen_size]).astype(np.int32)
     arrays["count"] = generator.integers(1, 1000, recipe.seen_size)
     return arrays
+
+
+def random_start(recipe: Recipe, seed: int = 0) -> dict[str, NDArray]:
+    """The arrays of the start: the order of heads and neurons as permutations, all else normal."""
+    generator = np.random.default_rng((seed, 1))
+    return {
+        name: generator.random(spec.shape).argsort(-1).astype(spec.dtype)
+        if spec.dtype.kind == "i"
+        else generator.normal(size=spec.shape).astype(spec.dtype)
+        for name, spec in start_arrays(recipe).items()
+    }
 
 
 def commit(

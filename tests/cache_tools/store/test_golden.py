@@ -1,4 +1,4 @@
-"""Caches of format 1 that were written once (golden/README.md): every reader of every later version finds in them
+"""Caches of format 2 that were written once (golden/README.md): every reader of every later version finds in them
 exactly what was put there."""
 
 import tarfile
@@ -12,17 +12,18 @@ import zarr
 from numpy.typing import NDArray
 
 from cache_tools import Cache, open_cache
+from cache_tools.store.start import read_start, start_arrays
 from cache_tools.verify.verify import verify
 
-GROUPS = ("train", "validation", "vocabulary")
+GROUPS = ("train", "validation", "vocabulary", "start")
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE_IDS = {
-    "threshold": "86c405c69d3011ee3b10bfa4cd1fc5847351af56b324eab312e008ff3191434b",
-    "topk": "ed8d903b5ecf58908790ee18f2580360805cbd0706a8d40fa2e7ccb17fd766d4",
+    "threshold": "55dc6a8720429ddfc20d5da4ac3a70f5c2d6c18156f5cba53d5af26e94dc1b22",
+    "topk": "2b1d8f3731ea80ee22b8449557c5c1455131bedc9b0246a757a151461d0d46ff",
 }
 CACHE_IDS = {
-    "threshold": "22091e431f42aee5742ecd3e758b6d93701b707a4ed50479efb12ab5e13c071d",
-    "topk": "76cfafdf0d6f1c0866bba6036f227c0f980f35532d6a61a21df3b9e21cdf532f",
+    "threshold": "b158729fb7e14acffb9a7911e9159b323fd6cb086ffbc6b439c486463922926d",
+    "topk": "4cdaa619d5b501649de905014d0d61f7883caaa72999d81cc5505de1ac619ab2",
 }
 
 
@@ -58,7 +59,8 @@ def arrays_read(cache: Cache) -> dict[str, NDArray]:
         for group in GROUPS[:2]
         for name in cache.extent.arrays
     }
-    return found | {f"vocabulary/{name}": array for name, array in vars(cache.vocabulary).items()}
+    found |= {f"vocabulary/{name}": array for name, array in vars(cache.vocabulary).items()}
+    return found | {f"start/{name}": read_start(cache, name) for name in start_arrays(cache.recipe)}
 
 
 def test_the_reader_finds_the_very_values(golden: Golden) -> None:
@@ -97,6 +99,10 @@ def test_some_of_the_values_written_out(golden: Golden) -> None:
     assert expected["validation/input_ids"][1].tolist() == [2, 38, 43, 4, 48, 43, 5, 3] + 8 * [0]
     assert expected["validation/target_id"].tolist() == [[51, 50], [41, -1]]
     assert expected["validation/attention"][0, 0, 0].tolist() == [127, 123, 122, 138]
+    last = expected["start/attention"][-1]
+    assert last[0, 0, :3].tolist() == [1834 / 4096, 1354 / 4096, -1569 / 8192]
+    assert expected["start/head_order"][-1].tolist() == [1, 0]
+    assert expected["start/neuron_order"][-1, :6].tolist() == [17, 15, 19, 21, 30, 4]
     if golden.keep == "topk":
         assert expected["validation/topk_id"][0, 0].tolist() == [11, 7, 56, 53, 50, 35]
         assert expected["validation/tail_logmass"][0, 0].tolist() == [-772 / 1024, 1579 / 1024]

@@ -75,7 +75,7 @@ def test_a_record_that_is_written_otherwise_is_noticed(cache: Path, path: str) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda comet: comet["recipe"].update(format=2), "cache format '2'; this version of comet reads format 1"),
+        (lambda comet: comet["recipe"].update(format=1), "cache format '1'; this version of comet reads format 2"),
         (lambda comet: comet["recipe"].update(seed=1), f"recipe_id: expected .*, found '{RECIPE.recipe_id}'"),
         (lambda comet: comet["recipe"].update(colour=1), "recipe fields missing or unknown: colour"),
         (lambda comet: comet["recipe"].pop("keep"), "recipe fields missing or unknown: keep"),

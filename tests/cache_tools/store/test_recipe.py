@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from helpers.hostile_json import JSON_VALUES
-from helpers.small_caches import recipe_json, small_recipe
+from helpers.small_caches import NO_START, recipe_json, small_recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +33,7 @@ def test_a_recipe_survives_json() -> None:
 
 def test_the_recipe_id_is_the_same_on_every_machine() -> None:
     """Caches already built are named by it."""
-    assert small_recipe().recipe_id == "e01a1d77fe8e6e24748530bb325243a5ef1c0ddcc1f2c035de7a567ad13e9151"
+    assert small_recipe().recipe_id == "2549427b69d283f18465e1462447be5cbf9311565899e6127ae83cfd68785468"
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
@@ -79,7 +79,14 @@ def test_whole_numbers_are_bounded(name: str) -> None:
             ("temperatures", v, "different numbers from 0.01 to 1000.0")
             for v in ([0.0], [1], [float("nan")], [float("inf")], [1.0, 1.0], [], {"1.0": 1}, [[1.0]])
         ],
-        *[("attention_layers", v, "different numbers from 0 to 2") for v in ([3], [-1], [1, 1], None, [10**400])],
+        *[
+            (name, v, "different numbers from 0 to 2")
+            for name in ("attention_layers", "start_layers")
+            for v in ([3], [-1], [1, 1], None, [10**400])
+        ],
+        ("start_width", 14, "at most 12"),
+        ("start_width", 7, "a multiple of 2"),
+        ("teacher_heads", 8, "a divisor of 12"),
     ],
 )
 def test_every_other_field_is_checked_by_name(name: str, wrong: object, expected: str) -> None:
@@ -88,6 +95,22 @@ def test_every_other_field_is_checked_by_name(name: str, wrong: object, expected
     assert expected in message
     assert ", found " in message
     assert len(message) < 300
+
+
+@pytest.mark.parametrize("name", ["start_width", "start_neurons", "start_positions", "start_rows"])
+def test_a_start_is_there_in_all_of_its_fields_or_in_none(name: str) -> None:
+    expected = f"kin.zarr: recipe field {name!r}: expected a number above 0 if layers are kept, else 0, found "
+    assert refusal(name, 0) == f"{expected}'0'"
+    without = recipe_json(small_recipe(**NO_START))
+    assert parse_recipe(without, "kin.zarr").start_layers == ()
+    with pytest.raises(CometError) as caught:
+        parse_recipe(without | {name: 2}, "kin.zarr")
+    assert str(caught.value) == f"{expected}'2'"
+
+
+def test_heads_need_not_divide_the_width_of_a_teacher_without_a_start() -> None:
+    recipe = small_recipe(**NO_START, teacher_heads=5)
+    assert parse_recipe(recipe_json(recipe), "kin.zarr") == recipe
 
 
 def test_a_threshold_sample_needs_two_tokens_and_temperature_one() -> None:
@@ -111,7 +134,7 @@ def test_missing_and_unknown_fields_are_named() -> None:
         parse_recipe({name: value for name, value in whole.items() if name != "seed"} | {"colour": 1}, "kin.zarr")
 
 
-@pytest.mark.parametrize("version", [0, 2, 99, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 99, "2", None])
 def test_another_format_version_says_what_to_do(version: object) -> None:
     with pytest.raises(CometError) as caught:
         parse_recipe({"format": version, "unheard": "of"}, "kin.zarr")

@@ -112,7 +112,7 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
     [
         (["--cache", "none.zarr"], "error: none.zarr: no such cache; expected a folder that", 2),
         (["--cache", "half.zarr"], "error: half.zarr: the cache is incomplete: 1 of", 1),
-        (["--cache", "future.zarr"], "error: future.zarr: cache format '2'; this version of comet reads format 1", 1),
+        (["--cache", "future.zarr"], "error: future.zarr: cache format '3'; this version of comet reads format 2", 1),
         (["--cache", "plain"], "error: plain: not a cache: it has no zarr.json", 1),
         (["--cache", "kin.zarr", "--cache", "other.zarr"], "error: --cache other.zarr: its top k is 3, but 16 in", 2),
         (["--cache", "kin.zarr", "--student", "huge"], "error: --student huge: expected auto, comet", 2),
@@ -144,7 +144,7 @@ def make_bad_caches(folder: Path, settings: BuildSettings) -> None:
     shutil.copytree(folder / "kin.zarr", folder / "future.zarr")
     metadata = folder / "future.zarr" / "zarr.json"
     document = json.loads(metadata.read_text())
-    document["attributes"]["comet"]["recipe"]["format"] = 2
+    document["attributes"]["comet"]["recipe"]["format"] = 3
     metadata.write_text(json.dumps(document))
     (folder / "plain").mkdir()
     build_cache(replace(settings, out=folder / "other.zarr", top_k=3, attention_layers="last"))
