@@ -17,6 +17,7 @@ from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
+from cache_tools.store.start import start_chunks
 from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
 
 PROBE_SECONDS = 15.0
@@ -24,18 +25,21 @@ PROBE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a build. Rows and tokens are exact; bytes and seconds are measured on a part."""
+    """The cost of a build. Rows, tokens and `start_bytes` are exact; `bytes`, of which they are a part, and seconds are
+    measured on some rows."""
 
     rows: int
     text_tokens: int
     bytes: int
+    start_bytes: int
     teacher_seconds: float
     prepare_seconds: float
 
     def __str__(self) -> str:
         return (
             f"dry run, nothing kept: {self.rows:,} rows from {self.text_tokens:,} tokens; "
-            f"about {self.bytes / 1e6:,.1f} MB; about {_duration(self.prepare_seconds)} to prepare the text "
+            f"about {self.bytes / 1e6:,.1f} MB, of them {self.start_bytes / 1e6:,.1f} MB layers of the teacher for "
+            f"students to begin with; about {_duration(self.prepare_seconds)} to prepare the text "
             f"and {_duration(self.teacher_seconds)} for the teacher on this machine"
         )
 
@@ -60,6 +64,7 @@ def estimate(settings: BuildSettings) -> Estimate:
         prepare_seconds = time.monotonic() - started
         cache = open_cache(Path(folder) / "cache")
         recipe = cache.recipe
+        start_bytes = sum(cache.seal.files[path].size for path in start_chunks(recipe))
         prepared_bytes = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
         device = choose_device(settings.device)
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
@@ -81,6 +86,7 @@ def estimate(settings: BuildSettings) -> Estimate:
         rows=rows,
         text_tokens=cache.provenance["text_tokens"],
         bytes=prepared_bytes + encoded * rows // probed,
+        start_bytes=start_bytes,
         teacher_seconds=seconds * rows / probed,
         prepare_seconds=prepare_seconds,
     )

@@ -8,7 +8,7 @@ from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.store.start import describe_start
+from cache_tools.store.start import describe_start, start_chunks
 from cache_tools.text.hub_text import parse_hub_text
 
 
@@ -18,6 +18,7 @@ def describe(cache: Cache) -> dict[str, object]:
     missing = sum(len(cache.missing(group)) for group in GROUPS)
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
     size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    start_bytes = sum(cache.seal.files[path].size for path in start_chunks(recipe))
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
     kept = LOGITS[recipe.keep].kept(recipe)
     text_tokens = provenance.get("text_tokens")
@@ -42,10 +43,11 @@ def describe(cache: Cache) -> dict[str, object]:
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
         **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
         "start": describe_start(recipe),
+        **({"start_bytes": start_bytes} if start_bytes else {}),
         "bytes": size,
     }
     if text_tokens and not missing and is_whole:
-        facts["bytes_per_token"] = round(size / (text_tokens * recipe.views), 1)
+        facts["bytes_per_token"] = round((size - start_bytes) / (text_tokens * recipe.views), 1)
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
