@@ -47,9 +47,11 @@ def weights_sha256(model: PreTrainedModel) -> str:
 def max_positions(config: PretrainedConfig) -> int:
     """Return the most tokens a model can read, `sys.maxsize` if its positions are unlimited.
 
-    RoBERTa's positions start after the padding id, so the first pad_token_id + 1 embeddings are never used.
+    The positions of RoBERTa and its kin start after the padding id, so the first pad_token_id + 1 embeddings are never
+    used.
     """
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
+    starts_after_padding = "roberta" in config.model_type or config.model_type == "camembert"
+    offset = config.pad_token_id + 1 if starts_after_padding else 0
     return int(getattr(config, "max_position_embeddings", sys.maxsize)) - offset
 
 
