@@ -1,16 +1,14 @@
 """The start: the teacher's layers in one orthogonal basis, ordered so that every smaller student is a leading block.
 
 The residual stream is rotated to its principal components, leading first. Heads and neurons of the feed-forward are
-sorted by what they add to the stream, the dimensions of a head by singular value. `store.start` declares the arrays,
-`comet.student.start` makes a student of them; both rest on:
+sorted by what they add to the stream. `store.start` declares the arrays, `comet.student.start` makes a student of them;
+both rest on:
 
 - A rotated matrix cut to its leading block is nearly the least-squares fit of the whole one, because principal
-  components are nearly uncorrelated. What is cut off is replaced by its mean, in the biases.
-- A query and key may be multiplied by any matrix and its inverse, and so may a value and its output.
+  components are nearly uncorrelated.
+- Where positions are added to the stream, a query and key may be multiplied by any matrix and its inverse. So may a
+  value and its output. The dimensions of a head are then sorted by singular value.
 - A constant added to all keys changes no attention.
-
-Ashkboos et al. 2024 (SliceGPT, https://arxiv.org/abs/2401.15024) rotate models with norms before the residual sum,
-where this is exact; here norms come after it, so a narrower student is an approximation.
 """
 
 from numpy.typing import NDArray
@@ -20,10 +18,8 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import start_arrays
 from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import StartFrame, head_moments, principal_basis, project_embeddings
-from cache_tools.teacher.start.post_norm import align_queries, align_values, make_frame, project_layers
-
-__all__ = ["StartFrame", "align_queries", "align_values", "make_frame", "make_start", "principal_basis"]
+from cache_tools.teacher.start import post_norm, pre_norm
+from cache_tools.teacher.start.frame import StartFrame, head_moments, project_embeddings
 
 
 def make_start(
@@ -40,10 +36,11 @@ def make_start(
     `ids` [V_seen] are the tokens of the corpus, `count` [V_seen] their numbers. The teacher is on the CPU in float32.
     With a `frame`, that of another start is used instead of a new one, so that both can be compared.
     """
-    frame = frame or make_frame(teacher, anatomy, recipe, found)
+    kind = pre_norm if anatomy.norm_first else post_norm
+    frame = frame or kind.make_frame(teacher, anatomy, recipe, found)
     arrays = {
         **vars(frame),
-        **project_layers(teacher, anatomy, recipe, found, frame),
+        **kind.project_layers(teacher, anatomy, recipe, found, frame),
         **project_embeddings(teacher, recipe, found, ids, frame.basis),
         "head": head_moments(teacher, found, ids, count, frame.basis),
         "head_mean": found.hidden.mean @ frame.basis,

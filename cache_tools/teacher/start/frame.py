@@ -32,6 +32,18 @@ def of_heads(output: Tensor, recipe: Recipe) -> Tensor:
     return output.unflatten(1, (recipe.teacher_heads, -1)).transpose(0, 1)
 
 
+def within_heads(moments: Tensor, recipe: Recipe) -> Tensor:
+    """Return the blocks [heads, dh, dh] of moments [H, H] of all heads' outputs, head by head."""
+    heads = recipe.teacher_heads
+    blocks = moments.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
+    return torch.stack([blocks[head, :, head] for head in range(heads)])
+
+
+def falling(values: Tensor) -> Tensor:
+    """Return the order [n] of values [n], the largest first, equal ones as they stand."""
+    return values.argsort(descending=True, stable=True)
+
+
 def principal_basis(streams: Sequence[Tensor], features: Tensor) -> Tensor:
     """Return [H, H]: directions by falling variance over residual streams and head features, given covariances [H, H].
 

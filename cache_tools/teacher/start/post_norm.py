@@ -27,7 +27,7 @@ from cache_tools.anatomy import (
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import StartFrame, of_heads, principal_basis, with_signs
+from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, with_signs, within_heads
 
 SMALLEST = 1e-9
 
@@ -66,11 +66,11 @@ def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activa
     heads, neurons = [], []
     for index in recipe.start_layers:
         output, down = (anatomy.layer(teacher.model, index, part).weight.double() for part in (OUTPUT, DOWN))
-        added = torch.einsum("hod,hde,hoe->h", of_heads(output, recipe), _contexts(found.layers[index], recipe),
-                             of_heads(output, recipe))  # fmt: skip
-        heads.append(added.argsort(descending=True, stable=True))
+        matrices, context = of_heads(output, recipe), within_heads(found.layers[index].context.covariance, recipe)
+        added = torch.einsum("hod,hde,hoe->h", matrices, context, matrices)
+        heads.append(falling(added))
         added = found.layers[index].neurons.covariance * down.square().sum(0)  # [F]
-        neurons.append(added.argsort(descending=True, stable=True)[: recipe.start_neurons])
+        neurons.append(falling(added)[: recipe.start_neurons])
     basis = principal_basis([norm.covariance for norm in norms], found.features.covariance)
     return StartFrame(basis[:, : recipe.start_width], torch.stack(heads), torch.stack(neurons))
 
@@ -95,13 +95,6 @@ def project_layers(
     if recipe.start_width == recipe.teacher_hidden:
         arrays |= _exact_arrays(teacher, anatomy, kept_norms)
     return arrays
-
-
-def _contexts(found: LayerMoments, recipe: Recipe) -> Tensor:
-    """Return the covariance [heads, dh, dh] of what the output is multiplied with, head by head."""
-    heads = recipe.teacher_heads
-    blocks = found.context.covariance.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
-    return torch.stack([blocks[head, :, head] for head in range(heads)])
 
 
 def _norms(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]:
@@ -135,7 +128,7 @@ def _project_attention(
         for part, mean in ((QUERY, before.mean), (KEY, before.mean), (VALUE, before.mean), (OUTPUT, found.context.mean))
     )
     query, key, value = (matrix.unflatten(0, (heads, -1)) for matrix in (query, key, value))  # [heads, dh, H + 1]
-    outputs, context = of_heads(output[:, :-1], recipe), _contexts(found, recipe)
+    outputs, context = of_heads(output[:, :-1], recipe), within_heads(found.context.covariance, recipe)
     context_mean = found.context.mean.unflatten(0, (heads, -1))
     scale = _root(before.covariance)
     aligned = []
