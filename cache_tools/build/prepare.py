@@ -175,6 +175,9 @@ def _make_recipe(
         start_width=start.width,
         start_neurons=start.neurons,
         start_positions=start.positions,
+        start_local_layers=start.local_layers,
+        start_window=start.window,
+        start_rope=start.rope,
         start_rows=start_rows(train_rows, settings.seq_len) if start.layers else 0,
     )
 

@@ -1,14 +1,14 @@
 """The start of a build: which of the teacher's layers it keeps, and their arrays from some rows of the text."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from cache_tools.anatomy import anatomy_of, why_no_start
+from cache_tools.anatomy import GLOBAL, LOCAL, anatomy_of, why_no_start
 from cache_tools.errors import CometError
 from cache_tools.models import max_positions
 from cache_tools.settings import AUTO, START_WIDTH, BuildSettings, parse_layers
@@ -16,7 +16,8 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import observe
 from cache_tools.teacher.forward import HostBatch, host_batch
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start import StartFrame, make_start
+from cache_tools.teacher.start import make_start
+from cache_tools.teacher.start.frame import StartFrame
 
 START_TOKENS = 2**15  # of the rows that give the moments of activations
 MOST_SHARDS = 16  # that these rows are spread over
@@ -28,12 +29,19 @@ ReadTokens = Callable[[int], dict[str, NDArray]]
 
 @dataclass(frozen=True)
 class StartShape:
-    """What a start keeps of the teacher: its layers, components of the stream, neurons of a feed-forward, positions."""
+    """What a start keeps of the teacher: its layers, components of the stream, neurons of a feed-forward, positions.
+
+    If these are rotary, `rope` holds their bases in global and local layers, `local_layers` the layers kept that see a
+    `window` only, and `positions` is 0.
+    """
 
     layers: tuple[int, ...] = ()
     width: int = 0
     neurons: int = 0
     positions: int = 0
+    local_layers: tuple[int, ...] = ()
+    window: int = 0
+    rope: tuple[float, ...] = ()
 
 
 def choose_start(settings: BuildSettings, teacher: Teacher) -> StartShape:
@@ -50,14 +58,21 @@ def choose_start(settings: BuildSettings, teacher: Teacher) -> StartShape:
         if wanted == AUTO:
             return StartShape()
         raise CometError(f"--start-layers {wanted}: students cannot start from this teacher: {reason}", exit_code=2)
-    hidden, heads = config.hidden_size, config.num_attention_heads
-    width = settings.start_width or min(START_WIDTH, hidden) // heads * heads
-    if width % heads or not 0 < width <= hidden:
+    anatomy, hidden, heads = anatomy_of(type(teacher.model).__name__), config.hidden_size, config.num_attention_heads
+    rotary = anatomy is not None and anatomy.norm_first
+    step, counted = (hidden // heads, "size of a head") if rotary else (heads, "number of heads")
+    width = settings.start_width or max(min(START_WIDTH, hidden) // step, 1) * step
+    if width % step or not 0 < width <= hidden:
         raise CometError(
-            f"--start-width {width}: expected a multiple of the teacher's {heads} heads, up to its width {hidden}",
+            f"--start-width {width}: expected a multiple of the teacher's {counted}, {step}, up to its width {hidden}",
             exit_code=2,
         )
-    return StartShape(layers, width, config.intermediate_size * width // hidden, max_positions(config))
+    shape = StartShape(layers, width, config.intermediate_size * width // hidden)
+    if not rotary:
+        return replace(shape, positions=max_positions(config))
+    local = tuple(layer for layer in layers if config.layer_types[layer] == LOCAL)
+    bases = (float(config.rope_parameters[kind]["rope_theta"]) for kind in (GLOBAL, LOCAL))
+    return replace(shape, local_layers=local, window=config.local_attention if local else 0, rope=tuple(bases))
 
 
 def start_rows(train_rows: int, seq_len: int) -> int:

@@ -3,14 +3,17 @@
 Checked here and not by a schema library, since many of the rules relate two fields.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from cache_tools.anatomy import anatomy_of
 from cache_tools.errors import CometError
 from cache_tools.signals import LOGITS
 from cache_tools.store.records import canonical, sha256
 
 FORMAT_VERSION = 2
+MAX_ROPE = 1e9
 GROUPS = ("train", "validation")
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
 MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memory that a reader needs
@@ -18,7 +21,12 @@ MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memor
 
 @dataclass(frozen=True)
 class Recipe:
-    """The teacher, its input, and the signals kept. All fields are hashed into `recipe_id`."""
+    """The teacher, its input, and the signals kept. All fields are hashed into `recipe_id`.
+
+    Of a start whose teacher has rotary positions, `start_rope` holds their bases in global and local layers,
+    `start_local_layers` those of `start_layers` that attend to no more than `start_window` tokens around each, and
+    `start_positions` is 0. For other teachers, which have a table of `start_positions`, they are empty and 0.
+    """
 
     teacher_sha256: str
     teacher_architecture: str
@@ -56,12 +64,20 @@ class Recipe:
     start_neurons: int
     start_positions: int
     start_rows: int
+    start_local_layers: tuple[int, ...] = ()
+    start_window: int = 0
+    start_rope: tuple[float, ...] = ()
     pooling: str = POOLING_RULE
     format: int = FORMAT_VERSION
 
     @property
     def recipe_id(self) -> str:
         return sha256(canonical(asdict(self)))
+
+    @property
+    def start_step(self) -> int:
+        """Of what the width of the start is a multiple: the number of heads, or their size if they are kept whole."""
+        return self.teacher_hidden // self.teacher_heads if self.start_rope else self.teacher_heads
 
     def rows(self, group: str) -> int:
         return self.train_rows if group == "train" else self.validation_rows
@@ -105,6 +121,7 @@ INTEGER_BOUNDS = {
     "start_neurons": (0, 2**17),
     "start_positions": (0, 2**17),
     "start_rows": (0, 2**20),
+    "start_window": (0, 2**17),
     "format": (FORMAT_VERSION, FORMAT_VERSION),
 }
 """Smallest and largest value of each integer, so that none can size an allocation at will."""
@@ -159,18 +176,35 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require_list("temperatures", float, 0.01, 1000.0, 1)
     require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
     require_list("start_layers", int, 0, value["teacher_layers"] - 1, 0)
-    heads, kept = value["teacher_heads"], bool(value["start_layers"])
-    for name in ("start_width", "start_neurons", "start_positions", "start_rows"):
-        require((value[name] > 0) == kept, name, "a number above 0 if layers are kept, else 0")
-    require(value["start_width"] <= value["teacher_hidden"], "start_width", f"at most {value['teacher_hidden']}")
-    require(
-        not kept or value["teacher_hidden"] % heads == 0, "teacher_heads", f"a divisor of {value['teacher_hidden']}"
-    )
-    require(not kept or value["start_width"] % heads == 0, "start_width", f"a multiple of {heads}")
+    require_list("start_local_layers", int, 0, value["teacher_layers"] - 1, 0)
     require(1.0 in value["temperatures"] or not logits.needs_one, "temperatures", "1 among them")
-    for name in ("special_ids", "temperatures", "attention_layers", "start_layers"):
+    _check_start(value, require)
+    for name in ("special_ids", "temperatures", "attention_layers", "start_layers", "start_local_layers", "start_rope"):
         value = value | {name: tuple(value[name])}
     return Recipe(**value)
+
+
+def _check_start(value: dict[str, Any], require: Callable[[bool, str, str], None]) -> None:
+    """Check how the fields of a start go together; each by itself is within its bounds."""
+    kept, hidden, heads = bool(value["start_layers"]), value["teacher_hidden"], value["teacher_heads"]
+    for name in ("start_width", "start_neurons", "start_rows"):
+        require((value[name] > 0) == kept, name, "a number above 0 if layers are kept, else 0")
+    require(value["start_width"] <= hidden, "start_width", f"at most {hidden}")
+    anatomy = anatomy_of(value["teacher_architecture"])
+    rotary = kept and anatomy is not None and anatomy.norm_first
+    rope = value["start_rope"]
+    ok = isinstance(rope, list) and len(rope) == (2 if rotary else 0)
+    ok = ok and all(type(base) is float and 1 <= base <= MAX_ROPE for base in rope)
+    require(ok, "start_rope", f"two numbers from 1 to {MAX_ROPE:g} if layers with rotary positions are kept, else none")
+    positions = "a number above 0 if layers with a table of positions are kept, else 0"
+    require((value["start_positions"] > 0) == (kept and not rotary), "start_positions", positions)
+    local = value["start_local_layers"]
+    require(rotary or not local, "start_local_layers", "none, since only layers with rotary positions are local")
+    require(set(local) <= set(value["start_layers"]), "start_local_layers", "numbers that are in start_layers, too")
+    require((value["start_window"] > 0) == bool(local), "start_window", "a number above 0 if layers are local, else 0")
+    require(not kept or hidden % heads == 0, "teacher_heads", f"a divisor of {hidden}")
+    step = max(hidden // heads, 1) if rotary else heads
+    require(not kept or value["start_width"] % step == 0, "start_width", f"a multiple of {step}")
 
 
 def is_digest(value: Any) -> bool:

@@ -17,6 +17,9 @@ START = "start"
 SMALLEST_BLOCK = 256
 MOST_BLOCKS = 8  # along one axis
 
+Declared = tuple[tuple[int, ...], tuple[int, ...], str, tuple[str, ...]]
+"""Shape, chunk, dtype and dimensions of an array."""
+
 
 def start_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
     """Return the arrays of the start by name, none if the recipe has no start.
@@ -25,56 +28,88 @@ def start_arrays(recipe: Recipe) -> dict[str, ArraySpec]:
     """
     if not recipe.start_layers:
         return {}
-    layers, width, neurons, hidden = (
-        len(recipe.start_layers),
-        recipe.start_width,
-        recipe.start_neurons,
-        recipe.teacher_hidden,
-    )
-    tokens = recipe.seen_size + len(recipe.special_ids) + 1
-    parts = _blocks(width, neurons)
-    block, many = width // parts, neurons // parts
-    norms = 1 + 2 * layers
-    declared = {
-        "basis": ((hidden, width), (hidden, width), "float32", ("channel", "component")),
-        "embedding": ((tokens, width), (tokens, block), "float16", ("token", "component")),
-        "position": ((recipe.start_positions, width), (recipe.start_positions, block), "float16",
-                     ("position", "component")),
-        "head_bias": ((2, tokens), (2, tokens), "float32", ("bias", "token")),
-        "norm": ((norms, 4, width), (norms, 4, width), "float32", ("norm", "vector", "component")),
-        "attention": ((layers, 4, width, width), (1, 4, block, block), "float16",
-                      ("layer", "matrix", "head_dimension", "component")),
-        "attention_vector": ((layers, 5, width), (layers, 5, width), "float32", ("layer", "vector", "component")),
-        "ffn": ((layers, 2, neurons, width), (1, 2, many, block), "float16",
-                ("layer", "matrix", "neuron", "component")),
-        "ffn_vector": ((layers, 2, neurons), (layers, 2, neurons), "float32", ("layer", "vector", "neuron")),
-        "ffn_output": ((layers, 2, width), (layers, 2, width), "float32", ("layer", "vector", "component")),
-        "head": ((3, width, width), (3, block, block), "float32", ("moment", "component_out", "component_in")),
-        "head_mean": ((width,), (width,), "float32", ("component",)),
-        "head_order": ((layers, recipe.teacher_heads), (layers, recipe.teacher_heads), "int32", ("layer", "head")),
-        "neuron_order": ((layers, neurons), (layers, neurons), "int32", ("layer", "neuron")),
-    }  # fmt: skip
-    if width == hidden:
-        declared |= {
-            "norm_weight": ((norms + 1, 2, hidden), (norms + 1, 2, hidden), "float32", ("norm", "vector", "channel")),
-            "head_dense": ((hidden + 1, hidden), (hidden + 1, hidden), "float32", ("channel_out", "channel_in")),
-        }
+    declared = _shared_arrays(recipe) | (_rotary_arrays(recipe) if recipe.start_rope else _post_norm_arrays(recipe))
     specs = {}
     for name, (shape, chunk, dtype, dimensions) in declared.items():
         fill = -1 if dtype == "int32" else math.nan
         specs[name] = ArraySpec(f"{START}/{name}", shape, chunk, np.dtype(dtype), fill, dimensions)
         if specs[name].chunk_bytes > MAX_SHARD_BYTES:
             raise CometError(
-                f"--start-width {width}: {name} would take {specs[name].chunk_bytes} bytes of memory, more than "
-                f"{MAX_SHARD_BYTES}; use a smaller --start-width",
+                f"--start-width {recipe.start_width}: {name} would take {specs[name].chunk_bytes} bytes of memory, "
+                f"more than {MAX_SHARD_BYTES}; use a smaller --start-width",
                 exit_code=2,
             )
     return specs
 
 
-def _blocks(width: int, neurons: int) -> int:
+def _shared_arrays(recipe: Recipe) -> dict[str, Declared]:
+    """Return shape, chunk, dtype and dimensions of the arrays that every start has."""
+    layers, width, neurons, hidden = _sizes(recipe)
+    tokens = recipe.seen_size + len(recipe.special_ids) + 1
+    block = width // _blocks(recipe)
+    return {
+        "basis": ((hidden, width), (hidden, width), "float32", ("channel", "component")),
+        "embedding": ((tokens, width), (tokens, block), "float16", ("token", "component")),
+        "head_bias": ((2, tokens), (2, tokens), "float32", ("bias", "token")),
+        "attention": ((layers, 4, width, width), (1, 4, block, block), "float16",
+                      ("layer", "matrix", "head_dimension", "component")),
+        "head": ((3, width, width), (3, block, block), "float32", ("moment", "component_out", "component_in")),
+        "head_mean": ((width,), (width,), "float32", ("component",)),
+        "head_order": ((layers, recipe.teacher_heads), (layers, recipe.teacher_heads), "int32", ("layer", "head")),
+        "neuron_order": ((layers, neurons), (layers, neurons), "int32", ("layer", "neuron")),
+        **_exact({"head_dense": (hidden + 1, hidden)}, recipe, ("channel_out", "channel_in")),
+    }  # fmt: skip
+
+
+def _post_norm_arrays(recipe: Recipe) -> dict[str, Declared]:
+    """Return those of teachers with norms after the residual sum."""
+    layers, width, neurons, hidden = _sizes(recipe)
+    parts, norms = _blocks(recipe), 1 + 2 * layers
+    block, many, positions = width // parts, neurons // parts, recipe.start_positions
+    return {
+        "position": ((positions, width), (positions, block), "float16", ("position", "component")),
+        "norm": ((norms, 4, width), (norms, 4, width), "float32", ("norm", "vector", "component")),
+        "attention_vector": ((layers, 5, width), (layers, 5, width), "float32", ("layer", "vector", "component")),
+        "ffn": ((layers, 2, neurons, width), (1, 2, many, block), "float16",
+                ("layer", "matrix", "neuron", "component")),
+        "ffn_vector": ((layers, 2, neurons), (layers, 2, neurons), "float32", ("layer", "vector", "neuron")),
+        "ffn_output": ((layers, 2, width), (layers, 2, width), "float32", ("layer", "vector", "component")),
+        **_exact({"norm_weight": (norms + 1, 2, hidden)}, recipe, ("norm", "vector", "channel")),
+    }  # fmt: skip
+
+
+def _rotary_arrays(recipe: Recipe) -> dict[str, Declared]:
+    """Return those of teachers with norms before attention and a gated feed-forward, rotary positions and no biases.
+
+    Of `second_moment`, the first two rows are the embeddings within their norm and after it, then come the inputs of
+    attention and feed-forward of each layer, then that of the head.
+    """
+    layers, width, neurons, hidden = _sizes(recipe)
+    parts, sites = _blocks(recipe), 3 + 2 * layers
+    block, many = width // parts, neurons // parts
+    return {
+        "ffn": ((layers, 3, neurons, width), (1, 3, many, block), "float16",
+                ("layer", "matrix", "neuron", "component")),
+        "second_moment": ((sites, width), (sites, width), "float32", ("site", "component")),
+        "embedding_scale": ((width,), (width,), "float32", ("component",)),
+        **_exact({"norm_weight": (2, hidden)}, recipe, ("norm", "channel")),
+    }  # fmt: skip
+
+
+def _exact(shapes: dict[str, tuple[int, ...]], recipe: Recipe, dimensions: tuple[str, ...]) -> dict[str, Declared]:
+    """Return arrays of the teacher's channels, which a start of the teacher's own width has, and no other."""
+    whole = recipe.start_width == recipe.teacher_hidden
+    return {name: (shape, shape, "float32", dimensions) for name, shape in shapes.items() if whole}
+
+
+def _sizes(recipe: Recipe) -> tuple[int, int, int, int]:
+    """Return layers, width and neurons of the start, and the width of the teacher."""
+    return len(recipe.start_layers), recipe.start_width, recipe.start_neurons, recipe.teacher_hidden
+
+
+def _blocks(recipe: Recipe) -> int:
     """Return into how many equal blocks the axes of components and neurons are cut."""
-    found = 1
+    width, neurons, found = recipe.start_width, recipe.start_neurons, 1
     while found < MOST_BLOCKS and width % (2 * found) == neurons % (2 * found) == 0:
         if width // (2 * found) < SMALLEST_BLOCK:
             break

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.anatomy import ATTENTION_NORM, DOWN, EMBEDDING_NORM, FFN_NORM, OUTPUT, Anatomy
+from cache_tools.anatomy import Anatomy
 from cache_tools.teacher.forward import HostBatch
 from cache_tools.teacher.model import Teacher
 
@@ -29,8 +29,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Of one layer: the normalised sums in its two norms, before scale and bias, the attention output of all heads, and
-    the feed-forward's activations (variances only)."""
+    """Of one layer: the normalised inputs of its two norms, before scale and bias, the attention output of all heads,
+    and the feed-forward's activations (variances only). The first layer of ModernBERT has no norm before its attention:
+    there it is the input of that."""
 
     attention_norm: Moments
     ffn_norm: Moments
@@ -43,7 +44,8 @@ class Activations:
     """Moments at all valid positions, of the embedding norm and each layer, and at the targets.
 
     `hidden` and `features` are the inputs of the head and of its last layer; `cross` [H, H] is the second moment of
-    features by hidden. `targets` is their number.
+    features by hidden. Before a head that follows a final norm, hidden is what that norm gives before scale and bias.
+    `targets` is their number.
     """
 
     embedding_norm: Moments
@@ -83,21 +85,26 @@ def observe(teacher: Teacher, anatomy: Anatomy, batches: Iterable[HostBatch]) ->
     model, device = teacher.model, teacher.head.weight.device
     embedding_norm, hidden_sum, feature_sum, cross = _Sum(), _Sum(), _Sum(), _Sum()
     layers = [(_Sum(), _Sum(), _Sum(), _Sum(diagonal=True)) for _ in range(model.config.num_hidden_layers)]
-    parts = (ATTENTION_NORM, FFN_NORM, OUTPUT, DOWN)
+    final_norm = None if anatomy.final_norm is None else anatomy.embeddings(model, anatomy.final_norm)
+    last: list[Tensor] = []
     for batch in batches:
         input_ids, length, row, position = (
             t.to(device) for t in (batch.input_ids, batch.length, batch.row, batch.position)
         )
         mask = torch.arange(input_ids.shape[1], device=device) < length[:, None]  # [B, L]
         with ExitStack() as hooks:
-            norm = anatomy.embeddings(model, EMBEDDING_NORM)
+            norm = anatomy.embeddings(model, anatomy.embedding_norm)
             hooks.enter_context(_inputs(norm, _adder(embedding_norm, mask, norm.eps)))
             for index, sums in enumerate(layers):
-                for part, sum_ in zip(parts, sums, strict=True):
+                for part, sum_ in zip(anatomy.sites, sums, strict=True):
                     module = anatomy.layer(model, index, part)
                     hooks.enter_context(_inputs(module, _adder(sum_, mask, getattr(module, "eps", None))))
+            if final_norm is not None:
+                hooks.enter_context(_inputs(final_norm, last.append))
             hidden = teacher.hidden_states(input_ids, mask, None)[row, position]  # [T, H]
         features = teacher.transform(hidden)  # [T, H]
+        if final_norm is not None:
+            hidden = _normalised(last.pop()[row, position], final_norm.eps)
         hidden_sum.add(hidden)
         feature_sum.add(features)
         cross.add(features, hidden)
@@ -116,9 +123,13 @@ def _adder(sum_: _Sum, mask: Tensor, eps: float | None) -> Callable[[Tensor], No
 
     def add(inputs: Tensor) -> None:
         vectors = inputs[mask]  # [N, H]
-        sum_.add(vectors if eps is None else nn.functional.layer_norm(vectors, vectors.shape[-1:], eps=eps))
+        sum_.add(vectors if eps is None else _normalised(vectors, eps))
 
     return add
+
+
+def _normalised(vectors: Tensor, eps: float) -> Tensor:
+    return nn.functional.layer_norm(vectors, vectors.shape[-1:], eps=eps)
 
 
 @contextmanager

@@ -34,13 +34,14 @@ def start_errors(cache: Cache) -> Iterator[str]:
     recipe, basis = cache.recipe, arrays["basis"].astype(float)
     if np.abs(basis.T @ basis - np.eye(recipe.start_width)).max() > ORTHONORMAL:
         yield f"{cache.root}: start/basis: the columns are not orthonormal"
-    neurons = recipe.teacher_hidden * recipe.start_neurons // recipe.start_width
+    neurons = -(-(recipe.start_neurons + 1) * recipe.teacher_hidden // recipe.start_width) - 1  # at most
     for name, most in (("head_order", recipe.teacher_heads), ("neuron_order", neurons)):
         order = np.sort(arrays[name], axis=1)
         if order.min() < 0 or order.max() >= most or (np.diff(order, axis=1) == 0).any():
             yield f"{cache.root}: start/{name}: expected different numbers below {most} in each layer, found others"
-    if arrays["norm"][:, 3].min() < 0:
-        yield f"{cache.root}: start/norm: a second moment is negative"
+    name, moments = ("second_moment", arrays["second_moment"]) if recipe.start_rope else ("norm", arrays["norm"][:, 3])
+    if moments.min() < 0:
+        yield f"{cache.root}: start/{name}: a second moment is negative"
 
 
 def compare_start(cache: Cache, teacher: "Teacher", device: "torch.device") -> list[str]:
@@ -51,7 +52,7 @@ def compare_start(cache: Cache, teacher: "Teacher", device: "torch.device") -> l
     import torch
 
     from cache_tools.build.start import compute_start
-    from cache_tools.teacher.start import StartFrame
+    from cache_tools.teacher.start.frame import StartFrame
 
     recipe, vocabulary = cache.recipe, cache.vocabulary
     stored = {name: read_start(cache, name) for name in start_arrays(recipe)}
@@ -75,7 +76,9 @@ def compare_start(cache: Cache, teacher: "Teacher", device: "torch.device") -> l
 
 def _comparable(start: Arrays, recipe: Recipe) -> Arrays:
     """Return the arrays in a form that does not depend on the sign of a head's dimensions: the products of queries with
-    keys, and of values with outputs, of each head."""
+    keys, and of values with outputs, of each head. Heads of rotary positions are kept as they are."""
+    if recipe.start_rope:
+        return start
     heads, layers = recipe.teacher_heads, len(recipe.start_layers)
     attention = start["attention"].astype(np.float32)
     query, key, value, output = attention.reshape(layers, 4, -1, heads, recipe.start_width).transpose(1, 0, 3, 2, 4)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import transformers
@@ -14,6 +15,7 @@ from cache_tools.store.recipe import Recipe
 
 LONGEST = 512  # tokens that a student reads, more if the rows of its caches are longer
 SPECIAL_IDS = {"pad_token_id": "pad_id", "bos_token_id": "bos_id", "eos_token_id": "eos_id"}
+NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 XLM_R_IDS = {"pad_id": 1, "bos_id": 0, "eos_id": 2}
 
 
@@ -72,10 +74,12 @@ class StudentFamily:
         dropout: float = 0.0,
         special: Mapping[str, int] = XLM_R_IDS,
         seq_len: int = LONGEST,
+        others: Mapping[str, Any] = NO_SETTINGS,
     ) -> PretrainedConfig:
         """Return the config of a student that reads at least `seq_len` tokens.
 
-        `special` maps pad_id, bos_id and eos_id to ids of the student.
+        `special` maps pad_id, bos_id and eos_id to ids of the student. `others` are fields that this student has
+        instead of those of its family.
         """
         offset = special["pad_id"] + 1 if self.counts_from_padding else 0
         config: PretrainedConfig = self.model_class.config_class(
@@ -88,7 +92,7 @@ class StudentFamily:
             tie_word_embeddings=True,
             **{name: special[role] for name, role in self.special_ids.items()},
             **self.dropout(dropout),
-            **self.settings,
+            **{**self.settings, **others},
         )
         return config
 
@@ -123,7 +127,8 @@ MODERN_BERT = StudentFamily(
     architecture="ModernBertForMaskedLM",
     dense="head.dense",
     dropouts=("attention_dropout", "embedding_dropout", "mlp_dropout"),
-    # the bias takes the token frequencies; a local layer could not look where a global one of the teacher does
+    # the bias takes the token frequencies; a local layer could not look where a global one of the teacher does, so they
+    # are local only in students that begin with the teacher's
     settings={"decoder_bias": True, "global_attn_every_n_layers": 1},
     special_ids=SPECIAL_IDS | {"cls_token_id": "bos_id", "sep_token_id": "eos_id"},
     head_multiple=2,  # rotary positions turn pairs of dimensions

@@ -16,7 +16,7 @@ from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
 from comet.student.shape import count_parameters
-from comet.student.start import begin_with_start, start_cache, start_layers
+from comet.student.start import begin_with_start, start_cache, start_layers, start_settings
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
 EMBEDDING_STD = 0.1
@@ -39,7 +39,8 @@ def new_student(
     family = family_of(recipe)
     _require_memory(shape, 4 * count_parameters(shape, len(vocabulary), family))
     special = {name: int(vocabulary.student_id[getattr(recipe, name)]) for name in ("pad_id", "bos_id", "eos_id")}
-    config = family.config(shape, len(vocabulary), dropout, special, recipe.seq_len)
+    others = start_settings(shape, caches) if init == "start" else {}
+    config = family.config(shape, len(vocabulary), dropout, special, recipe.seq_len, others)
     torch.manual_seed(seed)
     student = family.model(config)
     if init == "start":

@@ -41,10 +41,12 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     if not layers:
         layers, heads = min(UNSTARTED_LAYERS, recipe.teacher_layers), UNSTARTED_HEADS
         widest, neurons = recipe.teacher_hidden, 4 * recipe.teacher_hidden
-    step = heads * family.head_multiple
+    step = recipe.start_step if recipe.start_rope else heads * family.head_multiple
 
     def of_width(steps: int) -> StudentShape:
-        return StudentShape(name, layers, steps * step, heads, steps * step * neurons // widest)
+        width = steps * step
+        count = width // recipe.start_step if recipe.start_rope else heads
+        return StudentShape(name, layers, width, count, width * neurons // widest)
 
     low, high = 1, max(widest // step, 1)  # the widest that is small enough lies between, or none is
     while low < high:

@@ -7,6 +7,8 @@ lose the least important component and no other.
 """
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import read_start
 from comet.student.family import StudentShape, output_layer, word_embeddings
+from comet.student.pre_norm import body_weights, rotary_settings
 from comet.student.vocabulary import StudentVocabulary
 
 LINEAR = 8.0  # added to inputs of standard deviation 1, so that gelu passes them on as they are
@@ -56,12 +59,40 @@ def misfit(shape: StudentShape, recipe: Recipe) -> str | None:
     limits = {
         "layers": (shape.layers, len(recipe.start_layers)),
         "width": (shape.hidden, recipe.start_width),
-        "heads": (shape.heads, heads),
-        "dimensions of a head": (size, recipe.start_width // heads),
         "neurons": (shape.intermediate, recipe.start_neurons),
     }
+    if not recipe.start_rope:
+        limits |= {"heads": (shape.heads, heads), "dimensions of a head": (size, recipe.start_width // heads)}
     over = [f"{name} {wanted}, the start has {most}" for name, (wanted, most) in limits.items() if wanted > most]
+    if recipe.start_rope and size != recipe.start_step:
+        over.append(f"dimensions of a head {size}, the start has whole heads of {recipe.start_step}")
     return "; ".join(over) or None
+
+
+def start_settings(shape: StudentShape, caches: Sequence[Cache]) -> dict[str, Any]:
+    """Return the fields of a student's config that follow from the start: which of its layers are local, and how.
+
+    Raises CometError as `begin_with_start` does.
+    """
+    recipe = _fitting_start(shape, caches).recipe
+    return rotary_settings(recipe, start_layers(recipe, shape.layers)) if recipe.start_rope else {}
+
+
+def _fitting_start(shape: StudentShape, caches: Sequence[Cache]) -> Cache:
+    """Return the first cache that has a start. Raises CometError if there is none, or the shape does not fit it."""
+    cache = start_cache(caches)
+    if cache is None:
+        raise CometError(
+            f"--init start: {caches[0].name} has no start; use --init cache, or build a cache with --start-layers",
+            exit_code=2,
+        )
+    if (reason := misfit(shape, cache.recipe)) is not None:
+        raise CometError(
+            f"--student {shape}: does not fit the start of {cache.name} ({reason}); use a smaller --student, or --init "
+            "cache, or build a cache with a larger --start-width and all --start-layers",
+            exit_code=2,
+        )
+    return cache
 
 
 @torch.no_grad()
@@ -72,18 +103,7 @@ def begin_with_start(
 
     Raises CometError if there is none, the shape does not fit it, or a file is damaged.
     """
-    cache = start_cache(caches)
-    if cache is None:
-        raise CometError(
-            f"--init start: {caches[0].name} has no start; use --init cache, or build a cache with --start-layers",
-            exit_code=2,
-        )
-    if (reason := misfit(shape, cache.recipe)) is not None:
-        raise CometError(
-            f"--student {shape}: larger than the start of {cache.name} ({reason}); use a smaller --student, or --init "
-            "cache, or build a cache with a larger --start-width and all --start-layers",
-            exit_code=2,
-        )
+    cache = _fitting_start(shape, caches)
     anatomy = anatomy_of(type(student).__name__)
     if anatomy is None:
         raise CometError(
@@ -108,8 +128,29 @@ def _set_weights(
     """Set all weights from the start of `cache`, and embeddings that it lacks from those of others in `caches`."""
     width, whole = shape.hidden, shape.hidden == cache.recipe.teacher_hidden
     turn = _read(cache, "basis").T if whole else _turn(width)  # [components, channels]
-    _set_embeddings(student, anatomy, caches, cache, vocabulary, turn)
+    _set_embeddings(student, caches, cache, vocabulary, turn)
+    mean = _read(cache, "head_mean", slice(width))
     chosen = start_layers(cache.recipe, shape.layers)
+    if cache.recipe.start_rope:
+        mean[-1] = 0.0  # which the final norm removes and, without a bias, does not give back
+        for name, weight in body_weights(partial(_read, cache), anatomy, chosen, shape, turn, whole).items():
+            student.get_parameter(name).copy_(weight)
+    else:
+        _set_post_norm(student, anatomy, cache, chosen, shape, turn, whole)
+    _set_head(student, anatomy, cache, mean, turn, whole)
+
+
+def _set_post_norm(
+    student: PreTrainedModel,
+    anatomy: Anatomy,
+    cache: Cache,
+    chosen: Sequence[int],
+    shape: StudentShape,
+    turn: Tensor,
+    whole: bool,
+) -> None:
+    """Set positions, norms and layers of a student with norms after the residual sum."""
+    _set_positions(student, anatomy, cache, turn)
     for layer, index in enumerate(chosen):
         _set_attention(student, anatomy, layer, _read_attention(cache, index, shape), turn)
         _set_ffn(student, anatomy, layer, cache, index, shape, turn)
@@ -117,28 +158,37 @@ def _set_weights(
     norms += [anatomy.layer(student, i, part) for i in range(shape.layers) for part in (ATTENTION_NORM, FFN_NORM)]
     numbers = [0, *(1 + 2 * index + site for index in chosen for site in (0, 1))]
     if whole:
-        norms.append(student.get_submodule(anatomy.head_norm))
-        scales = _read(cache, "norm_weight")[[*numbers, -1]]  # [norms, 2, H]
-        dense = _read(cache, "head_dense")  # [H + 1, H]
-        _copy(student.get_submodule(anatomy.head_dense), dense[:-1], dense[-1])
-        for norm, (scale, bias) in zip(norms, scales, strict=True):
-            _copy(norm, scale, bias)
+        fitted = list(_read(cache, "norm_weight")[numbers])  # of scale and bias [2, H]
+    else:
+        fitted = [fit_norm(vectors, turn) for vectors in _read(cache, "norm")[numbers, :, : shape.hidden]]
+    for norm, (scale, bias) in zip(norms, fitted, strict=True):
+        _copy(norm, scale, bias)
+
+
+def _set_head(
+    student: PreTrainedModel, anatomy: Anatomy, cache: Cache, mean: Tensor, turn: Tensor, whole: bool
+) -> None:
+    """Set dense layer and norm of the head. `mean` [d] is that of its input, in components."""
+    layer, norm = (student.get_submodule(name) for name in (anatomy.head_dense, anatomy.head_norm))
+    width = len(mean)
+    if whole:
+        dense, last = _read(cache, "head_dense"), _read(cache, "norm_weight")[-1]  # [H + 1, H], [H] or [2, H]
+        _copy(layer, dense[:-1], dense[-1])
+        _copy(norm, *last.view(-1, width))
         return
-    for norm, vectors in zip(norms, _read(cache, "norm")[numbers, :, :width], strict=True):
-        _copy(norm, *fit_norm(vectors, turn))
     dense, bias, scale = fit_head(_read(cache, "head", slice(3), slice(width), slice(width)), turn)
-    hidden = _read(cache, "head_mean", slice(width)) @ turn
-    _copy(student.get_submodule(anatomy.head_dense), dense, bias - dense @ hidden)
-    _copy(student.get_submodule(anatomy.head_norm), torch.full((width,), scale), torch.zeros(width))
+    _copy(layer, dense, bias - dense @ (mean @ turn))
+    _copy(norm, torch.full((width,), scale), *([] if norm.bias is None else [torch.zeros(width)]))
 
 
 def _read(cache: Cache, name: str, *region: slice) -> Tensor:
     return torch.from_numpy(read_start(cache, name, *region)).double()
 
 
-def _copy(module: torch.nn.Module, weight: Tensor, bias: Tensor) -> None:
+def _copy(module: torch.nn.Module, weight: Tensor, bias: Tensor | None = None) -> None:
     module.weight.copy_(weight)  # type: ignore[operator]
-    module.bias.copy_(bias)  # type: ignore[operator]
+    if bias is not None:
+        module.bias.copy_(bias)  # type: ignore[operator]
 
 
 def _turn(width: int) -> Tensor:
@@ -177,13 +227,12 @@ def fit_head(moments: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, float]:
 
 def _set_embeddings(
     student: PreTrainedModel,
-    anatomy: Anatomy,
     caches: Sequence[Cache],
     cache: Cache,
     vocabulary: StudentVocabulary,
     turn: Tensor,
 ) -> None:
-    """Set word and position embeddings and the head's bias. Tokens that only another cache holds take their embedding
+    """Set word embeddings and the head's bias. Tokens that only another cache holds take their embedding
     from that one's start, and those of none the mean of all that the first cache lacks."""
     weight, decoder, components = word_embeddings(student), output_layer(student), len(turn)
     kind = 0 if turn.shape[1] == cache.recipe.teacher_hidden else 1  # with or without the mean feature
@@ -196,9 +245,12 @@ def _set_embeddings(
         rows = _read(other, "embedding") @ change @ turn
         _set_tokens(weight, decoder.bias, other, vocabulary, rows, _read(other, "head_bias")[kind])
     _set_tokens(weight, decoder.bias, cache, vocabulary, embedding @ turn, bias)
+
+
+def _set_positions(student: PreTrainedModel, anatomy: Anatomy, cache: Cache, turn: Tensor) -> None:
     table = anatomy.embeddings(student, POSITIONS)
     first = 0 if table.padding_idx is None else table.padding_idx + 1
-    positions = _read(cache, "position", slice(None), slice(components)) @ turn
+    positions = _read(cache, "position", slice(None), slice(len(turn))) @ turn
     count = min(len(positions), len(table.weight) - first)
     table.weight[first : first + count] = positions[:count].float()
     anatomy.embeddings(student, TOKEN_TYPES).weight.zero_()

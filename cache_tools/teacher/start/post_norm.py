@@ -1,25 +1,13 @@
-"""The start: the teacher's layers in one orthogonal basis, ordered so that every smaller student is a leading block.
+"""The start of a teacher whose norms come after the residual sum: x = norm(x + attention(x)), x = norm(x + ffn(x)).
 
-The residual stream is rotated to its principal components, leading first. Heads and neurons of the feed-forward are
-sorted by what they add to the stream, the dimensions of a head by singular value. `store.start` declares the arrays,
-`comet.student.start` makes a student of them; both rest on:
-
-- A rotated matrix cut to its leading block is nearly the least-squares fit of the whole one, because principal
-  components are nearly uncorrelated. What is cut off is replaced by its mean, in the biases.
-- A query and key may be multiplied by any matrix and its inverse, and so may a value and its output.
-- A constant added to all keys changes no attention.
-
-Ashkboos et al. 2024 (SliceGPT, https://arxiv.org/abs/2401.15024) rotate models with norms before the residual sum,
-where this is exact; here norms come after it, so a narrower student is an approximation.
+What a narrower student lacks of a vector is replaced by its mean, in the biases. Its norms divide by the deviation of
+fewer components, so it is an approximation.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.anatomy import (
@@ -37,12 +25,10 @@ from cache_tools.anatomy import (
     Anatomy,
 )
 from cache_tools.store.recipe import Recipe
-from cache_tools.store.start import start_arrays
 from cache_tools.teacher.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, with_signs, within_heads
 
-FEATURE_WEIGHT = 0.3  # of the head's features among the residual streams, when directions are weighed
-RIDGE = 1e-3  # of the mean variance, added in the head's fit
 SMALLEST = 1e-9
 
 
@@ -74,79 +60,41 @@ class Norm:
         return torch.stack([mean, inner, together / variance, second])
 
 
-@dataclass(frozen=True)
-class StartFrame:
-    """What the arrays of a start are in: the basis [H, w], and of each kept layer the order of its heads [n, heads] and
-    of the neurons kept [n, f]."""
-
-    basis: Tensor
-    head_order: Tensor
-    neuron_order: Tensor
-
-
-def make_start(
-    teacher: Teacher,
-    anatomy: Anatomy,
-    recipe: Recipe,
-    found: Activations,
-    ids: NDArray,
-    count: NDArray,
-    frame: StartFrame | None = None,
-) -> dict[str, NDArray]:
-    """Return the arrays of `store.start.start_arrays` for the layers and the width of the recipe.
-
-    `ids` [V_seen] are the tokens of the corpus, `count` [V_seen] their numbers. The teacher is on the CPU in float32.
-    With a `frame`, that of another start is used instead of a new one, so that both can be compared.
-    """
+def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations) -> StartFrame:
+    """Return the basis, and the order of heads and neurons by the variance of what they add to the stream."""
     norms = _norms(teacher, anatomy, found)
-    frame = frame or make_frame(teacher, anatomy, recipe, found, norms)
-    basis = frame.basis  # [H, w]
+    heads, neurons = [], []
+    for index in recipe.start_layers:
+        output, down = (anatomy.layer(teacher.model, index, part).weight.double() for part in (OUTPUT, DOWN))
+        matrices, context = of_heads(output, recipe), within_heads(found.layers[index].context.covariance, recipe)
+        added = torch.einsum("hod,hde,hoe->h", matrices, context, matrices)
+        heads.append(falling(added))
+        added = found.layers[index].neurons.covariance * down.square().sum(0)  # [F]
+        neurons.append(falling(added)[: recipe.start_neurons])
+    basis = principal_basis([norm.covariance for norm in norms], found.features.covariance)
+    return StartFrame(basis[:, : recipe.start_width], torch.stack(heads), torch.stack(neurons))
+
+
+def project_layers(
+    teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, frame: StartFrame
+) -> dict[str, Tensor]:
+    """Return the arrays of positions, norms and layers; at the teacher's width those of the exact head, too."""
+    norms, basis = _norms(teacher, anatomy, found), frame.basis  # [H, w]
     layers = [
         _project_attention(teacher, anatomy, index, norms[2 * index], found.layers[index], basis, recipe, heads)
         | _project_ffn(teacher, anatomy, index, norms[2 * index + 1], found.layers[index], basis, neurons)
         for index, heads, neurons in zip(recipe.start_layers, frame.head_order, frame.neuron_order, strict=True)
     ]
     kept_norms = [norms[0], *(norms[2 * index + site] for index in recipe.start_layers for site in (1, 2))]
+    positions = anatomy.embeddings(teacher.model, POSITIONS).weight.double()[-recipe.start_positions :]
     arrays = {
-        **vars(frame),
+        "position": (positions + anatomy.embeddings(teacher.model, TOKEN_TYPES).weight[0].double()) @ basis,
         "norm": torch.stack([norm.rotated(basis) for norm in kept_norms]),
         **{name: torch.stack([layer[name] for layer in layers]) for name in layers[0]},
-        **_project_embeddings(teacher, anatomy, recipe, found, ids, basis),
-        "head": _head_moments(teacher, found, ids, count, basis),
-        "head_mean": found.hidden.mean @ basis,
     }
     if recipe.start_width == recipe.teacher_hidden:
         arrays |= _exact_arrays(teacher, anatomy, kept_norms)
-    dtypes = {name: spec.dtype for name, spec in start_arrays(recipe).items()}
-    return {name: array.detach().numpy().astype(dtypes[name]) for name, array in arrays.items()}
-
-
-def make_frame(
-    teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, norms: Sequence[Norm]
-) -> StartFrame:
-    """Return the basis, and the order of heads and neurons by the variance of what they add to the stream."""
-    heads, neurons = [], []
-    for index in recipe.start_layers:
-        output, down = (anatomy.layer(teacher.model, index, part).weight.double() for part in (OUTPUT, DOWN))
-        added = torch.einsum("hod,hde,hoe->h", _of_heads(output, recipe), _contexts(found.layers[index], recipe),
-                             _of_heads(output, recipe))  # fmt: skip
-        heads.append(added.argsort(descending=True, stable=True))
-        added = found.layers[index].neurons.covariance * down.square().sum(0)  # [F]
-        neurons.append(added.argsort(descending=True, stable=True)[: recipe.start_neurons])
-    basis = principal_basis([norm.covariance for norm in norms], found.features.covariance)
-    return StartFrame(basis[:, : recipe.start_width], torch.stack(heads), torch.stack(neurons))
-
-
-def _of_heads(output: Tensor, recipe: Recipe) -> Tensor:
-    """Return the output's weight [H, H] as [heads, H, dh]."""
-    return output.unflatten(1, (recipe.teacher_heads, -1)).transpose(0, 1)
-
-
-def _contexts(found: LayerMoments, recipe: Recipe) -> Tensor:
-    """Return the covariance [heads, dh, dh] of what the output is multiplied with, head by head."""
-    heads = recipe.teacher_heads
-    blocks = found.context.covariance.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
-    return torch.stack([blocks[head, :, head] for head in range(heads)])
+    return arrays
 
 
 def _norms(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]:
@@ -156,23 +104,6 @@ def _norms(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]
         modules.append((anatomy.layer(teacher.model, index, ATTENTION_NORM), moments.attention_norm))
         modules.append((anatomy.layer(teacher.model, index, FFN_NORM), moments.ffn_norm))
     return [Norm(m.weight.detach().double(), m.bias.detach().double(), moments) for m, moments in modules]
-
-
-def principal_basis(streams: Sequence[Tensor], features: Tensor) -> Tensor:
-    """Return [H, H]: directions by falling variance over residual streams and head features, given covariances [H, H].
-
-    The embeddings serve both ends, so the basis must hold what the head's features need. Each direction's largest entry
-    is made positive, so that the result does not depend on the eigensolver's choice of sign.
-    """
-    total = torch.stack(list(streams)).sum(0)
-    together = total / total.trace() + FEATURE_WEIGHT * features / features.trace()
-    return _with_signs(torch.linalg.eigh(together).eigenvectors.flip(1))
-
-
-def _with_signs(columns: Tensor) -> Tensor:
-    """Return columns [n, m] with the largest entry of each made positive."""
-    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
-    return columns * largest.sign()
 
 
 def _affine(teacher: Teacher, anatomy: Anatomy, index: int, part: str, mean: Tensor) -> Tensor:
@@ -197,7 +128,7 @@ def _project_attention(
         for part, mean in ((QUERY, before.mean), (KEY, before.mean), (VALUE, before.mean), (OUTPUT, found.context.mean))
     )
     query, key, value = (matrix.unflatten(0, (heads, -1)) for matrix in (query, key, value))  # [heads, dh, H + 1]
-    outputs, context = _of_heads(output[:, :-1], recipe), _contexts(found, recipe)
+    outputs, context = of_heads(output[:, :-1], recipe), within_heads(found.context.covariance, recipe)
     context_mean = found.context.mean.unflatten(0, (heads, -1))
     scale = _root(before.covariance)
     aligned = []
@@ -227,7 +158,7 @@ def align_queries(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Te
     _, right = torch.linalg.qr((key @ scale).T)  # [dh, dh]
     u, singular, v = torch.linalg.svd(left @ right.T)
     root = singular.sqrt()[:, None]
-    sign = _with_signs(u).sum(0).sign() * u.sum(0).sign()
+    sign = with_signs(u).sum(0).sign() * u.sum(0).sign()
     queries = root * (u * sign).T @ torch.linalg.pinv(left.T) @ query
     return queries, root * (v * sign[:, None]) @ torch.linalg.pinv(right.T) @ key
 
@@ -236,7 +167,7 @@ def align_values(output: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
     """Return (to_value [dh, dh], outputs [H, dh]): outputs @ to_value = output [H, dh], the columns orthonormal, by
     falling variance. `context` [dh, dh] is the covariance of what the output is multiplied with."""
     orthonormal, triangle = torch.linalg.qr(output)
-    turn = _with_signs(torch.linalg.eigh(triangle @ context @ triangle.T).eigenvectors.flip(1))
+    turn = with_signs(torch.linalg.eigh(triangle @ context @ triangle.T).eigenvectors.flip(1))
     return turn.T @ triangle, orthonormal @ turn
 
 
@@ -257,46 +188,6 @@ def _project_ffn(
         "ffn_vector": torch.stack([up[order, -1], found.neurons.mean[order]]),
         "ffn_output": torch.stack([before.mean @ basis, down[:, -1] @ basis]),
     }
-
-
-def _project_embeddings(
-    teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, ids: NDArray, basis: Tensor
-) -> dict[str, Tensor]:
-    """Return `embedding`, `position` and `head_bias`. Their rows are the tokens of the corpus, the special tokens, and
-    one for the mean of all others."""
-    embedding, bias = teacher.input_embedding, teacher.head.bias.double()
-    shift = (embedding @ found.features.mean.float()).double()  # [V] of the logits, by the mean feature
-    kept = torch.cat([torch.from_numpy(ids.astype(np.int64)), torch.tensor(recipe.special_ids)])
-    others = torch.ones(len(embedding), dtype=torch.bool)
-    others[kept] = False
-    number = max(int(others.sum()), 1)
-
-    def with_others(logits: Tensor) -> Tensor:  # their mean mass, so that all together keep theirs
-        mass = logits.masked_fill(~others, -torch.inf).logsumexp(0, keepdim=True) - math.log(number)
-        return torch.cat([logits[kept], mass if others.any() else logits.new_zeros(1)])
-
-    mean = (others.double() @ embedding.double() if others.any() else torch.zeros(len(basis)).double()) / number
-    positions = anatomy.embeddings(teacher.model, POSITIONS).weight.double()[-recipe.start_positions :]
-    return {
-        "embedding": torch.cat([embedding[kept].double(), mean[None]]) @ basis,
-        "position": (positions + anatomy.embeddings(teacher.model, TOKEN_TYPES).weight[0].double()) @ basis,
-        "head_bias": torch.stack([with_others(bias), with_others(bias + shift)]),
-    }
-
-
-def _head_moments(teacher: Teacher, found: Activations, ids: NDArray, count: NDArray, basis: Tensor) -> Tensor:
-    """Return [3, w, w] of which leading blocks give the head of every width; see `comet.student.start`.
-
-    The metric of logits, Σ p (e − ē)(e − ē)ᵀ over the tokens of the corpus by frequency p, in the basis; its product
-    with the covariance of features by hidden; and the covariance of hidden.
-    """
-    embedding = teacher.input_embedding[torch.from_numpy(ids.astype(np.int64))].double()
-    share = torch.from_numpy(count / count.sum())
-    centred = embedding - share @ embedding
-    metric = basis.T @ (centred.T @ (share[:, None] * centred))  # [w, H]
-    hidden = basis.T @ found.hidden.covariance @ basis
-    ridge = RIDGE * hidden.trace() / len(hidden) * torch.eye(len(hidden), dtype=hidden.dtype)
-    return torch.stack([metric @ basis, metric @ found.cross_covariance @ basis, hidden + ridge])
 
 
 def _exact_arrays(teacher: Teacher, anatomy: Anatomy, norms: Sequence[Norm]) -> dict[str, Tensor]:
