@@ -44,15 +44,20 @@ def falling(values: Tensor) -> Tensor:
     return values.argsort(descending=True, stable=True)
 
 
-def principal_basis(streams: Sequence[Tensor], features: Tensor) -> Tensor:
+def principal_basis(streams: Sequence[Tensor], features: Tensor, apart: Sequence[int] = ()) -> Tensor:
     """Return [H, H]: directions by falling variance over residual streams and head features, given covariances [H, H].
 
-    The embeddings serve both ends, so the basis must hold what the head's features need. Each direction's largest entry
-    is made positive, so that the result does not depend on the eigensolver's choice of sign.
+    The embeddings serve both ends, so the basis must hold what the head's features need. Channels that are set `apart`
+    are directions of their own. Each direction's largest entry is made positive, so that the result does not depend on
+    the eigensolver's choice of sign.
     """
     total = torch.stack(list(streams)).sum(0)
     together = total / total.trace() + FEATURE_WEIGHT * features / features.trace()
-    return with_signs(torch.linalg.eigh(together).eigenvectors.flip(1))
+    rest = torch.tensor([channel for channel in range(len(total)) if channel not in apart])
+    basis = torch.zeros_like(total)
+    basis[list(apart), range(len(apart))] = 1.0
+    basis[rest, len(apart) :] = torch.linalg.eigh(together[rest][:, rest]).eigenvectors
+    return with_signs(basis[:, falling(((together @ basis) * basis).sum(0))])
 
 
 def with_signs(columns: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, with_signs, within_heads
 
 SMALLEST = 1e-9
+APART = 1e-3  # share of a norm's output
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,23 @@ def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activa
         heads.append(falling(added))
         added = found.layers[index].neurons.covariance * down.square().sum(0)  # [F]
         neurons.append(falling(added)[: recipe.start_neurons])
-    basis = principal_basis([norm.covariance for norm in norms], found.features.covariance)
+    streams = [norm.covariance for norm in norms]
+    basis = principal_basis(streams, found.features.covariance, channels_apart(norms))
     return StartFrame(basis[:, : recipe.start_width], torch.stack(heads), torch.stack(neurons))
+
+
+def channels_apart(norms: Sequence[Norm]) -> list[int]:
+    """Return the channels whose scale in the norms is so much their own that they must not be mixed with others.
+
+    A student's norm scales components, not channels, so what a norm does to a channel beyond the scale of all is lost
+    where components mix it with others. Large models have a few channels with most of that.
+    """
+    own = torch.zeros_like(norms[0].weight)
+    for norm in norms:
+        square = norm.inner.second.diagonal()
+        common = (norm.weight * square).sum() / square.sum()
+        own += (norm.weight - common).square() * square / (norm.weight.square() * square).sum()
+    return torch.nonzero(own / len(norms) > APART).flatten().tolist()
 
 
 def project_layers(
