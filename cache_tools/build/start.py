@@ -97,7 +97,7 @@ def compute_start(
     anatomy = anatomy_of(recipe.teacher_architecture)
     if not recipe.start_layers or anatomy is None:
         return {}
-    found = observe(teacher.to(device, torch.float32), anatomy, _batches(recipe, read_tokens))
+    found = observe(teacher.to(device, torch.float32), anatomy, start_batches(recipe, read_tokens))
     arrays = make_start(teacher.to(torch.device("cpu"), torch.float32), anatomy, recipe, found, ids, count, frame)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
@@ -107,7 +107,7 @@ def compute_start(
     return arrays
 
 
-def _batches(recipe: Recipe, read_tokens: ReadTokens) -> Iterator[HostBatch]:
+def start_batches(recipe: Recipe, read_tokens: ReadTokens) -> Iterator[HostBatch]:
     """Yield the rows that give the moments: the recipe's number of them, evenly spread over a few shards."""
     count = min(recipe.shards("train"), MOST_SHARDS, recipe.start_rows)
     shards = [i * recipe.shards("train") // count for i in range(count)]

@@ -63,7 +63,7 @@ class Norm:
 
 def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations) -> StartFrame:
     """Return the basis, and the order of heads and neurons by the variance of what they add to the stream."""
-    norms = _norms(teacher, anatomy, found)
+    norms = norms_of(teacher, anatomy, found)
     heads, neurons = [], []
     for index in recipe.start_layers:
         output, down = (anatomy.layer(teacher.model, index, part).weight.double() for part in (OUTPUT, DOWN))
@@ -95,7 +95,7 @@ def project_layers(
     teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, frame: StartFrame
 ) -> dict[str, Tensor]:
     """Return the arrays of positions, norms and layers; at the teacher's width those of the exact head, too."""
-    norms, basis = _norms(teacher, anatomy, found), frame.basis  # [H, w]
+    norms, basis = norms_of(teacher, anatomy, found), frame.basis  # [H, w]
     layers = [
         _project_attention(teacher, anatomy, index, norms[2 * index], found.layers[index], basis, recipe, heads)
         | _project_ffn(teacher, anatomy, index, norms[2 * index + 1], found.layers[index], basis, neurons)
@@ -113,7 +113,7 @@ def project_layers(
     return arrays
 
 
-def _norms(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]:
+def norms_of(teacher: Teacher, anatomy: Anatomy, found: Activations) -> list[Norm]:
     """Return the norms in the order of the stream: the embeddings', then two of each layer."""
     modules = [(anatomy.embeddings(teacher.model, EMBEDDING_NORM), found.embedding_norm)]
     for index, moments in enumerate(found.layers):
