@@ -25,7 +25,7 @@ from torch import Tensor
 
 from cache_tools import Cache, open_cache
 from cache_tools.anatomy import anatomy_of
-from cache_tools.build.start import _batches
+from cache_tools.build.start import start_batches
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import SEAL, file_record
 from cache_tools.store.records import read_checked, with_checksum
@@ -52,9 +52,9 @@ class Fits:
         assert anatomy is not None
         self.teacher, self.cache, self.width, self.anatomy = teacher, cache, width, anatomy
         self.found = observe(
-            teacher, anatomy, _batches(cache.recipe, lambda shard: cache.read_tokens("train", shard)[0])
+            teacher, anatomy, start_batches(cache.recipe, lambda shard: cache.read_tokens("train", shard)[0])
         )
-        self.norms = post_norm._norms(teacher, anatomy, self.found)
+        self.norms = post_norm.norms_of(teacher, anatomy, self.found)
         self.frame = post_norm.make_frame(teacher, anatomy, cache.recipe, self.found)
 
     def of_frame(self, frame: StartFrame) -> Arrays:
@@ -67,9 +67,8 @@ class Fits:
     def streams_alone(self) -> Arrays:
         """Principal components of the residual streams, whatever the head's features need."""
         streams = [norm.covariance for norm in self.norms]
-        return self.of_frame(
-            replace(self.frame, basis=principal_basis(streams, 0 * streams[0] + torch.eye(len(streams[0])) * 1e-12))
-        )
+        total = torch.stack(streams).sum(0)
+        return self.of_frame(replace(self.frame, basis=principal_basis(streams, total)))
 
     def channels(self) -> Arrays:
         """The channels of greatest variance, without a rotation."""
