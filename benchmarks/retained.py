@@ -113,7 +113,7 @@ def main(
             )
             for name, score in others:
                 print(
-                    f"{language} {task} {name:<28} {score:.3f}, {score / reference:.1%} of the teacher's {reference:.3f}"
+                    f"{language} {task} {name:<28} {score:.3f}, {score / reference:.1%} of {reference:.3f}", flush=True
                 )
 
 
