@@ -44,7 +44,7 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     step = heads * family.head_multiple
 
     def of_width(steps: int) -> StudentShape:
-        return StudentShape(name, layers, steps * step, heads, steps * step * neurons // widest)
+        return StudentShape(name, layers, steps * step, heads, max(steps * step * neurons // widest, 1))
 
     low, high = 1, max(widest // step, 1)  # the widest that is small enough lies between, or none is
     while low < high:
