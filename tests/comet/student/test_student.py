@@ -36,9 +36,7 @@ def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
 
 def test_a_student_larger_than_memory_is_refused(cache: Cache) -> None:
     shape = StudentShape("huge", 2, 2**20, 4, 2**20)
-    expected = (
-        r"^--student huge \(2 layers × 1048576, 4 heads, FFN 1048576\): its weights take [\d,]+\.\d GB of memory"
-    )
+    expected = r"^--student huge \(2 layers × 1048576, 4 heads, FFN 1048576\): its weights take [\d,]+\.\d GB of memory"
     with pytest.raises(CometError, match=expected):
         new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
 
