@@ -46,7 +46,7 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     def of_width(steps: int) -> StudentShape:
         width = steps * step
         count = width // recipe.start_step if recipe.start_rope else heads
-        return StudentShape(name, layers, width, count, width * neurons // widest)
+        return StudentShape(name, layers, width, count, max(width * neurons // widest, 1))
 
     low, high = 1, max(widest // step, 1)  # the widest that is small enough lies between, or none is
     while low < high:

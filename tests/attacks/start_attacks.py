@@ -1,6 +1,5 @@
 """Attacks by the start: its files, its metadata, the recipe's fields about it, and its values."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from forging import (
     with_crc,
     write_sealed,
 )
-from helpers.small_caches import NO_START
 from numpy import inf, nan
 
 from cache_tools.store.layout import CRC_BYTES
@@ -77,13 +75,6 @@ def exchange_layers(cache: Path) -> None:
     aside = first.rename(cache.parent / "aside")
     second.rename(first)
     aside.rename(second)
-
-
-def claim_a_giant_teacher(cache: Path) -> None:
-    change_recipe(cache, **NO_START, teacher_parameters=2**50, teacher_hidden=2**20)
-    shutil.rmtree(cache / "start")
-    listed = [path for path in json.loads((cache / SEAL).read_bytes())["files"] if path.startswith("start/")]
-    change_record(cache, SEAL, lambda seal: [seal["files"].pop(path) for path in listed])
 
 
 def grow(cache: Path) -> None:
@@ -199,12 +190,6 @@ ATTACKS = {
         "ModernBertForMaskedLM",
         "train",
         teacher_architecture="ModernBertForMaskedLM",
-    ),
-    "student_of_petabytes": Attack(
-        "A teacher of so many parameters, and of such a width, that a student of 15 % takes all memory.",
-        "train",
-        claim_a_giant_teacher,
-        "GB of memory, of which",
     ),
     # values
     "start_infinite": value("Infinities in the layers that a student begins with.", "attention", inf),

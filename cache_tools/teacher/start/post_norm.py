@@ -55,7 +55,7 @@ class Norm:
         """Return [4, w] in a basis [H, w]: mean output, mean normalised input, the slope of one by the other, and the
         second moment of the normalised input."""
         mean, inner = self.mean @ basis, self.inner.mean @ basis
-        second = ((self.inner.second @ basis) * basis).sum(0)
+        second = ((self.inner.second @ basis) * basis).sum(0).clamp(min=0.0)  # 0 of equal entries
         variance = (second - inner.square()).clamp(min=SMALLEST)
         together = ((self.weight[:, None] * self.inner.covariance) @ basis * basis).sum(0)
         return torch.stack([mean, inner, together / variance, second])

@@ -22,8 +22,8 @@ RECIPE_IDS = {
     "topk": "2b1d8f3731ea80ee22b8449557c5c1455131bedc9b0246a757a151461d0d46ff",
 }
 CACHE_IDS = {
-    "threshold": "b158729fb7e14acffb9a7911e9159b323fd6cb086ffbc6b439c486463922926d",
-    "topk": "4cdaa619d5b501649de905014d0d61f7883caaa72999d81cc5505de1ac619ab2",
+    "threshold": "090df1cfd6bd35cf5aa3b3dca3e6c046c92e3986accf1a67d4e360058c5c030b",
+    "topk": "dce2ccf0ac50d6805d5c7d9c5fd6be19d069a0210c18fc4a59dd6d2f27aebf1f",
 }
 
 

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from helpers.students import NANO
 from onnx import numpy_helper
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -26,7 +27,7 @@ from comet.export import onnx_model
 from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
 from comet.export.export import ExportSettings, export
 from comet.export.onnx_model import open_session, run
-from comet.student.model import PRESETS, new_student
+from comet.student.model import new_student
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 
 KINDS = {"texts": AutoModelForSequenceClassification, "tokens": AutoModelForTokenClassification}
@@ -36,7 +37,7 @@ LABELS = {0: "negative", 1: "neutral", 2: "positive"}
 def save(cache: Cache, vocabulary: StudentVocabulary, folder: Path) -> Path:
     """A student as `comet-train` leaves it, before its first step."""
     torch.manual_seed(0)
-    new_student(PRESETS[-1], [cache], vocabulary, 0.0, seed=0).eval().save_pretrained(folder)
+    new_student(NANO, [cache], vocabulary, 0.0, seed=0).eval().save_pretrained(folder)
     tokenizer = student_tokenizer(cache, vocabulary)
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.save_pretrained(folder)

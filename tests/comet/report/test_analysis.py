@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.students import NANO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ from comet.report.analysis import (
     look_at_rows,
 )
 from comet.report.summary import sample_row
-from comet.student.model import PRESETS, new_student
+from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_vocabulary
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller
@@ -39,9 +40,7 @@ CPU = torch.device("cpu")
 
 
 def distiller_of(cache: Cache) -> Distiller:
-    return Distiller(
-        new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0), cache.recipe, DEFAULT
-    )
+    return Distiller(new_student(NANO, [cache], full_vocabulary(cache.recipe), 0.0, seed=0), cache.recipe, DEFAULT)
 
 
 def counts_of(cache: Cache) -> np.ndarray:
@@ -65,7 +64,7 @@ def plain(cache: Cache) -> SimpleNamespace:
     """All validation rows as one batch, and what plain transformers makes of them."""
     rows = CacheRows(shards_of([cache], "validation"), cache.extent.arrays)
     batch = collate(rows.__getitems__(list(range(len(rows)))))
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0).eval()
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), 0.0, seed=0).eval()
     student.set_attn_implementation("eager")
     mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
     with torch.no_grad():
@@ -95,7 +94,7 @@ def test_means_over_the_targets_are_the_validation_s(kept: str, request: pytest.
 
 def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     vocabulary = trimmed_vocabulary([cache])
-    student = new_student(PRESETS[-1], [cache], vocabulary, 0.0, seed=0)
+    student = new_student(NANO, [cache], vocabulary, 0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary)
 
     def translated(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -181,7 +180,7 @@ def test_maps_end_where_a_short_row_ends(cache: Cache) -> None:
 
 
 def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     distiller = Distiller(student, cache.recipe, replace(DEFAULT, attention_weight=0.0))
     look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)
     assert look.maps == [] and len(look.examples) == analysis.EXAMPLE_ROWS
@@ -213,7 +212,7 @@ def test_of_a_sample_only_tokens_of_known_probability_are_shown(
 
 
 def test_without_a_tail_at_temperature_one_there_is_no_kl(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), 0.0, seed=0)
     recipe = replace(cache.recipe, temperatures=(3.0, 2.0))
     distiller = Distiller(student, recipe, replace(DEFAULT, temperature=2.0))
     look = analyse(distiller, shards_of([cache], "validation"), tokenizer, counts_of(cache), CPU)

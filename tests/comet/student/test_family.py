@@ -27,7 +27,8 @@ from comet.student.family import (
     output_layer,
     word_embeddings,
 )
-from comet.student.model import choose_shape, count_parameters, earlier_student, new_student
+from comet.student.model import earlier_student, new_student
+from comet.student.shape import choose_shape, count_parameters
 from comet.student.vocabulary import full_vocabulary, student_tokenizer
 
 SHAPE = StudentShape("small", layers=3, hidden=24, heads=4, intermediate=32)
@@ -136,10 +137,10 @@ def test_heads_of_an_odd_width_cannot_be_turned(cache: Cache, cache_of: Callable
     path = tmp_path / "odd.json"
     shape = {"num_hidden_layers": 2, "hidden_size": 30, "num_attention_heads": 2, "intermediate_size": 40}
     path.write_text(json.dumps(shape))
-    assert choose_shape(str(path), cache, 99).hidden == 30
+    assert choose_shape(str(path), cache.recipe, 99).hidden == 30
     expected = "each of 2 heads would be 15 wide; expected a multiple of 2 for a ModernBERT student"
     with pytest.raises(CometError, match=expected):
-        choose_shape(str(path), cache_of("modernbert"), 99)
+        choose_shape(str(path), cache_of("modernbert").recipe, 99)
 
 
 def test_an_earlier_student_of_another_family_is_refused(

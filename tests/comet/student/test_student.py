@@ -1,69 +1,27 @@
-"""Shapes, parameter counts, and how a student starts."""
+"""How a student starts from embeddings, and what its objective takes of it."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.students import NANO
 
 from cache_tools import Cache
 from cache_tools.attention import AttentionCapture, block_members, pool_weights
 from cache_tools.errors import CometError
 from cache_tools.text.tokenizer import load_tokenizer
-from comet.student.family import XLM_R
-from comet.student.model import COMET, PRESETS, choose_shape, count_parameters, new_student
+from comet.student.family import StudentShape
+from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 from comet.train.distiller import Distiller, match_layers
 from comet.train.objective import DEFAULT, PAPER
 from comet.train.validation import validate, validation_rows
 
-XLM_R_VOCABULARY = 250_002
-AFRO_XLMR_LARGE, AFRO_XLMR_BASE, AFRO_XLMR_MINI = 559_890_432, 278_043_648, 117_653_760
-
-
-def test_the_comet_preset_has_the_paper_s_parameters() -> None:
-    assert count_parameters(COMET, XLM_R_VOCABULARY, XLM_R) == 68_937_216
-
-
-@pytest.mark.parametrize(
-    ("parameters", "vocab_size", "expected"),
-    [
-        (AFRO_XLMR_LARGE, XLM_R_VOCABULARY, "comet"),
-        (AFRO_XLMR_BASE, XLM_R_VOCABULARY, "small"),
-        (AFRO_XLMR_MINI, XLM_R_VOCABULARY, "tiny"),
-        (3_460_160, 8_000, "nano"),
-    ],
-)
-def test_auto_takes_the_largest_preset_85_percent_smaller(
-    cache: Cache, parameters: int, vocab_size: int, expected: str
-) -> None:
-    recipe = replace(cache.recipe, teacher_parameters=parameters, vocab_size=vocab_size)
-    other = Cache(cache.root, recipe, {"provenance": {}, "settings": {}}, cache.seal, cache.extent)
-    shape = choose_shape("auto", other, other.recipe.vocab_size)
-    assert shape.name == expected
-    assert count_parameters(shape, vocab_size, XLM_R) <= 0.15 * parameters
-    larger = PRESETS[: PRESETS.index(shape)]
-    assert all(count_parameters(s, vocab_size, XLM_R) > 0.15 * parameters for s in larger)
-
-
-def test_a_shape_from_a_config_file(cache: Cache, tmp_path: Path) -> None:
-    path = tmp_path / "mine.json"
-    config = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 40}
-    path.write_text(json.dumps(config))
-    shape = choose_shape(str(path), cache, cache.recipe.vocab_size)
-    assert (shape.layers, shape.hidden, shape.heads, shape.intermediate) == (2, 24, 3, 40)
-    path.write_text(json.dumps(config | {"num_attention_heads": 5}))
-    with pytest.raises(CometError, match="24 is not a multiple of 5 heads"):
-        choose_shape(str(path), cache, cache.recipe.vocab_size)
-    with pytest.raises(CometError, match="expected auto, comet, small, tiny, nano, or a JSON file"):
-        choose_shape("huge", cache, cache.recipe.vocab_size)
-
 
 def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT)
     start = validate(distiller, validation_rows(shards_of([cache], "validation")), 32, torch.device("cpu"))
     counts = np.ones(cache.recipe.vocab_size)
@@ -76,8 +34,15 @@ def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
     assert start.targets == (target_id >= 0).sum()
 
 
+def test_a_student_larger_than_memory_is_refused(cache: Cache) -> None:
+    shape = StudentShape("huge", 2, 2**20, 4, 2**20)
+    expected = r"^--student huge \(2 layers × 1048576, 4 heads, FFN 1048576\): its weights take [\d,]+\.\d GB of memory"
+    with pytest.raises(CometError, match=expected):
+        new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+
+
 def test_student_and_teacher_pool_attention_alike(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     length = torch.tensor([40, 5])
     ids = torch.randint(5, 1000, (2, 40))
     mask = torch.arange(40) < length[:, None]
@@ -107,13 +72,13 @@ def test_layers_are_matched_by_depth(
 
 
 def test_a_temperature_that_was_not_stored_is_refused(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     with pytest.raises(CometError, match=r"temperature 3: the cache holds logits for 1,2 only.*--temperatures 1,2,3"):
         Distiller(student, cache.recipe, replace(DEFAULT, temperature=3.0))
 
 
 def test_the_paper_s_recipe_learns_a_projection(cache: Cache) -> None:
-    student = new_student(replace(PRESETS[-1], layers=4), [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    student = new_student(replace(NANO, layers=4), [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, PAPER)
     rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays)
     losses = distiller(**collate(rows.__getitems__([0, 1, 2])))

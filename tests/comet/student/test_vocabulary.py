@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.students import NANO
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -19,7 +20,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill
 from comet.settings import StudentConfig
-from comet.student.model import PRESETS, earlier_student, new_student
+from comet.student.model import earlier_student, new_student
 from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_state, trimmed_vocabulary
 from comet.train.dataset import collate, in_vocabulary, shards_of, teacher_mass_outside
 from comet.train.distiller import Distiller
@@ -116,7 +117,7 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     assert torch.equal(batch[others], plain[f"{others}_seen"])
     assert not torch.equal(plain[others], plain[f"{others}_seen"])
     torch.testing.assert_close(batch[values][seen], plain[values][seen])
-    student = new_student(PRESETS[-1], [cache], vocabulary, dropout=0.0, seed=0)
+    student = new_student(NANO, [cache], vocabulary, dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary).eval()
     with torch.no_grad():
         features, _ = distiller.features(batch)

@@ -5,11 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from helpers.students import NANO
 
 from cache_tools import Cache
 from cache_tools.attention import block_members, pool_weights
 from cache_tools.errors import CometError
-from comet.student.model import PRESETS, new_student
+from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 from comet.train.distiller import Distiller, match_layers
@@ -22,7 +23,7 @@ from comet.train.validation import validate, validation_rows
 def test_the_objective_is_the_sum_of_its_parts_computed_plainly(of_each_family: Cache, temperature: float) -> None:
     cache = of_each_family
     objective = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
     length, seq_len = batch["length"], batch["input_ids"].shape[1]
     mask = torch.arange(seq_len) < length[:, None]
@@ -76,7 +77,7 @@ def test_a_batch_of_rows_without_maps_learns_from_its_logits(cache: Cache, loss:
 
 
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     shards = shards_of([cache], "validation")
     rows = CacheRows(shards, cache.extent.arrays)
     batch = collate(rows.__getitems__(list(range(len(rows)))))
@@ -99,7 +100,7 @@ def test_activations_computed_again_change_nothing(of_each_family: Cache) -> Non
     batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
     results = []
     for recompute in (False, True):
-        student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+        student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
         distiller = Distiller(student, cache.recipe, DEFAULT).train()
         if recompute:
             distiller.activation_checkpointing_enable()
@@ -112,7 +113,7 @@ def test_activations_computed_again_change_nothing(of_each_family: Cache) -> Non
 
 
 def distiller_of(cache: Cache, objective: Objective) -> Distiller:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     return Distiller(student, cache.recipe, objective).eval()
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.students import NANO
 
 from cache_tools import Cache
-from comet.student.model import PRESETS, new_student
+from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import collate
 from comet.train.distiller import Distiller
@@ -17,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def distiller_for(cache: Cache, objective: Objective, bf16: bool) -> Distiller:
-    student = new_student(PRESETS[-1], [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
+    student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     return Distiller(student, cache.recipe, objective, bf16=bf16)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.students import NANO
 from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
@@ -12,7 +13,7 @@ from cache_tools.errors import CometError
 from comet.distillation import distill
 from comet.preparation import training_arguments
 from comet.settings import StudentConfig
-from comet.student.model import PRESETS, new_student
+from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, shards_of
 from comet.train.distiller import Distiller
@@ -24,7 +25,7 @@ from comet.train.validation import validate, validation_rows
 
 @pytest.fixture
 def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
-    shape = PRESETS[-1]
+    shape = NANO
     config = StudentConfig(tmp_path / "student", steps=4, batch_size=8, arguments=(("logging_steps", 2),))
     distiller = Distiller(
         new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0), cache.recipe, DEFAULT
