@@ -61,7 +61,7 @@ class Activations:
 
 
 class _Sum:
-    """A running mean and second moment of vectors: products in float32 on the device, sums in float64."""
+    """A running mean and second moment of vectors: those of a batch in float32 on the device, their sums in float64."""
 
     def __init__(self, diagonal: bool = False) -> None:
         self.diagonal, self.count = diagonal, 0
@@ -71,7 +71,7 @@ class _Sum:
     def add(self, vectors: Tensor, others: Tensor | None = None) -> None:
         """Add vectors [N, H]; with `others` [N, H'] the products are theirs with the vectors, [H, H']."""
         self.count += len(vectors)
-        self.total = self.total + vectors.sum(0, dtype=torch.float64)
+        self.total = self.total + vectors.sum(0).double()
         products = vectors.square().sum(0) if self.diagonal else vectors.T @ (vectors if others is None else others)
         self.products = self.products + products.double()
 
