@@ -67,7 +67,7 @@ def choose_start(settings: BuildSettings, teacher: Teacher) -> StartShape:
             f"--start-width {width}: expected a multiple of the teacher's {counted}, {step}, up to its width {hidden}",
             exit_code=2,
         )
-    shape = StartShape(layers, width, config.intermediate_size * width // hidden)
+    shape = StartShape(layers, width, -(-config.intermediate_size * width // hidden))  # their share, rounded up
     if not rotary:
         return replace(shape, positions=max_positions(config))
     local = tuple(layer for layer in layers if config.layer_types[layer] == LOCAL)

@@ -196,7 +196,7 @@ def _check_start(value: dict[str, Any], require: Callable[[bool, str, str], None
     ok = isinstance(rope, list) and len(rope) == (2 if rotary else 0)
     ok = ok and all(type(base) is float and 1 <= base <= MAX_ROPE for base in rope)
     require(ok, "start_rope", f"two numbers from 1 to {MAX_ROPE:g} if layers with rotary positions are kept, else none")
-    positions = "a number above 0 if layers with a table of positions are kept, else 0"
+    positions = "0, since they are rotary" if rotary else "a number above 0 if layers are kept, else 0"
     require((value["start_positions"] > 0) == (kept and not rotary), "start_positions", positions)
     local = value["start_local_layers"]
     require(rotary or not local, "start_local_layers", "none, since only layers with rotary positions are local")

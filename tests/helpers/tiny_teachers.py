@@ -58,13 +58,19 @@ def roberta(folder: Path, text: Path) -> None:
     RobertaForMaskedLM(RobertaConfig(vocab_size=size, **TINY, **SPECIAL_IDS)).save_pretrained(folder)
 
 
-def modernbert(folder: Path, text: Path) -> None:
-    """Rotary positions, and attention to 8 neighbours in every layer but each third one."""
+def modernbert(folder: Path, text: Path, **changes: Any) -> None:
+    """Rotary positions, and attention to 8 neighbours in every layer but each third one. Every norm has its own
+    scales, every token its own bias."""
     size = byte_pairs(folder, text)
     torch.manual_seed(0)
     others = {"cls_token_id": 0, "sep_token_id": 2, "local_attention": 8}
-    config = ModernBertConfig(vocab_size=size, **TINY | {"num_hidden_layers": 4}, **SPECIAL_IDS, **others)
-    ModernBertForMaskedLM(config).save_pretrained(folder)
+    config = ModernBertConfig(vocab_size=size, **TINY | {"num_hidden_layers": 4} | SPECIAL_IDS | others | changes)
+    model = ModernBertForMaskedLM(config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    torch.nn.init.normal_(model.decoder.bias, std=0.5)
+    model.save_pretrained(folder)
 
 
 TEACHERS: dict[str, Callable[[Path, Path], None]] = {"bert": bert, "roberta": roberta, "modernbert": modernbert}

@@ -55,7 +55,7 @@ def project_layers(
     embedded = found.embedding_norm.second
     inputs = [embedded, scale[:, None] * embedded * scale]
     inputs += [site.second for i in layers for site in (found.layers[i].attention_norm, found.layers[i].ffn_norm)]
-    second_moment = torch.stack([_diagonal(moments, basis) for moments in (*inputs, found.hidden.second)])
+    second_moment = torch.stack([_diagonal(moments, basis) for moments in (*inputs, found.hidden.second)]).clamp(min=0)
     arrays = {
         "attention": torch.stack([_attention(teacher, anatomy, i, heads, recipe) @ basis for i, heads, _ in orders]),
         "ffn": torch.stack([_ffn(teacher, anatomy, i, neurons) @ basis for i, _, neurons in orders]),
