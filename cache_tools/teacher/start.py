@@ -171,8 +171,12 @@ def principal_basis(streams: Sequence[Tensor], features: Tensor) -> Tensor:
 
 def _with_signs(columns: Tensor) -> Tensor:
     """Return columns [n, m] with the largest entry of each made positive."""
-    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
-    return columns * largest.sign()
+    return columns * _signs(columns)
+
+
+def _signs(columns: Tensor) -> Tensor:
+    """Return the sign [m] of the largest entry of each column [n, m]."""
+    return columns.gather(0, columns.abs().argmax(0, keepdim=True))[0].sign()
 
 
 def _affine(teacher: Teacher, anatomy: Anatomy, index: int, part: str, mean: Tensor) -> Tensor:
@@ -227,7 +231,7 @@ def align_queries(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Te
     _, right = torch.linalg.qr((key @ scale).T)  # [dh, dh]
     u, singular, v = torch.linalg.svd(left @ right.T)
     root = singular.sqrt()[:, None]
-    sign = _with_signs(u).sum(0).sign() * u.sum(0).sign()
+    sign = _signs(u)
     queries = root * (u * sign).T @ torch.linalg.pinv(left.T) @ query
     return queries, root * (v * sign[:, None]) @ torch.linalg.pinv(right.T) @ key
 
