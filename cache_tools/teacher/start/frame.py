@@ -62,8 +62,12 @@ def principal_basis(streams: Sequence[Tensor], features: Tensor, apart: Sequence
 
 def with_signs(columns: Tensor) -> Tensor:
     """Return columns [n, m] with the largest entry of each made positive."""
-    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))
-    return columns * largest.sign()
+    return columns * signs_of(columns)
+
+
+def signs_of(columns: Tensor) -> Tensor:
+    """Return the sign [m] of the largest entry of each column [n, m]."""
+    return columns.gather(0, columns.abs().argmax(0, keepdim=True))[0].sign()
 
 
 def project_embeddings(

@@ -27,7 +27,15 @@ from cache_tools.anatomy import (
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, with_signs, within_heads
+from cache_tools.teacher.start.frame import (
+    StartFrame,
+    falling,
+    of_heads,
+    principal_basis,
+    signs_of,
+    with_signs,
+    within_heads,
+)
 
 SMALLEST = 1e-9
 APART = 1e-3  # share of a norm's output
@@ -174,7 +182,7 @@ def align_queries(query: Tensor, key: Tensor, scale: Tensor) -> tuple[Tensor, Te
     _, right = torch.linalg.qr((key @ scale).T)  # [dh, dh]
     u, singular, v = torch.linalg.svd(left @ right.T)
     root = singular.sqrt()[:, None]
-    sign = with_signs(u).sum(0).sign() * u.sum(0).sign()
+    sign = signs_of(u)
     queries = root * (u * sign).T @ torch.linalg.pinv(left.T) @ query
     return queries, root * (v * sign[:, None]) @ torch.linalg.pinv(right.T) @ key
 
