@@ -96,40 +96,54 @@ def test_what_adds_most_comes_first(of_width: Callable[[int | None], Cache]) -> 
     assert start["neuron_order"].shape == (4, NEURONS // 2)
 
 
-def test_second_moments_are_those_of_the_inputs_of_each_part(
-    of_width: Callable[[int | None], Cache], model: Any
-) -> None:
-    """In the order of the stream; a row is compared with that of the teacher over all training rows."""
-    cache = of_width(None)
+@torch.no_grad()
+def inputs_in_training_rows(cache: Cache, model: Any, parts: list[nn.Module]) -> list[Tensor]:
+    """The inputs [N, H] of these parts at the positions that the start comes from: at targets for the final norm."""
     tokens = [cache.read_tokens("train", shard)[0] for shard in range(cache.recipe.shards("train"))]
     ids, length, position = (
         torch.from_numpy(np.concatenate([t[name] for t in tokens]).astype(np.int64))
         for name in ("input_ids", "length", "target_position")
     )
-    mask = torch.arange(ids.shape[1]) < length[:, None]
-    seen: list[Tensor] = []
-    body = model.model
-    parts = [body.embeddings.norm, body.layers[0].attn]
-    parts += [part for layer in body.layers for part in (layer.attn_norm, layer.mlp_norm)]
-    hooks = [
-        part.register_forward_pre_hook(
-            lambda part, inputs, kwargs: seen.append((part, (inputs or tuple(kwargs.values()))[0])), with_kwargs=True
-        )
-        for part in (*parts, body.final_norm)
-    ]
-    with torch.no_grad():
-        model(ids, attention_mask=mask)
+    mask, used = torch.arange(ids.shape[1]) < length[:, None], position < ids.shape[1]
+    seen: dict[int, Tensor] = {}
+
+    def see(part: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        seen[id(part)] = (*inputs, *named.values())[0]
+
+    hooks = [part.register_forward_pre_hook(see, with_kwargs=True) for part in parts]
+    model(ids, attention_mask=mask)
     for hook in hooks:
         hook.remove()
-    by_part = {id(part): hidden for part, hidden in seen}
+    final = (torch.nonzero(used)[:, 0], position[used])
+    return [seen[id(part)][final if part is model.model.final_norm else mask] for part in parts]
+
+
+def test_orders_are_by_the_second_moment_of_what_is_added(of_width: Callable[[int | None], Cache], model: Any) -> None:
+    """Not by its variance: a student has no bias that could take the mean of what it lacks."""
+    start, layers = start_of(of_width(None)), list(model.model.layers)
+    inputs = inputs_in_training_rows(of_width(None), model, [part for x in layers for part in (x.attn.Wo, x.mlp.Wo)])
+    for number, layer in enumerate(layers):
+        output, down = (part.weight - part.weight.mean(0) for part in (layer.attn.Wo, layer.mlp.Wo))
+        context, neurons = inputs[2 * number : 2 * number + 2]
+        heads = [
+            (context[:, part] @ output[:, part].T).square().sum()
+            for part in (slice(head * SIZE, head * SIZE + SIZE) for head in range(HEADS))
+        ]
+        added = neurons.square().sum(0) * down.square().sum(0)
+        for name, sizes in (("head_order", torch.stack(heads)), ("neuron_order", added)):
+            ordered = sizes[start[name][number].long()]
+            assert (ordered.diff() <= 1e-5 * ordered[:-1]).all(), name
+
+
+def test_second_moments_are_those_of_the_inputs_of_each_part(
+    of_width: Callable[[int | None], Cache], model: Any
+) -> None:
+    cache, body = of_width(None), model.model
+    parts = [body.embeddings.norm, body.layers[0].attn]
+    parts += [part for layer in body.layers for part in (layer.attn_norm, layer.mlp_norm)]
+    parts.append(body.final_norm)
     basis, found = start_of(cache)["basis"], start_of(cache)["second_moment"]
-    for part, row in zip((*parts, body.final_norm), found, strict=True):
-        hidden = by_part[id(part)]
-        if part is body.final_norm:
-            used = position < ids.shape[1]
-            vectors = hidden[torch.nonzero(used)[:, 0], position[used]]
-        else:
-            vectors = hidden[mask]
+    for part, vectors, row in zip(parts, inputs_in_training_rows(cache, model, parts), found, strict=True):
         if isinstance(part, nn.LayerNorm):
             vectors = nn.functional.layer_norm(vectors, (HIDDEN,))
         torch.testing.assert_close((vectors @ basis).square().mean(0), row, atol=1e-3, rtol=2e-3)
