@@ -1,0 +1,110 @@
+"""Embeddings and positions of a student that begins with a start: every token its own, of one cache or several."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers.started import full_shape, logits_of, student_of
+from transformers import AutoModelForMaskedLM, PreTrainedModel
+
+from cache_tools import Cache, build_cache
+from cache_tools.models import max_positions
+from cache_tools.settings import BuildSettings
+from cache_tools.store.start import read_start
+from comet.student.family import StudentShape, output_layer, word_embeddings
+from comet.student.model import new_student
+from comet.student.vocabulary import full_vocabulary, trimmed_vocabulary
+
+
+@pytest.mark.parametrize("part", [1, 2], ids=["full width", "half"])
+def test_positions_begin_after_the_padding(family: str, started: Cache, teacher: PreTrainedModel, part: int) -> None:
+    """XLM-R counts them from the padding's id on, BERT from 0."""
+    shape = full_shape(started)
+    shape = replace(shape, hidden=shape.hidden // part, intermediate=shape.intermediate // part)
+    student = student_of(started, shape)
+    theirs, mine = (model.base_model.embeddings.position_embeddings.weight.detach() for model in (teacher, student))
+    first = {"xlm-r": 2, "bert": 0}[family]
+    count = min(max_positions(teacher.config), max_positions(student.config))
+    types = teacher.base_model.embeddings.token_type_embeddings.weight[0].detach()
+    whole = (theirs[first : first + count] + types).double()
+    found = mine[first : first + count].double()
+    if part == 1:
+        torch.testing.assert_close(found, whole, rtol=0, atol=4e-3)
+    basis = torch.from_numpy(read_start(started, "basis")).double()[:, : shape.hidden]
+    rotated = whole @ basis
+    close = {"rtol": 5e-3, "atol": 1e-2}
+    torch.testing.assert_close(found @ found.T, rotated @ rotated.T, **close)
+    assert not student.base_model.embeddings.token_type_embeddings.weight.any()
+
+
+def test_a_trimmed_student_has_the_same_embeddings_and_logits(started: Cache) -> None:
+    """Those of special tokens, too, and of all others the mean."""
+    shape = replace(full_shape(started), hidden=full_shape(started).hidden // 2)
+    shape = replace(shape, intermediate=shape.intermediate // 2)
+    vocabulary = trimmed_vocabulary([started])
+    whole, trimmed = student_of(started, shape), student_of(started, shape, vocabulary)
+    kept = torch.from_numpy(vocabulary.teacher_id)
+    torch.testing.assert_close(word_embeddings(trimmed), word_embeddings(whole)[kept], rtol=0, atol=0)
+    torch.testing.assert_close(output_layer(trimmed).bias, output_layer(whole).bias[kept], rtol=0, atol=0)
+    torch.testing.assert_close(logits_of(trimmed, started, vocabulary), logits_of(whole, started))
+    special = list(started.recipe.special_ids)
+    rows = torch.from_numpy(read_start(started, "embedding")).double()[:, : shape.hidden]
+    found = word_embeddings(trimmed)[vocabulary.student_id[special]].double()
+    stored = rows[started.recipe.seen_size : started.recipe.seen_size + len(special)]
+    torch.testing.assert_close(found @ found.T, stored @ stored.T, rtol=1e-4, atol=1e-4)
+    known = torch.zeros(started.recipe.vocab_size, dtype=torch.bool)
+    known[torch.from_numpy(started.vocabulary.id.astype(np.int64))] = True
+    known[special] = True
+    others = word_embeddings(whole)[~known]
+    assert len(others) > 5 and bool((others == others[0]).all())
+    torch.testing.assert_close(others[0].double().norm(), rows[-1].norm())
+
+
+@pytest.fixture(scope="module")
+def halves(settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, Cache]:
+    """Two caches of the teacher, each of some sentences, with starts of other widths."""
+    folder = tmp_path_factory.mktemp("halves")
+    lines = Path(settings.text[0]).read_text(encoding="utf-8").splitlines()
+    caches = []
+    for name, part, width in (("one", lines[:60], 96), ("two", lines[60:200], None)):
+        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        options = {"text": (str(folder / f"{name}.txt"),), "start_width": width}
+        caches.append(build_cache(replace(settings, out=folder / f"{name}.zarr", **options)))
+    return caches[0], caches[1]
+
+
+def test_tokens_of_another_cache_take_its_embeddings(halves: tuple[Cache, Cache], sample_teacher: Path) -> None:
+    one, two = halves
+    shape = StudentShape("any", 4, 96, 6, 384)
+    vocabulary = full_vocabulary(one.recipe)
+    both, first = (new_student(shape, caches, vocabulary, 0.0, 0, "start") for caches in ([one, two], [one]))
+    ids = [torch.from_numpy(cache.vocabulary.id.astype(np.int64)) for cache in halves]
+    only = ids[1][~torch.isin(ids[1], ids[0])]
+    assert len(only) > 100
+    # all as the first start alone has it, but for these tokens
+    for name, parameter in first.state_dict().items():
+        found = both.state_dict()[name]
+        if len(parameter) == len(vocabulary):
+            keep = torch.ones(len(vocabulary), dtype=torch.bool)
+            keep[only] = False
+            torch.testing.assert_close(found[keep], parameter[keep], rtol=0, atol=0)
+        else:
+            torch.testing.assert_close(found, parameter, rtol=0, atol=0)
+    teacher = AutoModelForMaskedLM.from_pretrained(sample_teacher, dtype=torch.float32)
+    basis = torch.from_numpy(read_start(one, "basis")).double()
+    expected = word_embeddings(teacher)[only].double() @ basis
+    found = word_embeddings(both)[only].double()
+    torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-2, atol=5e-2)
+    shift = torch.from_numpy(read_start(two, "head_bias"))[1]
+    at = torch.isin(ids[1], only).nonzero()[:, 0]
+    torch.testing.assert_close(output_layer(both).bias[only].detach(), shift[at])
+
+
+def test_several_caches_with_starts_after_one_without(halves: tuple[Cache, Cache], unstarted: Cache) -> None:
+    shape, vocabulary = StudentShape("any", 4, 96, 6, 384), full_vocabulary(unstarted.recipe)
+    alone = new_student(shape, [halves[0]], vocabulary, 0.0, 0, "start")
+    found = new_student(shape, [unstarted, halves[0]], vocabulary, 0.0, 0, "start")
+    for name, parameter in alone.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], parameter, rtol=0, atol=0)
