@@ -18,12 +18,12 @@ from cache_tools.verify.verify import verify
 GROUPS = ("train", "validation", "vocabulary", "start")
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE_IDS = {
-    "threshold": "55dc6a8720429ddfc20d5da4ac3a70f5c2d6c18156f5cba53d5af26e94dc1b22",
-    "topk": "2b1d8f3731ea80ee22b8449557c5c1455131bedc9b0246a757a151461d0d46ff",
+    "threshold": "23de395ab51fbfd0355344769d139a7afdc36be90e3a757b748233d437a38769",
+    "topk": "dd666ab8660abb5b5937dadc0946cd3db5fbac7de0166e4401b5433cf4515622",
 }
 CACHE_IDS = {
-    "threshold": "090df1cfd6bd35cf5aa3b3dca3e6c046c92e3986accf1a67d4e360058c5c030b",
-    "topk": "dce2ccf0ac50d6805d5c7d9c5fd6be19d069a0210c18fc4a59dd6d2f27aebf1f",
+    "threshold": "fee4fed5b3b26691850d95a7dbbe09d4522bbe381be92db001c4a4a673675bad",
+    "topk": "2d18639dd4ae31a5259a4d706348b46a709e24c16bda621680a92a8cefe1006e",
 }
 
 
