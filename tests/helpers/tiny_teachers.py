@@ -31,14 +31,14 @@ NAMES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_tok
 SPECIAL_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
-def bert(folder: Path, text: Path) -> None:
+def bert(folder: Path, text: Path, **changes: Any) -> None:
     """WordPiece, 500 pieces."""
     pieces = BertWordPieceTokenizer(lowercase=False)
     pieces.train([str(text)], vocab_size=500, show_progress=False)
     pieces.save_model(str(folder))
     BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
     torch.manual_seed(0)
-    BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), **TINY)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), **TINY | changes)).save_pretrained(folder)
 
 
 def byte_pairs(folder: Path, text: Path) -> int:

@@ -1,7 +1,6 @@
 """A student begins as its teacher: exactly at full width, near it when narrower."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from helpers.small_caches import NO_START
 from helpers.started import divergence, full_shape, logits_of, rows_of, student_of
 from helpers.students import NANO
+from helpers.tiny_teachers import bert
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -104,6 +104,29 @@ def test_the_wider_the_nearer(family: str, started: Cache, expected: Tensor) -> 
     assert found[-1] <= 1e-4 < 0.04 < found[-2]
 
 
+@pytest.mark.parametrize("part", [1, 2, 4])
+def test_scores_of_fewer_dimensions_are_not_larger(started: Cache, part: int) -> None:
+    """A model divides by the root of a head's dimensions, so those that are left must be scaled."""
+    shape = full_shape(started)
+    shape = replace(shape, hidden=shape.hidden // part, intermediate=shape.intermediate // part)
+    student, heads, width = student_of(started, shape), shape.heads, shape.hidden
+    size, whole = width // heads, started.recipe.teacher_hidden // heads
+    for index in range(shape.layers):
+        attention = student.base_model.encoder.layer[index].attention.self
+        query, key, bias = (
+            tensor.detach().double().unflatten(0, (heads, size))
+            for tensor in (attention.query.weight, attention.key.weight, attention.query.bias)
+        )
+        stored = torch.from_numpy(read_start(started, "attention"))[index, :, :width, :width].double()
+        mean, at_mean = torch.from_numpy(read_start(started, "attention_vector"))[index, :2, :width].double()
+        for head in range(heads):
+            asking, asked = stored[:2, head::heads]
+            expected = asking @ asked.T / whole**0.5
+            torch.testing.assert_close(query[head] @ key[head].T / size**0.5, expected, rtol=1e-4, atol=1e-4)
+            expected = (at_mean[head::heads] - asking @ mean) / whole**0.5
+            torch.testing.assert_close(bias[head] / size**0.5, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_student_of_the_start_is_deterministic(started: Cache) -> None:
     one, other = (student_of(started, NANO if started.recipe.start_width > 48 else StudentShape("any", 2, 16, 4, 24))
                   for _ in range(2))  # fmt: skip
@@ -148,7 +171,7 @@ def test_a_shape_that_does_not_fit_names_the_way_out(cache: Cache, changes: dict
     with pytest.raises(CometError) as caught:
         student_of(cache, shape)
     assert str(caught.value) == (
-        f"--student {shape}: larger than the start of {cache.name} ({reason}); use a smaller --student, or --init "
+        f"--student {shape}: does not fit the start of {cache.name} ({reason}); use a smaller --student, or --init "
         "cache, or build a cache with a larger --start-width and all --start-layers"
     )
     assert caught.value.exit_code == 2
@@ -176,20 +199,20 @@ def test_init_is_what_the_student_begins_with(cache: Cache, tmp_path: Path, init
         torch.testing.assert_close(student.state_dict()[name], parameter, rtol=0, atol=0)
 
 
-def test_a_teacher_of_unknown_anatomy_gives_no_start(
-    cache_of: Callable[[str], Cache], settings: BuildSettings, tmp_path: Path
-) -> None:
-    cache = cache_of("modernbert")
+def test_a_teacher_of_unknown_anatomy_gives_no_start(settings: BuildSettings, tmp_path: Path) -> None:
+    (teacher := tmp_path / "teacher").mkdir()
+    bert(teacher, Path(settings.text[0]), hidden_act="relu")
+    wanted = replace(settings, teacher=str(teacher), seq_len=48, max_tokens=1500)
+    cache = build_cache(replace(wanted, out=tmp_path / "auto.zarr"))
     assert {name: getattr(cache.recipe, name) for name in NO_START} == NO_START
     assert choose_init("auto", [cache]) == "cache"
-    teacher = str(cache.root.parent / "teacher")
-    expected = (
-        "--start-layers last: students cannot start from this teacher: the layers of ModernBertForMaskedLM are not "
-        "known; those of XLMRobertaForMaskedLM, RobertaForMaskedLM, CamembertForMaskedLM, BertForMaskedLM are"
-    )
     with pytest.raises(CometError) as caught:
-        build_cache(replace(settings, out=tmp_path / "kin.zarr", teacher=teacher, seq_len=48, start_layers="last"))
-    assert (str(caught.value), caught.value.exit_code) == (expected, 2)
+        build_cache(replace(wanted, out=tmp_path / "kin.zarr", start_layers="last"))
+    assert (str(caught.value), caught.value.exit_code) == (
+        "--start-layers last: students cannot start from this teacher: its feed-forward has the activation relu, "
+        "expected gelu",
+        2,
+    )
     assert not (tmp_path / "kin.zarr").exists()
 
 
