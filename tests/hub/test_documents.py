@@ -12,9 +12,11 @@ from helpers import REPOSITORY
 from helpers.hub_clients import Clients
 from helpers.hub_data import card
 from helpers.hub_server import Hub
+from helpers.small_caches import small_recipe
 
+from cache_tools.store.recipe import Recipe
 from comet.student.family import XLM_R
-from comet.student.model import PRESETS, count_parameters
+from comet.student.shape import COMET, SMALLER, choose_shape, count_parameters
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OURS = {
@@ -105,6 +107,20 @@ def test_the_reference_is_that_of_the_docstrings() -> None:
     assert (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8") == page(), "run python docs/api.py"
 
 
+@pytest.fixture
+def large() -> Recipe:
+    """The recipe of a cache of AfroXLMR-large, as far as shapes follow from it."""
+    return small_recipe(
+        teacher_parameters=559_890_432,
+        teacher_layers=24,
+        teacher_hidden=1024,
+        teacher_heads=16,
+        start_layers=tuple(range(24)),
+        start_width=512,
+        start_neurons=2048,
+    )
+
+
 @pytest.mark.parametrize("page", ["SECURITY.md", "cache_tools/store/FORMAT.md"])
 def test_every_test_that_a_promise_names_exists(page: str) -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (REPOSITORY / page).read_text(encoding="utf-8"))
@@ -113,11 +129,13 @@ def test_every_test_that_a_promise_names_exists(page: str) -> None:
         assert f"def {name}(" in (REPOSITORY / path).read_text(encoding="utf-8"), (path, name)
 
 
-def test_the_table_of_students_is_right() -> None:
-    for shape in PRESETS:
-        counts = [count_parameters(shape, vocab_size, XLM_R) for vocab_size in (250_002, 16_000)]
-        row = f"| `{shape.name}` | {shape.layers} × {shape.hidden} | {counts[0]:,} | {counts[1]:,} |"
-        assert row in (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+def test_the_table_of_students_is_right(large: Recipe) -> None:
+    lines = (REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()
+    for name in (*SMALLER, COMET.name):
+        shape = choose_shape(name, large, 16_000)
+        sizes = f"{shape.layers} × {shape.hidden} | {count_parameters(shape, 16_000, XLM_R):,} |"
+        assert [line for line in lines if line.startswith(f"| `{name}`") and line.endswith(sizes)]
+    assert [1 - SMALLER[name] for name in SMALLER] == pytest.approx([0.15, 0.1, 0.05])
 
 
 OPTION = re.compile(r"(?<![\w-])--[a-z0-9][a-z0-9-]+")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import run
-from helpers.small_caches import commit, make_cache, prepare_cache, shard_keys, small_recipe
+from helpers.small_caches import NO_START, commit, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.parts import records_of
@@ -15,7 +15,7 @@ from cache_tools.sharing.parts import part_extent
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent
 
-RECIPE = small_recipe(train_rows=158)  # 40 shards
+RECIPE = small_recipe(train_rows=158, **NO_START)  # 40 shards
 
 
 @pytest.fixture(scope="module")

@@ -87,13 +87,16 @@ def test_licences_that_need_consent(tmp_path: Path, licence: str | None, is_in_d
     assert bool(in_doubt(text_licences(cache.provenance))) == is_in_doubt
     done = push(cache, tmp_path / "there")
     shown = licence or "licence not stated"
-    assert done.stdout.startswith(f"a cache holds its text word for word; this one that of corpus.txt ({shown})\n")
+    assert done.stdout.startswith(
+        "a cache holds layers of Davlan/afro-xlmr-large, under its licence (mit)\n"
+        f"a cache holds its text word for word; this one that of corpus.txt ({shown})\n"
+    )
     assert done.exit_code == (2 if is_in_doubt else 0)
     assert (tmp_path / "there").exists() != is_in_doubt
     if is_in_doubt:
         assert done.stderr == (
             f"error: {cache.root}: the licence of corpus.txt ({shown}) is unknown or restricts its use; if you may "
-            "share the text, say so with --i-may-share-this; if not, leave it out with --detach-text\n"
+            "share it, say so with --i-may-share-this; if not, leave the text out with --detach-text\n"
         )
         assert push(cache, tmp_path / "there", "--i-may-share-this").exit_code == 0
 
