@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,8 @@ def test_shapes_by_size_have_heads_of_the_teacher_s_size(built: Build, name: str
     shape = choose_shape(name, cache.recipe, cache.recipe.vocab_size)
     assert shape.hidden == 8 * shape.heads and shape.layers == 4
     assert student_of(cache, shape).config.hidden_size == shape.hidden
+    large = choose_shape(name, replace(cache.recipe, teacher_heads=2), cache.recipe.vocab_size)
+    assert large.hidden == 16 * large.heads
 
 
 def test_heads_of_another_size_do_not_fit(built: Build) -> None:
