@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,25 +180,40 @@ def test_a_rotation_is_exact(built: Build, monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(products[0], products[1], atol=3e-3, rtol=0)
 
 
-def test_a_first_layer_that_had_a_norm_reads_embeddings_as_long_as_its_inputs_were() -> None:
+def weights_of(index: int, turn: Tensor) -> dict[str, Tensor]:
+    """Those of a narrow student of one layer, from a start of two layers with all matrices 1."""
     anatomy = anatomy_of("ModernBertForMaskedLM")
     assert anatomy is not None
     arrays = {
-        "second_moment": torch.tensor([1.0, 4.0, 4.0, 1.0, 9.0, 1.0, 1.0])[:, None].expand(7, 8).double(),
+        "second_moment": torch.tensor([1.0, 4.0, 4.0, 1.0, 9.0, 16.0, 0.25])[:, None].expand(7, 8).double(),
         "attention": torch.ones(2, 4, 8, 8).double(),
         "ffn": torch.ones(2, 3, 6, 8).double(),
-        "embedding_scale": torch.ones(8).double(),
+        "embedding_scale": torch.arange(8).double(),
     }
 
     def read(name: str, *region: slice) -> Tensor:
         return arrays[name][region].clone()
 
-    turn, shape = torch.eye(8).double(), StudentShape("x", 1, 8, 1, 6)
+    return body_weights(read, anatomy, [index], StudentShape("x", 1, 8, 1, 6), turn, whole=False)
+
+
+def test_a_first_layer_that_had_a_norm_reads_embeddings_as_long_as_its_inputs_were() -> None:
     for index, factor in ((0, 1.0), (1, 1.5)):
-        weights = body_weights(read, anatomy, [index], shape, turn, whole=False)
+        weights = weights_of(index, torch.eye(8).double())
         torch.testing.assert_close(weights["model.layers.0.attn.Wqkv.weight"], factor * torch.ones(24, 8).double())
         torch.testing.assert_close(weights["model.layers.0.attn.Wo.weight"], torch.ones(8, 8).double())
         assert "model.layers.0.attn_norm.weight" not in weights
+
+
+def test_norms_scale_to_the_length_that_the_components_kept_had() -> None:
+    """All but the last, which norms remove. Each channel is scaled as the components in it, on average."""
+    turn = torch.linalg.qr(torch.arange(64).double().sin().view(8, 8)).Q
+    weights = weights_of(1, turn)
+    ones = torch.ones(8).double() * (7 / 8) ** 0.5
+    torch.testing.assert_close(weights["model.layers.0.mlp_norm.weight"], 4 * ones)
+    torch.testing.assert_close(weights["model.final_norm.weight"], 0.5 * ones)
+    expected = (turn.square() * torch.arange(8)[:, None]).sum(0) * ones
+    torch.testing.assert_close(weights["model.embeddings.norm.weight"], expected)
 
 
 def test_a_narrow_start_gives_the_same_students(built: Build) -> None:
@@ -224,6 +240,8 @@ def test_shapes_by_size_have_heads_of_the_teacher_s_size(built: Build, name: str
     shape = choose_shape(name, cache.recipe, cache.recipe.vocab_size)
     assert shape.hidden == 8 * shape.heads and shape.layers == 4
     assert student_of(cache, shape).config.hidden_size == shape.hidden
+    large = choose_shape(name, replace(cache.recipe, teacher_heads=2), cache.recipe.vocab_size)
+    assert large.hidden == 16 * large.heads
 
 
 def test_heads_of_another_size_do_not_fit(built: Build) -> None:
