@@ -78,7 +78,8 @@ def test_the_student_is_the_one_that_was_nearest(
     cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a rate so high that later epochs are worse, the weights saved are those of the best epoch."""
-    result = distill([cache], StudentConfig(tmp_path / "student", epochs=8, learning_rate=0.02))
+    config = StudentConfig(tmp_path / "student", vocabulary="full", init="cache", epochs=8, learning_rate=0.02)
+    result = distill([cache], config)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
     measured = [float(line.split("KL ")[1].split(",")[0]) for line in lines]
     assert len(measured) == measured.index(min(measured)) + 4, "it stops three epochs after the best"
