@@ -106,7 +106,9 @@ def test_sizes_and_latencies_are_measured(evaluation: Evaluation, asked: Evaluat
     assert asked.output is not None
     deployed = AutoModelForSequenceClassification.from_pretrained(asked.output)
     assert student.parameters == sum(p.numel() for p in deployed.parameters()) < teacher.parameters
-    assert student.size_mib == pytest.approx((asked.output / "model.safetensors").stat().st_size / 2**20, rel=0.01)
+    assert student.size_mib == pytest.approx(
+        (asked.output / "model.safetensors").stat().st_size / 2**20, abs=0.02
+    )  # the header of the file
     assert 0 < student.latency_ms < teacher.latency_ms
     assert student.how.learning_rate == 5e-4 and teacher.sha256 != student.sha256
 
