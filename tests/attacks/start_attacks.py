@@ -169,7 +169,7 @@ ATTACKS = {
     ),
     "start_of_many_neurons": recipe(
         "A start of as many neurons as are allowed, whose files are those of 32.",
-        "start/ffn: a chunk declares 2048 bytes, expected 8388608",
+        "start/neuron_order: a chunk declares 256 bytes, expected 1048576",
         "train",
         start_neurons=2**17,
     ),
@@ -187,8 +187,7 @@ ATTACKS = {
     ),
     "start_of_another_family": recipe(
         "A start of a teacher whose students are of a family that has none of its parts.",
-        "ModernBertForMaskedLM",
-        "train",
+        "start_rope': expected two numbers",
         teacher_architecture="ModernBertForMaskedLM",
     ),
     # values

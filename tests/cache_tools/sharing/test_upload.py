@@ -152,7 +152,7 @@ def test_the_text_s_licence_is_asked_before_anything_is_done(
     assert caught.value.exit_code == 2
     assert str(caught.value) == (
         f"--push-to {memory}: the licence of text.txt (licence not stated) is unknown or restricts its use; if you may "
-        "share the text, say so with --i-may-share-this"
+        "share it, say so with --i-may-share-this"
     )
     assert (
         "a cache holds its text word for word; this one that of text.txt (licence not stated)"
@@ -169,7 +169,7 @@ def test_the_text_s_licence_is_asked_before_anything_is_done(
 def test_credentials_are_written_and_said_nowhere(
     settings: BuildSettings, tmp_path: Path, memory: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    url = memory.replace("memory://lab", "memory://ann:s3cret@lab") + "?token=t0ken"
+    url = memory.replace("memory://lab", "memory://annabel-lee:s3cret@lab") + "?token=t0ken"
     pushed = build_cache(settings, push_to=url, i_may_share_this=True)
     build_cache(replace(settings, out=tmp_path / "other"), push_to=url, i_may_share_this=True)
     with pytest.raises(CometError) as caught:
@@ -180,7 +180,7 @@ def test_credentials_are_written_and_said_nowhere(
     assert len(there) > len(pushed.seal.files) and len(files) > 2 * len(pushed.seal.files)
     shown = "".join(capfd.readouterr()) + str(caught.value)
     assert "memory://lab/kin: complete" in shown and "memory://lab/kin: exists and is another cache" in shown
-    for secret in ("s3cret", "t0ken", "ann"):
+    for secret in ("s3cret", "t0ken", "annabel-lee"):
         assert not any(secret.encode() in content for content in files + there)
         assert secret not in shown
 
