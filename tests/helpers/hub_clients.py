@@ -17,7 +17,7 @@ from typing import Any
 
 from helpers import REPOSITORY
 
-PATIENCE = 300  # the first training takes a minute alone, and longer beside other tests
+PATIENCE = 300  # seconds until a process that should have ended is taken for stuck; the first training takes a minute
 LONGEST_PAUSE = 0.02
 PRELOADED = (
     *("cache_tools.build.build", "cache_tools.cli.main", "comet.evaluate.evaluation", "datasets"),

@@ -81,7 +81,7 @@ def test_what_a_cache_says_cannot_make_a_command_of_its_own(tmp_path: Path) -> N
     """Names are quoted for a shell, and control characters shown."""
     hostile = {"text": [{"name": "a'; rm -rf ~ #\n\x1b[31m"}], "language": "kin"}
     make_cache(tmp_path / "whole", RECIPE, attributes={"provenance": hostile})
-    assert run("push", tmp_path / "whole", tmp_path / "kin", "--detach-text").exit_code == 0
+    assert run("push", tmp_path / "whole", tmp_path / "kin", "--detach-text", "--i-may-share-this").exit_code == 0
     quoted = r"""--text 'a'"'"'; rm -rf ~ #\n\x1b[31m'"""
     assert f"comet-cache attach {tmp_path / 'kin'} {quoted}\n" in run("info", tmp_path / "kin").stdout
     assert f"\ncomet-cache attach kin.zarr {quoted}\n" in (tmp_path / "kin" / CARD).read_text()
