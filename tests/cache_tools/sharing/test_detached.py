@@ -9,7 +9,7 @@ import pytest
 from click.testing import Result
 from helpers.commands import run
 from helpers.crashes import crashing
-from helpers.small_caches import commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
+from helpers.small_caches import NO_START, commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.verify import as_lines
@@ -20,7 +20,7 @@ from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.ledger import whole_extent, with_tokens, without_text
 from cache_tools.verify.verify import verify
 
-RECIPE = small_recipe()
+RECIPE = small_recipe(**NO_START)
 ATTACH = "comet-cache attach {} --text corpus.txt --exclude 'my test.tsv'"
 MADE_FROM = {
     "language": "kin",
@@ -81,7 +81,7 @@ def test_what_a_cache_says_cannot_make_a_command_of_its_own(tmp_path: Path) -> N
     """Names are quoted for a shell, and control characters shown."""
     hostile = {"text": [{"name": "a'; rm -rf ~ #\n\x1b[31m"}], "language": "kin"}
     make_cache(tmp_path / "whole", RECIPE, attributes={"provenance": hostile})
-    assert run("push", tmp_path / "whole", tmp_path / "kin", "--detach-text", "--i-may-share-this").exit_code == 0
+    assert run("push", tmp_path / "whole", tmp_path / "kin", "--detach-text").exit_code == 0
     quoted = r"""--text 'a'"'"'; rm -rf ~ #\n\x1b[31m'"""
     assert f"comet-cache attach {tmp_path / 'kin'} {quoted}\n" in run("info", tmp_path / "kin").stdout
     assert f"\ncomet-cache attach kin.zarr {quoted}\n" in (tmp_path / "kin" / CARD).read_text()
@@ -205,7 +205,7 @@ def test_shards_without_text_do_not_join_a_cache_that_has_it(whole: Cache, detac
 
 def test_push_says_what_it_does_not_move_and_asks_for_no_licence(whole: Cache, tmp_path: Path) -> None:
     asked = refusal(run("push", whole.root, tmp_path / "there"))
-    assert asked.endswith("say so with --i-may-share-this; if not, leave it out with --detach-text")
+    assert asked.endswith("say so with --i-may-share-this; if not, leave the text out with --detach-text")
     done = run("push", whole.root, tmp_path / "there", "--detach-text")
     there = ready(done, tmp_path / "there")
     lines = done.stdout.splitlines()
