@@ -34,8 +34,8 @@ def test_a_student_of_real_text_is_near_its_teacher_on_new_text(
         max_tokens=40_000,
         rows_per_shard=128,
     )
-    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", steps=100))
-    assert result.shape.name == "nano"
+    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", vocabulary="full", steps=100))
+    assert result.shape.name == "small"
     assert result.after.kl < 0.9 * result.before.kl
     monkeypatch.setattr(main_job, "EVALUATION_ROWS", 24)
     measured = main_job.dense_kl(tmp_path / "student", shared)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from cache_tools import Cache
 from comet.cli.train import train
 
-STEPS = ("--steps", "12", "--batch-size", "16")
+STEPS = ("--steps", "12", "--batch-size", "16", "--init", "cache", "--vocabulary", "full")
 
 
 @pytest.fixture
