@@ -15,6 +15,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.store.start import read_start
 from comet.student.family import StudentShape, output_layer, word_embeddings
 from comet.student.model import new_student
+from comet.student.start import LINEAR
 from comet.student.vocabulary import full_vocabulary, trimmed_vocabulary
 
 
@@ -54,12 +55,35 @@ def test_a_trimmed_student_has_the_same_embeddings_and_logits(started: Cache) ->
     found = word_embeddings(trimmed)[vocabulary.student_id[special]].double()
     stored = rows[started.recipe.seen_size : started.recipe.seen_size + len(special)]
     torch.testing.assert_close(found @ found.T, stored @ stored.T, rtol=1e-4, atol=1e-4)
+    # what norms subtract is the least component, and no other
+    torch.testing.assert_close(found.mean(1) * shape.hidden**0.5, stored[:, -1], rtol=1e-4, atol=1e-4)
     known = torch.zeros(started.recipe.vocab_size, dtype=torch.bool)
     known[torch.from_numpy(started.vocabulary.id.astype(np.int64))] = True
     known[special] = True
     others = word_embeddings(whole)[~known]
     assert len(others) > 5 and bool((others == others[0]).all())
     torch.testing.assert_close(others[0].double().norm(), rows[-1].norm())
+    bias = float(read_start(started, "head_bias")[1, -1])
+    assert bool((output_layer(whole).bias[~known] == bias).all()) and abs(bias) > 0.01
+
+
+def test_the_head_is_the_linear_map_whose_logits_are_nearest(family: str, started: Cache) -> None:
+    """Least squares of features by hidden states; told by its products with embeddings, in any basis the same."""
+    shape = replace(full_shape(started), hidden=full_shape(started).hidden // 2)
+    shape = replace(shape, intermediate=shape.intermediate // 2)
+    student, width = student_of(started, shape), shape.hidden
+    metric, cross, hidden = torch.from_numpy(read_start(started, "head")).double()[:, :width, :width]
+    dense = metric.inverse() @ cross @ hidden.inverse()
+    scale = (dense @ hidden @ dense.T).diag().mean().sqrt()  # the deviation of its outputs
+    path = {"xlm-r": "lm_head.dense", "bert": "cls.predictions.transform.dense"}[family]
+    weight, bias = (p.detach().double() for p in student.get_submodule(path).parameters())
+    found = word_embeddings(student)[list(started.recipe.special_ids)].double()
+    size = started.recipe.seen_size
+    stored = torch.from_numpy(read_start(started, "embedding")).double()[size:-1, :width]
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(found @ weight @ found.T, stored @ (dense / scale) @ stored.T, **close)
+    mean = torch.from_numpy(read_start(started, "head_mean")).double()[:width]
+    torch.testing.assert_close(found @ (bias - LINEAR), -stored @ (dense / scale) @ mean, **close)
 
 
 @pytest.fixture(scope="module")
