@@ -63,6 +63,13 @@ def test_at_full_width_its_neurons_are_its_teachers(started: Cache, teacher: Pre
         assert float((theirs - found).norm() / theirs.norm()) < 5e-3, index
 
 
+def test_every_part_has_the_mean_input_of_the_norm_before_it(started: Cache) -> None:
+    """What a narrow student is cut from lies around these means; at full width others would do as well."""
+    means = read_start(started, "norm")[:, 0]
+    np.testing.assert_allclose(read_start(started, "attention_vector")[:, 0], means[:-1:2], rtol=1e-6)
+    np.testing.assert_allclose(read_start(started, "ffn_output")[:, 0], means[1::2], rtol=1e-6)
+
+
 NARROW = {
     "xlm-r": [(4, 96, 6, 384), (4, 48, 6, 192), (2, 96, 6, 384), (4, 64, 4, 384), (4, 96, 6, 96)],
     "bert": [(2, 16, 4, 24), (2, 8, 4, 12), (1, 16, 4, 24), (2, 16, 2, 24), (2, 16, 4, 6)],

@@ -84,6 +84,11 @@ def test_the_head_is_the_linear_map_whose_logits_are_nearest(family: str, starte
     torch.testing.assert_close(found @ weight @ found.T, stored @ (dense / scale) @ stored.T, **close)
     mean = torch.from_numpy(read_start(started, "head_mean")).double()[:width]
     torch.testing.assert_close(found @ (bias - LINEAR), -stored @ (dense / scale) @ mean, **close)
+    inputs: list[torch.Tensor] = []
+    student.get_submodule(path).register_forward_hook(lambda module, hidden, output: inputs.append(output))
+    logits_of(student, started)
+    bent = (torch.nn.functional.gelu(inputs[0]) - inputs[0]).abs() > 0.02
+    assert float(bent.double().mean()) < 0.01, "it is linear in spite of its activation"
 
 
 @pytest.fixture(scope="module")
