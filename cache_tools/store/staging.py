@@ -32,7 +32,7 @@ def _try_to_claim(folder: Path) -> tuple[Path, filelock.BaseFileLock] | None:
     lock = filelock.FileLock(folder / LOCK_NAME)
     try:
         lock.acquire()
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):  # the second if it goes while the lock makes sure of its folder
         return None
     if (folder / LOCK_NAME).exists():
         return folder, lock

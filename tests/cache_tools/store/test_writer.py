@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from helpers.small_caches import NUMERICS, commit, make_cache, prepare_cache, small_recipe
@@ -133,6 +135,23 @@ def test_a_claimed_folder_lasts_as_long_as_its_claim(tmp_path: Path) -> None:
         assert folder.parent == tmp_path
         assert folder.name.startswith(".staging-")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_goes_while_it_is_claimed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when another process takes it for abandoned; the library of locks then reports either error."""
+    errors: list[OSError] = [FileExistsError(), FileNotFoundError()]
+    acquire = filelock.FileLock.acquire
+
+    def gone_at_first(lock: filelock.FileLock, *arguments: Any, **named: Any) -> Any:
+        if errors:
+            shutil.rmtree(Path(lock.lock_file).parent)
+            raise errors.pop()
+        return acquire(lock, *arguments, **named)
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", gone_at_first)
+    with claimed_folder(tmp_path, ".staging-") as folder:
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert not errors and not list(tmp_path.iterdir())
 
 
 def test_a_claimed_folder_is_removed_after_an_error(tmp_path: Path) -> None:
