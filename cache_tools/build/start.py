@@ -20,7 +20,7 @@ from cache_tools.teacher.start import make_start
 from cache_tools.teacher.start.frame import StartFrame
 
 START_TOKENS = 2**15  # of the rows that give the moments of activations
-MOST_SHARDS = 16  # that these rows are spread over
+SHARDS = 16  # that these rows are spread over, if they hold as many
 ROWS_AT_ONCE = 32
 
 ReadTokens = Callable[[int], dict[str, NDArray]]
@@ -108,15 +108,17 @@ def compute_start(
 
 
 def start_batches(recipe: Recipe, read_tokens: ReadTokens) -> Iterator[HostBatch]:
-    """Yield the rows that give the moments: the recipe's number of them, evenly spread over a few shards."""
-    count = min(recipe.shards("train"), MOST_SHARDS, recipe.start_rows)
+    """Yield the rows that give the moments: the recipe's number of them, evenly spread over a few shards, or over as
+    many as hold so many rows."""
+    fewest = -(-recipe.start_rows // recipe.rows_per_shard)
+    count = min(recipe.shards("train"), max(SHARDS, fewest))
     shards = [i * recipe.shards("train") // count for i in range(count)]
-    left = recipe.start_rows
-    for turn, shard in enumerate(tqdm(shards, "start", unit="shard", disable=None)):
-        rows = recipe.shard_rows("train", shard)
-        taken = min(-(-left // (count - turn)), rows)
-        left -= taken
-        tokens, numbers = read_tokens(shard), np.arange(taken) * rows // taken
-        for start in range(0, taken, ROWS_AT_ONCE):
+    ends = np.cumsum([recipe.shard_rows("train", shard) for shard in shards])
+    wanted = np.arange(recipe.start_rows) * ends[-1] // recipe.start_rows  # rows of these shards, one after the other
+    for shard, end in zip(tqdm(shards, "start", unit="shard", disable=None), ends, strict=True):
+        first = end - recipe.shard_rows("train", shard)
+        numbers = wanted[(first <= wanted) & (wanted < end)] - first
+        tokens = read_tokens(shard) if len(numbers) else {}
+        for start in range(0, len(numbers), ROWS_AT_ONCE):
             chosen = numbers[start : start + ROWS_AT_ONCE]
             yield host_batch(recipe, {name: array[chosen] for name, array in tokens.items()})

@@ -22,8 +22,8 @@ RECIPE_IDS = {
     "topk": "dd666ab8660abb5b5937dadc0946cd3db5fbac7de0166e4401b5433cf4515622",
 }
 CACHE_IDS = {
-    "threshold": "fee4fed5b3b26691850d95a7dbbe09d4522bbe381be92db001c4a4a673675bad",
-    "topk": "2d18639dd4ae31a5259a4d706348b46a709e24c16bda621680a92a8cefe1006e",
+    "threshold": "0f36dab27c7dbc6038229173a2956d96032412047b7983480d02817469af7cd1",
+    "topk": "4f1f1f12a56c4dc173ffcce19978fe65fcfaa2d2c8bd796575a25452d13c6184",
 }
 
 
