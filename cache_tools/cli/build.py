@@ -96,7 +96,8 @@ EXAMPLES = (
               "committed. Shards already there are fetched, not rebuilt: run the same command on any machine to "
               "continue.")  # fmt: skip
 @click.option("--i-may-share-this", is_flag=True,
-              help="With --push-to: push even if a text's licence is unknown or restricts its use.")  # fmt: skip
+              help="With --push-to: push even if the licence of a text or of the teacher is unknown or restricts its "
+              "use.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Measure a few rows, print the cost of the build, write nothing.")
 @config_option
 @one_line_errors

@@ -116,8 +116,8 @@ def report_larger_part(part: Part, cache: "Cache", extent: "Extent", records: li
     share = bytes_of(cache.seal, extent, records) / bytes_of(cache.seal, whole, records)
     if share > part.fraction * LARGER:
         click.echo(
-            f"{share:.0%} of the bytes instead of {part.fraction:.0%}: vocabulary, validation and one training shard "
-            "are always included"
+            f"{share:.0%} of the bytes instead of {part.fraction:.0%}: vocabulary, start, validation and one training "
+            "shard are always included"
         )
 
 

@@ -65,16 +65,17 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
 )
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
-@click.option("--i-may-share-this", is_flag=True, help="Go on if a text's licence is unknown or restricts its use.")
+@click.option("--i-may-share-this", is_flag=True, 
+              help="Go on if the licence of a text or of the teacher is unknown or restricts its use.")  # fmt: skip
 @detach_option
 @one_line_errors
 def push(source: str, destination: str, i_may_share_this: bool, detach_text: bool) -> None:
     """Copy the cache in the folder SRC to DST, a folder or a URL that fsspec can write to.
 
-    A cache holds its text word for word: share it only if you may share the text. With --detach-text the text stays
-    here, and only people who have it, too, can train; the teacher's signals are not anonymous all the same. A README.md
-    that describes the cache is written beside it. Run again to copy only what is missing: after a stop, or when more
-    has been built.
+    A cache holds its text word for word, and layers of its teacher: share it only if you may share both. With
+    --detach-text the text stays here, and only people who have it, too, can train; the teacher's signals are not
+    anonymous all the same. A README.md that describes the cache is written beside it. Run again to copy only what is
+    missing: after a stop, or when more has been built.
     """
     from cache_tools.sharing.card import require_consent, say_whose
     from cache_tools.sharing.listing import read_listing

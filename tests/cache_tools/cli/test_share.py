@@ -54,7 +54,7 @@ def test_one_training_shard_is_always_in_a_part(whole: Cache, tmp_path: Path) ->
         done = run("subset", whole.root, tmp_path / name, *option)
         assert done.exit_code == 0
         said = re.match(
-            r"(\d+)% of the bytes instead of 0%: vocabulary, validation and one training shard are", done.stdout
+            r"(\d+)% of the bytes instead of 0%: vocabulary, start, validation and one training shard are", done.stdout
         )
         assert (said is not None) == (name == "fraction")
         assert open_cache(tmp_path / name).extent.shards == {"train": ((0, 1),), "validation": ((0, 1),)}
