@@ -1,6 +1,6 @@
 """The families of students: which masked LM of transformers a student is, by the architecture of its teacher."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,8 @@ from cache_tools.store.recipe import Recipe
 
 LONGEST = 512  # tokens that a student reads, more if the rows of its caches are longer
 SPECIAL_IDS = {"pad_token_id": "pad_id", "bos_token_id": "bos_id", "eos_token_id": "eos_id"}
+Read = Callable[..., Tensor]
+"""Returns a region of an array of a start, given its name and slices."""
 NO_SETTINGS: Mapping[str, Any] = MappingProxyType({})
 XLM_R_IDS = {"pad_id": 1, "bos_id": 0, "eos_id": 2}
 

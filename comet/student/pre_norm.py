@@ -4,7 +4,7 @@ See `cache_tools.teacher.start.pre_norm`. The student keeps whole heads of the t
 teacher's window. Its norms have one scale each, which makes up for the components that it lacks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,10 +24,7 @@ from cache_tools.anatomy import (
     Anatomy,
 )
 from cache_tools.store.recipe import Recipe
-from comet.student.family import StudentShape
-
-Read = Callable[..., Tensor]
-"""Returns a region of an array of the start, given its name and slices."""
+from comet.student.family import Read, StudentShape
 
 
 def rotary_settings(recipe: Recipe, chosen: Sequence[int]) -> dict[str, Any]:
@@ -49,13 +46,13 @@ def rotary_settings(recipe: Recipe, chosen: Sequence[int]) -> dict[str, Any]:
 
 
 def body_weights(
-    read: Read, anatomy: Anatomy, chosen: Sequence[int], shape: StudentShape, turn: Tensor, whole: bool
+    read: Read, recipe: Recipe, anatomy: Anatomy, chosen: Sequence[int], shape: StudentShape, turn: Tensor
 ) -> dict[str, Tensor]:
     """Return the weights of all norms and layers by name, but for the head's.
 
-    `chosen` are the kept layers that it has; `turn` [components, channels] leads from the components to its channels;
-    `whole` says that these are the teacher's.
+    `chosen` are the kept layers that it has; `turn` [components, channels] leads from the components to its channels.
     """
+    whole = shape.hidden == recipe.teacher_hidden
     second = read("second_moment", slice(None), slice(len(turn)))
     power = (second if whole else second[:, :-1]).sum(1)  # norms remove the last component of a narrower student
     # its norms make vectors as long as its width, but in the teacher's these components have only a part of the length

@@ -15,28 +15,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from cache_tools.anatomy import (
-    ATTENTION_NORM,
-    DOWN,
-    EMBEDDING_NORM,
-    FFN_NORM,
-    KEY,
-    OUTPUT,
-    POSITIONS,
-    QUERY,
-    TOKEN_TYPES,
-    UP,
-    VALUE,
-    Anatomy,
-    anatomy_of,
-)
+from cache_tools.anatomy import POSITIONS, TOKEN_TYPES, Anatomy, anatomy_of
 from cache_tools.errors import CometError
 from cache_tools.settings import parse_layers
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import read_start
+from comet.student import post_norm, pre_norm
 from comet.student.family import StudentShape, output_layer, word_embeddings
-from comet.student.pre_norm import body_weights, rotary_settings
 from comet.student.vocabulary import StudentVocabulary
 
 LINEAR = 8.0  # added to inputs of standard deviation 1, so that gelu passes them on as they are
@@ -75,7 +61,7 @@ def start_settings(shape: StudentShape, caches: Sequence[Cache]) -> dict[str, An
     Raises CometError as `begin_with_start` does.
     """
     recipe = _fitting_start(shape, caches).recipe
-    return rotary_settings(recipe, start_layers(recipe, shape.layers)) if recipe.start_rope else {}
+    return pre_norm.rotary_settings(recipe, start_layers(recipe, shape.layers)) if recipe.start_rope else {}
 
 
 def _fitting_start(shape: StudentShape, caches: Sequence[Cache]) -> Cache:
@@ -133,36 +119,13 @@ def _set_weights(
     chosen = start_layers(cache.recipe, shape.layers)
     if cache.recipe.start_rope:
         mean[-1] = 0.0  # which the final norm removes and, without a bias, does not give back
-        for name, weight in body_weights(partial(_read, cache), anatomy, chosen, shape, turn, whole).items():
-            student.get_parameter(name).copy_(weight)
+        body_weights = pre_norm.body_weights
     else:
-        _set_post_norm(student, anatomy, cache, chosen, shape, turn, whole)
+        _set_positions(student, anatomy, cache, turn)
+        body_weights = post_norm.body_weights
+    for name, weight in body_weights(partial(_read, cache), cache.recipe, anatomy, chosen, shape, turn).items():
+        student.get_parameter(name).copy_(weight)
     _set_head(student, anatomy, cache, mean, turn, whole)
-
-
-def _set_post_norm(
-    student: PreTrainedModel,
-    anatomy: Anatomy,
-    cache: Cache,
-    chosen: Sequence[int],
-    shape: StudentShape,
-    turn: Tensor,
-    whole: bool,
-) -> None:
-    """Set positions, norms and layers of a student with norms after the residual sum."""
-    _set_positions(student, anatomy, cache, turn)
-    for layer, index in enumerate(chosen):
-        _set_attention(student, anatomy, layer, _read_attention(cache, index, shape), turn)
-        _set_ffn(student, anatomy, layer, cache, index, shape, turn)
-    norms = [anatomy.embeddings(student, EMBEDDING_NORM)]
-    norms += [anatomy.layer(student, i, part) for i in range(shape.layers) for part in (ATTENTION_NORM, FFN_NORM)]
-    numbers = [0, *(1 + 2 * index + site for index in chosen for site in (0, 1))]
-    if whole:
-        fitted = list(_read(cache, "norm_weight")[numbers])  # of scale and bias [2, H]
-    else:
-        fitted = [fit_norm(vectors, turn) for vectors in _read(cache, "norm")[numbers, :, : shape.hidden]]
-    for norm, (scale, bias) in zip(norms, fitted, strict=True):
-        _copy(norm, scale, bias)
 
 
 def _set_head(
@@ -199,17 +162,6 @@ def _turn(width: int) -> Tensor:
     length = between.norm()
     between = between / length if length > 0 else between
     return torch.eye(width, dtype=torch.float64) - 2.0 * torch.outer(between, between)
-
-
-def fit_norm(vectors: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
-    """Return scale and bias [d] of a norm over the leading components, from its `norm` vectors [4, d] and the turn.
-
-    The teacher divides by the deviation of all components, the student by that of its own, which is smaller by a
-    factor that the second moments tell.
-    """
-    mean, inner, slope, second = vectors
-    ratio = (second[:-1].sum() / len(second)).sqrt()
-    return turn.square().T @ (slope * ratio), (mean - slope * inner) @ turn
 
 
 def fit_head(moments: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -265,38 +217,3 @@ def _set_tokens(
     held = at >= 0
     weight[at[held]] = rows[:-1][held].to(weight.dtype)
     bias[at[held]] = values[:-1][held].to(bias.dtype)
-
-
-def _read_attention(cache: Cache, index: int, shape: StudentShape) -> tuple[Tensor, Tensor]:
-    """Return (matrices [4, rows, components], vectors [5, …]) of a layer, rows in the order of the student's heads."""
-    heads, size = cache.recipe.teacher_heads, shape.hidden // shape.heads
-    # in the start the first dimensions of all heads come first; in a model all dimensions of a head are together
-    rows = (torch.arange(size) * heads + torch.arange(shape.heads)[:, None]).flatten()
-    last = int(rows.max()) + 1
-    region = (slice(index, index + 1), slice(4), slice(last), slice(shape.hidden))
-    matrices = _read(cache, "attention", *region)[0][:, rows]
-    vectors = _read(cache, "attention_vector", slice(index, index + 1))[0]
-    matrices[0] *= (size * heads / cache.recipe.teacher_hidden) ** 0.5  # scores are divided by the root of the size
-    vectors[1] *= (size * heads / cache.recipe.teacher_hidden) ** 0.5
-    of_components, of_rows = vectors[[0, 4], : shape.hidden], vectors[1:4, rows]
-    return matrices, torch.cat([of_components, of_rows])
-
-
-def _set_attention(
-    student: PreTrainedModel, anatomy: Anatomy, layer: int, read: tuple[Tensor, Tensor], turn: Tensor
-) -> None:
-    (query, key, value, output), (mean, whole, query_bias, value_bias, context) = read
-    for part, matrix, bias in ((QUERY, query, query_bias), (KEY, key, 0.0), (VALUE, value, value_bias)):
-        _copy(anatomy.layer(student, layer, part), matrix @ turn, bias - matrix @ mean)
-    _copy(anatomy.layer(student, layer, OUTPUT), (output @ turn).T, (whole - context @ output) @ turn)
-
-
-def _set_ffn(
-    student: PreTrainedModel, anatomy: Anatomy, layer: int, cache: Cache, index: int, shape: StudentShape, turn: Tensor
-) -> None:
-    one, neurons, components = slice(index, index + 1), slice(shape.intermediate), slice(shape.hidden)
-    up, down = _read(cache, "ffn", one, slice(2), neurons, components)[0]  # [f, d]
-    bias, activation = _read(cache, "ffn_vector", one, slice(2), neurons)[0]
-    mean, whole = _read(cache, "ffn_output", one, slice(2), components)[0]
-    _copy(anatomy.layer(student, layer, UP), up @ turn, bias - up @ mean)
-    _copy(anatomy.layer(student, layer, DOWN), (down @ turn).T, (whole - activation @ down) @ turn)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.settings import build_settings
+from helpers.small_caches import small_recipe
 from helpers.tiny_teachers import modernbert
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
@@ -194,7 +195,8 @@ def weights_of(index: int, turn: Tensor) -> dict[str, Tensor]:
     def read(name: str, *region: slice) -> Tensor:
         return arrays[name][region].clone()
 
-    return body_weights(read, anatomy, [index], StudentShape("x", 1, 8, 1, 6), turn, whole=False)
+    recipe = small_recipe(teacher_hidden=16)
+    return body_weights(read, recipe, anatomy, [index], StudentShape("x", 1, 8, 1, 6), turn)
 
 
 def test_a_first_layer_that_had_a_norm_reads_embeddings_as_long_as_its_inputs_were() -> None:
