@@ -15,6 +15,7 @@ from cache_tools.teacher.model import Teacher
 
 FEATURE_WEIGHT = 0.3  # of the head's features among the residual streams, when directions are weighed
 RIDGE = 1e-3  # of the mean variance, added in the head's fit
+FAINT = 1e-5  # of the mean variance: what a direction of less does is lost in the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ def principal_basis(streams: Sequence[Tensor], features: Tensor, apart: Sequence
     basis[list(apart), range(len(apart))] = 1.0
     basis[rest, len(apart) :] = torch.linalg.eigh(together[rest][:, rest]).eigenvectors
     return with_signs(basis[:, falling(((together @ basis) * basis).sum(0))])
+
+
+def slopes(together: Tensor, variance: Tensor) -> Tensor:
+    """Return the slope [w] of outputs by inputs in each direction, from their covariances and the inputs' variances:
+    of directions without variance the common slope of all."""
+    common = together.sum() / variance.sum()
+    return torch.where(variance > FAINT * variance.mean(), together / variance, common)
 
 
 def with_signs(columns: Tensor) -> Tensor:

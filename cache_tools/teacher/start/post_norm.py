@@ -33,6 +33,7 @@ from cache_tools.teacher.start.frame import (
     of_heads,
     principal_basis,
     signs_of,
+    slopes,
     with_signs,
     within_heads,
 )
@@ -64,9 +65,9 @@ class Norm:
         second moment of the normalised input."""
         mean, inner = self.mean @ basis, self.inner.mean @ basis
         second = ((self.inner.second @ basis) * basis).sum(0).clamp(min=0.0)  # 0 of equal entries
-        variance = (second - inner.square()).clamp(min=SMALLEST)
+        variance = (second - inner.square()).clamp(min=0.0)
         together = ((self.weight[:, None] * self.inner.covariance) @ basis * basis).sum(0)
-        return torch.stack([mean, inner, together / variance, second])
+        return torch.stack([mean, inner, slopes(together, variance), second])
 
 
 def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations) -> StartFrame:

@@ -25,9 +25,7 @@ from cache_tools.anatomy import (
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, within_heads
-
-SMALLEST = 1e-9
+from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, slopes, within_heads
 
 
 def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations) -> StartFrame:
@@ -60,7 +58,7 @@ def project_layers(
         "attention": torch.stack([_attention(teacher, anatomy, i, heads, recipe) @ basis for i, heads, _ in orders]),
         "ffn": torch.stack([_ffn(teacher, anatomy, i, neurons) @ basis for i, _, neurons in orders]),
         "second_moment": second_moment,
-        "embedding_scale": _diagonal(scale[:, None] * embedded, basis) / second_moment[0].clamp(min=SMALLEST),
+        "embedding_scale": slopes(_diagonal(scale[:, None] * embedded, basis), second_moment[0]),
     }
     if recipe.start_width == recipe.teacher_hidden:
         arrays |= _exact_arrays(teacher, anatomy)

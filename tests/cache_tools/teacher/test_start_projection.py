@@ -148,9 +148,14 @@ def test_a_rotated_norm_is_what_its_samples_give(norm: Norm, samples: Tensor, wi
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_direction_that_a_norm_removes_has_no_moments(seed: int) -> None:
-    """By rounding its second moment would be a little below zero."""
-    samples = torch.nn.functional.layer_norm(normal(seed, 100, HIDDEN), (HIDDEN,))
+    """By rounding its second moment would be a little below zero, and its slope anything."""
+    samples = torch.nn.functional.layer_norm(normal(seed, 100, HIDDEN).float(), (HIDDEN,)).double()
     norm = Norm(normal(2, HIDDEN), normal(3, HIDDEN), Moments(samples.mean(0), samples.T @ samples / len(samples)))
     removed = torch.full((HIDDEN, 1), HIDDEN**-0.5, dtype=torch.float64)
-    _, inner, slope, second = norm.rotated(removed)[:, 0].tolist()
-    assert abs(inner) < 1e-12 and abs(slope) < 1e-3 and 0 <= second < 1e-12
+    basis = torch.linalg.qr(torch.cat([removed, normal(4, HIDDEN, HIDDEN - 1)], 1)).Q
+    outputs, inner = (samples * norm.weight) @ basis, samples @ basis
+    products, squares = ((inner * of).sum(0) - inner.sum(0) * of.mean(0) for of in (outputs, inner))  # [H]
+    _, found_inner, slope, second = norm.rotated(basis)
+    assert abs(found_inner[0]) < 1e-6 and 0 <= second[0] < 1e-12
+    assert slope[0].item() == pytest.approx((products.sum() / squares.sum()).item(), rel=1e-6)
+    assert_close(slope[1:], (products / squares)[1:])
