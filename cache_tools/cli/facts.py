@@ -1,6 +1,9 @@
 """The main facts about a cache, and the options that build it again; apart from the commands, which start at once."""
 
+import os
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
@@ -8,6 +11,7 @@ from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
+from cache_tools.store.staging import STAGING
 from cache_tools.store.start import describe_start, start_chunks
 from cache_tools.text.hub_text import parse_hub_text
 
@@ -17,7 +21,7 @@ def describe(cache: Cache) -> dict[str, object]:
     recipe, provenance = cache.recipe, cache.provenance
     missing = sum(len(cache.missing(group)) for group in GROUPS)
     shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
-    size = sum(path.stat().st_size for path in cache.root.rglob("*") if path.is_file())
+    size = _bytes_of(cache.root)
     start_bytes = sum(cache.seal.files[path].size for path in start_chunks(recipe))
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
     kept = LOGITS[recipe.keep].kept(recipe)
@@ -52,6 +56,17 @@ def describe(cache: Cache) -> dict[str, object]:
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
+
+
+def _bytes_of(root: Path) -> int:
+    """Return the bytes of a cache's files, without those that a build or a copy still writes."""
+    size = 0
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if not name.startswith(STAGING)]
+        for name in files:
+            with suppress(FileNotFoundError):  # it was removed a moment ago
+                size += (Path(folder) / name).stat().st_size
+    return size
 
 
 def _part_of_whole(cache: Cache) -> str:

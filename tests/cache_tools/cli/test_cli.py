@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import venv
@@ -14,8 +15,10 @@ from helpers import REPOSITORY
 
 from cache_tools import open_cache
 from cache_tools.cli import entry
+from cache_tools.cli.facts import describe
 from cache_tools.cli.main import main
 from cache_tools.errors import printable
+from cache_tools.store.staging import STAGING
 from cache_tools.text.languages import LANGUAGES
 
 
@@ -45,6 +48,16 @@ def test_info_in_words_and_in_json(sample_cache: Path) -> None:
     assert facts["cache_id"] == cache.cache_id
     assert facts["bytes"] == sum(path.stat().st_size for path in sample_cache.rglob("*") if path.is_file())
     assert facts["cache_id"] in words.stdout
+
+
+def test_info_while_files_come_and_go(sample_cache: Path, tmp_path: Path) -> None:
+    """Another build may be writing, and removing what it wrote."""
+    cache = shutil.copytree(sample_cache, tmp_path / "kin.zarr")
+    expected = describe(open_cache(cache))["bytes"]
+    (cache / f"{STAGING}0").mkdir()
+    (cache / f"{STAGING}0" / "sample_id").write_bytes(b"half")
+    (cache / "removed").symlink_to(cache / "nowhere")
+    assert describe(open_cache(cache))["bytes"] == expected
 
 
 def on_a_terminal(*arguments: str, **environment: str) -> str:

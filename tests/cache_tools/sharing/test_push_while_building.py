@@ -132,7 +132,9 @@ def test_two_pushes_at_once_leave_one_sound_cache(server: Server, url: str, whol
     both = [Running(arguments, tmp_path / f"log {number}", server.environment) for number in range(2)]
     for running in both:
         ended = running.wait()
-        assert (ended.code, ended.stderr) == (0, "")
+        assert ended.code == 0
+        # a server may refuse one of two files of one name at once, as this s3 does
+        assert all(line.endswith("; trying again in 1 s") for line in ended.stderr.splitlines()), ended.stderr
         assert whole.cache_id in ended.stdout
     assert pull(url, tmp_path / "pulled", "--id", whole.cache_id).exit_code == 0
     assert verify(tmp_path / "pulled", deep=True).damage == []
