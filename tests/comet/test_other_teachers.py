@@ -88,12 +88,9 @@ def test_a_training_that_was_stopped_gives_the_same_student(
     cache, output, options = cache_of(name), tmp_path / "student", ("--steps", "30", "--batch-size", "4")
     running = start_training(cache, output, *options)
     wait_for_checkpoint(running, output, 3)
-    running.send_signal(signal.SIGTERM)
-    running.communicate(timeout=120)
-    assert running.returncode == 1
-    running = start_training(cache, output, *options, "--resume")
-    said, errors = running.communicate(timeout=120)
-    assert running.returncode == 0 and "resuming after step" in said, errors
+    assert running.send(signal.SIGTERM).code == 1
+    ended = start_training(cache, output, *options, "--resume").wait()
+    assert ended.code == 0 and "resuming after step" in ended.stdout, ended.stderr
     whole = StudentConfig(tmp_path / "whole", student="nano", steps=30, batch_size=4, dtype="float32")
     distill([cache], whole)
     first, second = ((folder / "model.safetensors").read_bytes() for folder in (output, whole.output))

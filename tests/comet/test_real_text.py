@@ -34,7 +34,7 @@ def test_a_student_of_real_text_is_near_its_teacher_on_new_text(
         max_tokens=40_000,
         rows_per_shard=128,
     )
-    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", vocabulary="full", steps=100))
+    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", vocabulary="full", steps=30))
     assert result.shape.name == "small"
     assert result.after.kl < 0.9 * result.before.kl
     monkeypatch.setattr(main_job, "EVALUATION_ROWS", 24)

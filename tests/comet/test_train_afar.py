@@ -1,5 +1,6 @@
 """Training from a URL: the student of the same cache on the disk, whatever befalls the way there."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from helpers import hostile_server as hostile
 from helpers.hostile_server import Server
-from helpers.trainings import checkpoints_of, start_training, wait_for_checkpoint
+from helpers.trainings import checkpoints_of, start_torchrun, start_training, wait_for_checkpoint
 from safetensors.torch import load_file
 
 from cache_tools import Cache
@@ -25,12 +26,11 @@ def server(cache: Cache) -> Iterator[Server]:
         yield running
 
 
-def trained(source: Cache | str, output: Path, *options: str, processes: int = 1) -> str:
+def trained(source: Cache | str, output: Path, *options: str) -> str:
     """What a training that succeeds says."""
-    running = start_training(source, output, *STEPS, *options, processes=processes)
-    said, errors = running.communicate(timeout=120)
-    assert running.returncode == 0, errors
-    return said
+    ended = start_training(source, output, *STEPS, *options).wait()
+    assert ended.code == 0, ended.stderr
+    return ended.stdout
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, her
 
 def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"))
-    trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local, processes=2)
+    running = start_torchrun(f"{server.url}/kin.zarr", tmp_path / "afar", 2, *STEPS, *local)
+    _, errors = running.communicate(timeout=120)
+    assert running.returncode == 0, errors
     one, other = (load_file(output / "model.safetensors") for output in (here, tmp_path / "afar"))
     assert all(torch.allclose(weight, other[name], atol=1e-3) for name, weight in one.items())
     assert set(chunks(server).values()) == {1}
@@ -80,15 +82,14 @@ def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, h
         wait_for_checkpoint(running, output, 2)
         for name in list(server.requests):
             server.mischief[name] = hostile.answering(404), None
-        _, errors = running.communicate(timeout=120)
-        assert running.returncode == 1
-        assert errors.splitlines()[-1].startswith(f"error: {url}/train/")
-        assert errors.splitlines()[-1].endswith("the ledger lists it; the cache there is damaged")
+        ended = running.wait()
+        assert ended.code == 1
+        assert ended.stderr.splitlines()[-1].startswith(f"error: {url}/train/")
+        assert ended.stderr.splitlines()[-1].endswith("the ledger lists it; the cache there is damaged")
         assert checkpoints_of(output) and not output.exists()
         server.mischief.clear()
-        running = start_training(url, output, *options, "--resume")
-        _, errors = running.communicate(timeout=120)
-        assert running.returncode == 0, errors
+        ended = start_training(url, output, *options, "--resume").wait()
+        assert ended.code == 0, ended.stderr
     assert same_students(here, output)
 
 
@@ -105,11 +106,15 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
             time.sleep(0.01)
         time.sleep(1.0)  # by now the step in work is done, and the trainer waits
         for _ in range(2):
-            running.send_signal(signal.SIGTERM)
+            os.kill(running.pid, signal.SIGTERM)
             time.sleep(0.5)
-        _, errors = running.communicate(timeout=10)
-    assert running.returncode == 1
-    assert errors.splitlines()[-1].startswith("error: stopped at once; --resume continues from the last checkpoint in ")
+        before = time.monotonic()
+        ended = running.wait()
+        assert time.monotonic() - before < 10
+    assert ended.code == 1
+    assert ended.stderr.splitlines()[-1].startswith(
+        "error: stopped at once; --resume continues from the last checkpoint in "
+    )
     assert checkpoints_of(output)
 
 

@@ -1,7 +1,7 @@
-"""Real `comet-cache` processes, and files compared byte by byte: what the end-to-end tests of stage 1 share.
+"""Real processes of our commands, and files compared byte by byte: what the end-to-end tests share.
 
 Each process is forked from a server that has torch and transformers loaded already, which saves five seconds of
-importing a time. After the fork it runs `python -m cache_tools …` as a fresh interpreter would.
+importing a time. After the fork it runs `python -m cache_tools …` or `python -m comet …` as a fresh interpreter would.
 """
 
 import hashlib
@@ -33,8 +33,9 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")]),
 }
+COMMANDS = ["cache_tools.build.build", "cache_tools.cli.main", "comet.cli.train", "comet.distillation"]
 MODELS = [f"transformers.models.{name}.modeling_{name}" for name in ("xlm_roberta", "bert")]
-PATIENCE = 60.0  # seconds until a process that should have ended is taken for stuck
+PATIENCE = 120.0  # seconds until a process that should have ended is taken for stuck
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,17 @@ class Ended:
 
 
 class Running:
-    """A `comet-cache` process at work, its output in two files beside each other."""
+    """A process of a command at work, by default of `comet-cache`, its output in two files beside each other."""
 
-    def __init__(self, arguments: list[str], log: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, arguments: list[str], log: Path, environment: dict[str, str] | None = None, module: str = "cache_tools",
+        folder: Path = Path(),
+    ) -> None:  # fmt: skip
         self.log = log
         shutil.rmtree(log, ignore_errors=True)
         log.mkdir(parents=True)
-        self.process = server().Process(target=run_command, args=(arguments, str(log), environment or {}))
+        command = module, arguments, str(log), environment or {}, folder
+        self.process = server().Process(target=run_command, args=command)
         self.process.start()
 
     def wait(self) -> Ended:
@@ -95,7 +100,7 @@ class Running:
 def server() -> ForkServerContext:
     """The fork server, started at the first call. What it forks has one thread for computing and no network."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cache_tools.build.build", "cache_tools.cli.main", *MODELS, "helpers.builds"])
+    context.set_forkserver_preload([*COMMANDS, *MODELS, "helpers.builds"])
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
@@ -103,14 +108,15 @@ def server() -> ForkServerContext:
     return context
 
 
-def run_command(arguments: list[str], log: str, environment: dict[str, str]) -> None:
-    """In the new process: `python -m cache_tools arguments…`, output and peak memory to files in the folder `log`."""
+def run_command(module: str, arguments: list[str], log: str, environment: dict[str, str], folder: Path) -> None:
+    """In the new process: `python -m module arguments…` in `folder`, output and peak memory to files in `log`."""
     os.environ.update(environment)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{log}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    sys.argv = ["comet-cache", *arguments]
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
     try:
-        runpy.run_module("cache_tools", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
     finally:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         Path(log, "peak").write_text(str(peak), encoding="ascii")

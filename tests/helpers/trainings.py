@@ -10,16 +10,24 @@ from pathlib import Path
 from cache_tools import Cache
 from comet.train.checkpoints import is_whole
 from helpers import REPOSITORY
+from helpers.builds import Running
 
 
-def start_training(cache: Cache | str, output: Path, *options: str, processes: int = 1) -> subprocess.Popen[str]:
+def training_arguments(cache: Cache | str, output: Path, *options: str) -> list[str]:
     """A small student of a cache, here or at a URL, with a checkpoint after every step."""
-    command = [sys.executable, "-m"]
-    if processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
     source = cache if isinstance(cache, str) else str(cache.root)
-    command += ["comet", "train", "--cache", source, "--output", str(output)]
-    command += ["--student", "nano", "--dtype", "float32", "--save-minutes", "0", *options]
+    arguments = ["train", "--cache", source, "--output", str(output), "--student", "nano", "--dtype", "float32"]
+    return [*arguments, "--save-minutes", "0", *options]
+
+
+def start_training(cache: Cache | str, output: Path, *options: str) -> Running:
+    log = output.parent.with_name(f"{output.parent.name} log") / output.name
+    return Running(training_arguments(cache, output, *options), log, module="comet")
+
+
+def start_torchrun(cache: Cache | str, output: Path, processes: int, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += ["-m", "comet", *training_arguments(cache, output, *options)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -28,10 +36,11 @@ def checkpoints_of(output: Path) -> list[Path]:
     return [path for path in output.with_name(f"{output.name}.checkpoints").glob("checkpoint-*") if is_whole(path)]
 
 
-def wait_for_checkpoint(running: subprocess.Popen[str], output: Path, step: int) -> None:
+def wait_for_checkpoint(running: Running | subprocess.Popen[str], output: Path, step: int) -> None:
     folder = output.with_name(f"{output.name}.checkpoints")
     limit = time.monotonic() + 120
-    while running.poll() is None and time.monotonic() < limit:
+    alive = running.process.is_alive if isinstance(running, Running) else lambda: running.poll() is None
+    while alive() and time.monotonic() < limit:
         if any(int(path.name.split("-")[1]) >= step for path in folder.glob("checkpoint-*")):
             return
         time.sleep(0.002)

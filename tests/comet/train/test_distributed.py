@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
+from helpers.trainings import checkpoints_of, losses, start_torchrun, wait_for_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -39,7 +39,7 @@ def test_together_they_have_the_batches_of_one(sizes: list[int], batch_size: int
 
 
 def start(cache: Cache, output: Path, processes: int, *options: str) -> subprocess.Popen[str]:
-    return start_training(cache, output, "--set", "logging_steps=1", *options, processes=processes)
+    return start_torchrun(cache, output, processes, "--set", "logging_steps=1", *options)
 
 
 def batch_with_a_small_last_one(cache: Cache, processes: int) -> str:

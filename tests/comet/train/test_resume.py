@@ -4,7 +4,6 @@ import hashlib
 import json
 import random
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers.builds import Running
 from helpers.trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
 
 from cache_tools import Cache
@@ -24,7 +24,7 @@ from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpo
 STEPS = 40
 
 
-def start(cache: Cache, output: Path, *options: str) -> subprocess.Popen[str]:
+def start(cache: Cache, output: Path, *options: str) -> Running:
     return start_training(cache, output, "--steps", str(STEPS), "--batch-size", "4", *options)
 
 
@@ -35,9 +35,8 @@ def digest(student: Path) -> str:
 @pytest.fixture(scope="module")
 def undisturbed(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> str:
     output = tmp_path_factory.mktemp("undisturbed") / "student"
-    running = start(cache, output)
-    _, errors = running.communicate(timeout=300)
-    assert running.returncode == 0, errors
+    ended = start(cache, output).wait()
+    assert ended.code == 0, ended.stderr
     assert not output.with_name("student.checkpoints").exists()
     return digest(output)
 
@@ -53,13 +52,11 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_student(
         running = start(cache, output, *options)
         wait_for_checkpoint(running, output, step)
         time.sleep(chance.random() * 0.05)
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
+        running.send(signal.SIGKILL)
         options = ["--resume"] if checkpoints_of(output) else []
-    running = start(cache, output, *options)
-    said, errors = running.communicate(timeout=300)
-    assert running.returncode == 0, errors
-    assert "resuming after step" in said
+    ended = start(cache, output, *options).wait()
+    assert ended.code == 0, ended.stderr
+    assert "resuming after step" in ended.stdout
     assert digest(output) == undisturbed
     assert not output.with_name("student.checkpoints").exists()
 
@@ -73,17 +70,15 @@ def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
         running = start(cache, output, *options)
         if stop_at is not None:
             wait_for_checkpoint(running, output, stop_at)
-            running.send_signal(signal.SIGTERM)
-            _, errors = running.communicate(timeout=300)
-            assert running.returncode == 1
-            assert "stopping after a last checkpoint" in errors
-            assert errors.splitlines()[-1].startswith("error: stopped after step ")
-            assert errors.splitlines()[-1].endswith("run again with --resume to continue")
+            ended = running.send(signal.SIGTERM)
+            assert ended.code == 1
+            assert "stopping after a last checkpoint" in ended.stderr
+            assert ended.stderr.splitlines()[-1].startswith("error: stopped after step ")
+            assert ended.stderr.splitlines()[-1].endswith("run again with --resume to continue")
             assert not output.exists()
             running = start(cache, output, *options, "--resume")
         wait_for_checkpoint(running, output, 27)
-        running.send_signal(signal.SIGKILL)
-        running.communicate()
+        running.send(signal.SIGKILL)
         newest = max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1]))
         found.append(losses(newest))
     both = min(len(history) for history in found)
