@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from comet.preparation import Preparation
+from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
 from comet.report.page import History, page
@@ -73,8 +73,7 @@ def _options_file(prepared: Preparation, bf16: bool) -> str:
             "epochs": None if config.steps else config.epochs or float(objective.epochs),
             "steps": config.steps,
             "batch-size": config.batch_size or objective.batch_size,
-            "learning-rate": config.learning_rate
-            or objective.peak_learning_rate(prepared.shape.hidden, config.init == "start"),
+            "learning-rate": peak_learning_rate(config, prepared.shape),
             "language-alpha": config.language_alpha,
             "validate-steps": config.validate_steps,
             "seed": config.seed,

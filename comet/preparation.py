@@ -143,6 +143,12 @@ def _begin_student(
     return shape, student
 
 
+def peak_learning_rate(config: StudentConfig, shape: StudentShape) -> float:
+    """Return the peak of the learning rate: as given, or that of a random body, or of one that has learnt before."""
+    has_learnt = config.init not in ("cache", "random")
+    return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, has_learnt)
+
+
 def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
     """Return transformers' arguments. Raises CometError for fields of `--set` that they lack or reject, and if the
     processes of torchrun are not connected."""
@@ -152,7 +158,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "max_steps": config.steps or -1,
         "per_device_train_batch_size": config.batch_size or objective.batch_size,
         "per_device_eval_batch_size": 32,
-        "learning_rate": config.learning_rate or objective.peak_learning_rate(shape.hidden, config.init == "start"),
+        "learning_rate": peak_learning_rate(config, shape),
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.05,
         "adam_beta2": 0.98,

@@ -104,8 +104,8 @@ class Objective:
     `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, depending on the
     cache) or residual (the tail added to the label). `layer_map` pairs (teacher layer, student layer), from 0, or from
     the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256 whose body is
-    random, `start_learning_rate` for one that begins with the teacher's layers; with `scales_with_width` narrower ones
-    take proportionally larger steps. Raises ValueError for invalid values.
+    random, `start_learning_rate` for one that begins with the teacher's layers or goes on from an earlier student;
+    with `scales_with_width` narrower ones take proportionally larger steps. Raises ValueError for invalid values.
     """
 
     name: str
@@ -140,9 +140,9 @@ class Objective:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
 
-    def peak_learning_rate(self, hidden: int, from_start: bool) -> float:
-        """Return the peak for a student of this width that begins with the teacher's layers, or not."""
-        rate = self.start_learning_rate if from_start else self.learning_rate
+    def peak_learning_rate(self, hidden: int, has_learnt: bool) -> float:
+        """Return the peak for a student of this width whose body has learnt before, or is random."""
+        rate = self.start_learning_rate if has_learnt else self.learning_rate
         return rate * 256 / hidden if self.scales_with_width else rate
 
 

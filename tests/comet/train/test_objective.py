@@ -8,6 +8,9 @@ import pytest
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
+from comet.preparation import peak_learning_rate
+from comet.settings import StudentConfig
+from comet.student.family import StudentShape
 from comet.train.objective import (
     DEFAULT,
     PAPER,
@@ -144,3 +147,13 @@ def test_steps_that_do_not_rise_from_zero(begins: tuple[float, ...]) -> None:
 def test_a_temperature_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="temperature 0: expected a number above 0"):
         Steps(((0.0, 0),))
+
+
+@pytest.mark.parametrize(("init", "width_256"), [("start", 2.5e-4), ("my-student", 2.5e-4), ("cache", 1.2e-3)])
+def test_a_body_that_has_learnt_takes_smaller_steps(init: str, width_256: float) -> None:
+    config = StudentConfig(Path("student"), init=init)
+    shape = StudentShape("narrow", 6, 128, 8, 512)
+    assert peak_learning_rate(config, shape) == pytest.approx(2 * width_256)
+    assert peak_learning_rate(replace(config, learning_rate=0.5), shape) == 0.5
+    of_paper = replace(config, objective=replace(DEFAULT, scales_with_width=False))
+    assert peak_learning_rate(of_paper, shape) == pytest.approx(width_256)
