@@ -60,7 +60,9 @@ WIDE, SMALL, NANO = (6, 128), (6, 96), (6, 32)
 PARTS: dict[str, list[Training]] = {
     "wide": [Training(WIDE, 300, init, "full") for init in ("start", "cache")],
     "small": [Training(SMALL, 900, init) for init in ("start", "cache")] + [Training(SMALL, 900, objective=PLAIN)],
-    "long": [Training(WIDE, steps, init, "full") for steps in (1500, 5000) for init in ("start", "cache")],
+    "long": [Training(WIDE, 1500, init, "full") for init in ("start", "cache")]
+    + [Training(SMALL, 5000, init) for init in ("start", "cache")]
+    + [Training(WIDE, 5000, init, "full") for init in ("start", "cache")],
     "rate": [Training(WIDE, 300, rate=rate) for rate in (5e-4, 7e-4, 1e-3)]
     + [Training(SMALL, 900, rate=rate) for rate in (7e-4, 1e-3, 1.5e-3, 2e-3)]
     + [Training((6, 48), 900, rate=rate) for rate in (1e-3, 2e-3, 4e-3)],
