@@ -1,7 +1,8 @@
 """What students retain of their teacher's scores on tasks, at two sizes, and what the start and the cache each add.
 
-Every student trains for the same time: with the cache; from the same start, but on labels alone; and as a plain masked
-LM without a teacher. Students and scores stay in the folder, and the command continues with what is missing.
+Every student trains for the same time of the processor, whatever else the machine does: with the cache; from the same
+start, but on labels alone; and as a plain masked LM without a teacher. Students and scores stay in the folder, and the
+command continues with what is missing.
 
     python benchmarks/retained.py --shared ../shared --folder retained --minutes 20
 """
@@ -24,7 +25,7 @@ from comet.evaluate.evaluation import EvaluationSettings, evaluate
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT, Objective
 
-PROBE_STEPS = 40
+PROBE_STEPS = 10, 50
 VALIDATIONS = 8
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
 TASKS = ("afrisenti", "masakhaner")
@@ -43,7 +44,7 @@ ARMS = (Arm("cache", "start", DEFAULT), Arm("start alone", "start", PLAIN), Arm(
 
 
 def trained(arm: Arm, cache: Cache, size: str, output: Path, seconds: float) -> Path:
-    """Return the folder of a student of this size, trained for so long unless it is there."""
+    """Return the folder of a student of this size, trained for so many seconds of the processor unless it is there."""
     if output.exists():
         return output
 
@@ -52,14 +53,16 @@ def trained(arm: Arm, cache: Cache, size: str, output: Path, seconds: float) -> 
             folder, student=size, init=arm.init, objective=arm.objective, steps=steps, validate_steps=every
         )
 
-    with tempfile.TemporaryDirectory() as work:
-        started = time.monotonic()
-        result = distill([cache], config(Path(work) / "probe", PROBE_STEPS, PROBE_STEPS))
-        around = time.monotonic() - started - result.seconds
-    steps = max(int(seconds / result.seconds * PROBE_STEPS), PROBE_STEPS)
-    print(
-        f"{output.name}: {steps} steps of {result.seconds / PROBE_STEPS:.3f} s ({around:.0f} s around them)", flush=True
-    )
+    def processor_seconds(steps: int) -> float:
+        with tempfile.TemporaryDirectory() as work:
+            started = time.process_time()
+            distill([cache], config(Path(work) / "probe", steps, steps))
+            return time.process_time() - started
+
+    around, whole = (processor_seconds(steps) for steps in PROBE_STEPS)
+    a_step = (whole - around) / (PROBE_STEPS[1] - PROBE_STEPS[0])
+    steps = int(seconds / a_step)
+    print(f"{output.name}: {steps} steps of {a_step:.3f} s of the processor", flush=True)
     result = distill([cache], config(output, steps, max(steps // VALIDATIONS, 1)))
     measured = {
         "kl": result.after.kl,
@@ -89,7 +92,7 @@ def scores(
 @click.option("--language", "languages", multiple=True, default=LANGUAGES, show_default=True)
 @click.option("--size", "sizes", multiple=True, default=("small", "nano"), show_default=True)
 @click.option("--tokens", default=400_000, show_default=True)
-@click.option("--minutes", default=20.0, show_default=True, help="Of training each student.")
+@click.option("--minutes", default=20.0, show_default=True, help="Of training each student, on all threads.")
 @click.option("--seeds", default=3, show_default=True, help="Of fine-tuning.")
 @click.option("--epochs", default=3, show_default=True, help="Of fine-tuning.")
 @click.option("--threads", default=2, show_default=True)
@@ -102,8 +105,9 @@ def main(
     teacher = str(shared / "teacher")
     for language in languages:
         cache = cache_of("default", language, shared, teacher, folder, tokens)
+        seconds = 60 * minutes * threads
         students = [
-            trained(arm, cache, size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", 60 * minutes)
+            trained(arm, cache, size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", seconds)
             for size in sizes
             for arm in ARMS
         ]
