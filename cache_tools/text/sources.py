@@ -6,27 +6,27 @@ files, one token with its label a line. All but `.parquet` may be compressed (`.
 """
 
 import csv
-import gzip
 import hashlib
-import io
 import json
-import lzma
 import re
-import zlib
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO
 
-from cache_tools.errors import CometError
+from tqdm import tqdm
+
+from cache_tools.errors import CometError, visible
 from cache_tools.settings import is_hub_text
+from cache_tools.store.recipe import TEXT_FORM
+from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
-COMPRESSIONS = (".gz", ".xz", ".zst")
 LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
+NAMED = 5
 MAX_LINE_BYTES = 64 * 2**20
-READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class TextFile:
 
 def _text_format(path: Path) -> str:
     """Return the format by a file's name, empty if it cannot be read."""
-    if path.suffix in COMPRESSIONS:
-        inner = Path(path.stem).suffix
+    suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    if suffix in COMPRESSIONS:
         return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
-    return path.suffix if path.suffix in ITEM_FORMATS else ""
+    return suffix if suffix in ITEM_FORMATS else ""
 
 
 def _csv_fields(source: TextFile) -> Iterator[str]:
@@ -90,7 +90,7 @@ def _conll_sentences(source: TextFile) -> Iterator[str]:
 
 def _lines(source: TextFile) -> Iterator[tuple[int, str]]:
     """Yield number and text of each line, including its end."""
-    with open_binary(source) as file:
+    with open_binary(source.path) as file:
         number = 0
         while raw := _read_line(file, source, number + 1):
             number += 1
@@ -103,27 +103,19 @@ def _lines(source: TextFile) -> Iterator[tuple[int, str]]:
                 ) from None
             if number == 1:
                 line = line.removeprefix("\ufeff")
+            if "\0" in line:
+                raise CometError(
+                    f"{source.name} line {number}: holds a NUL; if it is UTF-16, convert it to UTF-8 first"
+                )
             yield number, line
-
-
-def open_binary(source: TextFile) -> BinaryIO:
-    """Open a file for its decompressed bytes."""
-    if source.path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(source.path, "rb"))
-    if source.path.suffix == ".xz":
-        return cast(BinaryIO, lzma.open(source.path, "rb"))
-    if source.path.suffix == ".zst":
-        import pyarrow  # here: slow to import; unlike zstandard's reader it raises an error for a truncated file
-
-        return io.BufferedReader(cast(io.RawIOBase, pyarrow.input_stream(source.path, compression="zstd")), 2**20)
-    return source.path.open("rb")
 
 
 def _read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     try:
         line = file.readline(MAX_LINE_BYTES + 1)
     except READ_ERRORS as error:
-        raise CometError(f"{source.name} line {number}: cannot be read: {error}") from error
+        advice = "; compress it again without --long" if "too much memory" in str(error) else ""
+        raise CometError(f"{source.name} line {number}: cannot be read: {error}{advice}") from error
     if len(line) > MAX_LINE_BYTES:
         raise CometError(
             f"{source.name} line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; expected one document per line"
@@ -131,9 +123,15 @@ def _read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     return line
 
 
+def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if sum(name == "text" for name, _ in pairs) > 1:
+        raise ValueError('"text" occurs twice in an object')
+    return dict(pairs)
+
+
 def _json_text(line: str, source: TextFile, number: int) -> str:
     try:
-        record = json.loads(line)
+        record = json.loads(line, object_pairs_hook=_fields)
     except (ValueError, RecursionError) as error:
         raise CometError(f"{source.name} line {number}: not JSON: {error}") from None
     text = record.get("text") if isinstance(record, dict) else None
@@ -152,18 +150,26 @@ def _parquet_documents(source: TextFile) -> Iterator[str]:
     try:
         with pyarrow.parquet.ParquetFile(source.path) as file:
             columns = file.schema_arrow.names
-            for batch in file.iter_batches(columns=[name for name in columns if name == "text"]):
-                texts = batch.column("text").to_pylist() if "text" in columns else [None]
-                for text in texts:
+            if columns.count("text") != 1:
+                raise CometError(f'{source.name}: expected one string column "text", found {sorted(columns)}')
+            for batch in file.iter_batches(columns=["text"]):
+                for value in batch.column("text"):
                     number += 1
-                    if not isinstance(text, str):
-                        raise CometError(
-                            f'{source.name} row {number}: expected a string column "text", found {sorted(columns)}'
-                        )
+                    text = _parquet_text(value, f"{source.name} row {number}")
                     if document := text.strip():
                         yield document
     except (OSError, pyarrow.ArrowException) as error:
         raise CometError(f"{source.name}: cannot be read as Parquet: {error}") from error
+
+
+def _parquet_text(value: Any, where: str) -> str:
+    try:
+        text = value.as_py()
+    except UnicodeDecodeError as error:
+        raise CometError(f"{where}: byte {error.start + 1} is not UTF-8; write the file again as UTF-8") from None
+    if not isinstance(text, str):
+        raise CometError(f'{where}: expected a string in the column "text", found {str(text)[:40]!r}')
+    return text
 
 
 def _lines_of_text(source: TextFile) -> Iterator[str]:
@@ -225,11 +231,12 @@ def find_sources(
         path = Path(given)
         if not path.exists():
             raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
-        files = (
-            sorted(f for f in path.rglob("*") if f.is_file() and _text_format(f) in formats)
-            if path.is_dir()
-            else [path]
-        )
+        if not path.is_file() and not path.is_dir():
+            raise CometError(
+                f"{option} {given}: not a file that can be read twice; write a pipe's content to a file first",
+                exit_code=2,
+            )
+        files = _files_of_folder(path, option, formats) if path.is_dir() else [path]
         if not files:
             raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
         for file in files:
@@ -243,14 +250,33 @@ def find_sources(
     return tuple(sources)
 
 
+def _files_of_folder(folder: Path, option: str, formats: tuple[str, ...]) -> list[Path]:
+    """Return the files of these formats below a folder by name, without hidden ones; print the names of others."""
+    found, others = [], []
+    for path in sorted(folder.rglob("*")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue  # a system's or a notebook's own copies
+        if path.is_file() and _text_format(path) in formats:
+            found.append(path)
+        elif not path.is_dir() or path.is_symlink():
+            others.append(path.relative_to(folder).as_posix())
+    if others and found:
+        named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
+        tqdm.write(visible(f"{option} {folder}: left out for their endings, or as links to folders: {named}"))
+    return found
+
+
 def documents(source: TextFile | HubText) -> Iterator[str]:
-    """Yield the documents of one file or data set, stripped, in order.
+    """Yield the documents of one file or data set in order, stripped and in Unicode's form NFC.
+
+    Letters and their marks apart (NFD) would be read otherwise: SentencePiece's table of characters, as the tokenizers
+    library applies it, loses the tones of Yorùbá.
 
     Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
     record without a text, and as `hub_documents` does.
     """
     found = hub_documents(source) if isinstance(source, HubText) else READERS[source.format](source)
-    return filter(None, found)
+    return (unicodedata.normalize(TEXT_FORM, text) for text in found if text)
 
 
 def items(source: TextFile) -> Iterator[str]:

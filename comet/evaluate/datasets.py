@@ -18,8 +18,8 @@ from typing import Any
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, first_line
+from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub import hub_errors, unreachable
-from cache_tools.text.sources import COMPRESSIONS, READ_ERRORS, TextFile, open_binary
 from comet.evaluate.tasks import Task
 
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # name in files: name on the hub
@@ -119,7 +119,7 @@ def _split_file(folder: Path, name: str, ending: str) -> Path | None:
 
 def _read_text(path: Path) -> str:
     try:
-        with open_binary(TextFile(path, path.name, path.stat().st_size)) as file:
+        with open_binary(path) as file:
             return file.read().decode("utf-8-sig")
     except READ_ERRORS as error:
         raise CometError(f"{path}: cannot be read as UTF-8 text: {error}") from error
@@ -133,6 +133,8 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
     )
     try:
         columns = next(reader, [])
+        if twice := [name for name in (*task.text, task.label) if columns.count(name) > 1]:
+            raise CometError(f"{path.name} line 1: the column {twice[0]} occurs twice; leave one of them")
         if missing := [name for name in (*task.text, task.label) if name not in columns]:
             raise CometError(
                 f"{path.name} line 1: no column {', '.join(missing)}; expected a table of {task.title} as in "

@@ -4,10 +4,14 @@ import gzip
 import json
 import lzma
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -122,11 +126,29 @@ def test_relative_paths_are_taken_from_the_working_folder(tmp_path: Path, monkey
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n"))))
+@given(st.lists(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\n\0"))))
 def test_lines_come_back_stripped_and_in_order(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
     path = tmp_path_factory.mktemp("text") / "kin.txt"
     written(path, "\n".join(["first", *lines]).encode())
-    assert read(path) == ["first", *(line.strip() for line in lines if line.strip())]
+    assert read(path) == ["first", *(unicodedata.normalize("NFC", line.strip()) for line in lines if line.strip())]
+
+
+def test_letters_and_marks_apart_are_put_together(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "Ẹ̀kọ́ Yorùbá ṣe pàtàkì")
+    for path in (
+        written(tmp_path / "yor.txt", apart.encode()),
+        written(tmp_path / "yor.jsonl", json.dumps({"text": apart}).encode()),
+        parquet(tmp_path / "yor.parquet", "text", [apart]),
+    ):
+        assert read(path) == [unicodedata.normalize("NFC", apart)] != [apart]
+
+
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    """It could be read once only, and the text is read for its tokens and for its hash."""
+    os.mkfifo(tmp_path / "kin.txt")
+    error = error_of(tmp_path / "kin.txt")
+    assert str(error).startswith(f"--text {tmp_path}/kin.txt: not a file that can be read twice; write a pipe's")
+    assert error.exit_code == 2
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
@@ -217,14 +239,64 @@ def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_parquet_without_a_text_column(tmp_path: Path) -> None:
     error = error_of(parquet(tmp_path / "kin.parquet", "sentence", ["Mwaramutse"]))
-    assert str(error) == "kin.parquet row 1: expected a string column \"text\", found ['sentence']"
+    assert str(error) == "kin.parquet: expected one string column \"text\", found ['sentence']"
 
 
 def test_parquet_with_a_missing_text(tmp_path: Path) -> None:
     error = error_of(parquet(tmp_path / "kin.parquet", "text", ["Mwaramutse", None]))
-    assert str(error).startswith('kin.parquet row 2: expected a string column "text"')
+    assert str(error).startswith('kin.parquet row 2: expected a string in the column "text", found')
 
 
 def test_a_parquet_file_that_is_none(tmp_path: Path) -> None:
     error = error_of(written(tmp_path / "kin.parquet", b"Mwaramutse"))
     assert str(error).startswith("kin.parquet: cannot be read as Parquet: ")
+
+
+def test_parquet_with_a_column_named_twice(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "kin.parquet")
+    expected = "kin.parquet: expected one string column \"text\", found ['text', 'text']"
+    assert str(error_of(tmp_path / "kin.parquet")) == expected
+
+
+def test_parquet_with_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    offsets, data = (pyarrow.py_buffer(part) for part in (np.array([0, 3, 6], np.int32).tobytes(), b"abc\xe9\xe8z"))
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, data])
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "kin.parquet")
+    expected = "kin.parquet row 2: byte 1 is not UTF-8; write the file again as UTF-8"
+    assert str(error_of(tmp_path / "kin.parquet")) == expected
+
+
+def test_json_with_two_texts(tmp_path: Path) -> None:
+    path = written(tmp_path / "kin.jsonl", b'{"text": "a"}\n{"text": "b", "text": "c"}\n')
+    assert str(error_of(path)) == 'kin.jsonl line 2: not JSON: "text" occurs twice in an object'
+
+
+def test_hidden_files_are_no_text_and_others_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    written(tmp_path / "elsewhere" / "c.txt", b"three\n")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / ".hidden").mkdir()
+    for name in (".hidden/a.txt", "._a.txt", ".DS_Store", "a.txt", "B.TXT", "notes.doc", "data.csv"):
+        written(folder / name, b"\x00\x05\x16\x07\xb0" if "._" in name else name.encode())
+    found = find_sources((str(folder),))
+    assert [source.name for source in found] == ["B.TXT", "a.txt"]
+    assert [document for source in found for document in documents(source)] == ["B.TXT", "a.txt"]
+    said = capsys.readouterr().out
+    expected = "left out for their endings, or as links to folders: data.csv, linked, notes.doc"
+    assert said == f"--text {folder}: {expected}\n"
+
+
+def test_a_window_too_long_for_readers(tmp_path: Path) -> None:
+    """Of `zstd --long=31`."""
+    far = zstandard.ZstdCompressionParameters.from_level(3, window_log=31, enable_ldm=True)
+    packed = zstandard.ZstdCompressor(compression_params=far).compressobj()
+    path = written(tmp_path / "kin.txt.zst", packed.compress(b"Mwaramutse\n" * 999) + packed.flush())
+    assert str(error_of(path)).endswith("; compress it again without --long")
+
+
+def test_wide_characters_without_a_mark(tmp_path: Path) -> None:
+    path = written(tmp_path / "kin.txt", "Mwaramutse\nMuraho\n".encode("utf-16-le"))
+    assert str(error_of(path)) == "kin.txt line 1: holds a NUL; if it is UTF-16, convert it to UTF-8 first"

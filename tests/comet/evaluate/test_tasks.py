@@ -120,7 +120,17 @@ def test_broken_files_are_named_with_their_line(name: str, content: str, message
 def test_other_bytes_than_utf8_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "dev.tsv"
     path.write_bytes(TWEETS.encode("utf-16"))
+    with pytest.raises(CometError, match=r"dev.tsv: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8 "):
+        list(read_table(find_task("afrisenti"), path))
+    path.write_bytes(TWEETS.replace("tweet", "tweét", 1).encode("latin-1", "replace"))
     with pytest.raises(CometError, match=r"dev.tsv: cannot be read as UTF-8 text"):
+        list(read_table(find_task("afrisenti"), path))
+
+
+def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"
+    path.write_text("tweet\tlabel\ttweet\nMwaramutse\tpositive\tMuraho\n")
+    with pytest.raises(CometError, match=r"dev.tsv line 1: the column tweet occurs twice; leave one of them"):
         list(read_table(find_task("afrisenti"), path))
 
 
