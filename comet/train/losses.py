@@ -103,10 +103,13 @@ def attention_mse(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
 def attention_projection(teacher: Tensor, projected: Tensor, length: Tensor) -> Tensor:
     """Return ‖W · a_student − a_teacher‖² [B] of pooled maps [B, layers, m, m], summed over a map, mean over layers.
 
-    `projected` are the student's maps after `project`. The attention loss of AfroXLMR-Comet
+    Blocks that a row of `length` [B] tokens does not use are padding and count for nothing. `projected` are the
+    student's maps after `project`. The attention loss of AfroXLMR-Comet
     (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
     """
-    return (projected - teacher).flatten(2).square().sum(-1).mean(1)
+    used = used_blocks(length, teacher.shape[-1])  # [B, m]
+    both = (used[:, :, None] * used[:, None, :])[:, None]  # [B, 1, m, m]
+    return ((projected - teacher) * both).flatten(2).square().sum(-1).mean(1)
 
 
 def project(maps: Tensor, projection: Tensor) -> Tensor:

@@ -234,6 +234,16 @@ def test_equal_maps_have_no_loss_and_finite_gradients() -> None:
         assert torch.isfinite(torch.autograd.grad(loss.sum(), maps)[0]).all()
 
 
+def test_the_projection_gives_nothing_for_blocks_of_padding() -> None:
+    size, length = 4, torch.tensor([2, 9])
+    teacher, student = random_maps(size, length), random_maps(size, length)
+    projected = project(student, torch.randn(size * size, size * size, dtype=torch.float64))
+    expected = (projected[0, :, :2, :2] - teacher[0, :, :2, :2]).square().sum((1, 2)).mean()
+    found = attention_projection(teacher, projected, length)
+    assert found[0].item() == pytest.approx(expected.item())
+    assert found[1].item() == pytest.approx((projected - teacher)[1].square().sum((1, 2)).mean().item())
+
+
 def test_the_projection_is_applied_to_the_flattened_map() -> None:
     size, length = 4, torch.tensor([9])
     teacher, student = random_maps(size, length), random_maps(size, length)
