@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from cache_tools.settings import BuildSettings
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
 from cache_tools.text.hub_text import HubText, pin_revision
-from cache_tools.text.sources import ITEM_FORMATS, TextFile, find_sources, find_texts
-from cache_tools.text.tokenizer import load_teacher_tokenizer
+from cache_tools.text.model_tokenizer import load_teacher_tokenizer
+from cache_tools.text.sources import ITEM_FORMATS, TextFile, documents, find_sources, find_texts
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class BuildInputs:
 
     def load_teacher(self) -> tuple[Teacher, PreTrainedTokenizerFast]:
         """Load the teacher and its tokenizer. Raises CometError as `load_teacher` and `load_teacher_tokenizer` do."""
-        return load_teacher(self.settings.teacher), load_teacher_tokenizer(self.settings.teacher)
+        lines = chain.from_iterable(map(documents, self.texts))
+        tokenizer = load_teacher_tokenizer(self.settings.teacher, lines)  # the weights are read only if it is sound
+        return load_teacher(self.settings.teacher), tokenizer
 
 
 def find_inputs(settings: BuildSettings) -> BuildInputs:

@@ -7,7 +7,7 @@ from typing import Any
 from cache_tools.errors import CometError
 
 TEXTS = ("language_name", "teacher", "teacher_revision", "teacher_licence")
-COUNTS = ("text_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
+COUNTS = ("text_tokens", "unknown_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
 SOURCES = ("text", "excluded")
 SOURCE_TEXTS = ("name", "revision", "licence")
 OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")

@@ -5,7 +5,7 @@ Checked here and not by a schema library, since many of the rules relate two fie
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Final
 
 from cache_tools.anatomy import anatomy_of
 from cache_tools.errors import CometError
@@ -15,6 +15,7 @@ from cache_tools.store.records import canonical, sha256
 FORMAT_VERSION = 2
 MAX_ROPE = 1e9
 GROUPS = ("train", "validation")
+TEXT_FORM: Final = "NFC"
 POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
 MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memory that a reader needs
 
@@ -23,6 +24,7 @@ MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memor
 class Recipe:
     """The teacher, its input, and the signals kept. All fields are hashed into `recipe_id`.
 
+    `text_form` is the Unicode form of the text before it was tokenised.
     Of a start whose teacher has rotary positions, `start_rope` holds their bases in global and local layers,
     `start_local_layers` those of `start_layers` that attend to no more than `start_window` tokens around each, and
     `start_positions` is 0. For other teachers, which have a table of `start_positions`, they are empty and 0.
@@ -67,6 +69,7 @@ class Recipe:
     start_local_layers: tuple[int, ...] = ()
     start_window: int = 0
     start_rope: tuple[float, ...] = ()
+    text_form: str = TEXT_FORM
     pooling: str = POOLING_RULE
     format: int = FORMAT_VERSION
 
@@ -154,6 +157,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     architecture = value["teacher_architecture"]
     named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
     require(named, "teacher_architecture", "the name of a class")
+    require(value["text_form"] == TEXT_FORM, "text_form", repr(TEXT_FORM))
     require(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
     require(value["keep"] in tuple(LOGITS), "keep", " or ".join(LOGITS))  # a list could not be looked up in a dict
     logits = LOGITS[value["keep"]]

@@ -1,9 +1,8 @@
 """The corpus: tokenised to disk in one pass, then packed into rows from there, in bounded memory."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys, mask_rows
 from cache_tools.text.packing import document_hash, is_validation, pack
 from cache_tools.text.sources import TextFile, documents, items
-from cache_tools.text.tokenizer import encode_texts
+from cache_tools.text.tokenizer import LONG, encode_texts, vocabulary_size
 
 DOCUMENTS_AT_ONCE = 1024
+
 DOCUMENT = np.dtype([("hash", "<u8"), ("tokens", "<i8")])
 
 
@@ -82,22 +82,24 @@ def spool_documents(
     work: Path,
     limit: int | None,
 ) -> Spool:
-    """Tokenise the sources in order, up to the document that reaches `limit` tokens, or all.
+    """Tokenise the sources in order, up to the document that reaches `limit` tokens, or all. A long document ends with
+    the piece of it that reaches the limit.
 
     Documents that share an n-gram with an item of `evaluation` are excluded, and counted as far as the sources were
     used. Raises CometError if no token is left.
     """
     ngrams = excluded_ngrams(evaluation)
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    counts = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     id_path, table_path = work / "ids.bin", work / "documents.bin"
     texts = (text for source in sources for text in documents(source))
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = excluded = 0
-        while (limit is None or total < limit) and (chunk := list(islice(texts, DOCUMENTS_AT_ONCE))):
+        chunks = _chunks(texts)
+        while (limit is None or total < limit) and (chunk := next(chunks, None)) is not None:
             shared = contain_ngram(chunk, ngrams)
             kept = np.flatnonzero(~shared)
-            encoded = encode_texts(tokenizer, [chunk[i] for i in kept])
+            encoded = encode_texts(tokenizer, [chunk[i] for i in kept], None if limit is None else limit - total)
             lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
             most = np.inf if limit is None else limit
             last = int(np.searchsorted(total + np.cumsum(lengths), most))  # the document that reaches the limit
@@ -121,29 +123,70 @@ def spool_documents(
     return Spool(id_path, table_path, counts, excluded)
 
 
+def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield the documents in lists that are short in documents and in characters, but for a single long one."""
+    chunk: list[str] = []
+    size = 0
+    for text in texts:
+        if chunk and size + len(text) > LONG:
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(text)
+        size += len(text)
+        if len(chunk) == DOCUMENTS_AT_ONCE or size > LONG:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def pack_groups(
     spool: Spool, share: float, seq_len: int, tokenizer: PreTrainedTokenizerFast, work: Path
 ) -> dict[str, PackedRows]:
     """Pack the rows of both groups, with the share `share` of the documents in validation.
 
-    Raises CometError if there is too little text for a training row.
+    If no document falls into one of the groups, as with a few long ones, prints so and takes this share of all rows.
+    Raises CometError if there is too little text for a row in each group.
     """
+    names = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id)
     rows = {}
     for group in GROUPS:
         wanted = group == "validation"
         chosen = (ids for hash_, ids in spool.documents() if is_validation(hash_, share) == wanted)
-        token_path, length_path = work / f"{group}.tokens.bin", work / f"{group}.lengths.bin"
-        with token_path.open("wb") as token_file, length_path.open("wb") as length_file:
-            for row in pack(chosen, seq_len, tokenizer.cls_token_id, tokenizer.sep_token_id):
-                padded = np.full(seq_len, tokenizer.pad_token_id, dtype=np.int32)
-                padded[: len(row)] = row
-                token_file.write(padded.tobytes())
-                length_file.write(np.uint16(len(row)).tobytes())
-        tokens = _mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
-        rows[group] = PackedRows(tokens, _mapped(length_path, np.dtype(np.uint16)))
-    if not len(rows["train"].length):
-        raise CometError(f"--text: only {spool.total} tokens, too few for a training row; give more text", exit_code=2)
-    return rows
+        rows[group] = _pack(chosen, seq_len, *names, work / group)
+    if all(len(packed.length) for packed in rows.values()):
+        return rows
+    every = _pack((ids for _, ids in spool.documents()), seq_len, *names, work / "rows")
+    count = len(every.length)
+    if count < 2:
+        raise CometError(
+            f"--text: only {spool.total} tokens, too few for a row of training and one of validation; give more text, "
+            "or a smaller --seq-len",
+            exit_code=2,
+        )
+    period = max(2, round(1 / share))
+    tqdm.write(
+        f"validation: one row in {period}, since all documents would fall into one group; rows beside each other may "
+        "be of one document"
+    )
+    held_out = np.arange(count) % period == min(period, count) - 1
+    return {
+        group: PackedRows(every.tokens[held_out == held], every.length[held_out == held])
+        for group, held in (("train", False), ("validation", True))
+    }
+
+
+def _pack(documents: Iterable[NDArray[np.int32]], seq_len: int, bos: int, eos: int, pad: int, path: Path) -> PackedRows:
+    """Write the rows of some documents to two files that begin with `path`."""
+    token_path, length_path = path.with_suffix(".tokens.bin"), path.with_suffix(".lengths.bin")
+    with token_path.open("wb") as token_file, length_path.open("wb") as length_file:
+        for row in pack(documents, seq_len, bos, eos):
+            padded = np.full(seq_len, pad, dtype=np.int32)
+            padded[: len(row)] = row
+            token_file.write(padded.tobytes())
+            length_file.write(np.uint16(len(row)).tobytes())
+    tokens = _mapped(token_path, np.dtype(np.int32)).reshape(-1, seq_len)
+    return PackedRows(tokens, _mapped(length_path, np.dtype(np.uint16)))
 
 
 def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str, shard: int) -> dict[str, NDArray]:

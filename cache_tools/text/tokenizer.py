@@ -1,55 +1,34 @@
-"""Tokenizers: a teacher's, from its folder or the hub, and a cache's or a student's, from two checked files."""
+"""A cache's or a student's tokenizer, from two checked files, and the ids that it gives to texts."""
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, TokenizersBackend
+from transformers import PreTrainedTokenizerFast, TokenizersBackend
 
 from cache_tools.errors import CometError
-from cache_tools.models import loading_errors
 from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import INTEGER_BOUNDS
 from cache_tools.store.records import read_bounded
 from cache_tools.store.tokenizer import ROLES, parse_tokenizer, parse_tokenizer_config
-from cache_tools.text.hub import model_folder
 
 TOKENIZER_FILE, CONFIG_FILE = TOKENIZER_FILES
+LONG = 2**18  # characters
+WORD_BOUNDARY = re.compile(r"(?<=[^\s]) (?=[^\s])")
+PROBE = "Umunsi mwiza , abantu bose baje 12.5 km ( kuri 1994 ) - n’uko ẹ̀kọ́ ሰላም 孩子 ! Nuko"
 MAX_CONFIG_BYTES = 2**20
 MAX_VOCAB_SIZE = INTEGER_BOUNDS["vocab_size"][1]
 
 
-def load_teacher_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Load a teacher's tokenizer from a folder or the hub, without truncation and padding.
-
-    Raises CometError if there is none, if it is not a fast one, or if it lacks a special token that rows need.
-    """
-    folder = model_folder(name, f"teacher {name}", "give --teacher FOLDER")
-    with loading_errors(f"teacher {name}: its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
-    for role in ("mask", "cls", "sep", "pad", "unk"):
-        if getattr(tokenizer, f"{role}_token_id") is None:
-            raise CometError(
-                f"teacher {name}: its tokenizer has no {role} token, so it cannot teach masked words; "
-                "choose a masked LM such as Davlan/afro-xlmr-large"
-            )
-    for setting in ("is_local", "local_files_only"):  # how it was loaded, which would be saved with it
-        tokenizer.init_kwargs.pop(setting, None)
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-    return tokenizer
-
-
 def load_cache_tokenizer(cache: Cache) -> PreTrainedTokenizerFast:
-    """Load the tokenizer of a cache, set up as `load_teacher_tokenizer` does.
+    """Load the tokenizer of a cache, set up as a teacher's.
 
     Raises CometError if it is damaged or not the one of the recipe.
     """
@@ -112,27 +91,73 @@ def build_tokenizer(data: bytes, settings: dict[str, Any], vocab_size: int, wher
     return tokenizer
 
 
-def read_backend(data: bytes, where: str) -> Tokenizer:
+def read_backend(data: bytes, where: str, advice: str = "the cache is damaged") -> Tokenizer:
     """Build the library's tokenizer from a tokenizer.json. Raises CometError if the library cannot read it."""
     try:
         return Tokenizer.from_buffer(data)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library's panics are not Exceptions
-        raise CometError(f"{where}: not a tokenizer ({error}); the cache is damaged") from None
+        raise CometError(f"{where}: not a tokenizer ({error}); {advice}") from None
 
 
-def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[NDArray[np.int32]]:
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return one more than the largest id, which is more than there are tokens if some ids are not used."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], most: int | None = None
+) -> list[NDArray[np.int32]]:
     """Return the ids of each text, in which no special token but the unknown one occurs.
 
+    A long text ends with the piece that reaches `most` tokens.
     Where a text spells a special token, such as `<s>`, and the spelling is itself in the vocabulary, its id becomes
     that of the unknown token, which is never masked: otherwise a text could end rows or mask words.
     """
     special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int32)
     unknown = np.int32(tokenizer.unk_token_id)
-    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+    backend = tokenizer.backend_tokenizer
+    if sum(map(len, texts)) <= LONG:
+        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+    else:  # one after another, long ones in pieces: what the library returns takes hundreds of bytes for each token
+        split = LONG if reads_in_pieces(backend) else None
+        ids = [_encode_pieces(backend, pieces(text, split), most) for text in texts]
     return [np.where(np.isin(i, special), unknown, i) for i in ids]
+
+
+def _encode(backend: Tokenizer, text: str) -> NDArray[np.int32]:
+    return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+
+def _encode_pieces(backend: Tokenizer, texts: Iterable[str], most: int | None) -> NDArray[np.int32]:
+    parts: list[NDArray[np.int32]] = []
+    for text in texts:
+        parts.append(_encode(backend, text))
+        if most is not None and sum(map(len, parts)) >= most:
+            break
+    return np.concatenate(parts)
+
+
+def pieces(text: str, size: int | None) -> Iterator[str]:
+    """Yield a text in pieces that begin with a single space between two words, each of at least `size` characters but
+    the last; None for the whole text."""
+    start = 0
+    while size is not None and (found := WORD_BOUNDARY.search(text, start + size)):
+        yield text[start : found.start()]
+        start = found.start()
+    yield text[start:]
+
+
+def reads_in_pieces(backend: Tokenizer) -> bool:
+    """Return whether pieces give the tokens of the whole, tried at every space of a line."""
+    words = PROBE.split()
+    whole = _encode(backend, " ".join(words)).tolist()
+    return all(
+        _encode(backend, " ".join(words[:i])).tolist() + _encode(backend, " " + " ".join(words[i:])).tolist() == whole
+        for i in range(1, len(words))
+    )
 
 
 def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:

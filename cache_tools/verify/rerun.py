@@ -21,7 +21,7 @@ from cache_tools.teacher.identity import identity_differences
 from cache_tools.teacher.model import load_teacher
 from cache_tools.teacher.signals import errors_of
 from cache_tools.text.masking import mix
-from cache_tools.text.tokenizer import load_teacher_tokenizer
+from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 from cache_tools.verify.tolerance import Deviations
 
 

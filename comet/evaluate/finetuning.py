@@ -5,6 +5,7 @@ The number of epochs is fixed: choosing one by its score would select on the spl
 
 import math
 import tempfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     DataCollatorForTokenClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
@@ -28,7 +28,9 @@ from transformers import (
 
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors
+from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.hub import model_folder
+from cache_tools.text.model_tokenizer import load_model_tokenizer
 from comet.evaluate.datasets import Example
 from comet.evaluate.tasks import Task
 
@@ -88,8 +90,8 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
     torch.manual_seed(seed)
     expected = "a masked LM with config.json, model.safetensors and tokenizer.json"
     with loading_errors(f"--model {name}:", expected, exit_code=2):
-        # positions and the token of a text's label count from the left
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="right")
+        tokenizer = load_model_tokenizer(folder, f"--model {name}")
+        tokenizer.padding_side = "right"  # positions and the token of a text's label count from the left
         model, loaded = head.from_pretrained(
             folder,
             num_labels=len(task.labels),
@@ -114,8 +116,10 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
 
 
 def encode(tokenizer: Any, examples: Sequence[Example], task: Task, max_length: int) -> Encoded:
-    """Tokenise examples, cut to `max_length` tokens with the special tokens kept, and locate their labels."""
-    texts = [list(example.parts) if task.tagging else example.parts[0] for example in examples]
+    """Tokenise examples in form NFC, as caches are, cut to `max_length` tokens with the special tokens kept, and locate
+    their labels."""
+    parts = [[unicodedata.normalize(TEXT_FORM, part) for part in example.parts] for example in examples]
+    texts = parts if task.tagging else [part for part, *_ in parts]
     batch = tokenizer(texts, is_split_into_words=task.tagging, truncation=True, max_length=max_length)
     positions = [[0]] * len(examples)
     if task.tagging:

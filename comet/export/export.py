@@ -12,13 +12,13 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors, max_positions
+from cache_tools.text.model_tokenizer import load_model_tokenizer
 from comet.publish import published_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -115,7 +115,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_model_tokenizer(folder, str(folder))
     if missing := sorted(loaded["missing_keys"]):
         raise CometError(
             f"{folder}: its weights lack {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, which would be "

@@ -18,7 +18,7 @@ from cache_tools.build.prepare import save_tokenizer
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.forward import TeacherPass
-from cache_tools.text.tokenizer import load_teacher_tokenizer
+from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 
 FILES_IN_A_SHARD = 6  # of the teacher: five arrays and the record
 SHARDS_IN_FLIGHT = 3  # in work, waiting behind the writer, and in the writer's hands

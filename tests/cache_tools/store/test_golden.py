@@ -18,12 +18,12 @@ from cache_tools.verify.verify import verify
 GROUPS = ("train", "validation", "vocabulary", "start")
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE_IDS = {
-    "threshold": "23de395ab51fbfd0355344769d139a7afdc36be90e3a757b748233d437a38769",
-    "topk": "dd666ab8660abb5b5937dadc0946cd3db5fbac7de0166e4401b5433cf4515622",
+    "threshold": "adadc9c0dfb7e66a196584903faef30bbc3c867b85896fabd14c283298c363d4",
+    "topk": "82145d042fc469b4c43cc3268d13fadb6c278b510ab186404070d5c484186a32",
 }
 CACHE_IDS = {
-    "threshold": "0f36dab27c7dbc6038229173a2956d96032412047b7983480d02817469af7cd1",
-    "topk": "4f1f1f12a56c4dc173ffcce19978fe65fcfaa2d2c8bd796575a25452d13c6184",
+    "threshold": "3c9acb739f07aca956b6b243a4efbe02c8ac6195b3dd80dbde03f77afac09843",
+    "topk": "fdb1a99c13c51159dde9ceb3872df36ec977df43f8aef85776f79f0a37e654f2",
 }
 
 

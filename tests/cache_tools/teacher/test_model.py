@@ -25,7 +25,8 @@ from cache_tools.build.prepare import principal_components
 from cache_tools.errors import CometError
 from cache_tools.models import weights_sha256
 from cache_tools.teacher.model import Teacher, load_teacher, split_head
-from cache_tools.text.tokenizer import encode_texts, load_teacher_tokenizer, tokenizer_sha256
+from cache_tools.text.model_tokenizer import load_teacher_tokenizer
+from cache_tools.text.tokenizer import encode_texts, tokenizer_sha256
 
 LETTERS = "abcdefghij"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS), "umunsi", "mwiza"]

@@ -23,8 +23,8 @@ from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from cache_tools.text.corpus import excluded_ngrams, spool_documents
 from cache_tools.text.exclusion import contain_ngram, index_ngrams, words
+from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, items
-from cache_tools.text.tokenizer import load_teacher_tokenizer
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
