@@ -13,7 +13,6 @@ from comet.report.analysis import analyse
 from comet.report.page import History, page
 from comet.report.summary import facts, kl_note, model_card
 from comet.settings import Distilled
-from comet.student.family import family_of
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.objective import as_option
@@ -113,11 +112,8 @@ def save_student(prepared: Preparation, student: PreTrainedModel, result: Distil
     Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
     """
     student.set_attn_implementation("sdpa")
-    tokenizer, inputs = prepared.tokenizer, list(family_of(prepared.recipe).model_inputs)
-    # only what is among the arguments of its creation is saved, with the value of the attribute
-    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = inputs
     with published_folder(result.output, keep=True) as folder:
         student.cpu().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        prepared.save_tokenizer(folder)
         card = model_card(prepared.caches, prepared.config.objective, result)
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -1,6 +1,7 @@
 """Before the first step: open the caches, make the student, and fix everything that training does not change."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +16,9 @@ from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
 from comet.settings import StudentConfig, run_identity
-from comet.student.family import StudentShape
+from comet.student.family import StudentShape, family_of
 from comet.student.model import earlier_student, new_student, shape_of
+from comet.student.saved_tokenizer import save_student_tokenizer
 from comet.student.shape import choose_shape
 from comet.student.start import start_cache
 from comet.student.vocabulary import (
@@ -47,6 +49,11 @@ class Preparation:
     identity: dict[str, Any]
     training: list[CacheShard]
     validation: list[CacheShard]
+
+    def save_tokenizer(self, folder: Path) -> None:
+        """Write the student's tokenizer. Raises CometError if what was written reads otherwise than the teacher's."""
+        inputs = family_of(self.recipe).model_inputs
+        save_student_tokenizer(self.tokenizer, inputs, folder, self.caches[0], self.vocabulary)
 
     @property
     def collator(self) -> Collator:
@@ -107,6 +114,8 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
         training=training,
         validation=validation,
     )
+    with tempfile.TemporaryDirectory(prefix="comet-tokenizer-") as folder:
+        preparation.save_tokenizer(Path(folder))  # so that a training does not end with one that cannot be saved
     return preparation, student
 
 

@@ -7,7 +7,8 @@ tokens is still that among fewer.
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,10 +21,12 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import Recipe
+from cache_tools.store.recipe import TEXT_FORM, Recipe
 from cache_tools.text.tokenizer import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
 
 TRIMMED_EXACTLY = ("Unigram", "WordPiece")
+COMPOSING = (TEXT_FORM, "NFKC")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 CONTINUATION = "##"  # WordPiece's mark of a token inside a word
 
 
@@ -101,11 +104,11 @@ def why_not_trimmed(caches: Sequence[Cache]) -> str | None:
 
 
 def _required_tokens(model: dict[str, Any]) -> list[int]:
-    """Return the ids of a tokenizer's tokens of a single character, and of the least likely token of a Unigram model,
-    which sets the cost of an unknown character."""
+    """Return the ids of a tokenizer's tokens of a single character; of a Unigram model also those of a single byte,
+    which spell other characters, and of the least likely token, which sets the cost of an unknown character."""
     if model["type"] == "WordPiece":
         return [i for token, i in model["vocab"].items() if len(token.removeprefix(CONTINUATION)) == 1]
-    single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token.removeprefix(CONTINUATION)) == 1]
+    single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token) == 1 or BYTE.fullmatch(token)]
     return [*single, int(np.argmin([score for _, score in model["vocab"]]))]
 
 
@@ -117,10 +120,10 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
     for role, expected_id in (expected | {"sep_token": recipe.eos_id}).items():
         if (found := whole.convert_tokens_to_ids(getattr(whole, role) or "")) != expected_id:
             raise CometError(f"{folder}: {role}: expected id {expected_id}, found {found}; the cache is damaged")
-    if not vocabulary.trimmed:
-        return whole
-    settings = read_settings(folder)
-    state = trimmed_state(read_tokenizer(cache), vocabulary.student_id.tolist())
+    settings, state = read_settings(folder), read_tokenizer(cache)
+    if vocabulary.trimmed:
+        state = trimmed_state(state, vocabulary.student_id.tolist())
+    state = state | {"normalizer": composing(state.get("normalizer"))}
     tokenizer = build_tokenizer(json.dumps(state, ensure_ascii=False).encode(), settings, len(vocabulary), str(folder))
     for token in whole.all_special_tokens:
         student_id = int(vocabulary.student_id[whole.convert_tokens_to_ids(token)])
@@ -130,6 +133,14 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
                 "trimmed, use --vocabulary full"
             )
     return tokenizer
+
+
+def composing(normalizer: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the normaliser of a tokenizer.json with one before it that gives texts the form of those in caches."""
+    steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    if steps and steps[0]["type"] in COMPOSING:
+        return {"type": "Sequence", "normalizers": steps}
+    return {"type": "Sequence", "normalizers": [{"type": TEXT_FORM}, *steps]}
 
 
 def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
@@ -146,12 +157,21 @@ def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any
         model["vocab"] = {token: student_id[i] for token, i in model["vocab"].items() if student_id[i] >= 0}
     kept = [token for token in state.get("added_tokens", []) if student_id[token["id"]] >= 0]
     added = [token | {"id": student_id[token["id"]]} for token in kept]
-    processor = state.get("post_processor")
-    if processor and "special_tokens" in processor:
-        tokens = {name: t | {"ids": moved(t["ids"])} for name, t in processor["special_tokens"].items()}
-        processor = processor | {"special_tokens": tokens}
-    elif processor:
-        processor = processor | {
-            n: [processor[n][0], *moved(processor[n][1:])] for n in ("sep", "cls") if n in processor
-        }
-    return state | {"model": model, "added_tokens": added, "post_processor": processor}
+    return state | {
+        "model": model,
+        "added_tokens": added,
+        "post_processor": moved_ids(state.get("post_processor"), moved),
+    }
+
+
+def moved_ids(processor: Any, moved: Callable[[list[int]], list[int]]) -> Any:
+    """Return a post-processor of a tokenizer.json, itself or one of a sequence, with its ids moved."""
+    if not isinstance(processor, dict):
+        return processor
+    changed = dict(processor)
+    if "processors" in processor:
+        changed["processors"] = [moved_ids(one, moved) for one in processor["processors"]]
+    if "special_tokens" in processor:
+        tokens = {name: token | {"ids": moved(token["ids"])} for name, token in processor["special_tokens"].items()}
+        changed["special_tokens"] = tokens
+    return changed | {n: [processor[n][0], *moved(processor[n][1:])] for n in ("sep", "cls") if n in processor}

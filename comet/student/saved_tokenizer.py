@@ -1,0 +1,94 @@
+"""A student's tokenizer in its folder: written so that transformers 4 and 5 load it, and checked against the teacher's.
+
+A student was trained on the teacher's tokens of the corpus. Whoever loads its folder must get the same ones.
+"""
+
+import json
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from cache_tools.errors import CometError
+from cache_tools.signals import UNUSED_POSITION
+from cache_tools.store.reader import Cache
+from cache_tools.store.recipe import TEXT_FORM
+from cache_tools.text.tokenizer import CONFIG_FILE, load_tokenizer
+from comet.student.vocabulary import StudentVocabulary
+
+PORTABLE_CLASS = "PreTrainedTokenizerFast"  # in transformers 4, too, unlike what 5 writes
+ROWS = 64
+FOREIGN = (
+    "The rain did not stop until the evening.",
+    "Le marché ouvre à six heures, même le dimanche.",
+    "Watoto wanacheza mpira uwanjani.",
+    "Àwọn ọmọ náà ń kàwé ní ilé-ìwé.",
+    "ልጆቹ ወደ ትምህርት ቤት ሄዱ።",
+    "ذهب الأطفال إلى المدرسة صباحا.",
+    "Дети пошли в школу.",
+    "बच्चे स्कूल गए।",
+    "孩子们去学校了。",
+    "Igiciro: 1,250.50 Frw (≈ €0.80) 🙂 @umuntu #amakuru",
+)
+"""Text that a corpus may lack; NFC."""
+
+
+def save_student_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, inputs: Iterable[str], folder: Path, cache: Cache, vocabulary: StudentVocabulary
+) -> None:
+    """Write a student's tokenizer, then read lines of the corpus and of other languages with what was written.
+
+    `inputs` are the names of the student's inputs. Raises CometError if it reads a line otherwise than the teacher's
+    tokenizer, OSError if the disk refuses.
+    """
+    # only what is among the arguments of its creation is saved, with the value of the attribute
+    tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = list(inputs)
+    tokenizer.save_pretrained(folder)
+    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    text = json.dumps(config | {"tokenizer_class": PORTABLE_CLASS}, ensure_ascii=False, indent=2)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    saved = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    teacher = load_tokenizer(cache.tokenizer_folder, cache.recipe.vocab_size)
+    require_same_reading(saved, teacher, vocabulary, [*corpus_lines(cache, teacher), *FOREIGN])
+
+
+def require_same_reading(
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+    vocabulary: StudentVocabulary,
+    lines: Iterable[str],
+) -> None:
+    """Raise CometError if the student's tokenizer gives a line other ids, special tokens and all, than the teacher's.
+
+    Where the student lacks some of the teacher's tokens, it has to spell them: without further unknown ones.
+    """
+    for line in lines:
+        wanted, found = (tokenizer.backend_tokenizer.encode(line) for tokenizer in (teacher, student))
+        ids = vocabulary.student_id[torch.tensor(wanted.ids)]
+        if (ids >= 0).all():
+            same = ids.tolist() == found.ids
+        else:
+            same = found.ids.count(student.unk_token_id) <= wanted.ids.count(teacher.unk_token_id)
+        if not same:
+            raise CometError(
+                f"the student's tokenizer reads {line[:60]!r} as {' '.join(found.tokens[:12])}, the teacher's as "
+                f"{' '.join(wanted.tokens[:12])}: this tokenizer cannot be "
+                + ("trimmed; use --vocabulary full" if vocabulary.trimmed else "saved; use another teacher")
+            )
+
+
+def corpus_lines(cache: Cache, teacher: PreTrainedTokenizerBase) -> list[str]:
+    """Return the documents of some validation rows as text. Raises CometError as `read_shard` does."""
+    shard = next(iter(cache.extent.indices("validation")))
+    rows = cache.read_shard("validation", shard, ("input_ids", "length", "target_position", "target_id"))
+    lines = []
+    for ids, length, position, label in zip(*(array[:ROWS] for array in rows.values()), strict=True):
+        whole, used = ids.copy(), position != UNUSED_POSITION
+        whole[position[used]] = label[used]  # the words that were masked
+        ends = np.flatnonzero(whole[:length] == cache.recipe.eos_id)
+        lines += [str(teacher.decode(part, skip_special_tokens=True)) for part in np.split(whole[:length], ends)]
+    return [unicodedata.normalize(TEXT_FORM, line) for line in lines if line.strip()]
