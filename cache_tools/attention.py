@@ -131,7 +131,7 @@ class AttentionCapture:
         if missing := [layer for layer in self.layers if layer not in self.collected]:
             raise CometError(
                 f"attention of layers {missing} could not be captured: this model does not use the attention "
-                "interface of transformers there; build without them (--attention-layers)"
+                "interface of transformers there; build without maps: --attention-layers none"
             )
         maps = torch.stack([self.collected[layer] for layer in self.layers], dim=1)
         # bf16 attention leaves row sums up to 1e-3 from 1
@@ -150,7 +150,7 @@ def _capturing_sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Run transformers' own SDPA attention; pass query and key to a capture, too."""
-    layer: int = module.layer_idx  # type: ignore[assignment]
+    layer: Any = getattr(module, "layer_idx", None)  # which some models do not number
     if attention_capture is not None and layer in attention_capture.layers:
         with torch.autocast(query.device.type, enabled=False):  # autocast would round the maps to half precision
             if attention_capture.rows is None and query.requires_grad and query.device.type == "cpu":

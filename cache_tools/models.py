@@ -16,6 +16,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from cache_tools.errors import CometError, first_line
 
 TEACHER_FILES = "a folder or a name on the hub with config.json, a tokenizer and model.safetensors or pytorch_model.bin"
+AFTER_PADDING = ("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "xmod")
 
 
 def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -50,7 +51,7 @@ def max_positions(config: PretrainedConfig) -> int:
     The positions of RoBERTa and its kin start after the padding id, so the first pad_token_id + 1 embeddings are never
     used.
     """
-    starts_after_padding = "roberta" in config.model_type or config.model_type == "camembert"
+    starts_after_padding = "roberta" in config.model_type or config.model_type in AFTER_PADDING
     offset = config.pad_token_id + 1 if starts_after_padding else 0
     return int(getattr(config, "max_position_embeddings", sys.maxsize)) - offset
 

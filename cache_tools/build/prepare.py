@@ -17,19 +17,19 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.anatomy import why_no_start
+from cache_tools.build.checks import check_against_teacher, check_tokenizer, check_unknown_tokens
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
-from cache_tools.models import choose_device, max_positions
+from cache_tools.models import choose_device
 from cache_tools.settings import AUTO, BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
-from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, max_tokenizer_bytes
+from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
 from cache_tools.store.provenance import describe_exclusion
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import read_bounded, sync_folder
+from cache_tools.store.records import sync_folder
 from cache_tools.store.staging import claimed_folder, remove_abandoned
-from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.store.writer import seal, write_token_shard
 from cache_tools.teacher.device import choose_batch_size, choose_dtype
 from cache_tools.teacher.identity import identity
@@ -64,7 +64,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
     Raises CometError if the text cannot be read or has no token, or the teacher does not allow the settings.
     """
     settings = inputs.settings
-    _check_against_teacher(settings, teacher, tokenizer)
+    check_against_teacher(settings, teacher, tokenizer)
     start_shape = choose_start(settings, teacher)
     if settings.start_layers == AUTO and (reason := why_no_start(teacher.model)) is not None:
         tqdm.write(f"no start: students of this cache begin with a random body, since {reason}")
@@ -73,9 +73,10 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         root = work / "cache"
         root.mkdir()
         save_tokenizer(tokenizer, root / TOKENIZER)
-        _check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
+        check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
-        provenance = _make_provenance(inputs, spool)
+        check_unknown_tokens(settings.teacher, spool, tokenizer)
+        provenance = _make_provenance(inputs, spool, int(spool.counts[tokenizer.unk_token_id]))
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
         share = validation_share(settings.mask_prob * settings.views * spool.total)
@@ -115,29 +116,11 @@ def preparing_prefix(out: Path) -> str:
     return f".{out.name}.preparing-"
 
 
-def _check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise CometError if the teacher does not allow the settings."""
-    config, vocab_size = teacher.model.config, len(teacher.head.weight)
-    if len(tokenizer) > vocab_size:
-        raise CometError(
-            f"teacher {settings.teacher}: its tokenizer has {len(tokenizer)} tokens but its head only {vocab_size}; "
-            "tokenizer and model do not belong together"
-        )
-    positions = max_positions(config)
-    if settings.seq_len > positions:
-        raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
-    if settings.top_k > vocab_size:
-        raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
-    parse_layers(settings.attention_layers, config.num_hidden_layers)
-
-
 def _masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
-    """Return the masking of the corpus. Raises CometError if the text has only unknown tokens."""
+    """Return the masking of the corpus, of which a token is known."""
     special = tuple(sorted(tokenizer.all_special_ids))
     seen = np.flatnonzero(spool.counts).astype(np.int32)
     seen = seen[~np.isin(seen, special)]
-    if not len(seen):
-        raise CometError("--text: the teacher's tokenizer has only unknown tokens for this text; use another teacher")
     return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
 
 
@@ -230,17 +213,7 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
             path.unlink()
 
 
-def _check_tokenizer(folder: Path, vocab_size: int) -> None:
-    """Raise CometError for a tokenizer that readers of the cache would refuse."""
-    tokens, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
-    try:
-        parse_tokenizer(tokens, vocab_size, TOKENIZER_FILES[0])
-        parse_tokenizer_config(config, TOKENIZER_FILES[1])
-    except CometError as error:
-        raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
-
-
-def _make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
+def _make_provenance(inputs: BuildInputs, spool: Spool, unknown: int) -> dict[str, object]:
     """Return the origin of the cache, beside the recipe: names only, no folder, time or host."""
     settings = inputs.settings
     language = find_language(settings.language)
@@ -250,6 +223,7 @@ def _make_provenance(inputs: BuildInputs, spool: Spool) -> dict[str, object]:
         **inputs.teacher_provenance(),
         "text": inputs.text_provenance(),
         "text_tokens": spool.total,
+        "unknown_tokens": unknown,
         "documents": spool.document_count,
         "max_tokens": settings.token_limit,
         "excluded": inputs.excluded_records,

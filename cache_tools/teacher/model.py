@@ -10,23 +10,27 @@ from torch import Tensor, nn
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 
 from cache_tools.attention import AttentionCapture, enable_capture
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 from cache_tools.models import head_transform, loading_errors, weights_sha256
+from cache_tools.teacher.checkpoint import require_whole
 from cache_tools.teacher.head import Head
 from cache_tools.text.hub import licence_of, model_folder
+
+NEVER = -1e4  # nats: what a bias of −∞ becomes, of tokens that only fill a vocabulary up
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A masked LM in parts: the model, its head's transform before the last linear layer, and that layer.
 
-    `sha256` is the hash of the weights as saved.
+    `sha256` is the hash of the weights as saved; `why_no_maps` says why no attention can be captured, None if it can.
     """
 
     model: PreTrainedModel
     transform: Callable[[Tensor], Tensor]
     head: Head
     sha256: str
+    why_no_maps: str | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Teacher":
         """Return the same teacher on a device in a dtype; the model is moved, not copied."""
@@ -46,7 +50,8 @@ class Teacher:
     def hidden_states(self, input_ids: Tensor, mask: Tensor, capture: AttentionCapture | None) -> Tensor:
         """Return the last layer's hidden states [B, L, H]. `input_ids` and `mask` [B, L]."""
         body: Any = self.model.base_model
-        return body(input_ids, attention_mask=mask, attention_capture=capture).last_hidden_state
+        captured = {"attention_capture": capture} if capture is not None and capture.layers else {}
+        return body(input_ids, attention_mask=mask, **captured).last_hidden_state
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,8 @@ def load_teacher(name: str) -> Teacher:
     """Load a masked LM from a folder or the hub, on the CPU in float32, ready to capture attention.
 
     Reads safetensors, or `pytorch_model.bin` through torch's weights-only loading; never runs code from the teacher.
-    Raises CometError if it cannot be fetched or loaded, or has no masked-LM head or one of an unknown kind.
+    Raises CometError if it cannot be fetched or loaded, has no masked-LM head or one of an unknown kind, or if the
+    model of transformers leaves out what the checkpoint says.
     """
     folder = teacher_folder(name)
     with loading_errors(f"teacher {name}: its model"):
@@ -74,17 +80,29 @@ def load_teacher(name: str) -> Teacher:
         if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
             raise CometError(f"teacher {name}: a {config.model_type} model is not a masked LM; choose one that is")
         model, loading = AutoModelForMaskedLM.from_pretrained(
-            folder, config=config, dtype="auto", trust_remote_code=False, output_loading_info=True
+            folder,
+            config=config,
+            dtype="auto",
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, with their sizes
         )
-    if missing := sorted(loading["missing_keys"] or []):
-        raise CometError(
-            f"teacher {name}: the checkpoint has no masked-LM head or is incomplete (missing {', '.join(missing[:4])}"
-            f"{', …' if len(missing) > 4 else ''}); a head of random numbers would teach nothing"
-        )
+    require_whole(name, model, loading)
     digest = weights_sha256(model)  # in the dtype of the checkpoint
     model.float().eval().requires_grad_(False)
-    enable_capture(model)
-    return split_head(model, digest, name)
+    try:
+        enable_capture(model)
+        why_no_maps = None
+    except CometError as error:
+        why_no_maps = str(error)
+    try:
+        return replace(split_head(model, digest, name), why_no_maps=why_no_maps)
+    except CometError:
+        raise
+    except Exception as error:  # whatever a model does that is not like those we know
+        raise CometError(
+            f"teacher {name}: {type(model).__name__} is a masked LM of an unknown kind: {first_line(error)}"
+        ) from error
 
 
 def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
@@ -97,14 +115,15 @@ def split_head(model: PreTrainedModel, digest: str, name: str) -> Teacher:
     if transform is None or not isinstance(decoder, nn.Linear):
         raise CometError(f"teacher {name}: {type(model).__name__} has a masked-LM head of an unknown kind")
     bias = decoder.bias if decoder.bias is not None else torch.zeros(decoder.out_features)
-    teacher = Teacher(model, transform, Head(decoder.weight, bias), digest)
+    teacher = Teacher(model, transform, Head(decoder.weight, bias.clamp(min=NEVER)), digest)
     with torch.no_grad():
         ids = torch.arange(4, 12)[None].clamp(max=decoder.out_features - 1)  # [1, 8]
         whole = model(ids, attention_mask=torch.ones_like(ids)).logits.float()
         features = transform(teacher.hidden_states(ids, torch.ones_like(ids), None))[0]
         parts = teacher.head.logits(features)
-    worst = (whole[0] - parts).abs().max().item()
-    if not worst <= 1e-3 * max(1.0, whole.abs().max().item()):
+    never = bias == -torch.inf  # [V] tokens of a padded vocabulary
+    worst = (whole[0] - parts)[:, ~never].abs().max().item()
+    if not worst <= 1e-3 * max(1.0, whole[0][:, ~never].abs().max().item()):
         raise CometError(f"teacher {name}: its head taken apart gives logits that differ by {worst:.3g} from its own")
     return teacher
 

@@ -200,7 +200,7 @@ def test_the_padding_does_not_change_what_is_captured(teacher: Teacher, batch: t
 def test_a_layer_that_was_never_captured_is_an_error(teacher: Teacher, batch: tuple[Tensor, Tensor]) -> None:
     message = (
         r"^attention of layers \[4, 9\] could not be captured: this model does not use the attention interface of "
-        r"transformers there; build without them \(--attention-layers\)$"
+        r"transformers there; build without maps: --attention-layers none$"
     )
     with pytest.raises(CometError, match=message):
         captured(teacher, batch, (3, 4, 9), 8)

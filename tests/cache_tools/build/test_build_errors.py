@@ -76,7 +76,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": 0}, "--batch-size 0"),
     ({"seed": -1}, "--seed -1"),
     ({"rows_per_shard": 0}, "--rows-per-shard 0"),
-    ({"rows_per_shard": 2**20, "seq_len": 512}, "use fewer --rows-per-shard"),
+    ({"rows_per_shard": 2**20, "seq_len": 512, "max_tokens": 2000}, "use fewer --rows-per-shard"),
     ({"device": "quantum"}, "--device quantum"),
 ]
 
@@ -106,7 +106,7 @@ TEXTS: list[tuple[str, bytes, int, tuple[str, ...]]] = [
     ("blank.txt", b"\n  \n\t\n", 2, ("blank.txt", "no text")),
     ("text.pdf", b"%PDF-1.7", 2, ("text.pdf", ".txt")),
     ("latin1.txt", b"Mama yazindutse\nna\xefve\n", 1, ("latin1.txt line 2", "not UTF-8")),
-    ("utf16.txt", "Mama yazindutse".encode("utf-16"), 1, ("utf16.txt line 1", "not UTF-8")),
+    ("utf16.txt", "Mama yazindutse".encode("utf-16"), 1, ("utf16.txt: is UTF-16", "iconv")),
     ("broken.jsonl", b'{"text": "Mama"}\n{"text": \n', 1, ("broken.jsonl line 2", "JSON")),
     ("other.jsonl", b'{"body": "Mama"}\n', 1, ("other.jsonl line 1", '"text"')),
     ("cut.txt.gz", gzip.compress(b"Mama yazindutse kare\n" * 999)[:-20], 1, ("cut.txt.gz line", "cannot be read")),

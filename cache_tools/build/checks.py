@@ -1,0 +1,117 @@
+"""What teacher, tokenizer and text must allow, before the hours of a build are spent on them."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
+
+from cache_tools.attention import AttentionCapture
+from cache_tools.errors import CometError, first_line
+from cache_tools.models import max_positions
+from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
+from cache_tools.store.records import read_bounded
+from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
+from cache_tools.teacher.model import Teacher
+from cache_tools.text.corpus import Spool
+from cache_tools.text.tokenizer import vocabulary_size
+
+NO_MAPS = "--attention-layers none"
+MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
+SHORTEST = 2  # tokens of a row that the teacher is tried with
+SAME = 1e-3  # relative to the largest feature, in float32
+
+
+def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise CometError if the teacher does not allow the settings."""
+    config, vocab_size = teacher.model.config, len(teacher.head.weight)
+    if (most := vocabulary_size(tokenizer)) > vocab_size:
+        raise CometError(
+            f"teacher {settings.teacher}: its tokenizer has ids for {most} tokens, but its head only {vocab_size}; "
+            "tokenizer and model do not belong together"
+        )
+    for name, module in teacher.model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) not in (
+            None,
+            tokenizer.pad_token_id,
+        ):
+            raise CometError(
+                f"teacher {settings.teacher}: its positions begin after the padding id {module.padding_idx}, but the "
+                f"padding id of its tokenizer is {tokenizer.pad_token_id}; tokenizer and model do not belong together"
+            )
+    positions = max_positions(config)
+    if settings.seq_len > positions:
+        raise CometError(f"--seq-len {settings.seq_len}: this teacher reads at most {positions} tokens", exit_code=2)
+    if settings.top_k > vocab_size:
+        raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
+    layers = parse_layers(settings.attention_layers, config.num_hidden_layers)
+    if layers and teacher.why_no_maps is not None:
+        raise CometError(f"teacher {settings.teacher}: {teacher.why_no_maps}; build with {NO_MAPS}", exit_code=2)
+    _try_teacher(settings, teacher, tokenizer, layers)
+
+
+def _try_teacher(
+    settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, layers: tuple[int, ...]
+) -> None:
+    """Raise CometError if the teacher cannot read the shortest and the longest row, with maps of these layers, or reads
+    a row otherwise when it is padded."""
+    where, kind = f"teacher {settings.teacher}", type(teacher.model).__name__
+    lengths = torch.tensor([settings.seq_len, SHORTEST])
+    mask = torch.arange(settings.seq_len) < lengths[:, None]  # [2, L]
+    ids = torch.where(mask, tokenizer.mask_token_id, tokenizer.pad_token_id)
+    try:
+        both, longest = (_features(teacher, ids[:n], mask[:n], layers, settings.map_size) for n in (2, 1))  # [n, L, H]
+        shortest = _features(teacher, ids[1:, :SHORTEST], mask[1:, :SHORTEST], layers, settings.map_size)
+    except CometError as error:
+        raise CometError(f"{where}: {error}", exit_code=2) from error
+    except Exception as error:  # whatever a model does that is not like those we know
+        raise CometError(
+            f"{where}: {kind} cannot read rows of {SHORTEST} and {settings.seq_len} tokens ({first_line(error)}); try "
+            f"a smaller --seq-len{f', {NO_MAPS}' if layers else ''}, or another teacher",
+            exit_code=2,
+        ) from error
+    if not both.isfinite().all() or both.shape[-1] != teacher.head.weight.shape[1]:
+        raise CometError(f"{where}: {kind} gives features that its head cannot read, or that are not finite")
+    for alone, padded in ((longest[0], both[0]), (shortest[0], both[1, :SHORTEST])):
+        if not (alone - padded).abs().max() <= SAME * alone.abs().max():
+            raise CometError(
+                f"{where}: {kind} reads a row otherwise beside another, or with padding behind it, so that what it "
+                "says would depend on its neighbours; choose another teacher",
+                exit_code=2,
+            )
+
+
+@torch.no_grad()
+def _features(teacher: Teacher, ids: Tensor, mask: Tensor, layers: tuple[int, ...], map_size: int) -> Tensor:
+    """Return the features [B, L, H] of rows, ids [B, L], as a build computes them, once maps were captured."""
+    capture = AttentionCapture(layers, mask.sum(1), ids.shape[1], map_size)
+    features = teacher.transform(teacher.hidden_states(ids, mask, capture))
+    if layers:
+        capture.maps()
+    return features
+
+
+def check_unknown_tokens(teacher: str, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Print how much of the text the tokenizer does not know, if it is much. Raises CometError if it is half."""
+    share = spool.counts[tokenizer.unk_token_id] / spool.total
+    said = f"{share:.1%} of the tokens of this text are unknown to the tokenizer of {teacher}"
+    if share >= MOST_UNKNOWN:
+        raise CometError(
+            f"--text: {said}, so a student would learn to read as little; use a teacher that was trained on this "
+            "language and script",
+            exit_code=2,
+        )
+    if share >= MANY_UNKNOWN:
+        tqdm.write(f"{said}: no student will know them either; is this its script?")
+
+
+def check_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Raise CometError for a tokenizer that readers of the cache would refuse."""
+    tokens, config = (read_bounded(folder / name, max_tokenizer_bytes(vocab_size)) for name in TOKENIZER_FILES)
+    try:
+        parse_tokenizer(tokens, vocab_size, TOKENIZER_FILES[0])
+        parse_tokenizer_config(config, TOKENIZER_FILES[1])
+    except CometError as error:
+        raise CometError(f"the teacher's tokenizer cannot go into a cache: {error}") from error
