@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.builds import Running, assert_one_error_line, build, build_whole, groups_of
+from helpers.builds import assert_one_error_line, build, build_whole, groups_of
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
@@ -213,17 +213,48 @@ def test_a_text_cannot_write_special_tokens(
     assert pieces.count("mask") > 10, "<mask> in the text is text"
 
 
-def test_a_text_may_lack_validation_rows_but_not_train_rows(
-    tmp_path: Path, texts: list[str], sample_teacher: Path
+@pytest.mark.parametrize("for_validation", [False, True])
+def test_one_long_document_gives_rows_of_both_groups(
+    tmp_path: Path, texts: list[str], tokenizer: Any, sample_teacher: Path, for_validation: bool
 ) -> None:
-    cache = build_from([text for text in texts if not is_for_validation(text)][:3], tmp_path, sample_teacher)
-    assert cache.groups["validation"]["input_ids"].shape == (0, SEQ_LEN)
-    shown = Running(["info", str(cache.folder)], tmp_path / "log").wait().stdout
-    assert shown.startswith(f"{cache.folder}: complete\n")
-    (tmp_path / "one.txt").write_text(next(text for text in texts if is_for_validation(text)))
+    """As a book on one line; by its hash it would all be of one group."""
+    book = next(b for i in range(99) if is_for_validation(b := f"{i} {' '.join(texts)}") == for_validation)
+    (tmp_path / "book.txt").write_text(book, encoding="utf-8")
+    ended = build(tmp_path / "kin.zarr", sample_teacher, tmp_path / "book.txt", tmp_path / "log", **COMMON)
+    assert ended.code == 0, ended.stderr
+    assert "validation: one row in 10, since all documents would fall into one group" in ended.stdout
+    train, validation = (unmasked(groups_of(tmp_path / "kin.zarr")[group]) for group in ("train", "validation"))
+    assert len(validation) == (len(train) + len(validation)) // 10
+    every = [row for at in range(0, len(train), 9) for row in (*train[at : at + 9], *validation[at // 9 : at // 9 + 1])]
+    content = [token for row in every for token in row[1:-1]]
+    assert content == tokenizer(book, add_special_tokens=False).input_ids, "each row once, in order"
+
+
+def test_a_text_that_is_too_short_for_both_groups(tmp_path: Path, texts: list[str], sample_teacher: Path) -> None:
+    (tmp_path / "one.txt").write_text("\n".join(texts[:1]))
     ended = build(tmp_path / "one.zarr", sample_teacher, tmp_path / "one.txt", tmp_path / "log", **COMMON)
-    assert_one_error_line(ended, 2, "too few for a training row")
+    assert_one_error_line(ended, 2, "too few for a row of training and one of validation")
     assert not (tmp_path / "one.zarr").exists()
+
+
+@pytest.mark.parametrize("documents", [1, 800])
+def test_memory_does_not_grow_with_the_length_of_documents(
+    tmp_path: Path, texts: list[str], sample_teacher: Path, documents: int
+) -> None:
+    """8 MB of text, of which 2,000 tokens are wanted: in 20,000 lines, and in a few long ones."""
+    words = " ".join(texts) + " "
+    peaks = []
+    for count in (20_000, documents):
+        length = 8_000_000 // count
+        line = (words * (length // len(words) + 2))[:length]
+        (tmp_path / f"{count}.txt").write_text("".join(f"{i} {line}\n" for i in range(count)), encoding="utf-8")
+        options = {"max_tokens": 2000, "attention_layers": "none", "start_layers": "none"}
+        ended = build(
+            tmp_path / f"{count}.zarr", sample_teacher, tmp_path / f"{count}.txt", tmp_path / "log", **COMMON | options
+        )
+        assert ended.code == 0, ended.stderr
+        peaks.append(ended.peak_bytes)
+    assert peaks[1] < peaks[0] + 100 * 2**20, [f"{peak / 2**20:.0f} MiB" for peak in peaks]
 
 
 def test_unknown_tokens_are_neither_masked_nor_counted(

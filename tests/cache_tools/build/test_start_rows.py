@@ -32,6 +32,5 @@ def test_they_are_as_many_as_the_recipe_says_and_spread(train_rows: int, wanted:
     assert len(numbers) == recipe.start_rows and numbers == sorted(set(numbers))
     assert all(len(batch.length) <= ROWS_AT_ONCE for batch in batches)
     assert read == sorted(set(read)) and len(read) <= max(SHARDS, -(-recipe.start_rows // rows_per_shard))
-    if recipe.start_rows > 1 and len(read) > 1:
-        gaps = np.diff(read)
-        assert gaps.max() - gaps.min() <= max(1, gaps.min())
+    gaps = np.diff([-1, *read, recipe.shards("train")])
+    assert gaps.max() <= 2 * recipe.shards("train") / len(read) + 1, "none is much larger than their mean"
