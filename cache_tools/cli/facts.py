@@ -36,6 +36,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "text": _listed(provenance.get("text", []), "name"),
         **_from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
+        **_unknown(provenance),
         **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
         "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
@@ -56,6 +57,12 @@ def describe(cache: Cache) -> dict[str, object]:
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
+
+
+def _unknown(provenance: dict[str, Any]) -> dict[str, object]:
+    """Return how many tokens of the text are unknown to the tokenizer, if the cache says so."""
+    unknown, total = provenance.get("unknown_tokens"), provenance.get("text_tokens")
+    return {"unknown_tokens": f"{unknown:,} ({unknown / total:.2%})"} if total and unknown is not None else {}
 
 
 def _bytes_of(root: Path) -> int:
