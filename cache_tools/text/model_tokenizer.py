@@ -5,6 +5,7 @@ normaliser, pre-tokeniser, the kind of model (https://github.com/huggingface/tra
 trained on what that file says.
 """
 
+import json
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -22,6 +23,7 @@ from cache_tools.text.hub import model_folder
 from cache_tools.text.tokenizer import backend_sha256, read_backend
 
 COMPARED = 1000  # lines
+ONLY_IN_5, PORTABLE = "TokenizersBackend", "PreTrainedTokenizerFast"  # names of one class; 4 has the second
 LOADED_FROM = ("is_local", "local_files_only")  # how it was loaded, which would be saved with it
 
 
@@ -82,6 +84,16 @@ def load_teacher_tokenizer(name: str, lines: Iterable[str] = ()) -> PreTrainedTo
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a model's tokenizer for transformers 4 and 5, into its folder. Raises OSError if the disk refuses."""
+    tokenizer.save_pretrained(folder)
+    path = folder / TOKENIZER_FILES[1]
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == ONLY_IN_5:
+        text = json.dumps(config | {"tokenizer_class": PORTABLE}, ensure_ascii=False, indent=2)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 def _with_backend(tokenizer: PreTrainedTokenizerFast, backend: Tokenizer, where: str) -> TokenizersBackend:

@@ -15,6 +15,7 @@ from cache_tools.errors import CometError
 from cache_tools.models import choose_device, max_positions, weights_sha256
 from cache_tools.text.hub import at_commit
 from cache_tools.text.languages import find_language
+from cache_tools.text.model_tokenizer import save_tokenizer
 from comet.evaluate.datasets import TaskData, load_task
 from comet.evaluate.finetuning import (
     FineTuning,
@@ -220,7 +221,7 @@ def _save_best(
     run, (model, tokenizer) = _run_once(pinned[result.name], result, data, chosen.seed, device)
     with published_folder(output) as folder:
         model.cpu().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         _write_text(folder / "README.md", finetuned_card(data, result, run))
     return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) is in {output}"
 

@@ -18,7 +18,7 @@ from transformers import (
 
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors, max_positions
-from cache_tools.text.model_tokenizer import load_model_tokenizer
+from cache_tools.text.model_tokenizer import load_model_tokenizer, save_tokenizer
 from comet.publish import published_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -68,7 +68,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     output, (model, tokenizer) = settings.folder, load(settings.model)
     with published_folder(output) as folder:
         say(f"exporting a {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         model.config.save_pretrained(folder)
         write_onnx(model, folder / "model.onnx")
         compared = check_export(folder, model, tokenizer, int8=False)

@@ -1,13 +1,11 @@
-"""A student's tokenizer in its folder: written so that transformers 4 and 5 load it, and checked against the teacher's.
+"""A student's tokenizer in its folder, checked against the teacher's.
 
 A student was trained on the teacher's tokens of the corpus. Whoever loads its folder must get the same ones.
 """
 
-import json
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +15,10 @@ from cache_tools.errors import CometError
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import TEXT_FORM
-from cache_tools.text.tokenizer import CONFIG_FILE, load_tokenizer
+from cache_tools.text.model_tokenizer import save_tokenizer
+from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.vocabulary import StudentVocabulary
 
-PORTABLE_CLASS = "PreTrainedTokenizerFast"  # in transformers 4, too, unlike what 5 writes
 ROWS = 64
 FOREIGN = (
     "The rain did not stop until the evening.",
@@ -47,10 +45,7 @@ def save_student_tokenizer(
     """
     # only what is among the arguments of its creation is saved, with the value of the attribute
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = list(inputs)
-    tokenizer.save_pretrained(folder)
-    config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    text = json.dumps(config | {"tokenizer_class": PORTABLE_CLASS}, ensure_ascii=False, indent=2)
-    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+    save_tokenizer(tokenizer, folder)
     saved = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     teacher = load_tokenizer(cache.tokenizer_folder, cache.recipe.vocab_size)
     require_same_reading(saved, teacher, vocabulary, [*corpus_lines(cache, teacher), *FOREIGN])

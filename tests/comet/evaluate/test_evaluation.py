@@ -329,6 +329,8 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
     assert {"eval-masakhaner-kin.json", "eval-masakhaner-kin.html", "deployed"} < {p.name for p in tmp_path.iterdir()}
     card = (tmp_path / "deployed" / "README.md").read_text(encoding="utf-8")
     assert "best on dev, the split reported here, for want of others" in card and "token-classification" in card
+    tokenizer = json.loads((tmp_path / "deployed" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast", "which transformers 4 has, too"
     call[-1] = str(tmp_path / "deployed")
     wrong = CliRunner().invoke(evaluate_models, call)
     assert (wrong.exit_code, wrong.stdout) == (2, "")
