@@ -35,21 +35,24 @@ FEW_MAPS = replace(DEFAULT, name="maps 0.3", attention_weight=0.3)
 
 @dataclass(frozen=True)
 class Training:
-    """One training: a shape as layers × width (heads of the teacher), its start, and how long."""
+    """One training: a shape as layers × width (heads of the teacher), its start, and how long: in steps, or in epochs,
+    validated after each, and given up as by default."""
 
     shape: tuple[int, int]
-    steps: int
+    steps: int | None = None
     init: str = "start"
     vocabulary: str = "trimmed"
     rate: float | None = None
     objective: Objective = DEFAULT
     heads: int | None = None
     seed: int = 0
+    epochs: float | None = None
 
     @property
     def name(self) -> str:
         layers, width = self.shape
-        parts = [f"{layers}x{width}", self.vocabulary, self.init, f"{self.steps} steps"]
+        parts = [f"{layers}x{width}", self.vocabulary, self.init]
+        parts.append(f"{self.steps} steps" if self.epochs is None else f"{self.epochs:g} epochs")
         parts += [] if self.rate is None else [f"rate {self.rate:g}"]
         parts += [] if self.heads is None else [f"{self.heads} heads"]
         parts += [self.objective.name] * (self.objective is not DEFAULT) + [f"seed {self.seed}"] * bool(self.seed)
@@ -63,6 +66,7 @@ PARTS: dict[str, list[Training]] = {
     "long": [Training(WIDE, 1500, init, "full") for init in ("start", "cache")]
     + [Training(SMALL, 5000, init) for init in ("start", "cache")]
     + [Training(WIDE, 5000, init, "full") for init in ("start", "cache")],
+    "epochs": [Training(SMALL, epochs=epochs) for epochs in (5, 15)],
     "rate": [Training(WIDE, 300, rate=rate) for rate in (5e-4, 7e-4, 1e-3)]
     + [Training(SMALL, 900, rate=rate) for rate in (7e-4, 1e-3, 1.5e-3, 2e-3)]
     + [Training((6, 48), 900, rate=rate) for rate in (1e-3, 2e-3, 4e-3)],
@@ -88,8 +92,9 @@ def trained(training: Training, cache: Cache) -> dict[str, Any]:
         shape.write_text(json.dumps(as_config(layers, width, heads, 4 * width)))
         config = StudentConfig(
             Path(work) / "student", student=str(shape), vocabulary=training.vocabulary, init=training.init,
-            objective=training.objective, steps=training.steps, learning_rate=training.rate, seed=training.seed,
-            validate_steps=max(training.steps // 5, 100), dtype="float32",
+            objective=training.objective, steps=training.steps, epochs=training.epochs,
+            learning_rate=training.rate, seed=training.seed,
+            validate_steps=None if training.steps is None else max(training.steps // 5, 100), dtype="float32",
         )  # fmt: skip
         result = distill([cache], config)
     return {

@@ -69,7 +69,7 @@ def _options_file(prepared: Preparation, bf16: bool) -> str:
             "vocabulary": config.vocabulary,
             "init": config.init,
             "recipe": as_option(objective),
-            "epochs": None if config.steps else config.epochs or float(objective.epochs),
+            "epochs": None if config.steps else config.epochs,
             "steps": config.steps,
             "batch-size": config.batch_size or objective.batch_size,
             "learning-rate": peak_learning_rate(config, prepared.shape),

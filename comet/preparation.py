@@ -102,6 +102,8 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     chosen = "trimmed" if vocabulary.trimmed else "full"
     config = replace(config, init=choose_init(config.init, caches), vocabulary=chosen)
+    if config.epochs is None and config.steps is None:
+        config = replace(config, epochs=default_epochs(config, sum(shard.rows for shard in training)))
     shape, student = _begin_student(config, caches, vocabulary)
     preparation = Preparation(
         config=config,
@@ -154,8 +156,20 @@ def _begin_student(
 
 def peak_learning_rate(config: StudentConfig, shape: StudentShape) -> float:
     """Return the peak of the learning rate: as given, or that of a random body, or of one that has learnt before."""
-    has_learnt = config.init not in ("cache", "random")
-    return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, has_learnt)
+    return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, _has_learnt(config))
+
+
+def default_epochs(config: StudentConfig, rows: int) -> float:
+    """Return how often so many training rows are read: as the objective says for a random body, or for one that has
+    learnt before."""
+    objective = config.objective
+    steps = rows / (config.batch_size or objective.batch_size)
+    return float(objective.default_epochs(steps, _has_learnt(config)))
+
+
+def _has_learnt(config: StudentConfig) -> bool:
+    """Return whether a student begins with layers of its teacher or of an earlier student."""
+    return config.init not in ("cache", "random")
 
 
 def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:

@@ -93,6 +93,7 @@ def described(value: object) -> str:
 
 CHOICES = {"logit_loss": LOGIT_LOSSES, "attention_loss": tuple(ATTENTION_LOSSES)}
 WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
+START_STEPS = 1000  # after which longer trainings from the start came no nearer
 NOT_IN_FILES = ("name", "differs_from_paper")
 
 
@@ -105,7 +106,9 @@ class Objective:
     cache) or residual (the tail added to the label). `layer_map` pairs (teacher layer, student layer), from 0, or from
     the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256 whose body is
     random, `start_learning_rate` for one that begins with the teacher's layers or goes on from an earlier student;
-    with `scales_with_width` narrower ones take proportionally larger steps. Raises ValueError for invalid values.
+    with `scales_with_width` narrower ones take proportionally larger steps. The first is trained for `epochs`, the
+    others for `start_epochs`, or more, up to `epochs`, until these are START_STEPS. Raises ValueError for invalid
+    values.
     """
 
     name: str
@@ -119,6 +122,7 @@ class Objective:
     start_learning_rate: float
     scales_with_width: bool
     epochs: int
+    start_epochs: int
     patience: int  # validations without a better one after which training stops
     batch_size: int
     logit_loss: str = "kl"  # a name in LOGIT_LOSSES
@@ -133,7 +137,7 @@ class Objective:
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
-        above_zero = ["learning_rate", "start_learning_rate", "epochs", "patience", "batch_size"]
+        above_zero = ["learning_rate", "start_learning_rate", "epochs", "start_epochs", "patience", "batch_size"]
         for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
@@ -144,6 +148,11 @@ class Objective:
         """Return the peak for a student of this width whose body has learnt before, or is random."""
         rate = self.start_learning_rate if has_learnt else self.learning_rate
         return rate * 256 / hidden if self.scales_with_width else rate
+
+    def default_epochs(self, steps: float, has_learnt: bool) -> float:
+        """Return the length of a training of so many steps an epoch for a student whose body has learnt before, or is
+        random."""
+        return max(self.start_epochs, min(self.epochs, START_STEPS / steps)) if has_learnt else self.epochs
 
 
 DEFAULT = Objective(
@@ -158,6 +167,7 @@ DEFAULT = Objective(
     start_learning_rate=2.5e-4,
     scales_with_width=True,
     epochs=15,
+    start_epochs=5,
     patience=3,
     batch_size=16,
 )
@@ -174,6 +184,7 @@ PAPER = Objective(
     start_learning_rate=5e-5,
     scales_with_width=False,
     epochs=15,
+    start_epochs=15,
     patience=3,
     batch_size=16,
     layer_map=((-1, -1),),

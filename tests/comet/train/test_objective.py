@@ -8,7 +8,7 @@ import pytest
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from comet.preparation import peak_learning_rate
+from comet.preparation import default_epochs, peak_learning_rate
 from comet.settings import StudentConfig
 from comet.student.family import StudentShape
 from comet.train.objective import (
@@ -157,3 +157,14 @@ def test_a_body_that_has_learnt_takes_smaller_steps(init: str, width_256: float)
     assert peak_learning_rate(replace(config, learning_rate=0.5), shape) == 0.5
     of_paper = replace(config, objective=replace(DEFAULT, scales_with_width=False))
     assert peak_learning_rate(of_paper, shape) == pytest.approx(width_256)
+
+
+@pytest.mark.parametrize(
+    ("init", "rows", "epochs"),
+    [("start", 300, 15), ("start", 16 * 100, 10), ("my-student", 10**6, 5), ("cache", 300, 15), ("random", 10**6, 15)],
+)
+def test_a_body_that_has_learnt_is_trained_for_fewer_epochs(init: str, rows: int, epochs: float) -> None:
+    config = StudentConfig(Path("student"), init=init)
+    assert default_epochs(config, rows) == epochs
+    assert default_epochs(replace(config, objective=PAPER), rows) == 15
+    assert default_epochs(replace(config, batch_size=32), 2 * rows) == epochs
