@@ -127,8 +127,8 @@ def real_vocabulary(folder: Path, shared: Path) -> dict[str, object]:
     )  # fmt: skip
     build_peak = peak_mib_of_children()
     train, _ = run(
-        "comet", "train", "--cache", "kin.zarr", "--student", "comet", "--batch-size", "32", "--steps", "8",
-        "--output", "student", folder=folder,
+        "comet", "train", "--cache", "kin.zarr", "--student", "comet", "--init", "cache", "--vocabulary", "full",
+        "--batch-size", "32", "--steps", "8", "--output", "student", folder=folder,
     )  # fmt: skip
     return {
         "build_seconds": round(build),
