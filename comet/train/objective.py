@@ -152,7 +152,7 @@ class Objective:
     def default_epochs(self, steps: float, has_learnt: bool) -> float:
         """Return the length of a training of so many steps an epoch for a student whose body has learnt before, or is
         random."""
-        return max(self.start_epochs, min(self.epochs, START_STEPS / steps)) if has_learnt else self.epochs
+        return min(self.epochs, max(self.start_epochs, START_STEPS / steps)) if has_learnt else self.epochs
 
 
 DEFAULT = Objective(

@@ -168,3 +168,4 @@ def test_a_body_that_has_learnt_is_trained_for_fewer_epochs(init: str, rows: int
     assert default_epochs(config, rows) == epochs
     assert default_epochs(replace(config, objective=PAPER), rows) == 15
     assert default_epochs(replace(config, batch_size=32), 2 * rows) == epochs
+    assert default_epochs(replace(config, objective=replace(DEFAULT, epochs=3)), rows) == 3, "as a recipe says"
