@@ -12,17 +12,23 @@ from cache_tools.errors import CometError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 READ_ERRORS = (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
-SIGNATURES = {
+XZ = b"\xfd7zXZ\x00"
+SIGNATURES: dict[str, bytes | tuple[bytes, ...]] = {
     ".gz": b"\x1f\x8b",
-    ".xz": b"\xfd7zXZ\x00",
+    ".xz": XZ,
     ".zst": b"\x28\xb5\x2f\xfd",
-    ".bz2": b"BZh",
+    ".bz2": tuple(b"BZh%d1AY&" % level for level in range(1, 10)),
     ".zip": b"PK\x03\x04",
     ".7z": b"7z\xbc\xaf\x27\x1c",
     ".lz4": b"\x04\x22\x4d\x18",
-    ".parquet": b"PAR1",
+    ".parquet": b"PAR1\x15",  # no text begins so
 }
-WIDE = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
+WIDE = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
 READ_AT_ONCE = 2**20
 
 
@@ -91,7 +97,7 @@ class XzStreams(io.RawIOBase):
                 if not self._rest:
                     break
             padding += len(self._rest) - len(rest)
-            if padding % 4 or (rest and not rest.startswith(SIGNATURES[".xz"][: len(rest)])):
+            if padding % 4 or (rest and not rest.startswith(XZ[: len(rest)])):
                 raise lzma.LZMAError("bytes after the end of a stream that are no stream")
             self._rest = rest
             self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ) if rest else None

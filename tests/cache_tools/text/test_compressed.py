@@ -85,16 +85,23 @@ def test_a_truncated_file(tmp_path: Path, ending: str, lost: int) -> None:
         ("kin.txt.gz", PACKERS[".zst"](b"x"), "kin.txt.gz: is a .zst file by its content; rename it to kin.txt.gz.zst"),
         ("kin.txt", bz2.compress(b"x"), "kin.txt: is a .bz2 file by its content; unpack or convert it first"),
         ("kin.jsonl", b"PK\x03\x04rest", "kin.jsonl: is a .zip file by its content; unpack or convert it first"),
-        ("kin.txt", b"PAR1rest", "kin.txt: is a .parquet file by its content; unpack or convert it first"),
+        ("kin.txt", b"PAR1\x15rest", "kin.txt: is a .parquet file by its content; unpack or convert it first"),
         ("kin.txt", "Mwaramutse".encode("utf-16"), "kin.txt: is UTF-16; convert it first: iconv -f UTF-16 -t UTF-8"),
+        ("kin.txt", "Mwaramutse".encode("utf-32"), "kin.txt: is UTF-32; convert it first: iconv -f UTF-32 -t UTF-8"),
     ],
-    ids=["gz", "xz", "twice", "bz2", "zip", "parquet", "utf-16"],
+    ids=["gz", "xz", "twice", "bz2", "zip", "parquet", "utf-16", "utf-32"],
 )
 def test_a_file_of_another_kind_than_its_name_says(tmp_path: Path, name: str, packed: bytes, said: str) -> None:
     (tmp_path / name).write_bytes(packed)
     with pytest.raises(CometError) as caught:
         content(tmp_path / name)
     assert str(caught.value).startswith(said)
+
+
+@pytest.mark.parametrize("text", [b"BZh is no word\n", b"PAR1 is no word\n"])
+def test_a_text_that_begins_almost_like_another_kind(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "kin.txt").write_bytes(text)
+    assert content(tmp_path / "kin.txt") == text
 
 
 def test_an_ending_in_capitals(tmp_path: Path) -> None:

@@ -149,6 +149,9 @@ def test_a_tokenizer_that_reads_otherwise_is_not_saved(cache: Cache, tmp_path: P
     ) as e:
         require_same_reading(other, teacher, vocabulary, lines)
     assert str(e.value).endswith("this tokenizer cannot be trimmed; use --vocabulary full")
+    other.model_max_length = 512
+    with pytest.raises(CometError, match=r"^the student's tokenizer reads '"):
+        save_student_tokenizer(other, ["input_ids"], tmp_path, cache, vocabulary)
     state["model"]["vocab"] = [entry for entry in state["model"]["vocab"] if len(entry[0]) > 1]
     state["model"]["unk_id"] = [entry[0] for entry in state["model"]["vocab"]].index("<unk>")
     without_letters = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))
