@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
+from cache_tools.places import writing
 from cache_tools.store.layout import max_file_bytes
 from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
@@ -85,16 +86,9 @@ def staging_in(folder: Path) -> Iterator[Path]:
         yield staging
 
 
-@contextmanager
-def writing_in(folder: Path) -> Iterator[None]:
+def writing_in(folder: Path) -> AbstractContextManager[None]:
     """Raise CometError for errors of the disk inside."""
-    try:
-        yield
-    except OSError as error:
-        raise CometError(
-            f"{folder}: cannot be written ({error.strerror or error}); the source is safe. Fix the folder and run "
-            "the same command again to go on"
-        ) from error
+    return writing(folder, "the source is safe. Fix the folder and run the same command again to go on")
 
 
 def _publish(

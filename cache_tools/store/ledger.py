@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
+from cache_tools.places import SEAL as SEAL
 from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.layout import MAX_METADATA_BYTES, VOCABULARY, group_arrays, max_file_bytes, vocabulary_arrays
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest
@@ -21,7 +22,6 @@ from cache_tools.store.records import MAX_RECORD_BYTES, canonical, checked, insi
 from cache_tools.store.start import START, start_arrays
 
 LEDGER = "ledger"
-SEAL = f"{LEDGER}/seal.json"
 EXTENT = f"{LEDGER}/extent.json"
 LOCK = f"{LEDGER}/lock"
 TOKENIZER = "tokenizer"
