@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line
 from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
@@ -28,6 +27,7 @@ from comet.student.vocabulary import (
     trimmed_vocabulary,
     why_not_trimmed,
 )
+from comet.train.arguments import try_optimiser
 from comet.train.checkpoints import KEPT
 from comet.train.dataset import CacheShard, Collator, held_recipe, require_compatible, shards_of, student_collator
 
@@ -70,6 +70,8 @@ def open_for_training(locations: Sequence[str | Path], local: LocalCache | None 
 
     Raises CometError unless all caches are complete, with their text, and of one teacher.
     """
+    if isinstance(locations, str | Path) or not locations:
+        raise CometError(f"--cache {str(locations)[:80]}: expected a list of folders or URLs", exit_code=2)
     caches = [_open_at(str(location), local) for location in locations]
     for cache in caches:
         cache.require_text()
@@ -87,6 +89,14 @@ def _open_at(location: str, local: LocalCache | None) -> Cache:
     if local is None:
         raise CometError(f"{location}: a URL needs a local cache to keep shards in; pass `local`", exit_code=2)
     return open_remote(location, local, RetryPolicy())
+
+
+def require_inputs(caches: Sequence[Cache], config: StudentConfig) -> None:
+    """Raise CometError unless these are caches, at least one, and settings."""
+    if not isinstance(caches, Sequence) or not caches or not all(isinstance(cache, Cache) for cache in caches):
+        raise CometError(f"caches {caches!r:.80}: expected those that open_for_training returns", exit_code=2)
+    if not isinstance(config, StudentConfig):
+        raise CometError(f"config {config!r:.80}: expected a StudentConfig", exit_code=2)
 
 
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, PreTrainedModel]:
@@ -173,8 +183,8 @@ def _has_learnt(config: StudentConfig) -> bool:
 
 
 def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingArguments:
-    """Return transformers' arguments. Raises CometError for fields of `--set` that they lack or reject, and if the
-    processes of torchrun are not connected."""
+    """Return transformers' arguments. Raises CometError for settings that do not fit together, and if the processes of
+    torchrun are not connected."""
     objective, world_size = config.objective, int(os.environ.get("WORLD_SIZE", "1"))
     fields: dict[str, Any] = {
         "num_train_epochs": config.epochs or objective.epochs,
@@ -201,17 +211,14 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "use_cpu": world_size > 1 and not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
     }
+    settings = {name: value for name, value in config.arguments if name not in ("save_strategy", "save_steps")}
+    if world_size == 1 and (alone := [name for name in settings if name.startswith("ddp_")]):
+        raise CometError(f"--set {alone[0]}: only for several processes; start with torchrun", exit_code=2)
     try:
-        arguments = TrainingArguments(**(fields | dict(config.arguments)))
-    except (TypeError, ValueError) as error:
-        raise CometError(f"--set: {error}", exit_code=2) from None
-    there = get_available_reporting_integrations()
-    if absent := [name for name in arguments.report_to or [] if name not in there]:
-        raise CometError(
-            f"--set report_to={absent[0]}: expected {', '.join(there) or 'none, since no such package is installed'}; "
-            "install its package, or omit it",
-            exit_code=2,
-        )
+        arguments = TrainingArguments(**(fields | settings))
+    except (TypeError, ValueError, ImportError) as error:
+        raise CometError(f"--set: {first_line(error)}", exit_code=2) from error
+    try_optimiser(arguments, config.arguments)
     if arguments.world_size != world_size:
         raise CometError(
             f"torchrun started {world_size} processes, but they are not connected and would train {world_size} "

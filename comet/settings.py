@@ -6,12 +6,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cache_tools.checks import LARGEST_SEED, as_path, require_number, require_text, require_truth, require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from comet.student.family import StudentShape
 from comet.student.vocabulary import StudentVocabulary
+from comet.train.arguments import checked_settings
 from comet.train.objective import DEFAULT, Objective
 from comet.train.validation import Validation
+
+CHOICES = {"vocabulary": ("auto", "full", "trimmed"), "dtype": ("auto", "float32", "bfloat16")}
 
 
 @dataclass(frozen=True)
@@ -22,8 +26,8 @@ class StudentConfig:
     the folder of an earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of
     transformers' TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of
     `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every
-    `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. Raises CometError for numbers
-    not above 0.
+    `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. The output and the values of
+    `arguments` may be given as text. Raises CometError for a value that cannot be.
     """
 
     output: Path
@@ -44,12 +48,22 @@ class StudentConfig:
     arguments: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "learning_rate", "validate_steps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
-        if not 0 < self.language_alpha <= 1:
-            raise CometError(f"--language-alpha {self.language_alpha:g}: expected above 0, up to 1", exit_code=2)
+        object.__setattr__(self, "output", as_path(self.output, "--output"))
+        for name in ("student", "vocabulary", "init", "dtype"):
+            require_text(getattr(self, name), f"--{name}", CHOICES.get(name, ()))
+        if not isinstance(self.objective, Objective):
+            raise CometError(f"objective {self.objective!r:.80}: expected an Objective", exit_code=2)
+        for name in ("steps", "batch_size", "validate_steps"):
+            if getattr(self, name) is not None:
+                require_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1)
+        for name in ("epochs", "learning_rate"):
+            if getattr(self, name) is not None:
+                require_number(getattr(self, name), f"--{name.replace('_', '-')}", above=True)
+        require_number(self.language_alpha, "--language-alpha", 0, 1, above=True)
+        require_number(self.save_minutes, "--save-minutes")
+        require_whole(self.seed, "--seed", 0, LARGEST_SEED)
+        require_truth(self.resume, "--resume")
+        object.__setattr__(self, "arguments", checked_settings(self.arguments))
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,11 @@ from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache, parse_bytes
 
 
-def _parse_setting(text: str) -> tuple[str, Any]:
-    """Split `name=value`, the value as a Python literal, else as text."""
-    import ast
-
+def _split_setting(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise CometError(f"--set {text}: expected name=value, such as --set warmup_steps=100", exit_code=2)
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
+        raise CometError(f"--set {text[:80]}: expected name=value, such as --set warmup_steps=100", exit_code=2)
+    return name, value
 
 
 def _user_cache_folder() -> Path:
@@ -79,7 +73,7 @@ EXAMPLES = (
               help="Folder for shards of caches at URLs.  [default: ~/.cache/comet]")  # fmt: skip
 @click.option("--local-size", default="20GB", help="Limit of that folder; the least recently used shards go first.")
 @click.option("--set", "settings", multiple=True,
-              help="name=value for any field of transformers' TrainingArguments. Repeatable.")  # fmt: skip
+              help="A field of transformers' TrainingArguments, as name=value; see the guide. Repeatable.")  # fmt: skip
 @config_option
 @one_line_errors
 def train(
@@ -105,7 +99,7 @@ def train(
     config = StudentConfig(
         output=output,
         objective=choose_objective(objective),
-        arguments=tuple(_parse_setting(text) for text in settings),
+        arguments=tuple(_split_setting(text) for text in settings),
         **options,
     )
     caches = open_for_training(locations, LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size)))

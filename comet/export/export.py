@@ -123,5 +123,5 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     if not tokenizer.is_fast:
         raise CometError(f"{folder}: its tokenizer has no tokenizer.json, which is needed to run without transformers")
-    tokenizer.model_max_length = min(max_positions(model.config), LONGEST)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, max_positions(model.config), LONGEST)
     return model.eval(), tokenizer

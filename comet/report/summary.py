@@ -156,5 +156,5 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled)
         texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
         vocabulary=_vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
-        kl_note=kl_note(caches[0], result.vocabulary.trimmed),
+        seq_len=caches[0].recipe.seq_len, kl_note=kl_note(caches[0], result.vocabulary.trimmed),
     )  # fmt: skip

@@ -113,14 +113,15 @@ def _required_tokens(model: dict[str, Any]) -> list[int]:
 
 
 def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
-    """Return an ordinary fast tokenizer for these ids. Raises CometError if a special token would not get its id."""
+    """Return an ordinary fast tokenizer for these ids that cuts texts at the length of the cache's rows: positions
+    beyond are never trained. Raises CometError if a special token would not get its id."""
     folder, recipe = cache.tokenizer_folder, cache.recipe
     whole = load_tokenizer(folder, recipe.vocab_size)
     expected = {"pad_token": recipe.pad_id, "mask_token": recipe.mask_id, "cls_token": recipe.bos_id}
     for role, expected_id in (expected | {"sep_token": recipe.eos_id}).items():
         if (found := whole.convert_tokens_to_ids(getattr(whole, role) or "")) != expected_id:
             raise CometError(f"{folder}: {role}: expected id {expected_id}, found {found}; the cache is damaged")
-    settings, state = read_settings(folder), read_tokenizer(cache)
+    settings, state = read_settings(folder) | {"model_max_length": recipe.seq_len}, read_tokenizer(cache)
     if vocabulary.trimmed:
         state = trimmed_state(state, vocabulary.student_id.tolist())
     state = state | {"normalizer": composing(state.get("normalizer"))}

@@ -262,5 +262,5 @@ class FakeCache:
         self.vocabulary = SimpleNamespace(id=seen)
         special = tuple(tokenizer.all_special_ids)  # type: ignore[attr-defined]
         self.recipe = SimpleNamespace(
-            special_ids=special, vocab_size=250_002, bos_id=0, pad_id=1, eos_id=2, mask_id=250_001
+            seq_len=128, special_ids=special, vocab_size=250_002, bos_id=0, pad_id=1, eos_id=2, mask_id=250_001
         )

@@ -1,0 +1,51 @@
+"""Checks of single settings, whoever gives them: a command line, a file, or a caller in Python."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from cache_tools.errors import CometError
+
+LARGEST_SEED = 2**32 - 1  # of NumPy's
+
+
+def require_whole(value: Any, option: str, least: int, most: int = 2**31 - 1) -> None:
+    """Raise CometError, naming the option, unless the value is a whole number in these bounds."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise _refused(option, value, f"a whole number from {least}" + f" to {most}" * (most < 2**31 - 1))
+
+
+def require_number(value: Any, option: str, least: float = 0.0, most: float = math.inf, *, above: bool = False) -> None:
+    """Raise CometError, naming the option, unless the value is a finite number in these bounds; with `above`, above the
+    least."""
+    ok = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (ok and (least < value if above else least <= value) and value <= most and value < 1e300):
+        bounds = f"{'above' if above else 'from'} {least:g}" + f", up to {most:g}" * (most < math.inf)
+        raise _refused(option, value, f"a number {bounds}")
+
+
+def require_text(value: Any, option: str, choices: tuple[str, ...] = ()) -> None:
+    """Raise CometError, naming the option, unless the value is a text that is not empty, or one of the choices."""
+    if not isinstance(value, str) or not value or "\0" in value or (choices and value not in choices):
+        raise _refused(option, value, ", ".join(choices) or "a text")
+
+
+def require_truth(value: Any, option: str) -> None:
+    """Raise CometError, naming the option, unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise _refused(option, value, "true or false")
+
+
+def as_path(value: Any, option: str) -> Path:
+    """Return a path that is given as such or as text. Raises CometError, naming the option, for anything else."""
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise _refused(option, value, "a path")
+    return Path(value)
+
+
+def _refused(option: str, value: Any, expected: str) -> CometError:
+    try:
+        shown = str(value) if isinstance(value, str | int | float | Path | None) else repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        shown = "of more than 4,300 digits"
+    return CometError(f"{option} {shown[:80]}: expected {expected}", exit_code=2)
