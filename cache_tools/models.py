@@ -36,6 +36,11 @@ def choose_device(requested: str, environment: Mapping[str, str] = os.environ) -
     return device
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether memory ran out, on a GPU, or on a CPU, for which torch has no type of error."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
 def weights_sha256(model: PreTrainedModel) -> str:
     """Return the SHA-256 over name, dtype, shape and bytes of every tensor, whatever files they were loaded from."""
     digest = hashlib.sha256()

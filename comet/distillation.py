@@ -1,23 +1,25 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerState, TrainingArguments
 
 from cache_tools.errors import CometError, noop
 from cache_tools.interrupts import stop_on_signal
+from cache_tools.models import is_out_of_memory
+from cache_tools.places import writing
 from cache_tools.store.reader import Cache
 from comet.output import require_free, save_outputs
-from comet.preparation import Preparation, prepare, training_arguments
+from comet.preparation import Preparation, prepare, require_inputs, training_arguments
 from comet.report.analysis import look_at_rows
 from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
 from comet.student.model import begins_with
 from comet.train.callbacks import KeepBest, LiveLine
-from comet.train.checkpoints import Checkpoints, SaveCheckpoints
+from comet.train.checkpoints import STATE, Checkpoints, SaveCheckpoints, is_finished
 from comet.train.dataset import CacheRows, arrays_to_read, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
@@ -32,8 +34,10 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
     `OUTPUT.toml`; none may exist. `say` is called with each line of progress. Under torchrun all processes call this,
     with the same arguments.
 
-    Raises CometError if an output exists, the caches or options do not fit, the training is stopped, or it diverges.
+    Raises CometError if an output exists or cannot be created, the caches or options do not fit, the training is
+    stopped, it diverges, or memory or disk space runs out.
     """
+    require_inputs(caches, config)
     require_free(config.output)
     prepared, student = prepare(caches, config)
     distiller = Distiller(student, prepared.recipe, config.objective, prepared.vocabulary)
@@ -42,7 +46,8 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
     arguments.per_device_train_batch_size = processes.share_of(arguments.per_device_train_batch_size)
     say = say if processes.first else noop
     identity = prepared.identity | {"processes": processes.count}
-    with Checkpoints(config.output, identity, config.resume, processes) as checkpoints:
+    with Checkpoints(config.output, identity, config.resume, processes) as checkpoints, _enough_memory(arguments):
+        checkpoints.reserve(sum(tensor.nbytes for tensor in student.state_dict().values()))
         arguments.output_dir = str(checkpoints.folder)
         trainer = DistillationTrainer(
             distiller,
@@ -64,20 +69,55 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
         distiller.bf16 = chosen["bf16"]
         shared = f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
-        seconds = _train(trainer, best, checkpoints, prepared, say)
+        _train(trainer, best, checkpoints, prepared, say)
         student.load_state_dict(best.weights)
-        result = _result(prepared, student, best, trainer.state.global_step, seconds)
+        result = _result(prepared, student, best, trainer.state.global_step)
         if processes.first:
-            save_outputs(prepared, trainer, best, student, result)
-            checkpoints.remove(config.output)
+            _save(prepared, trainer, best, student, result, checkpoints)
         processes.wait()
     return result
 
 
+def _save(
+    prepared: Preparation,
+    trainer: DistillationTrainer,
+    best: KeepBest,
+    student: PreTrainedModel,
+    result: Distilled,
+    checkpoints: Checkpoints,
+) -> None:
+    """Save the student and remove the checkpoints, or, if that fails, keep what was trained among them."""
+    kept = f"what was trained is kept in {checkpoints.folder}: once there is room for it, run again with --resume"
+    with writing(result.output, kept):
+        try:
+            save_outputs(prepared, trainer, best, student, result)
+        except BaseException as error:
+            checkpoints.keep_finished(best, trainer.state)
+            if isinstance(error, CometError):
+                raise CometError(f"{error}; {kept}", exit_code=error.exit_code) from error
+            raise
+    checkpoints.remove(result.output)
+
+
+@contextmanager
+def _enough_memory(arguments: TrainingArguments) -> Iterator[None]:
+    """Raise CometError, with the options that help, if memory runs out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows = arguments.per_device_train_batch_size
+        raise CometError(
+            f"out of memory with {rows} rows at a time on {arguments.device.type}; use a smaller --batch-size, such as "
+            f"{max(rows // 2, 1)} with --set gradient_accumulation_steps=2, or --set activation_checkpointing=true"
+        ) from error
+
+
 def _train(
     trainer: DistillationTrainer, best: KeepBest, checkpoints: Checkpoints, prepared: Preparation, say: Say
-) -> float:
-    """Train from the start or the newest checkpoint to the end. Returns the duration in seconds.
+) -> None:
+    """Train from the start or the newest checkpoint to the end.
 
     The first SIGINT or SIGTERM writes a checkpoint after the current step and ends the training; the second ends it at
     once, also while a server does not respond. Raises CometError if stopped, or if the loss is no longer finite.
@@ -88,7 +128,14 @@ def _train(
     else:
         best.restore(newest)
         say(f"resuming after step {newest.name.split('-')[1]}")
-    saver = SaveCheckpoints(best, prepared.config.save_minutes, trainer.processes)
+        if is_finished(newest):
+            trainer.state = TrainerState.load_from_json(str(newest / STATE))
+            return
+    settings = dict(prepared.config.arguments)
+    every_epoch = settings.get("save_strategy") == "epoch"
+    saver = SaveCheckpoints(
+        best, prepared.config.save_minutes, trainer.processes, settings.get("save_steps"), every_epoch
+    )
     trainer.remove_callback(PrinterCallback)
     for callback in (LiveLine(), best, saver):
         trainer.add_callback(callback)
@@ -99,7 +146,6 @@ def _train(
             tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
 
     at_once = f"stopped at once; --resume continues from the last checkpoint in {checkpoints.folder}"
-    started = time.monotonic()
     try:
         try:
             with stop_on_signal(stop, at_once, prepared.close):
@@ -115,7 +161,6 @@ def _train(
         trainer.rows.expect([])  # ends reading ahead; waits for the shard in work unless its cache is closed
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
-    return time.monotonic() - started
 
 
 def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, say: Say) -> None:
@@ -130,7 +175,7 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
     say(sample_row(rows[0]))
 
 
-def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, steps: int, seconds: float) -> Distilled:
+def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, steps: int) -> Distilled:
     return Distilled(
         output=prepared.config.output,
         shape=prepared.shape,
@@ -142,5 +187,5 @@ def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, ste
         after=best.validation,
         steps=steps,
         best_step=best.step,
-        seconds=seconds,
+        seconds=best.seconds,
     )

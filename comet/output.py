@@ -1,5 +1,6 @@
 """What a training leaves: an ordinary transformers folder, a page about it, and its options."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
+from cache_tools.places import require_place
+from cache_tools.store.records import sync_folder
 from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
@@ -33,7 +36,9 @@ def _options_path(output: Path) -> Path:
 
 
 def require_free(output: Path) -> None:
-    """Raises CometError if the student's folder, or a file that comes beside it, exists."""
+    """Raises CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
+    if not output.exists():
+        require_place(output, "--output")
     for path in (output, _report_path(output), _options_path(output), _runs_path(output)):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
@@ -46,16 +51,32 @@ def save_outputs(
     student: PreTrainedModel,
     result: Distilled,
 ) -> None:
-    """Writes the student, then the page and the options beside it; the student in the trainer is the best one."""
-    report = _make_report(prepared, trainer, best, result)
-    save_student(prepared, student, result)
+    """Write the student, the page and the options; each gets its name once all of them are on the disk.
+
+    The student in the trainer is the best one. Raises CometError if one of them has come to exist meanwhile.
+    """
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
-    for path, text in (
-        (_report_path(result.output), report),
-        (_options_path(result.output), _options_file(prepared, distiller.bf16)),
-    ):
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+    beside = {
+        _report_path(result.output): _make_report(prepared, trainer, best, result),
+        _options_path(result.output): _options_file(prepared, distiller.bf16),
+    }
+    with published_folder(result.output) as folder:
+        _write_student(prepared, student, result, folder)
+        staged = {path: folder.with_name(path.name) for path in beside}
+        for path, text in beside.items():
+            staged[path].write_text(text, encoding="utf-8")
+        for file in (*folder.iterdir(), *staged.values()):
+            _sync(file)
+        require_free(result.output)
+        for path, file in staged.items():
+            file.rename(path)
+    sync_folder(result.output.parent)
+
+
+def _sync(file: Path) -> None:
+    """Wait until a file is on the disk."""
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
 
 
 def _options_file(prepared: Preparation, bf16: bool) -> str:
@@ -106,14 +127,10 @@ def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: Keep
     )
 
 
-def save_student(prepared: Preparation, student: PreTrainedModel, result: Distilled) -> None:
-    """Write an ordinary transformers folder, named only when it is whole: weights, config, tokenizer, card.
-
-    Raises CometError, naming where the student is instead, if the output has come to exist meanwhile.
-    """
+def _write_student(prepared: Preparation, student: PreTrainedModel, result: Distilled, folder: Path) -> None:
+    """Write an ordinary transformers folder: weights, config, tokenizer, card."""
     student.set_attn_implementation("sdpa")
-    with published_folder(result.output, keep=True) as folder:
-        student.cpu().save_pretrained(folder)
-        prepared.save_tokenizer(folder)
-        card = model_card(prepared.caches, prepared.config.objective, result)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    student.cpu().save_pretrained(folder)
+    prepared.save_tokenizer(folder)
+    card = model_card(prepared.caches, prepared.config.objective, result)
+    (folder / "README.md").write_text(card, encoding="utf-8")

@@ -9,12 +9,11 @@ from cache_tools.errors import CometError
 
 
 @contextmanager
-def published_folder(path: Path, keep: bool = False) -> Iterator[Path]:
+def published_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder hidden beside `path`; rename it to `path` at the end, or remove it if the block raises.
 
     Its files become as readable as the umask allows: temporary folders and safetensors are private.
-    Raises CometError if `path` has come to exist meanwhile; with `keep` the result then gets another name, in the
-    message.
+    Raises CometError if `path` has come to exist meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:
@@ -27,6 +26,4 @@ def published_folder(path: Path, keep: bool = False) -> Iterator[Path]:
             folder.rename(path)
         except OSError as error:
             way_out = "remove it, or give another --output, and run again"
-            if keep:
-                way_out = f"the result is in {folder.rename(path.with_name(Path(staging).name[1:]))}"
             raise CometError(f"--output {path}: came to exist meanwhile; {way_out}") from error

@@ -7,6 +7,7 @@ import transformers
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.models import is_out_of_memory
 from cache_tools.teacher.head import LOGITS_AT_ONCE
 from cache_tools.teacher.model import Teacher
 
@@ -39,7 +40,7 @@ def choose_batch_size(teacher: Teacher, seq_len: int, device: torch.device, dtyp
 
 def smaller_batch(error: RuntimeError, batch_size: int) -> int:
     """Return half the batch size if memory ran out. Raises any other error, and CometError if one row is too much."""
-    if not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    if not is_out_of_memory(error):
         raise error
     if batch_size == 1:
         raise CometError(

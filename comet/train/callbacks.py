@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,10 @@ class LiveLine(TrainerCallback):
 
 
 class KeepBest(TrainerCallback):
-    """Keep the weights of the best validation; stop after `patience` validations without a better one."""
+    """Keep the weights of the best validation; stop after `patience` validations without a better one.
+
+    `seconds` are those of the training so far, without pauses before a resume.
+    """
 
     def __init__(self, trainer: DistillationTrainer, patience: int) -> None:
         self.trainer = trainer
@@ -54,6 +58,7 @@ class KeepBest(TrainerCallback):
         """Validate the student as it is before the first step."""
         self.validations = [(0, self.trainer.validate())]
         self.remember(self.start, 0)
+        self._began = time.monotonic()
 
     @property
     def start(self) -> Validation:
@@ -69,13 +74,17 @@ class KeepBest(TrainerCallback):
         return self.validations[-1][0]
 
     @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    @property
     def gives_up(self) -> bool:
         return self.worse >= self.patience
 
     def save(self, checkpoint: Path) -> None:
         """Write the best weights and all validations into the folder of a checkpoint."""
         validations = [(step, asdict(validation)) for step, validation in self.validations]
-        state = {"step": self.step, "worse": self.worse, "validations": validations}
+        state = {"step": self.step, "worse": self.worse, "seconds": self.seconds, "validations": validations}
         save_file(self.weights, checkpoint / "best.safetensors")
         (checkpoint / "best.json").write_text(json.dumps(state), encoding="utf-8")
 
@@ -85,6 +94,7 @@ class KeepBest(TrainerCallback):
         self.weights = load_file(checkpoint / "best.safetensors")
         self.validations = [(step, Validation(**validation)) for step, validation in state["validations"]]
         self.step, self.worse = state["step"], state["worse"]
+        self._began = time.monotonic() - state["seconds"]
         self.validation = dict(self.validations)[self.step]
 
     def remember(self, validation: Validation, step: int) -> None:

@@ -2,9 +2,11 @@
 
 Each holds the files of transformers' Trainer (weights, optimiser, schedule, random states, step), the best student so
 far, and, written last, the SHA-256 of every file. A checkpoint that does not match this list was cut off: a training
-never resumes from it.
+never resumes from it. Of a finished training whose student could not be written there is one with the best student
+alone; the disk space for it is reserved from the start.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -12,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from cache_tools.errors import CometError
+from cache_tools.places import reason, writing
 from cache_tools.store.ledger import file_record
 from cache_tools.store.records import read_checked, with_checksum, write_durably
 from comet.train.callbacks import KeepBest
 from comet.train.distributed import Processes
+from comet.train.trainer import writing_checkpoint
 
 RUN, CHOSEN, RUNS, COMPLETE = "run.json", "chosen.json", "runs", "complete.json"
+ROOM, STATE = "room", "trainer_state.json"
+BESIDE_WEIGHTS = 2**20  # bytes of the other files of a finished training
 KEPT = 2
 
 
@@ -67,6 +73,31 @@ class Checkpoints:
                 (self.folder / name).unlink(missing_ok=True)
             write_durably(self.folder / RUN, with_checksum(run))
 
+    def reserve(self, size: int) -> None:
+        """Reserve the disk space for so many bytes of weights. Raises CometError if there is not as much."""
+        if not self.processes.first:
+            return
+        try:
+            with (self.folder / ROOM).open("wb") as file:
+                if hasattr(os, "posix_fallocate"):  # elsewhere the last checkpoint has to do
+                    os.posix_fallocate(file.fileno(), 0, size + BESIDE_WEIGHTS)
+        except OSError as error:
+            raise CometError(
+                f"--output: no room for a student of {size / 1e6:,.0f} MB in {self.folder} ({reason(error)}); make "
+                "room, or choose another --output",
+                exit_code=2,
+            ) from error
+
+    def keep_finished(self, best: KeepBest, state: TrainerState) -> None:
+        """Write the best student and the state of a finished training, from which `resume` only saves it again."""
+        (self.folder / ROOM).unlink(missing_ok=True)
+        folder = self.folder / f"checkpoint-{state.global_step}"
+        with writing(folder, "neither the student nor a last checkpoint could be; make room, then run again"):
+            folder.mkdir(exist_ok=True)
+            state.save_to_json(str(folder / STATE))
+            best.save(folder)
+            seal(folder, finished=True)
+
     def newest(self) -> Path | None:
         return self.processes.from_first(lambda: newest_checkpoint(self.folder))
 
@@ -88,6 +119,7 @@ class Checkpoints:
 
     def __exit__(self, *error: object) -> None:
         if self.processes.first:
+            (self.folder / ROOM).unlink(missing_ok=True)
             if newest_checkpoint(self.folder) is None:  # nothing to resume
                 shutil.rmtree(self.folder, ignore_errors=True)
             self.lock.release()
@@ -105,6 +137,18 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return next((path for path in found if is_whole(path)), None)
 
 
+def seal(checkpoint: Path, finished: bool = False) -> None:
+    """Write the list of a checkpoint's files, which makes it whole."""
+    files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(checkpoint.iterdir()) if p.name != COMPLETE}
+    (checkpoint / COMPLETE).unlink(missing_ok=True)
+    write_durably(checkpoint / COMPLETE, with_checksum({"files": files, "finished": finished}))
+
+
+def is_finished(checkpoint: Path) -> bool:
+    """Tell whether the training of a whole checkpoint was finished, so that only its student is to be saved."""
+    return bool(read_checked(checkpoint / COMPLETE)["finished"])
+
+
 def is_whole(checkpoint: Path) -> bool:
     """Tell whether the checkpoint has its list of files, and every file matches it."""
     try:
@@ -115,21 +159,31 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 class SaveCheckpoints(TrainerCallback):
-    """Write a checkpoint every few minutes, and a last one when `stop` is set, in any process; then all stop.
+    """Write a checkpoint every few minutes, and every few steps or epochs if asked for, and a last one when `stop` is
+    set, in any process; then all stop.
 
     Adds the best student and the list of files to the Trainer's own. At the last step of an epoch a checkpoint is
     written after the validation, which it must hold, and at the last step of all never.
     """
 
-    def __init__(self, best: KeepBest, minutes: float, processes: Processes | None = None) -> None:
+    def __init__(
+        self,
+        best: KeepBest,
+        minutes: float,
+        processes: Processes | None = None,
+        every_steps: int | None = None,
+        every_epoch: bool = False,
+    ) -> None:
         self.best = best
         self.seconds = minutes * 60
+        self.every_steps, self.every_epoch = every_steps, every_epoch
         self.processes = processes or Processes()
         self.last = time.monotonic()
         self.due = self.stop = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = self.processes.first and time.monotonic() - self.last >= self.seconds
+        due |= self.every_steps is not None and state.global_step % self.every_steps == 0
         self.due, self.stop = self.processes.any(due, self.stop)
         within = not float(state.epoch).is_integer() and state.global_step < state.max_steps
         control.should_save |= within and (self.due or self.stop)
@@ -137,7 +191,7 @@ class SaveCheckpoints(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         whole, over = float(state.epoch).is_integer(), state.global_step >= state.max_steps
-        control.should_save |= whole and not over and (self.due or self.stop)
+        control.should_save |= whole and not over and (self.due or self.stop or self.every_epoch)
         if self.stop and not whole and not over:  # saved, and resumed in the middle of this epoch
             control.should_evaluate = False
 
@@ -145,8 +199,7 @@ class SaveCheckpoints(TrainerCallback):
         self.processes.wait()  # for the random states of the others
         if self.processes.first:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            self.best.save(folder)
-            files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(folder.iterdir()) if p.name != COMPLETE}
-            (folder / COMPLETE).unlink(missing_ok=True)
-            write_durably(folder / COMPLETE, with_checksum({"files": files}))
+            with writing_checkpoint(folder):
+                self.best.save(folder)
+                seal(folder)
         self.last = time.monotonic()

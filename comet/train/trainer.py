@@ -1,8 +1,11 @@
 """DistillationTrainer: transformers' Trainer on the rows of a cache."""
 
 import math
+import shutil
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cache_tools.errors import CometError
+from cache_tools.places import writing
 from comet.train.dataset import CacheRows, Collator, collate
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
@@ -118,6 +122,10 @@ class DistillationTrainer(Trainer):
         self.logged_at += time.monotonic() - began
         return metrics
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with writing_checkpoint(Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Write the distiller, whose student has tied weights, as safetensors, without pickled arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
@@ -138,6 +146,17 @@ class DistillationTrainer(Trainer):
         distiller: Any = self.accelerator.unwrap_model(self.model)
         size, device = self.args.per_device_eval_batch_size, self.args.device
         return validate(distiller, self.validation_rows, size, device, self.collator, self.processes)
+
+
+@contextmanager
+def writing_checkpoint(folder: Path) -> Iterator[None]:
+    """Remove the unfinished checkpoint, and raise CometError, if the disk refuses it."""
+    try:
+        with writing(folder, "make room, then run again, with --resume if there is a checkpoint before it"):
+            yield
+    except CometError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def choose_bf16(requested: str, distiller: Distiller, batch: dict[str, Tensor], device: torch.device) -> bool:
