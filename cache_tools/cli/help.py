@@ -1,28 +1,45 @@
-"""Help with headings and examples; by hand, since libraries for option groups wrap the options in decorators."""
+"""Commands that take an option once, and whose help has headings and examples; by hand, since libraries for option
+groups wrap the options in decorators."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
+from cache_tools.cli.terminal import WrongCall
+
 
 class GroupedHelp(click.Command):
-    """A command whose help lists its options under headings.
+    """A command whose help lists its options under headings, and which refuses an option of one value given twice.
 
     `sections`: heading → names of parameters, in order; all others come under "Other". `examples`: lines of a shell.
     """
 
     def __init__(
-        self, *args: Any, sections: Mapping[str, Sequence[str]], examples: Sequence[str] = (), **kwargs: Any
+        self,
+        *args: Any,
+        sections: Mapping[str, Sequence[str]] | None = None,
+        examples: Sequence[str] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.sections, self.examples = sections, examples
+        self.sections, self.examples = sections or {}, examples
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raises WrongCall for an option given twice, of which click would silently take the last."""
+        *_, given = self.make_parser(ctx).parse_args(list(args))
+        for parameter, times in Counter(given).items():
+            once = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
+            if once and times > 1:
+                raise WrongCall(f"{parameter.opts[-1]}: given {times} times; give it once")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}
         groups = {heading: [left.pop(name) for name in names] for heading, names in self.sections.items()}
         others: list[click.Parameter] = [one for one in left.values() if isinstance(one, click.Option)]
-        for heading, parameters in (groups | {"Other": others}).items():
+        for heading, parameters in (groups | {"Other" if groups else "Options": others}).items():
             if records := [record for one in parameters if (record := one.get_help_record(ctx))]:
                 with formatter.section(heading):
                     formatter.write_dl(records)

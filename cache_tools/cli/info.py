@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cache_tools.cli.config import as_toml
+from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
 from cache_tools.text.languages import LANGUAGES, language_table
 
@@ -19,7 +20,7 @@ def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
             click.echo(fact_line(name, value))
 
 
-@click.command()
+@click.command(cls=GroupedHelp)
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--toml", is_flag=True, help="Print the options that build it again, for comet-cache build --config.")
@@ -39,7 +40,7 @@ def info(cache: Path, as_json: bool, toml: bool) -> None:
         show_human(cache, facts)
 
 
-@click.command()
+@click.command(cls=GroupedHelp)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 def languages(as_json: bool) -> None:

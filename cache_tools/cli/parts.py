@@ -76,7 +76,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
     show_result(cut(cache, destination, extent, _progress("subset")))
 
 
-@click.command("merge")
+@click.command("merge", cls=GroupedHelp)
 @click.argument("sources", metavar="SRC…", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
 @one_line_errors

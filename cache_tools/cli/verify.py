@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import one_line_errors, painted, quiet_libraries
 from cache_tools.errors import CometError, visible
 from cache_tools.settings import RecheckSettings
@@ -55,7 +56,7 @@ def _given(options: Iterable[str]) -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in options if source(name) == ParameterSource.COMMANDLINE]
 
 
-@click.command("verify")
+@click.command("verify", cls=GroupedHelp)
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, maps, token counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -79,7 +80,7 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
     sys.exit(1 if report.damage else 0)
 
 
-@click.command()
+@click.command(cls=GroupedHelp)
 @click.argument("cache", type=click.Path(path_type=Path))
 @click.option("--deep", is_flag=True, help="Also drop shards with impossible values.")
 @one_line_errors

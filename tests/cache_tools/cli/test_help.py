@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import click
 import pytest
@@ -59,3 +60,21 @@ def test_a_section_of_an_option_that_there_is_not() -> None:
     command = GroupedHelp("x", params=[click.Option(["--a"])], sections={"What": ["b"]})
     with pytest.raises(KeyError, match="b"):
         command.get_help(click.Context(command))
+
+
+@pytest.mark.parametrize(
+    "command", [*main.commands.values(), train, evaluate_models, export_model], ids=lambda c: c.name
+)
+def test_an_option_of_one_value_is_given_once(command: click.Command) -> None:
+    assert isinstance(command, GroupedHelp)
+    for option in (one for one in command.params if isinstance(one, click.Option) and not one.multiple):
+        name = option.opts[-1]
+        given = [name, name] if option.is_flag else [name, "1", f"{name}=1"]
+        said = CliRunner().invoke(command, given).stderr
+        assert (said == f"error: {name}: given 2 times; give it once\n") is not option.is_flag, said
+
+
+def test_an_option_that_may_be_repeated_and_one_of_a_file_that_is_given_again(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text('lang = "swa"\n')
+    given = ["--config", str(tmp_path / "options.toml"), "--lang", "kin", "--text", "no", "--text", "no", "--dry-run"]
+    assert "given" not in CliRunner().invoke(build, given).stderr
