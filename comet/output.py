@@ -37,8 +37,10 @@ def _options_path(output: Path) -> Path:
 
 def require_free(output: Path) -> None:
     """Raises CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
-    if not output.exists():
+    if not os.path.exists(output):  # unlike Path.exists, also False for a name that no disk takes
         require_place(output, "--output")
+    elif not output.name:
+        raise CometError(f"--output {output}: exists; choose another --output", exit_code=2)
     for path in (output, _report_path(output), _options_path(output), _runs_path(output)):
         if path.exists():
             raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)

@@ -94,9 +94,9 @@ def _open_at(location: str, local: LocalCache | None) -> Cache:
 def require_inputs(caches: Sequence[Cache], config: StudentConfig) -> None:
     """Raise CometError unless these are caches, at least one, and settings."""
     if not isinstance(caches, Sequence) or not caches or not all(isinstance(cache, Cache) for cache in caches):
-        raise CometError(f"caches {caches!r:.80}: expected those that open_for_training returns", exit_code=2)
+        raise CometError("caches: expected those that open_for_training returns", exit_code=2)
     if not isinstance(config, StudentConfig):
-        raise CometError(f"config {config!r:.80}: expected a StudentConfig", exit_code=2)
+        raise CometError(f"config: expected a StudentConfig, found {type(config).__name__}", exit_code=2)
 
 
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, PreTrainedModel]:

@@ -52,13 +52,15 @@ class StudentConfig:
         for name in ("student", "vocabulary", "init", "dtype"):
             require_text(getattr(self, name), f"--{name}", CHOICES.get(name, ()))
         if not isinstance(self.objective, Objective):
-            raise CometError(f"objective {self.objective!r:.80}: expected an Objective", exit_code=2)
+            raise CometError(f"objective: expected an Objective, found {type(self.objective).__name__}", exit_code=2)
         for name in ("steps", "batch_size", "validate_steps"):
             if getattr(self, name) is not None:
                 require_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1)
         for name in ("epochs", "learning_rate"):
             if getattr(self, name) is not None:
                 require_number(getattr(self, name), f"--{name.replace('_', '-')}", above=True)
+        if self.epochs is not None and self.steps is not None:
+            raise CometError("--epochs and --steps: expected one of them", exit_code=2)
         require_number(self.language_alpha, "--language-alpha", 0, 1, above=True)
         require_number(self.save_minutes, "--save-minutes")
         require_whole(self.seed, "--seed", 0, LARGEST_SEED)

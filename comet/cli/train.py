@@ -87,6 +87,7 @@ def train(
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
     from comet.distillation import distill
+    from comet.output import require_free
     from comet.preparation import open_for_training
     from comet.report.summary import summary
     from comet.settings import StudentConfig
@@ -102,6 +103,7 @@ def train(
         arguments=tuple(_split_setting(text) for text in settings),
         **options,
     )
+    require_free(config.output)
     caches = open_for_training(locations, LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size)))
     result = distill(caches, config, say=click.echo)
     if end_processes():

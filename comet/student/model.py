@@ -1,5 +1,6 @@
 """The student at its first step: from the layers in a cache, its embeddings, at random, or from an earlier student."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def earlier_student(
     recipe = caches[0].recipe
     family = family_of(recipe)
     expected = f"--init {folder}: expected start, cache, random, or the folder of a student"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, also False for a name that no disk takes
         raise CometError(f"{expected}; there is no such folder", exit_code=2)
     try:
         found = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).model_type

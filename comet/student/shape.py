@@ -1,11 +1,13 @@
 """The shapes of students: the paper's, those that are a given share smaller than their teacher, or any from a file."""
 
 import json
+import os
 from pathlib import Path
 
 import torch
 from transformers import AutoModel
 
+from cache_tools.checks import require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.recipe import Recipe
 from comet.student.family import StudentFamily, StudentShape, family_of
@@ -16,6 +18,7 @@ SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
 AUTO = "auto"
 UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
 MOST_PARAMETERS = 2**27  # of a shape by its size, whatever size a cache says that its teacher has
+LARGEST = 2**31  # parameters of a shape from a file: 8 GiB of float32
 
 
 def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShape:
@@ -29,7 +32,7 @@ def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShap
     name = "small" if requested == AUTO else requested
     if name in SMALLER:
         return _widest(name, recipe, vocab_size)
-    return _from_file(requested, family_of(recipe))
+    return _from_file(requested, family_of(recipe), vocab_size)
 
 
 def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
@@ -58,26 +61,33 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     return of_width(low)
 
 
-def _from_file(requested: str, family: StudentFamily) -> StudentShape:
+def _from_file(requested: str, family: StudentFamily, vocab_size: int) -> StudentShape:
     path = Path(requested)
     names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that no disk takes
         expected = f"auto, {', '.join((COMET.name, *SMALLER))}, or a JSON file with {', '.join(names)}"
         raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        layers, hidden, heads, intermediate = (int(config[name]) for name in names)
-    except (ValueError, KeyError, TypeError) as error:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        layers, hidden, heads, intermediate = (config[name] for name in names)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CometError(
             f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
         ) from None
-    if min(layers, hidden, heads, intermediate) < 1 or hidden % heads:
+    for name in names:
+        require_whole(config[name], f"--student {requested}: {name}", 1, 2**20)
+    if hidden % heads:
         raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)
     if hidden // heads % family.head_multiple:
         raise CometError(
             f"--student {requested}: each of {heads} heads would be {hidden // heads} wide; expected a multiple of "
             f"{family.head_multiple} for a {family.name} student, change hidden_size or num_attention_heads",
             exit_code=2,
+        )
+    parameters = vocab_size * hidden + layers * hidden * (4 * hidden + 2 * intermediate)  # all that grows fast
+    if parameters > LARGEST:
+        raise CometError(
+            f"--student {requested}: {parameters:,} parameters and more; expected at most {LARGEST:,}", exit_code=2
         )
     return StudentShape(path.stem, layers, hidden, heads, intermediate)
 

@@ -7,7 +7,7 @@ until it is in one of them: a setting that is taken and not used would change no
 import ast
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
@@ -198,12 +198,18 @@ REFUSED = {name: f"give {option}" for option, names in _SAID_BY.items() for name
 """Fields without a meaning here, with what holds or what to give instead."""
 
 
-def checked_settings(settings: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+def checked_settings(settings: Collection[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
     """Return the settings with values of the fields' types; a value may be its text.
 
     Raises CometError, naming the field, for one that is refused, unknown or given twice, and for a value that cannot
     stand in it.
     """
+    if (
+        isinstance(settings, str)
+        or not isinstance(settings, Collection)
+        or not all(isinstance(s, tuple | list) and len(s) == 2 for s in settings)
+    ):
+        raise CometError('arguments: expected pairs, such as (("warmup_steps", 100),)', exit_code=2)
     given: dict[str, Any] = {}
     for name, value in settings:
         if name in given:

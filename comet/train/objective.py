@@ -1,6 +1,7 @@
 """Training objectives: losses, weights and the optimiser's settings; two built in, others from TOML files."""
 
 import math
+import os
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -91,6 +92,7 @@ def described(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
 
 
+MOST = 2**31 - 1
 CHOICES = {"logit_loss": LOGIT_LOSSES, "attention_loss": tuple(ATTENTION_LOSSES)}
 WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
 START_STEPS = 1000  # after which longer trainings from the start came no nearer
@@ -139,8 +141,8 @@ class Objective:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {', '.join(choices)}")
         above_zero = ["learning_rate", "start_learning_rate", "epochs", "start_epochs", "patience", "batch_size"]
         for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} {getattr(self, name)}: expected a number above 0")
+            if not 0 < getattr(self, name) <= MOST:
+                raise ValueError(f"{name} {getattr(self, name):.6g}: expected a number above 0, up to {MOST}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
 
@@ -209,10 +211,10 @@ def choose_objective(requested: str | dict[str, Any]) -> Objective:
     if requested in OBJECTIVES:
         return OBJECTIVES[requested]
     path = Path(requested)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that no disk takes
         raise CometError(f"--recipe {requested}: expected {', '.join(OBJECTIVES)}, or a TOML file", exit_code=2)
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # tomllib's and Unicode's errors
         raise CometError(f"--recipe {requested}: {error}", exit_code=2) from None
     return _changed_objective(given, path.stem, f"--recipe {requested}")
@@ -264,12 +266,16 @@ def _of_toml(name: str, value: Any, example: Any) -> Any:
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"{name} {value!r}: expected a number")
+    if not abs(value) < MOST:
+        raise ValueError(f"{name}: expected a number of at most {MOST}")
     return float(value)
 
 
 def _whole(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{name} {value!r}: expected a whole number")
+    if abs(value) > MOST:
+        raise ValueError(f"{name}: expected a whole number of at most {MOST}")
     return value
 
 

@@ -26,8 +26,8 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def collide(path: Path, keep: bool) -> None:
-    with published_folder(path, keep) as folder:
+def collide(path: Path) -> None:
+    with published_folder(path) as folder:
         (folder / "ours").touch()
         path.mkdir()
         (path / "theirs").touch()
@@ -35,12 +35,5 @@ def collide(path: Path, keep: bool) -> None:
 
 def test_what_came_to_exist_meanwhile_stays(tmp_path: Path) -> None:
     with pytest.raises(CometError, match="model: came to exist meanwhile; remove it"):
-        collide(tmp_path / "model", keep=False)
+        collide(tmp_path / "model")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/theirs"]
-
-
-def test_the_finished_folder_is_kept_on_request(tmp_path: Path) -> None:
-    with pytest.raises(CometError, match="model: came to exist meanwhile; the result is in ") as caught:
-        collide(tmp_path / "model", keep=True)
-    kept = Path(str(caught.value).partition("the result is in ")[2])
-    assert (kept / "ours").exists() and (tmp_path / "model" / "theirs").exists()

@@ -24,8 +24,8 @@ from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpo
 STEPS = 40
 
 
-def start(cache: Cache, output: Path, *options: str) -> Running:
-    return start_training(cache, output, "--steps", str(STEPS), "--batch-size", "4", *options)
+def start(cache: Cache, output: Path, *options: str, steps: int = STEPS) -> Running:
+    return start_training(cache, output, "--steps", str(steps), "--batch-size", "4", *options)
 
 
 def digest(student: Path) -> str:
@@ -63,11 +63,11 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_student(
 
 def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
     """Per step, in one that was stopped by SIGTERM and resumed, against one in a single run."""
-    options = ["--set", "logging_steps=1", "--steps", "60"]
+    options = ["--set", "logging_steps=1"]
     found = []
     for name, stop_at in (("whole", None), ("stopped", 11)):
         output = tmp_path / name
-        running = start(cache, output, *options)
+        running = start(cache, output, *options, steps=60)
         if stop_at is not None:
             wait_for_checkpoint(running, output, stop_at)
             ended = running.send(signal.SIGTERM)
@@ -76,7 +76,7 @@ def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
             assert ended.stderr.splitlines()[-1].startswith("error: stopped after step ")
             assert ended.stderr.splitlines()[-1].endswith("run again with --resume to continue")
             assert not output.exists()
-            running = start(cache, output, *options, "--resume")
+            running = start(cache, output, *options, "--resume", steps=60)
         wait_for_checkpoint(running, output, 27)
         running.send(signal.SIGKILL)
         newest = max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1]))
@@ -94,7 +94,8 @@ def die_when_trained(cache: Cache, config: StudentConfig) -> None:
         raise kill
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("comet.output.save_student", die)
+        patch.setattr("comet.output._write_student", die)
+        patch.setattr("comet.train.checkpoints.Checkpoints.keep_finished", die)
         with pytest.raises(KeyboardInterrupt):
             distill([cache], config)
 
@@ -124,6 +125,38 @@ def test_killed_after_the_last_step_resumes_to_the_same_student(
     resumed = distill([cache], replace(killed, resume=True))
     assert (resumed.steps, resumed.best_step) == (whole.steps, whole.best_step)
     assert digest(killed.output) == digest(whole.output)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "cannot be written (No space left on device); what was trained is kept",
+        ),
+        (CometError("it exists meanwhile"), "it exists meanwhile; what was trained is kept in "),
+        (KeyboardInterrupt("impatient"), "impatient"),
+    ],
+)
+def test_a_student_that_could_not_be_saved_is_not_trained_again(
+    cache: Cache, tmp_path: Path, error: BaseException, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    config = StudentConfig(tmp_path / "whole", student="nano", dtype="float32", steps=6)
+    whole, failed = distill([cache], config), replace(config, output=tmp_path / "failed")
+    with monkeypatch.context() as patch:
+        patch.setattr("comet.output._write_student", fail)
+        with pytest.raises(type(error) if isinstance(error, KeyboardInterrupt) else CometError) as caught:
+            distill([cache], failed)
+    assert said in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir() if "failed" in path.name) == ["failed.checkpoints"]
+    monkeypatch.setattr("comet.train.trainer.DistillationTrainer.train", fail)
+    resumed = distill([cache], replace(failed, resume=True))
+    assert (resumed.steps, resumed.best_step, resumed.after) == (whole.steps, whole.best_step, whole.after)
+    assert digest(failed.output) == digest(whole.output)
+    assert (tmp_path / "failed.html").exists() and not (tmp_path / "failed.checkpoints").exists()
 
 
 def test_an_unfinished_training_is_never_overwritten(cache: Cache, stopped: StudentConfig) -> None:
