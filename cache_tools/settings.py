@@ -3,6 +3,8 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cache_tools.errors import CometError
 from cache_tools.signals import FAMILIES, LOGITS
@@ -12,6 +14,34 @@ MAP_SIZE = 64
 START_WIDTH = 512
 AUTO = "auto"
 HUB_TOKENS = 50_000_000  # about 2 GB of cache, and more text than most students need
+LARGEST_BATCH = 2**20
+MOST_TOKENS = 2**63 - 1
+LAYERS = re.compile(r"last|all|none|(?:spread|every):[1-9]\d{0,8}|\s*[+-]?\d{1,9}\s*(?:,\s*[+-]?\d{1,9}\s*)*")
+LAYER_FORMS = "last, all, none, spread:N, every:N, or layer numbers such as -1,-7"
+
+
+def require_types(settings: Any) -> None:
+    """Raise CometError, naming the field, for a value of another type than its dataclass declares. A whole number will
+    do for a float."""
+    for name, hint in get_type_hints(type(settings)).items():
+        require_type(getattr(settings, name), hint, f"{type(settings).__name__}: {name}")
+
+
+def require_type(value: object, hint: Any, name: str) -> None:
+    """Raise CometError, with the name of the value, unless it is of a type as annotations have it."""
+    if not _is_of(value, hint):
+        expected = hint.__name__ if type(hint) is type else hint
+        raise CometError(f"{name} {str(value)[:80]!r}: expected {expected}, found {type(value).__name__}", exit_code=2)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, get_args(hint)[0]) for one in value)
+    if hint in (int, float):  # bool is a kind of int
+        return type(value) is int or type(value) is hint
+    return isinstance(value, hint)
 
 
 def is_hub_text(given: str) -> bool:
@@ -48,8 +78,14 @@ class BuildSettings:
     def __post_init__(self) -> None:
         def require(ok: bool, option: str, value: object, expected: str) -> None:
             if not ok:
-                raise CometError(f"{option} {value}: expected {expected}", exit_code=2)
+                raise CometError(f"{option} {str(value)[:80]}: expected {expected}", exit_code=2)
 
+        require_types(self)
+        require(bool(self.teacher.strip()), "--teacher", repr(self.teacher), "a folder or a name on the hub")
+        for option, given in (("--text", self.text), ("--exclude", self.exclude)):
+            ok = all(one.strip() and "\0" not in one for one in given)
+            require(ok, option, given, "names of files or folders")
+        require(len(self.text) > 0, "--text", "()", "at least one file, folder or hf:NAME")
         require(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
         require(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
         require(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
@@ -60,17 +96,29 @@ class BuildSettings:
         largest = min(self.seq_len, 4096)
         require(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
         require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
-        require(self.start_width is None or self.start_width > 0, "--start-width", self.start_width, "at least 1")
+        for option, layers in (("--attention-layers", self.attention_layers), ("--start-layers", self.start_layers)):
+            ok = LAYERS.fullmatch(layers) is not None or (layers == AUTO and option == "--start-layers")
+            require(ok, option, repr(layers), LAYER_FORMS)
+        ok = self.start_width is None or 1 <= self.start_width <= 2**14
+        require(ok, "--start-width", self.start_width, "1 to 16384")
         require(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")
-        require(self.max_tokens is None or self.max_tokens > 0, "--max-tokens", self.max_tokens, "at least 1")
-        require(self.batch_size is None or self.batch_size > 0, "--batch-size", self.batch_size, "at least 1")
-        shown = ",".join(f"{t:g}" for t in self.temperatures)
+        ok = self.max_tokens is None or 1 <= self.max_tokens <= MOST_TOKENS
+        require(ok, "--max-tokens", self.max_tokens, "a whole number of at least 1, below 2^63")
+        ok = self.batch_size is None or 1 <= self.batch_size <= LARGEST_BATCH
+        require(ok, "--batch-size", self.batch_size, f"1 to {LARGEST_BATCH}")
+        shown = ",".join(f"{t:g}" if isinstance(t, float) else str(t) for t in self.temperatures)
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
         require(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = 1.0 in self.temperatures or not logits.needs_one
         reason = f"1 among them with --keep {self.keep}, since students are validated at 1"
         require(ok, "--temperatures", shown, reason)
+        object.__setattr__(self, "temperatures", tuple(map(float, self.temperatures)))  # a recipe holds no other kind
+
+    @property
+    def local_sources(self) -> tuple[Path, ...]:
+        """The texts and evaluation files on this machine."""
+        return tuple(Path(source) for source in (*self.text, *self.exclude) if not is_hub_text(source))
 
     @property
     def token_limit(self) -> int | None:
@@ -99,12 +147,16 @@ class RecheckSettings:
     batch_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise CometError(f"--rows {self.rows}: expected at least 1", exit_code=2)
+        require_types(self)
+        if not self.teacher.strip():
+            raise CometError(f"--teacher {self.teacher!r}: expected a folder or a name on the hub", exit_code=2)
+        if not 1 <= self.rows <= 2**40:
+            raise CometError(f"--rows {str(self.rows)[:80]}: expected a number from 1 to 2^40", exit_code=2)
         if not 0 <= self.seed < 2**63:
-            raise CometError(f"--seed {self.seed}: expected a whole number from 0", exit_code=2)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise CometError(f"--batch-size {self.batch_size}: expected at least 1", exit_code=2)
+            raise CometError(f"--seed {str(self.seed)[:80]}: expected a whole number from 0, below 2^63", exit_code=2)
+        if self.batch_size is not None and not 1 <= self.batch_size <= LARGEST_BATCH:
+            given = str(self.batch_size)[:80]
+            raise CometError(f"--batch-size {given}: expected 1 to {LARGEST_BATCH}", exit_code=2)
 
 
 def parse_layers(text: str, layers: int, option: str = "--attention-layers") -> tuple[int, ...]:
@@ -114,8 +166,7 @@ def parse_layers(text: str, layers: int, option: str = "--attention-layers") -> 
     `spread:n` takes n layers evenly spread, the last among them, all if there are fewer; `every:n` the last and every
     n-th before it. Raises CometError for anything else.
     """
-    expected = f"last, all, none, spread:N, every:N, or layer numbers such as -1,-7 within {layers} layers"
-    problem = CometError(f"{option} {text}: expected {expected}", exit_code=2)
+    problem = CometError(f"{option} {text}: expected {LAYER_FORMS} within {layers} layers", exit_code=2)
     if text in ("last", "all", "none"):
         return {"last": (layers - 1,), "all": tuple(range(layers)), "none": ()}[text]
     try:
@@ -157,13 +208,23 @@ PART_SIGNALS = ("all", *FAMILIES)  # that a smaller copy of a cache can hold bes
 @dataclass(frozen=True)
 class Part:
     """A part of a cache: a share of its bytes, 0 to 1; the most tokens, padding included; which of `PART_SIGNALS`; and
-    whether it is detached from its text.
+    whether it is detached from its text. Raises CometError naming the option if one is invalid.
     """
 
     fraction: float | None = None
     max_tokens: int | None = None
     signals: str = "all"
     detach_text: bool = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        if self.fraction is not None and not 0 < self.fraction <= 1:
+            raise CometError(f"--fraction {str(self.fraction)[:80]}: expected a share above 0, at most 1", exit_code=2)
+        if self.max_tokens is not None and not 1 <= self.max_tokens <= MOST_TOKENS:
+            given = str(self.max_tokens)[:80]
+            raise CometError(f"--max-tokens {given}: expected a whole number of at least 1, below 2^63", exit_code=2)
+        if self.signals not in PART_SIGNALS:
+            raise CometError(f"--signals {self.signals}: expected {', '.join(PART_SIGNALS)}", exit_code=2)
 
     @property
     def is_whole(self) -> bool:

@@ -121,7 +121,8 @@ def build(
     if sample:
         if code != SAMPLE_LANGUAGE:
             raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; omit one", exit_code=2)
-        teacher, text = teacher or str(folder / "teacher"), text or (str(folder / "text.txt"),)
+        teacher = str(folder / "teacher") if teacher is None else teacher
+        text = text or (str(folder / "text.txt"),)
     text = text or find_language(code).corpora
     if not text:
         raise CometError(
@@ -132,7 +133,7 @@ def build(
     settings = BuildSettings(
         out=out or Path(f"{code}.zarr"),
         language=code,
-        teacher=teacher or DEFAULT_TEACHER,
+        teacher=DEFAULT_TEACHER if teacher is None else teacher,
         text=text,
         views=views if views is not None else SAMPLE_VIEWS if sample else 1,
         **options,
@@ -140,8 +141,6 @@ def build(
     if dry_run:
         click.echo(estimate(settings))
         return
-    if max_hours is not None and not max_hours > 0:
-        raise CometError(f"--max-hours {max_hours:g}: expected more than 0", exit_code=2)
     cache = build_cache(settings, parse_worker(worker), max_hours, push_to, i_may_share_this)
     facts = describe(cache)
     show_human(cache.root, facts)

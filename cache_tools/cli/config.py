@@ -50,7 +50,7 @@ def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
     is given twice, and a value of another type.
     """
     try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
+        given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise CometError(f"--config {path}: cannot be read ({error.strerror})", exit_code=2) from error
     except ValueError as error:  # tomllib's and Unicode's errors
@@ -90,6 +90,8 @@ def _value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
         expected = "a string or a number"
     elif parameter.multiple:
         value = [value]
+    if any("\0" in one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
+        expected = "text without NUL"
     if expected is not None:
         raise CometError(f"{where} = {json.dumps(value, default=str)}: expected {expected}", exit_code=2)
     return value

@@ -1,10 +1,12 @@
 """The provenance of a cache: where it comes from, beside its recipe. It proves nothing, but its types are relied on."""
 
 import shlex
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
 from cache_tools.errors import CometError
+from cache_tools.settings import LARGEST_BATCH
 
 TEXTS = ("language_name", "teacher", "teacher_revision", "teacher_licence")
 COUNTS = ("text_tokens", "unknown_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
@@ -12,7 +14,6 @@ SOURCES = ("text", "excluded")
 SOURCE_TEXTS = ("name", "revision", "licence")
 OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")
 DTYPES = ("float32", "bfloat16", "float16")
-LARGEST_BATCH = 2**20
 MOST_NAMED = 3  # texts in one command
 
 
@@ -39,6 +40,7 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
         sources = provenance.get(name, [])
         ok = isinstance(sources, list) and all(isinstance(source, dict) for source in sources)
         ok = ok and all(_is_text(source.get(field)) for source in sources for field in SOURCE_TEXTS)
+        ok = ok and all(source.get("tokens") is None or _is_count(source["tokens"]) for source in sources)
         require(ok, name, "a list of named sources", sources)
     for name in OF_EXCLUSION if provenance.get("excluded") else ():
         require(_is_count(provenance.get(name)), name, "a count", provenance.get(name))
@@ -47,9 +49,15 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
     require(batch is None or (_is_count(batch) and 0 < batch <= LARGEST_BATCH), "batch_size", "a number of rows", batch)
 
 
+def texts_read(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of the texts that a cache holds tokens of: not of those after `--max-tokens` was reached."""
+    return [text for text in provenance.get("text", []) if text.get("tokens") != 0]
+
+
 def attach_call(folder: object, provenance: dict[str, Any]) -> str:
     """Return the shell command that attaches the text to a detached cache; control characters are not escaped."""
-    texts, excluded = ([s["name"] for s in provenance.get(name, []) if s.get("name")] for name in SOURCES)
+    sources = (texts_read(provenance), provenance.get("excluded", []))
+    texts, excluded = ([s["name"] for s in records if s.get("name")] for records in sources)
     texts = texts if 0 < len(texts) <= MOST_NAMED else ["FILE_OR_FOLDER"]
     excluded = excluded if len(excluded) <= MOST_NAMED else ["FILE_OR_FOLDER"]
     options = [("--text", text) for text in texts] + [("--exclude", one) for one in excluded]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from os.path import isdir  # unlike that of Path it takes names that no disk has
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -258,8 +259,10 @@ def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFile
     With `name` and `shard_files` the folder holds everything but the files of shards, which `shard_files` reads. Raises
     CometError if there is no cache, or it is of another format version, unsealed or damaged.
     """
+    if not isinstance(path, str | Path):
+        raise CometError(f"expected the path of a cache, found {path!r:.80}", exit_code=2)
     root = Path(path)
-    if not root.is_dir():
+    if not isdir(root):
         raise CometError(f"{root}: no such cache; expected a folder that `comet-cache build` made", exit_code=2)
     recipe, comet = read_attributes(root)
     if not (root / SEAL).is_file() or not (root / EXTENT).is_file():

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from os.path import isdir  # unlike that of Path it takes names that no disk has
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,26 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
     Downloads safetensors, and pickled weights only if there are none. If the hub cannot be reached, uses the revision
     in the hub's cache and prints a line. Raises CometError, from `what` to `way_out`, if there is no such model.
     """
-    if Path(name).is_dir():
+    if isdir(name):
         return Path(name)
-    if MODEL.fullmatch(name) is None:
+    if MODEL.fullmatch(name) is None or not _is_repository(split_revision(name)[0]):
         raise CometError(
-            f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large"
+            f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large",
+            exit_code=2,
         )
     with hub_errors(what, way_out):
         return _snapshot(*split_revision(name), what)
+
+
+def _is_repository(name: str) -> bool:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def at_commit(name: str, folder: Path) -> str:

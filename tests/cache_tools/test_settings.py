@@ -1,12 +1,14 @@
 """Options of a build: layers by name or number, and numbers that cannot be."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cache_tools import build_cache
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.settings import BuildSettings, Part, RecheckSettings, parse_layers
 
 SETTINGS = BuildSettings(out=Path("kin.zarr"), language="kin", teacher="teacher", text=("kin.txt",))
 
@@ -53,8 +55,8 @@ def test_layers_that_do_not_exist(text: str) -> None:
         ("attention_size", 1, r"--attention-size 1: expected 2 to 128"),
         ("attention_every", 0, r"--attention-every 0: expected 1 to 1024"),
         ("rows_per_shard", 0, r"--rows-per-shard 0: expected 1 to 1048576"),
-        ("max_tokens", 0, r"--max-tokens 0: expected at least 1"),
-        ("batch_size", 0, r"--batch-size 0: expected at least 1"),
+        ("max_tokens", 0, r"--max-tokens 0: expected a whole number of at least 1"),
+        ("batch_size", 0, r"--batch-size 0: expected 1 to 1048576"),
         ("temperatures", (), r"--temperatures : expected up to 16 different numbers"),
         ("temperatures", (1.0, 1.0), r"--temperatures 1,1: expected up to 16 different numbers"),
         ("temperatures", (float("inf"),), r"--temperatures inf: expected up to 16 different numbers"),
@@ -64,6 +66,65 @@ def test_numbers_that_cannot_be(field: str, value: object, message: str) -> None
     with pytest.raises(CometError, match=message) as caught:
         replace(SETTINGS, **{field: value})
     assert caught.value.exit_code == 2
+
+
+WRONG_TYPES = (None, True, 3, 0.5, "x", Path("x"), ["x"], ("x",), (3,), {"x": 1}, b"x", float("nan"), 10**400)
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, RecheckSettings("teacher"), Part()], ids=lambda s: type(s).__name__)
+def test_a_value_of_another_type_is_named(settings: Any) -> None:
+    for field in fields(settings):
+        errors = [error for value in WRONG_TYPES if (error := refusal(settings, field.name, value)) is not None]
+        assert errors and {error.exit_code for error in errors} == {2}
+        for said in map(str, errors):
+            assert field.name in said or f"--{field.name.replace('_', '-')}" in said
+
+
+def refusal(settings: Any, field: str, value: object) -> CometError | None:
+    try:
+        replace(settings, **{field: value})
+    except CometError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("out", "kin.zarr", "BuildSettings: out 'kin.zarr': expected Path, found str"),
+        ("text", ["kin.txt"], "BuildSettings: text \"['kin.txt']\": expected tuple[str, ...], found list"),
+        ("text", "kin.txt", "BuildSettings: text 'kin.txt': expected tuple[str, ...], found str"),
+        ("views", True, "BuildSettings: views 'True': expected int, found bool"),
+        ("max_tokens", 1.5, "BuildSettings: max_tokens '1.5': expected int | None, found float"),
+    ],
+)
+def test_how_another_type_is_named(field: str, value: object, said: str) -> None:
+    with pytest.raises(CometError) as caught:
+        replace(SETTINGS, **{field: value})
+    assert str(caught.value) == said
+
+
+def test_a_whole_number_is_a_temperature_too() -> None:
+    assert replace(SETTINGS, temperatures=(1, 2)).temperatures == (1.0, 2.0)
+    assert all(type(one) is float for one in replace(SETTINGS, temperatures=(1, 2)).temperatures)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"settings": None}, "build_cache: settings 'None': expected BuildSettings, found NoneType"),
+        ({"worker": "1/2"}, "build_cache: worker '1/2': expected Worker, found str"),
+        ({"push_to": 3}, "build_cache: push_to '3': expected str | pathlib.Path | None, found int"),
+        ({"max_hours": "1"}, "build_cache: max_hours '1': expected float | None, found str"),
+        ({"max_hours": float("nan")}, "--max-hours nan: expected more than 0, at most 100000"),
+        ({"max_hours": float("inf")}, "--max-hours inf: expected more than 0, at most 100000"),
+        ({"max_hours": 0}, "--max-hours 0: expected more than 0, at most 100000"),
+    ],
+)
+def test_a_build_called_with_other_types(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(CometError) as caught:
+        build_cache(**{"settings": SETTINGS} | arguments)
+    assert str(caught.value) == said and caught.value.exit_code == 2
 
 
 def test_what_a_threshold_sample_needs() -> None:

@@ -69,6 +69,8 @@ def test_every_option_can_stand_in_a_file(command: click.Command, tmp_path: Path
         ("[top-k]\na = 1", 'top-k = {"a": 1}: expected a value, not a table'),
         ("top-k = ", "not TOML: "),
         ("lang = '\xff'", "not TOML: "),
+        ('lang = "a\\u0000b"', 'lang = "a\\u0000b": expected text without NUL'),
+        ('text = ["a", "a\\u0000b"]', 'text = ["a", "a\\u0000b"]: expected text without NUL'),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, message: str, tmp_path: Path) -> None:
@@ -80,6 +82,13 @@ def test_what_cannot_be_is_refused(text: str, message: str, tmp_path: Path) -> N
     done = CliRunner().invoke(main, ["build", "--config", str(path)])
     assert done.exit_code == 2
     assert done.stderr.startswith(f"error: --config {path}: ") and done.stderr.count("\n") == 1
+
+
+def test_a_byte_order_mark_and_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "options.toml").write_text("\ufefflang = 'kin'\n", encoding="utf-8")
+    assert options_of(tmp_path / "options.toml", build.params) == {"language": "kin"}
+    with pytest.raises(CometError, match=rf"^--config {tmp_path}: cannot be read \(Is a directory\)"):
+        options_of(tmp_path, build.params)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
