@@ -17,7 +17,7 @@ from cache_tools.errors import CometError, visible
 from cache_tools.settings import RecheckSettings
 
 if TYPE_CHECKING:
-    from cache_tools.verify.report import Report
+    from cache_tools.verify.report import Damage, Report
 
 MOST_SHOWN = 50
 DAMAGED, SOUND = "  DAMAGED", "sound and complete"
@@ -99,11 +99,8 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
     for group, shard in report.damaged_shards:
         drop_shard(open_cache(cache), group, shard)
         click.echo(f"dropped shard {group} {shard}")
-    if left := [damage.message for damage in report.damage if damage.shard is None]:
-        raise CometError(
-            f"{cache}: damage that repair cannot fix ({len(left)}): {left[0]}. Copy such files from a sound copy, "
-            "remove files that do not belong, or build the cache again"
-        )
+    if left := [damage for damage in report.damage if damage.shard is None]:
+        raise CometError(f"{cache}: damage that repair cannot fix ({len(left)}): {left[0].message}. {_way_out(left)}")
     if report.damaged_shards:
         click.echo(f"{len(report.damaged_shards)} shards dropped; {_made_again(report)}")
     else:
@@ -138,7 +135,7 @@ def as_lines(report: "Report") -> list[str]:
         lines.append("damaged shards: " + ", ".join(f"{group} {shard}" for group, shard in report.damaged_shards))
         lines.append(f"`{_repairing(report)}` drops them; {_made_again(report)}")
     elif report.damage:
-        lines.append("repair cannot fix this: copy these files from a sound copy, or build the cache again")
+        lines.append(f"repair cannot fix this. {_way_out(report.damage)}")
     elif report.missing:
         total = report.shards + report.missing
         lines.append(f"sound as far as it goes: {report.missing} of {total} shards are not built yet")
@@ -147,6 +144,14 @@ def as_lines(report: "Report") -> list[str]:
     if report.attaching is not None:
         lines.append(f"it holds no text; to train from it attach the text first: {report.attaching}")
     return lines
+
+
+def _way_out(left: list["Damage"]) -> str:
+    """Return what to do about damage outside shards."""
+    if all(damage.foreign for damage in left):
+        return "Remove what does not belong: of the cache itself nothing is damaged"
+    foreign = ", and remove what does not belong" * any(damage.foreign for damage in left)
+    return f"Copy the damaged files from a sound copy, or build the cache again{foreign}"
 
 
 def _made_again(report: "Report") -> str:

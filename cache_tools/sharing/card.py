@@ -9,15 +9,15 @@ from tqdm import tqdm
 from cache_tools.errors import CometError, printable
 from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
+from cache_tools.store.ledger import CARD as CARD
 from cache_tools.store.ledger import Extent
-from cache_tools.store.provenance import attach_call
+from cache_tools.store.provenance import attach_call, texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.start import describe_start
 from cache_tools.templates import render
 from cache_tools.text.hub import UNKNOWN_LICENCE
 
-CARD = "README.md"
 MARK = "<!-- written by comet-cache push -->"
 MAX_CARD_BYTES = 2**20
 NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary|gated)\b")
@@ -27,7 +27,7 @@ def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
     """Return the name and licence of every text in a cache of this provenance."""
     return {
         printable(source.get("name", "a text without a name")): printable(source.get("licence") or UNKNOWN_LICENCE)
-        for source in provenance.get("text", [])
+        for source in texts_read(provenance)
     } or {"a text without a name": UNKNOWN_LICENCE}
 
 

@@ -24,6 +24,7 @@ from cache_tools.store.start import START, start_arrays
 LEDGER = "ledger"
 EXTENT = f"{LEDGER}/extent.json"
 LOCK = f"{LEDGER}/lock"
+CARD = "README.md"  # for people
 TOKENIZER = "tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 MAX_ATTRIBUTES_BYTES = 2**20

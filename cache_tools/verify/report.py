@@ -13,10 +13,12 @@ if TYPE_CHECKING:  # tolerance imports the teacher's torch, which reading does n
 
 @dataclass(frozen=True)
 class Damage:
-    """One damage, in words, and its shard; None for sealed files and for files that belong to nothing."""
+    """One damage, in words, and its shard; None for sealed files and for files that belong to nothing, which are
+    `foreign`."""
 
     message: str
     shard: ShardKey | None = None
+    foreign: bool = False
 
 
 @dataclass

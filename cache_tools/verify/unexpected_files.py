@@ -7,9 +7,9 @@ from itertools import product
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.sharing.card import CARD
+from cache_tools.foreign import is_left_by_system, named
 from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
-from cache_tools.store.ledger import EXTENT, LOCK, SEAL, ShardKey, shard_record_path
+from cache_tools.store.ledger import CARD, EXTENT, LOCK, SEAL, ShardKey, shard_record_path
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
@@ -29,9 +29,11 @@ def check_names(cache: Cache, report: Report) -> None:
                     continue
                 (known if committed or name in TOKEN_ARRAYS else uncommitted).add(spec.chunk_path(shard))
     incoming = text = 0
-    for relative, path in _files_below(cache.root):
+    left: list[str] = []
+    for relative, path in _files_below(cache.root, left):
         if path.is_symlink() or not path.is_file():
-            report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only"))
+            own = relative in known or relative in uncommitted  # its content was not checked by following a link
+            report.damage.append(Damage(f"{path}: a link or a special file; a cache holds files only", foreign=not own))
         elif relative in uncommitted:
             report.notes.append(f"{relative}: of an uncommitted shard; the next build replaces it")
         elif relative.startswith(STAGING):
@@ -43,7 +45,11 @@ def check_names(cache: Cache, report: Report) -> None:
             incoming, text = incoming + (not is_text), text + is_text
             _check_beyond(cache, *owner, report)
         else:
-            report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache"))
+            report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache", foreign=True))
+    if left:
+        report.notes.append(
+            f"not part of the cache, and no damage: {named(sorted(left))}, which systems leave in folders"
+        )
     if incoming:
         report.notes.append(
             f"{incoming} files of shards or arrays that this copy is not meant to hold yet: of a pull that is under "
@@ -82,9 +88,14 @@ def _check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report)
         report.damage.append(Damage(str(error), key))
 
 
-def _files_below(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield everything under a folder that is not a folder, with its relative path; follow no link."""
+def _files_below(root: Path, left: list[str]) -> Iterator[tuple[str, Path]]:
+    """Yield everything under a folder that is not a folder, with its relative path; follow no link. Files and folders
+    that systems leave are added to `left` instead."""
     for folder, names, files in os.walk(root):
+        own = [name for name in (*names, *files) if is_left_by_system(name)]
+        left += [(Path(folder) / name).relative_to(root).as_posix() for name in own]
+        names[:] = [name for name in names if name not in own]
+        files = [name for name in files if name not in own]
         for name in [*files, *(n for n in names if (Path(folder) / n).is_symlink())]:
             path = Path(folder) / name
             yield path.relative_to(root).as_posix(), path

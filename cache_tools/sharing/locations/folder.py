@@ -5,9 +5,11 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from os.path import exists, isfile  # unlike those of Path they take names that no disk has
 from pathlib import Path
 
 from cache_tools.errors import CometError
+from cache_tools.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.store.copy import rename_into, writing_in
 from cache_tools.store.records import read_bounded
@@ -33,7 +35,7 @@ class Folder:
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes."""
-        return read_bounded(self.root / path, limit) if (self.root / path).exists() else None
+        return read_bounded(self.root / path, limit) if exists(self.root / path) else None
 
     def blocks(self, path: str, size: int) -> Blocks:
         """Yield the content of a file, whatever its size. Raises CometError if it cannot be read."""
@@ -49,7 +51,7 @@ class Folder:
 
     def size_of(self, path: str) -> int | None:
         """Return the size of a file in bytes, None if there is none."""
-        return (self.root / path).stat().st_size if (self.root / path).is_file() else None
+        return (self.root / path).stat().st_size if isfile(self.root / path) else None
 
     def has_exactly(self, path: str, size: int, sha256: str) -> bool:
         """Return whether there is a file of this size and hash."""
@@ -64,8 +66,9 @@ class Folder:
         """Do nothing: writing to a disk raises its own errors."""
 
     def is_empty(self) -> bool:
-        """Return whether the folder holds nothing, or only what a stopped transfer left."""
-        return not self.root.exists() or all(path.name.startswith(STAGING) for path in self.root.iterdir())
+        """Return whether the folder holds nothing, or only what systems and stopped transfers leave."""
+        names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
+        return all(name.startswith(STAGING) or is_left_by_system(name) for name in names)
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
         """Write a file, which gets its name only once all blocks are on the disk.

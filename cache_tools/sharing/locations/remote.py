@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import fsspec
 
 from cache_tools.errors import CometError
+from cache_tools.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.http import HttpClient, redacted
 from cache_tools.sharing.retry import RetryPolicy, Unreachable
@@ -151,11 +152,11 @@ class Remote:
             )
 
     def is_empty(self) -> bool:
-        """Return whether there is nothing, or only what a stopped transfer left of its first file."""
+        """Return whether there is nothing, or only what systems and stopped transfers leave."""
         with self._errors(""):
             try:
                 names = [path.rpartition("/")[2] for path in self.fs.ls(self.root, detail=False)]
-                return all(PARTIAL in name for name in names)
+                return all(PARTIAL in name or is_left_by_system(name) for name in names)
             except FileNotFoundError:
                 return True
 

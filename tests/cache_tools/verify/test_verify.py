@@ -14,6 +14,7 @@ from helpers.settings import build_settings
 from helpers.small_caches import change_json, exchange, flip_byte, rewrite
 
 from cache_tools import build_cache, open_cache
+from cache_tools.cli.facts import describe
 from cache_tools.cli.main import main
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
@@ -99,7 +100,7 @@ def test_damage_that_no_shard_is_to_blame_for(copy: Callable[..., Path], path: s
     assert str(root / path) in report.damage[0].message
     done = CliRunner().invoke(main, ["repair", str(root)])
     assert done.exit_code == 1
-    assert "Copy such files from a sound copy" in done.stderr
+    assert "Copy the damaged files from a sound copy, or build the cache again" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["train/sample_id/c/0/0/0/1", "ledger/train-00099.json", "notes.txt", ".hidden/x.pkl"])
@@ -109,6 +110,28 @@ def test_unknown_files_are_damage(copy: Callable[..., Path], name: str) -> None:
     (root / name).write_text("x")
     (damage,) = verify(root).damage
     assert damage.message == f"{root / name}: unknown file; it belongs to nothing in this cache"
+    way_out = "Remove what does not belong: of the cache itself nothing is damaged"
+    assert way_out in CliRunner().invoke(main, ["verify", str(root)]).stdout
+    assert way_out in CliRunner().invoke(main, ["repair", str(root)]).stderr
+    flip_byte(root / "vocabulary/id/c/0")
+    said = CliRunner().invoke(main, ["verify", str(root)]).stdout
+    assert "Copy the damaged files from a sound copy, or build the cache again, and remove what does not belong" in said
+
+
+def test_what_systems_leave_in_folders_is_noted(copy: Callable[..., Path], built: dict[str, Path]) -> None:
+    root = copy()
+    names = (".DS_Store", "train/._zarr.json", "Icon\r", "ledger/Thumbs.db", "desktop.ini", ".directory", ".nfs00a1")
+    for name in (*names, "lost+found/1", "@eaDir/x@S", ".Trash-1000/files/x", ".stfolder/y", ".zarr.json.swp"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"\0\0\0\1Bud1")
+    report = verify(root, deep=True)
+    assert report.damage == []
+    (note,) = report.notes
+    assert note.startswith("not part of the cache, and no damage: .DS_Store, .Trash-1000, .directory")
+    assert note.endswith(" and 7 more, which systems leave in folders")
+    said = CliRunner().invoke(main, ["verify", str(root)])
+    assert (said.exit_code, said.stdout.splitlines()[-1]) == (0, "sound and complete")
+    assert describe(open_cache(root))["bytes"] == describe(open_cache(built["threshold"]))["bytes"]
 
 
 def test_links_and_special_files_are_damage(copy: Callable[..., Path], built: dict[str, Path]) -> None:
