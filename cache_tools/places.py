@@ -29,13 +29,14 @@ def require_place(path: Path, option: str) -> None:
     """Raise CometError, naming the option, unless a file or folder could be created at `path`: a sensible name, in no
     cache, in a folder that exists or could, on a disk that can be written."""
     what = f"{option} {path}"
-    if not path.name or path.name == "..":
+    if not path.name.strip() or path.name == "..":
         raise CometError(f"{what}: expected a path that ends in a name", exit_code=2)
     if len(os.fsencode(path.name)) > LONGEST_NAME or "\0" in str(path):
         raise CometError(f"{what}: expected a name of at most {LONGEST_NAME} bytes, without NUL", exit_code=2)
     try:
-        folder = path.resolve().parent
-        outer = enclosing_cache(folder)
+        real = path.resolve()
+        outer = enclosing_cache(real.parent)
+        folder = real if real.is_dir() else real.parent  # the root of a disk is written, and its parent perhaps not
         while not folder.exists():
             folder = folder.parent
         if outer is None:
@@ -46,6 +47,28 @@ def require_place(path: Path, option: str) -> None:
     raise CometError(
         f"{what}: lies in the cache {outer}, which holds nothing but its own files; give a path outside", exit_code=2
     )
+
+
+def require_folder(path: Path, option: str, *sources: Path) -> None:
+    """Raise CometError as `require_place` does, and unless a folder at `path` would be apart from all sources: neither
+    one of them, nor in one, nor around one."""
+    require_place(path, option)
+    if path.exists() and not path.is_dir():
+        raise CometError(f"{option} {path}: is a file; expected a folder, or the path of a new one", exit_code=2)
+    for source in sources:
+        require_apart(source, path, option)
+        if source.resolve() == path.resolve():
+            raise CometError(f"{option} {path}: is {source} itself; give another folder", exit_code=2)
+
+
+def require_no_cache(path: Path, option: str) -> None:
+    """Raise CometError as `require_place` does, and if there is a cache at `path`."""
+    require_place(path, option)
+    if (cache := enclosing_cache(path)) is not None:
+        raise CometError(
+            f"{option} {path}: is the cache {cache}, which holds nothing but its own files; give another path",
+            exit_code=2,
+        )
 
 
 def require_apart(source: Path, destination: Path, option: str) -> None:

@@ -36,14 +36,13 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     if cache.extent == with_tokens(cache.extent, cache.recipe):
         remove_abandoned(cache.root, STAGING)  # a call killed after its last step may have left its folder
         return cache
+    texts, evaluation = find_texts(text), find_sources(exclude, "--exclude", ITEM_FORMATS)
     keys = committed_shards(cache)
     if not keys:
         raise CometError(f"{cache.root}: holds no shard to attach a text to; pull or merge some first")
     left = _files_left(cache, keys)
     tokenizer = load_cache_tokenizer(cache)
-    texts = find_texts(text)
     sources = tuple(resolve_text(t, cache.provenance) if isinstance(t, HubText) else t for t in texts)
-    evaluation = find_sources(exclude, "--exclude", ITEM_FORMATS)
     stopped = f"{cache.root}: stopped; it is detached as before, run the same command again"
     with stop_on_signal(None, stopped), staging_in(cache.root) as work:
         rebuilt = rebuild_tokens(cache, sources, evaluation, tokenizer, work)

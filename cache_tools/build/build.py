@@ -15,17 +15,20 @@ from cache_tools.build.resolve import at_commits, find_inputs
 from cache_tools.build.restore import restore_lost
 from cache_tools.build.workers import ALONE, Worker, wait_for_seal
 from cache_tools.errors import CometError
+from cache_tools.foreign import named
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
-from cache_tools.settings import BuildSettings
+from cache_tools.settings import BuildSettings, require_type
 from cache_tools.store.reader import Cache, open_cache
+
+MOST_HOURS = 100_000  # eleven years
 
 
 def build_cache(
     settings: BuildSettings,
     worker: Worker = ALONE,
     max_hours: float | None = None,
-    push_to: str | None = None,
+    push_to: str | Path | None = None,
     i_may_share_this: bool = False,
 ) -> Cache:
     """Build `settings.out`, or resume it. Return the cache, complete but for the shards of other workers.
@@ -36,9 +39,18 @@ def build_cache(
     Raises CometError if arguments are invalid, a teacher or text cannot be read, `out` or `push_to` holds another
     cache, a disk or server refuses, or time, SIGINT or SIGTERM ended the build before this worker's last shard.
     """
+    for name, value, hint in (
+        ("settings", settings, BuildSettings),
+        ("worker", worker, Worker),
+        ("max_hours", max_hours, float | None),
+        ("push_to", push_to, str | Path | None),
+    ):
+        require_type(value, hint, f"build_cache: {name}")
     out = settings.out
-    begun = _begun(out)
+    if max_hours is not None and not 0 < max_hours <= MOST_HOURS:
+        raise CometError(f"--max-hours {str(max_hours)[:80]}: expected more than 0, at most {MOST_HOURS}", exit_code=2)
     inputs, device = find_inputs(settings), choose_device(settings.device)
+    begun = _begun(out)
     destination = find_destination(push_to, out, worker)
     existing = destination.existing
     begun = begun or _begun(out)  # another worker may have begun while this one waited
@@ -74,7 +86,8 @@ def _begun(out: Path) -> Cache | None:
     if not out.exists():
         return None
     if not (out / "zarr.json").is_file():
-        raise CometError(f"{out}: exists and is not a cache; choose another --out", exit_code=2)
+        found = named(sorted(path.name for path in out.iterdir())) or "nothing"
+        raise CometError(f"{out}: exists and is not a cache (it holds {found}); choose another --out", exit_code=2)
     cache = open_cache(out)
     cache.require_text()
     return cache

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from cache_tools.build.prepare import preparing_prefix, publish
 from cache_tools.build.workers import Worker, wait_for_seal
 from cache_tools.errors import noop
+from cache_tools.places import require_folder
 from cache_tools.sharing.card import require_consent, say_whose
 from cache_tools.sharing.listing import Listing
 from cache_tools.sharing.locations.folder import Folder
@@ -70,12 +71,17 @@ class Destination:
             yield committed
 
 
-def find_destination(push_to: str | None, out: Path, worker: Worker) -> Destination:
-    """Look for a cache at the location. All workers but the first wait until one is begun, at `out` or there."""
+def find_destination(push_to: str | Path | None, out: Path, worker: Worker) -> Destination:
+    """Look for a cache at the location. All workers but the first wait until one is begun, at `out` or there.
+
+    Raises CometError if it is a folder that is not apart from `out`.
+    """
     if push_to is None:
         return Destination()
     policy = RetryPolicy()
-    location = locate(push_to, policy)
+    location = locate(str(push_to), policy)
+    if isinstance(location, Folder):
+        require_folder(location.root, "--push-to", out)
     existing = find_existing(location, policy)
     if existing is None and worker.index:
         existing = wait_for_seal(out, partial(find_existing, location, policy))

@@ -55,8 +55,9 @@ def estimate(settings: BuildSettings) -> Estimate:
 
     Raises CometError as `build_cache` does for the same settings.
     """
+    inputs = find_inputs(settings)
     begun = open_cache(settings.out).provenance if settings.out.exists() else {}
-    inputs = at_commits(find_inputs(settings), begun)
+    inputs = at_commits(inputs, begun)
     teacher, tokenizer = inputs.load_teacher()
     with tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder:
         started = time.monotonic()

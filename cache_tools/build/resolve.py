@@ -10,7 +10,8 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.errors import visible
+from cache_tools.errors import CometError, visible
+from cache_tools.places import require_folder
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
@@ -59,7 +60,9 @@ class BuildInputs:
 
 
 def find_inputs(settings: BuildSettings) -> BuildInputs:
-    """Find the inputs. Raises CometError if a text or evaluation file does not exist or has an unknown ending."""
+    """Find the inputs. Raises CometError if no cache can be created at `settings.out`, or there among the texts, and if
+    a text or evaluation file does not exist or has an unknown ending."""
+    require_folder(settings.out, "--out", *settings.local_sources)
     excluded = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     return BuildInputs(settings, find_texts(settings.text), excluded)
 
@@ -68,7 +71,7 @@ def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
     """Return the same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
 
     `begun` is the provenance of that cache, empty for a new one. Of a new cache, prints the texts from the hub and the
-    teacher, with their licences. Raises CometError if the hub cannot provide them.
+    teacher, with their licences. Raises CometError if the hub cannot provide them, and if a text is given twice.
     """
     texts = tuple(resolve_text(text, begun) if isinstance(text, HubText) else text for text in inputs.texts)
     from_hub = dict.fromkeys(text for text in texts if isinstance(text, HubText))
@@ -79,7 +82,19 @@ def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
     if not Path(teacher).is_dir() and not begun:
         name, revision = split_revision(teacher)
         tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {visible(teacher_licence(teacher))})")
-    return replace(inputs, texts=texts, settings=replace(inputs.settings, teacher=teacher))
+    pinned = replace(inputs, texts=texts, settings=replace(inputs.settings, teacher=teacher))
+    _require_different(pinned)
+    return pinned
+
+
+def _require_different(inputs: BuildInputs) -> None:
+    """Raise CometError for a text that is given twice, under whatever name, and would count double."""
+    first: dict[tuple[object, ...], str] = {}
+    for text, record in zip(inputs.texts, inputs.text_records, strict=True):
+        content = (record.get("sha256"), record.get("revision"), None if "sha256" in record else text.name)
+        shown = str(text.path) if isinstance(text, TextFile) else text.name
+        if record.get("bytes") != 0 and (same := first.setdefault(content, shown)) is not shown:
+            raise CometError(f"--text {shown}: the same text as {same}, which would count twice; omit one", exit_code=2)
 
 
 def resolve_text(text: HubText, begun: Mapping[str, Any]) -> HubText:

@@ -8,6 +8,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.parts import PART, detach_option, part_options, report_larger_part, show_result
 from cache_tools.cli.terminal import fact_line, one_line_errors
 from cache_tools.errors import CometError
+from cache_tools.places import require_folder
 from cache_tools.settings import Part
 
 if TYPE_CHECKING:
@@ -41,13 +42,19 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
     from cache_tools.sharing.retry import RetryPolicy
     from cache_tools.sharing.transfer import run_plan
     from cache_tools.store.reader import open_cache
+    from cache_tools.store.recipe import is_digest
 
-    policy = RetryPolicy()
+    part, policy = Part(**options), RetryPolicy()
+    if expected_id is not None and not is_digest(expected_id):
+        raise CometError(f"--id {expected_id[:64]!r}: expected a cache id, 64 hexadecimal digits", exit_code=2)
     to = locate(destination, policy)
     if not isinstance(to, Folder):
         raise CometError(f"{to.name}: pull copies into a folder; to copy elsewhere, pull and then push", exit_code=2)
-    part = Part(**options)
-    planned = plan(read_listing(locate(source, policy), policy), to, part, policy, expected_id)
+    require_folder(to.root, "DST")
+    here = locate(source, policy)
+    if isinstance(here, Folder):
+        require_folder(to.root, "DST", here.root)
+    planned = plan(read_listing(here, policy), to, part, policy, expected_id)
     report_larger_part(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
     with to.staging():
         run_plan(planned, "pull", policy)
@@ -91,6 +98,8 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     here, to = locate(source, policy), locate(destination, policy)
     if not isinstance(here, Folder):
         raise CometError(f"{here.name}: push copies from a folder; to copy from elsewhere, pull first", exit_code=2)
+    if isinstance(to, Folder):
+        require_folder(to.root, "DST", here.root)
     listing = read_listing(here, policy)
     part = Part(detach_text=detach_text)
     has_text = detach(listing.cache.extent, part).has_text

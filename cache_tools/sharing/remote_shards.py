@@ -9,6 +9,7 @@ from dataclasses import replace
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.places import require_no_cache
 from cache_tools.settings import LocalCache, Part
 from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.sharing.listing import Listing, id_of, read_listing
@@ -62,6 +63,7 @@ def open_remote(url: str, local: LocalCache, policy: RetryPolicy) -> Cache:
 
     Raises CometError if there is no sound and complete cache with its text, and Unreachable if there is no answer.
     """
+    require_no_cache(local.folder, "--local-cache")
     location = locate(url, policy)
     if isinstance(location, Folder):
         return open_cache(location.root)

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.places import writing
+from cache_tools.foreign import is_left_by_system, named
+from cache_tools.places import require_folder, writing
 from cache_tools.store.layout import max_file_bytes
-from cache_tools.store.ledger import EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
+from cache_tools.store.ledger import CARD, EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
@@ -19,10 +20,22 @@ Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
 """Yields shards one after the other, and may show a progress bar."""
 
 
+def _require_destination(folder: Path, sources: Sequence[Cache]) -> None:
+    """Raise CometError unless a copy can be made, or gone on with, in the folder: apart from its sources, and without
+    files of other things."""
+    require_folder(folder, "DST", *(cache.root for cache in sources))
+    own = {path.partition("/")[0] for path in (*sources[0].seal.files, SEAL, CARD)}
+    found = [path.name for path in sorted(folder.iterdir())] if folder.exists() else []
+    if others := [n for n in found if n not in own and not n.startswith(STAGING) and not is_left_by_system(n)]:
+        raise CometError(
+            f"DST {folder}: holds other files ({named(others)}); choose an empty folder, or a new one", exit_code=2
+        )
+
+
 def _copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     """Copy the sealed files and write the extent of the copy, as far as they are not there yet; the seal last.
 
-    Raises CometError if the folder holds another cache, another part of this one or other files, or cannot be written.
+    Raises CometError if the folder holds another cache or another part of this one, or cannot be written.
     """
     seal = read_bounded(cache.root / SEAL, MAX_RECORD_BYTES)
     wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
@@ -120,8 +133,9 @@ def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cach
     """Copy a part of a cache into a folder of its own: the same recipe and commit records, a smaller extent.
 
     Run again after a stop it continues. Raises CometError if a shard of the part is missing or damaged, and as
-    `_copy_sealed` and `_copy_shard` do.
+    `_require_destination`, `_copy_sealed` and `_copy_shard` do.
     """
+    _require_destination(folder, [cache])
     for group in GROUPS:
         outside = set(extent.indices(group)) - set(cache.extent.indices(group))
         lacking = sorted(outside | {shard for shard in extent.indices(group) if cache.record(group, shard) is None})
@@ -137,8 +151,9 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
     """Merge caches of one recipe into one; of several versions of a shard, and of the sealed files, the first is taken.
 
     The result is as complete as they are together; run again after a stop it continues. Raises CometError for caches of
-    other recipes or arrays, and as `_copy_sealed` and `_copy_shard` do.
+    other recipes or arrays, and as `_require_destination`, `_copy_sealed` and `_copy_shard` do.
     """
+    _require_destination(folder, caches)
     first = caches[0]
     for other in caches[1:]:
         if unlike := first.recipe.differences(other.recipe):

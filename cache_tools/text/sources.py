@@ -13,19 +13,21 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from os.path import exists  # unlike that of Path it takes names that no disk has
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, visible
+from cache_tools.foreign import is_left_by_system, named
+from cache_tools.places import SEAL, enclosing_cache
 from cache_tools.settings import is_hub_text
 from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
 LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
-NAMED = 5
 MAX_LINE_BYTES = 64 * 2**20
 
 
@@ -229,13 +231,15 @@ def find_sources(
     sources: list[TextFile] = []
     for given in paths:
         path = Path(given)
-        if not path.exists():
+        if not given.strip() or not exists(path):
             raise CometError(f"{option} {given}: no such file or folder", exit_code=2)
         if not path.is_file() and not path.is_dir():
             raise CometError(
                 f"{option} {given}: not a file that can be read twice; write a pipe's content to a file first",
                 exit_code=2,
             )
+        if (cache := enclosing_cache(path)) is not None:
+            raise CometError(f"{option} {given}: lies in the cache {cache}, whose files are not texts", exit_code=2)
         files = _files_of_folder(path, option, formats) if path.is_dir() else [path]
         if not files:
             raise CometError(f"{option} {given}: the folder holds no {', '.join(formats)} file", exit_code=2)
@@ -251,18 +255,26 @@ def find_sources(
 
 
 def _files_of_folder(folder: Path, option: str, formats: tuple[str, ...]) -> list[Path]:
-    """Return the files of these formats below a folder by name, without hidden ones; print the names of others."""
-    found, others = [], []
+    """Return the files of these formats below a folder by name, without hidden ones and those of caches; print the
+    names of others."""
+    found = []
+    caches = {seal.parent.parent for seal in folder.rglob(SEAL)}
+    others = [cache.relative_to(folder).as_posix() for cache in sorted(caches)]
     for path in sorted(folder.rglob("*")):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if any(part.startswith(".") or is_left_by_system(part) for part in path.relative_to(folder).parts):
             continue  # a system's or a notebook's own copies
+        if not caches.isdisjoint(path.parents):
+            continue
         if path.is_file() and _text_format(path) in formats:
             found.append(path)
         elif not path.is_dir() or path.is_symlink():
             others.append(path.relative_to(folder).as_posix())
     if others and found:
-        named = ", ".join(others[:NAMED]) + (f" and {len(others) - NAMED} more" if len(others) > NAMED else "")
-        tqdm.write(visible(f"{option} {folder}: left out for their endings, or as links to folders: {named}"))
+        tqdm.write(
+            visible(
+                f"{option} {folder}: left out for their endings, as caches, or as links to folders: {named(others)}"
+            )
+        )
     return found
 
 

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from cache_tools.errors import CometError
-from cache_tools.places import LONGEST_NAME, enclosing_cache, require_apart, require_place, writing
+from cache_tools.places import (
+    LONGEST_NAME,
+    enclosing_cache,
+    require_apart,
+    require_folder,
+    require_no_cache,
+    require_place,
+    writing,
+)
 
 
 @pytest.fixture
@@ -44,7 +52,7 @@ def test_a_relative_path_is_taken_from_the_working_folder(cache: Path, monkeypat
     assert "lies in the cache" in refused("student")
 
 
-@pytest.mark.parametrize("path", [".", "..", "/", ""])
+@pytest.mark.parametrize("path", [".", "..", "/", "", " "])
 def test_a_path_without_a_name_is_refused(path: str) -> None:
     assert "expected a path that ends in a name" in refused(path)
 
@@ -76,6 +84,25 @@ def test_a_folder_in_the_other_is_refused_either_way_round(cache: Path, tmp_path
             require_apart(cache, inner, "DST")
     with pytest.raises(CometError, match=f"DST .*: contains {cache}; give a folder beside it"):
         require_apart(cache, tmp_path, "DST")
+
+
+def test_a_folder_that_is_there_is_what_must_be_writable(tmp_path: Path) -> None:
+    """As the root of a disk is, in a folder that only the system writes."""
+    (tmp_path / "mount").mkdir()
+    require_folder(tmp_path / "mount", "DST")
+    if Path("/dev/shm").is_dir():
+        require_folder(Path("/dev/shm"), "DST")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CometError, match=r"^DST .*/file: is a file; expected a folder"):
+        require_folder(tmp_path / "file", "DST")
+    with pytest.raises(CometError, match=r"^DST .*/mount: is .*/mount itself; give another folder"):
+        require_folder(tmp_path / "mount", "DST", tmp_path / "other", tmp_path / "mount")
+
+
+def test_a_cache_is_no_place_for_files_of_others(cache: Path) -> None:
+    with pytest.raises(CometError, match=rf"^--local-cache {cache}: is the cache {cache}, which holds nothing but"):
+        require_no_cache(cache, "--local-cache")
+    require_no_cache(cache.parent / "local", "--local-cache")
 
 
 @pytest.mark.parametrize(

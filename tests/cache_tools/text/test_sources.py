@@ -279,13 +279,17 @@ def test_hidden_files_are_no_text_and_others_are_named(tmp_path: Path, capsys: p
     folder.mkdir()
     (folder / "linked").symlink_to(tmp_path / "elsewhere")
     (folder / ".hidden").mkdir()
+    for name in ("old.zarr/ledger", "lost+found", "@eaDir"):
+        (folder / name).mkdir(parents=True)
+    for name in ("old.zarr/ledger/seal.json", "old.zarr/notes.txt", "lost+found/old.txt", "@eaDir/a.txt"):
+        written(folder / name, b"not of this text\n")
     for name in (".hidden/a.txt", "._a.txt", ".DS_Store", "a.txt", "B.TXT", "notes.doc", "data.csv"):
         written(folder / name, b"\x00\x05\x16\x07\xb0" if "._" in name else name.encode())
     found = find_sources((str(folder),))
     assert [source.name for source in found] == ["B.TXT", "a.txt"]
     assert [document for source in found for document in documents(source)] == ["B.TXT", "a.txt"]
     said = capsys.readouterr().out
-    expected = "left out for their endings, or as links to folders: data.csv, linked, notes.doc"
+    expected = "left out for their endings, as caches, or as links to folders: old.zarr, data.csv, linked, notes.doc"
     assert said == f"--text {folder}: {expected}\n"
 
 
