@@ -1,5 +1,6 @@
 """What teacher, tokenizer and text must allow, before the hours of a build are spent on them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +9,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.attention import AttentionCapture
-from cache_tools.errors import CometError, first_line
+from cache_tools.errors import CometError, first_line, visible
+from cache_tools.foreign import named
 from cache_tools.models import max_positions
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
@@ -16,9 +18,12 @@ from cache_tools.store.records import read_bounded
 from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.teacher.model import Teacher
 from cache_tools.text.corpus import Spool
+from cache_tools.text.hub_text import HubText
+from cache_tools.text.sources import TextFile
 from cache_tools.text.tokenizer import vocabulary_size
 
 NO_MAPS = "--attention-layers none"
+MANY_REPEATED = 0.25  # of all documents
 MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
 SHORTEST = 2  # tokens of a row that the teacher is tried with
 SAME = 1e-3  # relative to the largest feature, in float32
@@ -105,6 +110,19 @@ def check_unknown_tokens(teacher: str, spool: Spool, tokenizer: PreTrainedTokeni
         )
     if share >= MANY_UNKNOWN:
         tqdm.write(f"{said}: no student will know them either; is this its script?")
+
+
+def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:
+    """Print which texts gave no token, and how many documents are repeated, if it is many."""
+    if unread := [text.name for text, tokens in zip(texts, spool.source_tokens, strict=True) if not tokens]:
+        reached = limit is not None and spool.total >= limit
+        why = f"{limit:,} tokens were reached before (--max-tokens)" if reached else "there is no text in it"
+        tqdm.write(visible(f"--text: not a token is of {named(unread)}: {why}"))
+    if spool.repeated >= MANY_REPEATED * spool.document_count:
+        tqdm.write(
+            f"{spool.repeated:,} of {spool.document_count:,} documents repeat another word for word: is a text given "
+            "twice, as it is and compressed?"
+        )
 
 
 def check_tokenizer(folder: Path, vocab_size: int) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.anatomy import why_no_start
-from cache_tools.build.checks import check_against_teacher, check_tokenizer, check_unknown_tokens
+from cache_tools.build.checks import check_against_teacher, check_tokenizer, check_unknown_tokens, say_what_was_read
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
 from cache_tools.errors import CometError
@@ -76,6 +76,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
         check_unknown_tokens(settings.teacher, spool, tokenizer)
+        say_what_was_read(inputs.texts, spool, settings.token_limit)
         provenance = _make_provenance(inputs, spool, int(spool.counts[tokenizer.unk_token_id]))
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
@@ -221,7 +222,10 @@ def _make_provenance(inputs: BuildInputs, spool: Spool, unknown: int) -> dict[st
         "language": language.code,
         "language_name": language.name,
         **inputs.teacher_provenance(),
-        "text": inputs.text_provenance(),
+        "text": [
+            record | {"tokens": tokens}
+            for record, tokens in zip(inputs.text_provenance(), spool.source_tokens, strict=True)
+        ],
         "text_tokens": spool.total,
         "unknown_tokens": unknown,
         "documents": spool.document_count,

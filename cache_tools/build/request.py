@@ -47,7 +47,7 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
         "--start-width": (start.width, recipe.start_width),
         "--rows-per-shard": (settings.rows_per_shard, recipe.rows_per_shard),
         "--max-tokens": (settings.token_limit, provenance.get("max_tokens")),
-        "--text": (inputs.text_records, _without_licences(provenance.get("text"))),
+        "--text": (inputs.text_records, _as_asked_for(provenance.get("text"))),
         "--exclude": (inputs.excluded_records, provenance.get("excluded")),
         "--lang": (find_language(settings.language).code, provenance.get("language")),
     }
@@ -58,6 +58,6 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
     return [f"{name}: asked {a}, the cache has {b}" for name, (a, b) in asked.items() if a != b]
 
 
-def _without_licences(recorded: Any) -> list[dict[str, Any]]:
-    """Return the records without the hub's licence, as `BuildInputs.text_records` has them."""
-    return [{name: value for name, value in text.items() if name != "licence"} for text in recorded or []]
+def _as_asked_for(recorded: Any) -> list[dict[str, Any]]:
+    """Return the records as `BuildInputs.text_records` has them: without the hub's licence and the tokens read."""
+    return [{k: value for k, value in text.items() if k not in ("licence", "tokens")} for text in recorded or []]

@@ -19,6 +19,7 @@ from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import put_tokens, staging_in
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import ShardKey, token_digest
+from cache_tools.store.provenance import texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, spool_documents
@@ -67,7 +68,8 @@ def rebuild_tokens(
     Raises CometError if the text cannot be read or gives another number of rows.
     """
     recipe, provenance = cache.recipe, cache.provenance
-    mismatches = _source_mismatches(sources, provenance.get("text", []), "--text")
+    whole = len(sources) == len(provenance.get("text", []))
+    mismatches = _source_mismatches(sources, provenance.get("text", []) if whole else texts_read(provenance), "--text")
     mismatches += _source_mismatches(evaluation, provenance.get("excluded", []), "--exclude")
     for mismatch in mismatches:
         tqdm.write(f"note: {visible(mismatch)}; the tokens decide whether it is the same text")

@@ -33,10 +33,16 @@ class Spool:
     table: Path
     counts: NDArray[np.int64]  # [V] how often each id occurs
     excluded: int  # documents that share an n-gram with an evaluation item
+    source_tokens: tuple[int, ...]  # of each source, 0 of those after the limit
 
     @property
     def total(self) -> int:
         return int(self.counts.sum())
+
+    @property
+    def repeated(self) -> int:
+        """How many documents are there already, word for word."""
+        return self.document_count - len(np.unique(np.fromfile(self.table, dtype=DOCUMENT)["hash"]))
 
     @property
     def document_count(self) -> int:
@@ -91,12 +97,13 @@ def spool_documents(
     ngrams = excluded_ngrams(evaluation)
     counts = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     id_path, table_path = work / "ids.bin", work / "documents.bin"
-    texts = (text for source in sources for text in documents(source))
+    source_tokens = [0] * len(sources)
     progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
     with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = excluded = 0
-        chunks = _chunks(texts)
-        while (limit is None or total < limit) and (chunk := next(chunks, None)) is not None:
+        chunks = ((number, chunk) for number, source in enumerate(sources) for chunk in _chunks(documents(source)))
+        while (limit is None or total < limit) and (found := next(chunks, None)) is not None:
+            number, chunk = found
             shared = contain_ngram(chunk, ngrams)
             kept = np.flatnonzero(~shared)
             encoded = encode_texts(tokenizer, [chunk[i] for i in kept], None if limit is None else limit - total)
@@ -114,13 +121,14 @@ def spool_documents(
             counts += np.bincount(ids, minlength=len(counts))
             excluded += int(shared[:end].sum())
             total += len(ids)
+            source_tokens[number] += len(ids)
             progress.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
         raise CometError(
             f"--text {names}: found no text (after --exclude); expected one document per line", exit_code=2
         )
-    return Spool(id_path, table_path, counts, excluded)
+    return Spool(id_path, table_path, counts, excluded, tuple(source_tokens))
 
 
 def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:

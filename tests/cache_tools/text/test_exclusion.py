@@ -206,7 +206,7 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
     if tokens_of is not None:
         kept = [i for i in kept if i < (20 if tokens_of == 20 else 22)]
     asked = BuildSettings(
-        out=tmp_path / "kin.zarr", language="kin", teacher="", text=(str(corpus),),
+        out=tmp_path / "kin.zarr", language="kin", teacher="any", text=(str(corpus),),
         max_tokens=None if tokens_of is None else sum(sizes[i] for i in kept),
     )  # fmt: skip
     spool = spool_documents(
@@ -219,7 +219,7 @@ def test_what_is_left_out_is_counted_as_far_as_the_text_is_used(
 def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teacher: Path) -> None:
     corpus = tmp_path / "text.txt"
     corpus.write_text("\n".join(lines))
-    asked = BuildSettings(out=tmp_path, language="kin", teacher="", text=(str(corpus),), exclude=(str(corpus),))
+    asked = BuildSettings(out=tmp_path, language="kin", teacher="any", text=(str(corpus),), exclude=(str(corpus),))
     sources = find_sources(asked.text)
     with pytest.raises(CometError, match=r"^--text text\.txt: found no text \(after --exclude\)"):
         spool_documents(sources, sources, load_teacher_tokenizer(str(sample_teacher)), tmp_path, None)
