@@ -1,11 +1,13 @@
 """The main facts about a cache, and the options that build it again; apart from the commands, which start at once."""
 
 import os
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cache_tools.foreign import is_left_by_system
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
 from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
@@ -33,7 +35,7 @@ def describe(cache: Cache) -> dict[str, object]:
         **({} if is_whole else {"part": _part_of_whole(cache)}),
         **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
         "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
-        "text": _listed(provenance.get("text", []), "name"),
+        "text": _texts(provenance.get("text", [])),
         **_from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
         **_unknown(provenance),
@@ -41,6 +43,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
         **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
+        **_computed(cache),
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
@@ -59,6 +62,24 @@ def describe(cache: Cache) -> dict[str, object]:
     return facts
 
 
+def numerics_of(cache: Cache) -> list[str]:
+    """Return how many shards were computed how, by device, dtype, versions and all that their last bits depend on, the
+    most frequent first."""
+    records = (cache.record(*key) for key in cache.extent.keys())
+    kinds = Counter(tuple(sorted(record.numerics.items())) for record in records if record is not None)
+    return [
+        f"{count:,} shards of {', '.join(f'{name} {value}' for name, value in kind)}"
+        for kind, count in kinds.most_common()
+    ]
+
+
+def _computed(cache: Cache) -> dict[str, object]:
+    """Return how the shards were computed; of several ways the first, and how many others there are."""
+    ways = numerics_of(cache)
+    others = f"; in {len(ways) - 1} other ways the rest" * (len(ways) > 1)
+    return {"computed": ways[0] + others} if ways else {}
+
+
 def _unknown(provenance: dict[str, Any]) -> dict[str, object]:
     """Return how many tokens of the text are unknown to the tokenizer, if the cache says so."""
     unknown, total = provenance.get("unknown_tokens"), provenance.get("text_tokens")
@@ -66,11 +87,11 @@ def _unknown(provenance: dict[str, Any]) -> dict[str, object]:
 
 
 def _bytes_of(root: Path) -> int:
-    """Return the bytes of a cache's files, without those that a build or a copy still writes."""
+    """Return the bytes of a cache's files, without those that a build or a copy still writes, and a system's own."""
     size = 0
     for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if not name.startswith(STAGING)]
-        for name in files:
+        names[:] = [name for name in names if not name.startswith(STAGING) and not is_left_by_system(name)]
+        for name in (file for file in files if not is_left_by_system(file)):
             with suppress(FileNotFoundError):  # it was removed a moment ago
                 size += (Path(folder) / name).stat().st_size
     return size
@@ -82,6 +103,16 @@ def _part_of_whole(cache: Cache) -> str:
     shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
     without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
     return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
+
+
+def _texts(records: list[dict[str, Any]]) -> str:
+    """Return the names of the texts; of several with the tokens that are of each, if the cache says so."""
+    told = [
+        str(record["name"]) + (f" ({record['tokens']:,} tokens)" if len(records) > 1 and "tokens" in record else "")
+        for record in records
+        if record.get("name")
+    ]
+    return ", ".join(told)
 
 
 def _listed(records: list[dict[str, Any]], field: str) -> str:

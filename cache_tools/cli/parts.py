@@ -1,6 +1,5 @@
 """comet-cache subset and merge."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -38,8 +37,8 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("--signals", type=click.Choice(PART_SIGNALS), default="all", help=signals)(
         detach_option(command)
     )
-    command = click.option("--max-tokens", type=click.IntRange(1), help=max_tokens)(command)
-    return click.option("--fraction", type=click.FloatRange(0, 1, min_open=True), help=fraction)(command)
+    command = click.option("--max-tokens", type=int, help=max_tokens)(command)
+    return click.option("--fraction", type=float, help=fraction)(command)
 
 
 @click.command(
@@ -129,11 +128,9 @@ def records_of(cache: "Cache") -> list["ShardRecord"]:
 
 def _numerics_lines(cache: "Cache") -> list[str]:
     """Return a line for each device and dtype that shards were computed with, the most frequent first."""
-    kinds = Counter(tuple(sorted(record.numerics.items())) for record in records_of(cache))
-    return [
-        f"{cache.root}: {count:,} shards of " + printable(", ".join(f"{name} {value}" for name, value in kind))
-        for kind, count in kinds.most_common()
-    ] or [f"{cache.root}: no shard is built yet"]
+    from cache_tools.cli.facts import numerics_of
+
+    return [f"{cache.root}: {printable(way)}" for way in numerics_of(cache) or ["no shard is built yet"]]
 
 
 def _differing_shards(caches: Sequence["Cache"]) -> list[str]:
