@@ -14,6 +14,7 @@ from cache_tools.errors import CometError, first_line
 from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
+from comet.overlap import require_other_text
 from comet.settings import StudentConfig, run_identity
 from comet.student.family import StudentShape, family_of
 from comet.student.model import earlier_student, new_student, shape_of
@@ -68,7 +69,7 @@ class Preparation:
 def open_for_training(locations: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
     """Open the caches in these folders or at these URLs; shards from a URL are read on demand and kept in `local`.
 
-    Raises CometError unless all caches are complete, with their text, and of one teacher.
+    Raises CometError unless all caches are complete, with their text, of one teacher, and different ones.
     """
     if isinstance(locations, str | Path) or not locations:
         raise CometError(f"--cache {str(locations)[:80]}: expected a list of folders or URLs", exit_code=2)
@@ -102,10 +103,13 @@ def require_inputs(caches: Sequence[Cache], config: StudentConfig) -> None:
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, PreTrainedModel]:
     """Return the inputs of a training and the student at step 0.
 
-    Raises CometError if the caches lack text or validation rows, or the student cannot be made.
+    Raises CometError if the caches lack text or validation rows, if one trains on what another is validated on, or if
+    the student cannot be made.
     """
     for cache in caches:
         cache.require_text()
+    require_compatible(caches)
+    require_other_text(caches)
     training, validation = shards_of(caches, "train"), shards_of(caches, "validation")
     if not validation:
         raise CometError(f"{caches[0].name}: no validation rows to measure a student on; build a cache of more text")

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from threading import Thread, current_thread
 
 import numpy as np
@@ -246,7 +247,8 @@ def arrays_to_read(recipe: Recipe, attention: bool, trimmed: bool | None = None)
 
 
 def require_compatible(caches: Sequence[Cache]) -> None:
-    """Raise CometError, naming each difference, unless the caches have one teacher, the same signals and row length."""
+    """Raise CometError, naming each difference, unless the caches have one teacher, the same signals and row length;
+    and if two of them hold the same rows, as copies, parts and other builds of one cache do."""
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
     signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
     first = asdict(caches[0].recipe)
@@ -258,6 +260,13 @@ def require_compatible(caches: Sequence[Cache]) -> None:
             raise CometError(
                 f"--cache {other.name}: {unlike} in {caches[0].name}; "
                 "caches that are trained on together need one teacher, the same signals and rows of one length",
+                exit_code=2,
+            )
+    for one, other in combinations(caches, 2):
+        if one.recipe.recipe_id == other.recipe.recipe_id and set(one.extent.keys()) & set(other.extent.keys()):
+            raise CometError(
+                f"--cache {other.name}: the same cache as {one.name}, or another part or build of it, so that rows "
+                "would count twice; omit one, or join parts with comet-cache merge",
                 exit_code=2,
             )
 
