@@ -74,9 +74,9 @@ def numerics_of(cache: Cache) -> list[str]:
 
 
 def _computed(cache: Cache) -> dict[str, object]:
-    """Return how the shards were computed; of several ways the first, and how many others there are."""
+    """Return how the shards were computed, or most of them."""
     ways = numerics_of(cache)
-    others = f"; in {len(ways) - 1} other ways the rest" * (len(ways) > 1)
+    others = "; the others otherwise" * (len(ways) > 1)
     return {"computed": ways[0] + others} if ways else {}
 
 
