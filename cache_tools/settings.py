@@ -98,7 +98,7 @@ class BuildSettings:
         require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
         for option, layers in (("--attention-layers", self.attention_layers), ("--start-layers", self.start_layers)):
             ok = LAYERS.fullmatch(layers) is not None or (layers == AUTO and option == "--start-layers")
-            require(ok, option, repr(layers), LAYER_FORMS)
+            require(ok, option, layers, LAYER_FORMS)
         ok = self.start_width is None or 1 <= self.start_width <= 2**14
         require(ok, "--start-width", self.start_width, "1 to 16384")
         require(1 <= self.rows_per_shard <= 2**20, "--rows-per-shard", self.rows_per_shard, "1 to 1048576")

@@ -243,11 +243,16 @@ def test_a_teacher_never_runs_code_of_its_folder(folders: Folders) -> None:
 
 
 def test_out_is_a_file(folders: Folders) -> None:
-    check(folders, 2, ("kin.zarr", "not a cache"), {"out": folders.write("kin.zarr", b"my thesis")})
+    check(folders, 2, ("kin.zarr: is a file", "expected a folder"), {"out": folders.write("kin.zarr", b"my thesis")})
 
 
 def test_out_is_a_folder_of_something_else(folders: Folders) -> None:
-    check(folders, 2, ("kin.zarr", "not a cache"), {"out": folders.write("kin.zarr/thesis.txt", b"my thesis").parent})
+    check(
+        folders,
+        2,
+        ("kin.zarr", "not a cache (it holds thesis.txt)"),
+        {"out": folders.write("kin.zarr/thesis.txt", b"my thesis").parent},
+    )
 
 
 def test_out_is_another_zarr_hierarchy(folders: Folders) -> None:
@@ -257,7 +262,7 @@ def test_out_is_another_zarr_hierarchy(folders: Folders) -> None:
 
 def test_out_lies_below_a_file(folders: Folders) -> None:
     out = folders.write("thesis.txt", b"my thesis") / "kin.zarr"
-    check(folders, 1, (str(out), "cannot be created"), {"out": out})
+    check(folders, 2, (f"--out {out}", "cannot be created (Not a directory)"), {"out": out})
 
 
 @pytest.fixture
@@ -271,10 +276,10 @@ def locked(folders: Folders) -> Iterator[Path]:
 def test_out_lies_in_a_read_only_folder(folders: Folders, locked: Path) -> None:
     if os.access(locked, os.W_OK):
         pytest.skip("this user may write into read-only folders")
-    check(folders, 1, (str(locked / "kin.zarr"), "cannot be created"), {"out": locked / "kin.zarr"})
+    check(folders, 2, (str(locked / "kin.zarr"), "cannot be created"), {"out": locked / "kin.zarr"})
 
 
 def test_out_lies_where_nobody_can_write(folders: Folders) -> None:
     if not Path("/proc/self").exists():
         pytest.skip("no /proc here, the one folder that not even root can write into")
-    check(folders, 1, ("/proc/kin.zarr", "cannot be created"), {"out": Path("/proc/kin.zarr")})
+    check(folders, 2, ("--out /proc/kin.zarr", "cannot be created"), {"out": Path("/proc/kin.zarr")})
