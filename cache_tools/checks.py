@@ -2,7 +2,8 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from cache_tools.errors import CometError
 
@@ -43,9 +44,38 @@ def as_path(value: Any, option: str) -> Path:
     return Path(value)
 
 
-def _refused(option: str, value: Any, expected: str) -> CometError:
+def require_types(settings: Any) -> None:
+    """Raise CometError, naming the field, for a value of another type than its dataclass declares. A whole number will
+    do for a float."""
+    for name, hint in get_type_hints(type(settings)).items():
+        require_type(getattr(settings, name), hint, f"{type(settings).__name__}: {name}")
+
+
+def require_type(value: object, hint: Any, name: str) -> None:
+    """Raise CometError, with the name of the value, unless it is of a type as annotations have it."""
+    if not _is_of(value, hint):
+        expected = hint.__name__ if type(hint) is type else hint
+        raise CometError(f"{name} {shown(value)!r}: expected {expected}, found {type(value).__name__}", exit_code=2)
+
+
+def _is_of(value: object, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_is_of(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(one, get_args(hint)[0]) for one in value)
+    if hint in (int, float):  # bool is a kind of int
+        return type(value) is int or type(value) is hint
+    return isinstance(value, hint)
+
+
+def shown(value: Any) -> str:
+    """Return a value as a short text for a message."""
     try:
-        shown = str(value) if isinstance(value, str | int | float | Path | None) else repr(value)
+        text = str(value) if isinstance(value, str | int | float | Path | None) else repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits
-        shown = "of more than 4,300 digits"
-    return CometError(f"{option} {shown[:80]}: expected {expected}", exit_code=2)
+        text = "of more than 4,300 digits"
+    return text[:80]
+
+
+def _refused(option: str, value: Any, expected: str) -> CometError:
+    return CometError(f"{option} {shown(value)}: expected {expected}", exit_code=2)

@@ -3,9 +3,8 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
 
+from cache_tools.checks import require_types, shown
 from cache_tools.errors import CometError
 from cache_tools.signals import FAMILIES, LOGITS
 
@@ -18,30 +17,6 @@ LARGEST_BATCH = 2**20
 MOST_TOKENS = 2**63 - 1
 LAYERS = re.compile(r"last|all|none|(?:spread|every):[1-9]\d{0,8}|\s*[+-]?\d{1,9}\s*(?:,\s*[+-]?\d{1,9}\s*)*")
 LAYER_FORMS = "last, all, none, spread:N, every:N, or layer numbers such as -1,-7"
-
-
-def require_types(settings: Any) -> None:
-    """Raise CometError, naming the field, for a value of another type than its dataclass declares. A whole number will
-    do for a float."""
-    for name, hint in get_type_hints(type(settings)).items():
-        require_type(getattr(settings, name), hint, f"{type(settings).__name__}: {name}")
-
-
-def require_type(value: object, hint: Any, name: str) -> None:
-    """Raise CometError, with the name of the value, unless it is of a type as annotations have it."""
-    if not _is_of(value, hint):
-        expected = hint.__name__ if type(hint) is type else hint
-        raise CometError(f"{name} {str(value)[:80]!r}: expected {expected}, found {type(value).__name__}", exit_code=2)
-
-
-def _is_of(value: object, hint: Any) -> bool:
-    if get_origin(hint) is UnionType:
-        return any(_is_of(value, one) for one in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(one, get_args(hint)[0]) for one in value)
-    if hint in (int, float):  # bool is a kind of int
-        return type(value) is int or type(value) is hint
-    return isinstance(value, hint)
 
 
 def is_hub_text(given: str) -> bool:
@@ -78,7 +53,7 @@ class BuildSettings:
     def __post_init__(self) -> None:
         def require(ok: bool, option: str, value: object, expected: str) -> None:
             if not ok:
-                raise CometError(f"{option} {str(value)[:80]}: expected {expected}", exit_code=2)
+                raise CometError(f"{option} {shown(value)}: expected {expected}", exit_code=2)
 
         require_types(self)
         require(bool(self.teacher.strip()), "--teacher", repr(self.teacher), "a folder or a name on the hub")
@@ -106,13 +81,13 @@ class BuildSettings:
         require(ok, "--max-tokens", self.max_tokens, "a whole number of at least 1, below 2^63")
         ok = self.batch_size is None or 1 <= self.batch_size <= LARGEST_BATCH
         require(ok, "--batch-size", self.batch_size, f"1 to {LARGEST_BATCH}")
-        shown = ",".join(f"{t:g}" if isinstance(t, float) else str(t) for t in self.temperatures)
+        listed = ",".join(f"{t:g}" if isinstance(t, float) else shown(t) for t in self.temperatures)
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
-        require(ok, "--temperatures", shown, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
+        require(ok, "--temperatures", listed, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
         ok = 1.0 in self.temperatures or not logits.needs_one
         reason = f"1 among them with --keep {self.keep}, since students are validated at 1"
-        require(ok, "--temperatures", shown, reason)
+        require(ok, "--temperatures", listed, reason)
         object.__setattr__(self, "temperatures", tuple(map(float, self.temperatures)))  # a recipe holds no other kind
 
     @property
@@ -151,11 +126,11 @@ class RecheckSettings:
         if not self.teacher.strip():
             raise CometError(f"--teacher {self.teacher!r}: expected a folder or a name on the hub", exit_code=2)
         if not 1 <= self.rows <= 2**40:
-            raise CometError(f"--rows {str(self.rows)[:80]}: expected a number from 1 to 2^40", exit_code=2)
+            raise CometError(f"--rows {shown(self.rows)}: expected a number from 1 to 2^40", exit_code=2)
         if not 0 <= self.seed < 2**63:
-            raise CometError(f"--seed {str(self.seed)[:80]}: expected a whole number from 0, below 2^63", exit_code=2)
+            raise CometError(f"--seed {shown(self.seed)}: expected a whole number from 0, below 2^63", exit_code=2)
         if self.batch_size is not None and not 1 <= self.batch_size <= LARGEST_BATCH:
-            given = str(self.batch_size)[:80]
+            given = shown(self.batch_size)
             raise CometError(f"--batch-size {given}: expected 1 to {LARGEST_BATCH}", exit_code=2)
 
 
@@ -194,11 +169,13 @@ class LocalCache:
     size: int
 
 
-def parse_bytes(text: str) -> int:
-    """Return the bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", text.strip())
-    if not found or not (size := int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))):
-        raise CometError(f"{text[:40]}: expected a size such as 20GB or 500MB", exit_code=2)
+def parse_bytes(text: str, option: str = "--local-size") -> int:
+    """Return the bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError, naming the option, for anything
+    else, and from 2^63."""
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)B?", text.strip())
+    size = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else 0
+    if not 0 < size < 2**63:
+        raise CometError(f"{option} {shown(text)}: expected a size such as 20GB or 500MB", exit_code=2)
     return size
 
 
@@ -219,9 +196,9 @@ class Part:
     def __post_init__(self) -> None:
         require_types(self)
         if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise CometError(f"--fraction {str(self.fraction)[:80]}: expected a share above 0, at most 1", exit_code=2)
+            raise CometError(f"--fraction {shown(self.fraction)}: expected a share above 0, at most 1", exit_code=2)
         if self.max_tokens is not None and not 1 <= self.max_tokens <= MOST_TOKENS:
-            given = str(self.max_tokens)[:80]
+            given = shown(self.max_tokens)
             raise CometError(f"--max-tokens {given}: expected a whole number of at least 1, below 2^63", exit_code=2)
         if self.signals not in PART_SIGNALS:
             raise CometError(f"--signals {self.signals}: expected {', '.join(PART_SIGNALS)}", exit_code=2)

@@ -10,6 +10,7 @@ from cache_tools.cli.config import TextOrTable, config_option
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
+from cache_tools.places import require_no_cache
 from cache_tools.settings import LocalCache, parse_bytes
 
 
@@ -104,6 +105,8 @@ def train(
         **options,
     )
     require_free(config.output)
+    if local_cache is not None:
+        require_no_cache(local_cache, "--local-cache")
     caches = open_for_training(locations, LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size)))
     result = distill(caches, config, say=click.echo)
     if end_processes():
