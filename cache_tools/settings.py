@@ -169,13 +169,13 @@ class LocalCache:
     size: int
 
 
-def parse_bytes(text: str, option: str = "--local-size") -> int:
-    """Return the bytes of `20GB`, `500MB`, `1.5TB` or a plain number. Raises CometError, naming the option, for anything
-    else, and from 2^63."""
+def parse_bytes(text: str) -> int:
+    """Return the bytes of `--local-size`: `20GB`, `500MB`, `1.5TB` or a plain number below 2^63. Raises CometError for
+    anything else."""
     found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?)\s*([kMGT]?)B?", text.strip())
     size = int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " ")) if found else 0
     if not 0 < size < 2**63:
-        raise CometError(f"{option} {shown(text)}: expected a size such as 20GB or 500MB", exit_code=2)
+        raise CometError(f"--local-size {shown(text)}: expected a size such as 20GB or 500MB", exit_code=2)
     return size
 
 
