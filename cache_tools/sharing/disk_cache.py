@@ -59,12 +59,12 @@ class DiskCache:
             return None
         try:
             data = read_bounded(path, record.size)
-        except CometError:
-            if path.exists():
-                raise
-            return None  # evicted meanwhile by another process
-        if record.sha256 not in self._verified and not record.matches(data):
-            path.unlink(missing_ok=True)
+        except CometError:  # longer, unreadable, or evicted meanwhile by another process
+            data = b""
+        is_known = record.sha256 in self._verified and len(data) == record.size
+        if not is_known and not record.matches(data):
+            with self._disk():
+                path.unlink(missing_ok=True)
             return None
         self._verified.add(record.sha256)
         with suppress(OSError):

@@ -4,23 +4,23 @@ fetched when needed and kept in a bounded folder."""
 import threading
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.places import require_no_cache
-from cache_tools.settings import LocalCache, Part
+from cache_tools.settings import LocalCache
 from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.sharing.listing import Listing, id_of, read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import locate
 from cache_tools.sharing.locations.remote import Remote
-from cache_tools.sharing.plan import plan
+from cache_tools.sharing.plan import Plan
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer, verified
-from cache_tools.store.ledger import FileRecord, ShardKey
+from cache_tools.store.ledger import FileRecord, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
+from cache_tools.store.records import sha256, with_checksum
 from cache_tools.store.start import start_chunks
 
 CACHES = "caches"
@@ -93,14 +93,18 @@ def _describe(source: Listing, local: LocalCache) -> str:
 
 
 def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy) -> Folder:
-    """Copy sealed files, but for the start's chunks, and the ledger into a folder named by the cache id; return it."""
+    """Copy sealed files, but for the start's chunks, and the ledger into a folder named by the cache id; return it.
+
+    Files that are there and differ, as after a full disk or a power cut, are written again.
+    """
     cache_id = id_of(source.cache, source.cache.extent, source.records)
     folder = Folder(disk_cache.local.folder / CACHES / cache_id)
+    ledger = {shard_record_path(*key): with_checksum(record.to_json()) for key, record in source.records.items()}
+    extent = source.cache.extent
     with disk_cache.locked(cache_id), folder.staging():
-        planned = plan(source, folder, Part(), policy)
-        records: dict[ShardKey, list[str]] = {
-            shard: [] for shard in planned.lacking if shard not in planned.current_records
-        }
-        skipped = frozenset(start_chunks(source.cache.recipe))
-        Transfer(replace(planned, lacking=records), policy, lambda size: None, skipped).run()
+        for path, data in (source.metadata | ledger).items():
+            if not folder.has_exactly(path, len(data), sha256(data)):
+                folder.write(path, [data])
+        planned = Plan(source, folder, extent, extent, source.records, lacking={}, is_sealed=False)
+        Transfer(planned, policy, lambda size: None, frozenset(start_chunks(source.cache.recipe))).run()
     return folder

@@ -234,20 +234,20 @@ class Cache:
             return {path: self._read_file(path, record, limits[path]) for path, record in files.items()}
         found = self.shard_files.read(files)
         for path, data in found.items():
-            self._compare(path, data, files[path])
+            self._compare(self.name, path, data, files[path])
         return found
 
     def _read_file(self, path: str, record: FileRecord, limit: int) -> bytes:
         data = read_bounded(inside(self.root, path), limit)
-        self._compare(path, data, record)
+        self._compare(str(self.root), path, data, record)
         return data
 
-    def _compare(self, path: str, data: bytes, record: FileRecord) -> None:
+    def _compare(self, where: str, path: str, data: bytes, record: FileRecord) -> None:
         if path in self._verified:
             return
         if not record.matches(data):
             raise CometError(
-                f"{self.name}/{path}: {len(data)} bytes that do not match the ledger (expected {record.size} bytes, "
+                f"{where}/{path}: {len(data)} bytes that do not match the ledger (expected {record.size} bytes, "
                 f"sha256 {record.sha256[:12]}…); the file is damaged or belongs to another shard"
             )
         self._verified.add(path)

@@ -1,7 +1,7 @@
 """A cache at a URL, read shard by shard: as from a folder, each file once, and nothing wrong is ever kept."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -129,6 +129,42 @@ def test_what_lies_there_is_another_cache_than_before(server: Server, whole: Cac
     other = open_cache(server.files)
     same(open_remote(server.url, local, PATIENT), other)
     assert sorted(path.name for path in (local.folder / "caches").iterdir()) == sorted([whole.cache_id, other.cache_id])
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data + b"x"])
+def test_what_is_damaged_here_is_fetched_again(
+    server: Server, whole: Cache, local: LocalCache, damage: Callable[[bytes], bytes]
+) -> None:
+    """Whatever a full disk or a power cut left of metadata, ledger, tokenizer, vocabulary, start and shards."""
+    same(open_remote(server.url, local, PATIENT), whole)
+    paths = [p for name in ("caches", "files") for p in (local.folder / name).rglob("*") if p.is_file()]
+    before = {path: path.read_bytes() for path in paths}
+    assert {"zarr.json", "seal.json", "extent.json", "train-00001.json", "tokenizer.json"} <= {p.name for p in paths}
+    for path, data in before.items():
+        path.write_bytes(damage(data))
+    again = open_remote(server.url, local, PATIENT)
+    same(again, whole)
+    assert again.cache_id == whole.cache_id
+    assert again.vocabulary.count.tolist() == whole.vocabulary.count.tolist()
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_what_is_gone_here_is_fetched_again(server: Server, whole: Cache, local: LocalCache) -> None:
+    folder = open_remote(server.url, local, PATIENT).root
+    before = digests(folder)
+    for name in before:
+        if (folder / name).is_dir():
+            continue
+        (folder / name).unlink()
+        same(open_remote(server.url, local, PATIENT), whole)
+        assert digests(folder) == before
+
+
+def test_what_is_damaged_here_while_it_is_open_is_not_blamed_on_the_server(server: Server, local: LocalCache) -> None:
+    remote = open_remote(server.url, local, PATIENT)
+    (remote.root / "tokenizer/tokenizer.json").write_bytes(b"{")
+    with pytest.raises(CometError, match=rf"^{remote.root}/tokenizer/tokenizer.json: 1 bytes that do not match"):
+        remote.tokenizer_folder  # noqa: B018
 
 
 def test_one_that_is_half_built_is_refused(server: Server, whole: Cache, local: LocalCache) -> None:
