@@ -14,6 +14,7 @@ from cache_tools.errors import CometError, first_line
 from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
+from cache_tools.urls import is_url, printable_url
 from comet.overlap import require_other_text
 from comet.settings import StudentConfig, run_identity
 from comet.student.family import StudentShape, family_of
@@ -82,13 +83,15 @@ def open_for_training(locations: Sequence[str | Path], local: LocalCache | None 
 
 
 def _open_at(location: str, local: LocalCache | None) -> Cache:
-    if "://" not in location:
+    if not is_url(location):
         return open_cache(location)
     from cache_tools.sharing.remote_shards import open_remote
     from cache_tools.sharing.retry import RetryPolicy
 
     if local is None:
-        raise CometError(f"{location}: a URL needs a local cache to keep shards in; pass `local`", exit_code=2)
+        raise CometError(
+            f"{printable_url(location)}: a URL needs a local cache to keep shards in; pass `local`", exit_code=2
+        )
     return open_remote(location, local, RetryPolicy())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cache_tools.cli.terminal import WrongCall
+from cache_tools.urls import without_secrets
 
 
 class GroupedHelp(click.Command):
@@ -34,6 +35,14 @@ class GroupedHelp(click.Command):
             if once and times > 1:
                 raise WrongCall(f"{parameter.opts[-1]}: given {times} times; give it once")
         return super().parse_args(ctx, args)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Raises click's errors without what is secret in a URL."""
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.ClickException as error:
+            error.message = without_secrets(error.message)  # type: ignore[misc]
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}

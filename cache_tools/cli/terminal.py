@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cache_tools.errors import CometError, printable, visible
+from cache_tools.urls import without_secrets
 
 
 class WrongCall(click.ClickException):
@@ -54,8 +55,9 @@ def quiet_libraries() -> None:
 
 
 def _show_error(message: str) -> None:
-    """Print one line to stderr."""
-    click.echo(f"{painted('error:', fg='red')} {visible(' '.join(message.split()))}", err=True)
+    """Print one line to stderr, without what is secret in a URL, also where the message is a library's."""
+    text = visible(without_secrets(" ".join(message.split())))
+    click.echo(f"{painted('error:', fg='red')} {text}", err=True)
 
 
 def painted(text: str, **style: Any) -> str:

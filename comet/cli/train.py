@@ -12,6 +12,7 @@ from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
 from cache_tools.places import require_no_cache
 from cache_tools.settings import LocalCache, parse_bytes
+from cache_tools.urls import name_of
 
 
 def _split_setting(text: str) -> tuple[str, str]:
@@ -96,7 +97,7 @@ def train(
     from comet.train.objective import choose_objective
 
     quiet_libraries()
-    names = [Path(location.partition("?")[0]).name.removesuffix(".zarr") for location in locations]
+    names = [name_of(location).removesuffix(".zarr") for location in locations]
     output = output or Path("-".join(names) + "-student")
     config = StudentConfig(
         output=output,

@@ -118,14 +118,26 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
     assert checkpoints_of(output)
 
 
-def test_what_the_url_holds_of_secrets_is_written_nowhere(server: Server, tmp_path: Path) -> None:
-    url = server.url.replace("http://", "http://user:sesame@") + "/kin.zarr?token=sesame"
-    call = ["--cache", url, "--output", str(tmp_path / "student"), "--local-cache", str(tmp_path / "local")]
-    done = CliRunner().invoke(train, [*call, "--student", "nano", "--steps", "2"])
-    assert done.exit_code == 0, done.output
-    assert "sesame" not in done.output
-    for path in tmp_path.rglob("*"):
-        assert path.is_dir() or b"sesame" not in path.read_bytes(), path
+@pytest.mark.parametrize("output", ["student", None])
+def test_what_the_url_holds_of_secrets_is_written_nowhere(
+    cache: Cache, tmp_path: Path, output: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor named after it, where the cache lies at the root of its server and gives its name to nothing."""
+    monkeypatch.chdir(tmp_path)
+    with hostile.serving(cache.root) as server:
+        url = server.url.replace("http://", "http://user:sesame@") + "/?X-Amz-Signature=sesame"
+        call = ["--cache", url, "--local-cache", "local", *(["--output", output] if output else [])]
+        done = CliRunner().invoke(train, [*call, "--student", "nano", "--steps", "2"])
+        assert done.exit_code == 0, done.output
+        assert "sesame" not in done.output
+        for path in tmp_path.rglob("*"):
+            assert "sesame" not in path.name
+            assert path.is_dir() or b"sesame" not in path.read_bytes(), path
+        name = output or "127.0.0.1-student"
+        assert {path.name for path in tmp_path.iterdir()} == {"local", name, f"{name}.html", f"{name}.toml"}
+        assert f'"{server.url}"' in (tmp_path / f"{name}.toml").read_text()
+        again = ["--config", f"{name}.toml", "--cache", url, "--local-cache", "local", "--output", "again"]
+        assert CliRunner().invoke(train, again).exit_code == 0, "credentials are given again"
 
 
 @pytest.mark.parametrize(

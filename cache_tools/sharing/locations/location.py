@@ -1,16 +1,15 @@
 """Source or destination of a transfer: a folder of this machine, or a URL."""
 
-import re
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-from cache_tools.errors import CometError
 from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.retry import RetryPolicy
+from cache_tools.urls import is_url, local_path, parse_url
 
 
 class Location(Protocol):
@@ -28,11 +27,9 @@ class Location(Protocol):
     def write(self, path: str, blocks: Iterable[bytes]) -> None: ...
 
 
-def locate(url: str, policy: RetryPolicy) -> Location:
+def locate(location: str, policy: RetryPolicy) -> Location:
     """Return the location at a path or URL. Raises CometError if it is neither, or the URL is not supported."""
-    scheme, separator, rest = url.partition("://")
-    if mistyped := re.match(r"[a-z][a-z0-9]+:/(?!/)", url):
-        raise CometError(f"{url}: neither a folder nor a URL; did you mean {mistyped[0]}/…?", exit_code=2)
-    if not separator:
-        return Folder(Path(url))
-    return Folder(Path(rest)) if scheme == "file" else Remote(url, policy)
+    if not is_url(location):
+        return Folder(Path(location))
+    parts = parse_url(location)
+    return Folder(local_path(parts)) if parts.scheme == "file" else Remote(location, policy)
