@@ -4,13 +4,14 @@ Every path follows from the recipe, so that no location is ever listed and nothi
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.locations.location import Location
+from cache_tools.sharing.mistaken import PerhapsAbsent
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.store.layout import MAX_METADATA_BYTES, max_file_bytes
 from cache_tools.store.ledger import (
@@ -80,7 +81,15 @@ def read_listing(location: Location, policy: RetryPolicy) -> Listing:
         except CometError as error:
             error.args = (str(error).replace(folder, location.name),)
             raise
-    return Listing(location, cache, metadata, read_records(location, cache, cache.extent, policy))
+
+    def record(shard: ShardKey) -> ShardRecord | None:
+        try:
+            return read_record(location, cache, shard, policy, stop)
+        except PerhapsAbsent as error:
+            policy.warn(f"{error}; the shard is taken for one that is not built yet")
+            return None
+
+    return Listing(location, cache, metadata, _by_shard(record, cache.extent, stop))
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> None:
@@ -91,8 +100,16 @@ def write_files(root: Path, files: Mapping[str, bytes]) -> None:
 
 def read_records(location: Location, cache: Cache, extent: Extent, policy: RetryPolicy) -> dict[ShardKey, ShardRecord]:
     """Return the commit records at a location within the extent. Raises CometError if one is damaged."""
-    stop, shards = threading.Event(), extent.keys()
-    records = map_concurrently(lambda shard: read_record(location, cache, shard, policy, stop), shards, stop)
+    stop = threading.Event()
+    return _by_shard(lambda shard: read_record(location, cache, shard, policy, stop), extent, stop)
+
+
+def _by_shard(
+    read: Callable[[ShardKey], ShardRecord | None], extent: Extent, stop: threading.Event
+) -> dict[ShardKey, ShardRecord]:
+    """Return what `read` finds of the shards of the extent."""
+    shards = extent.keys()
+    records = map_concurrently(read, shards, stop)
     return {shard: record for shard, record in zip(shards, records, strict=True) if record is not None}
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.listing import ROOT, read_extent, read_record
+from cache_tools.sharing.mistaken import HEAD, mistaken
 from cache_tools.sharing.plan import Plan, absent_arrays, another_version
 from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently, retry
 from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardKey, ShardRecord, shard_record_path
@@ -152,22 +153,30 @@ class Transfer:
 def verified(blocks: Iterable[bytes], record: FileRecord, name: str, progress: Progress) -> Iterator[bytes]:
     """Yield the blocks of a file as they arrive, and compare size and SHA-256 with its record; `name` is for messages.
 
-    Raises CometError as soon as there are too many bytes, and at the end if the hash differs; Unreachable if there are
-    too few, as when a connection breaks.
+    Raises CometError as soon as there are too many bytes, and at the end if they are too few or the hash differs. A
+    connection that breaks is an error of `blocks`.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, size, head = hashlib.sha256(), 0, b""
+
+    def wrong(found: str) -> CometError:
+        return CometError(f"{name}: {mistaken(head, name.endswith('.json')) or found}")
+
     for block in blocks:
         size += len(block)
+        head += block[: HEAD - len(head)]
         if size > record.size:
-            raise CometError(f"{name}: more than the {record.size} bytes of the ledger; the file there is damaged")
+            raise wrong(f"more than the {record.size} bytes of the ledger; the file there is damaged")
         digest.update(block)
         progress(len(block))
         yield block
     if size < record.size:
-        raise Unreachable(f"{name}: ended after {size} of {record.size} bytes")
+        raise wrong(
+            f"{size} of the {record.size} bytes of the ledger; the file there is too short, as after an upload that "
+            "broke off; copy it there again"
+        )
     if digest.hexdigest() != record.sha256:
-        raise CometError(
-            f"{name}: sha256 {digest.hexdigest()[:12]}…, but the ledger has {record.sha256[:12]}…; the file there is "
+        raise wrong(
+            f"sha256 {digest.hexdigest()[:12]}…, but the ledger has {record.sha256[:12]}…; the file there is "
             "damaged, as `comet-cache verify` on that cache will confirm"
         )
 

@@ -118,6 +118,43 @@ def page(handler: Handler, data: bytes) -> None:
     honest(handler, b"<!doctype html><title>Log in</title>")
 
 
+def sending(data: bytes) -> Mischief:
+    return lambda handler, _: honest(handler, data)
+
+
+def encoded(name: str, encode: Callable[[bytes], bytes]) -> Mischief:
+    """Compressed for a client that never asked."""
+
+    def answer(handler: Handler, data: bytes) -> None:
+        body = encode(data)
+        handler.start(200, Content_Encoding=name, Content_Length=len(body))
+        handler.wfile.write(body)
+
+    return answer
+
+
+def transferred(name: str) -> Mischief:
+    return lambda handler, data: handler.start(200, Transfer_Encoding=name)
+
+
+def chunked(handler: Handler, data: bytes) -> None:
+    handler.start(200, Transfer_Encoding="chunked")
+    for part in (data[:7], data[7:]):
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part) if part else b"")
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+def unframed(handler: Handler, data: bytes) -> None:
+    """As far as the connection lasts, without a length."""
+    handler.start(200, Connection="close")
+    handler.wfile.write(data)
+    handler.close_connection = True
+
+
+def cut_without_a_length(handler: Handler, data: bytes) -> None:
+    unframed(handler, data[: len(data) // 2])
+
+
 def reset(handler: Handler, data: bytes) -> None:
     handler.start(200, Content_Length=len(data))
     handler.wfile.write(data[: len(data) // 2])

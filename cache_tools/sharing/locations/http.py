@@ -6,7 +6,6 @@ the loopback address by eight threads: httpx 3.3 and 1.9, fsspec (aiohttp) in bl
 in another thread waiting.
 """
 
-import base64
 import http.client
 import math
 import netrc
@@ -14,27 +13,40 @@ import re
 import socket
 import ssl
 import time
-import urllib.request
 import weakref
+import zlib
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from threading import Lock, Thread
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from cache_tools.errors import CometError
 from cache_tools.sharing.locations import Blocks
+from cache_tools.sharing.locations.proxies import PORTS, Proxy, basic, proxy_for
+from cache_tools.urls import printable_url
 
 BLOCK = 2**18
 WATCH_SECONDS = 0.25
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
+WITH_FILE = (200, 203)  # the second from a proxy that says so
+UNPACKED = ("gzip", "x-gzip", "deflate")
+MEANING = {
+    403: ", as some do for what is not there",
+    511: ": this network asks for a login first, in a browser",
+}
 
 
 class StatusError(Exception):
-    """An answer that is neither the file nor "not found"."""
+    """An answer that is neither the file nor "not found", perhaps that of a proxy."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP {status}")
+    def __init__(self, status: int, proxy: Proxy | None) -> None:
+        through = f", through the proxy of {proxy.variable}," if proxy else ""
+        said = f"the server{through} answered {status}{MEANING.get(status, '')}"
+        if proxy and status == 407:
+            said = f"the proxy of {proxy.variable} answered 407: it asks for USER:PASSWORD@ before its host"
+        super().__init__(said)
         self.status = status
 
 
@@ -43,9 +55,18 @@ class Connection(http.client.HTTPConnection):
 
     is_reused = False
     raw_socket: socket.socket | None = None
+    proxy: Proxy | None = None
 
     def connect(self) -> None:
-        super().connect()
+        """Raises StatusError if a proxy refuses to connect, and names the proxy in errors of a connection to it."""
+        try:
+            super().connect()
+        except OSError as error:
+            if self.proxy is None or isinstance(error, ssl.SSLError):
+                raise
+            if refused := re.search(r"^Tunnel connection failed: (\d+)", str(error)):
+                raise StatusError(int(refused[1]), self.proxy) from error
+            raise ConnectionError(f"{error.strerror or error}, at the proxy of {self.proxy.variable}") from error
         self.raw_socket = self.sock
 
     def __del__(self) -> None:
@@ -62,7 +83,7 @@ class HttpClient:
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self.is_closed = False
-        self._idle: dict[tuple[str, str], list[Connection]] = defaultdict(list)
+        self._idle: dict[tuple[str, str, int], list[Connection]] = defaultdict(list)
         self._deadlines: dict[Connection, float] = {}
         self._lock = Lock()
         Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
@@ -81,8 +102,9 @@ class HttpClient:
                 with suppress(OSError):  # closed meanwhile
                     connection.raw_socket.shutdown(socket.SHUT_RDWR)
 
-    def blocks(self, url: str, time_limit: float) -> Blocks:
-        """Yield the content of the file at a URL, which must be complete within `time_limit` seconds.
+    def blocks(self, url: str, time_limit: float, size: int = 0) -> Blocks:
+        """Yield the content of the file at a URL, which must be complete within `time_limit` seconds, and have `size`
+        bytes or more if the server does not say how many.
 
         Raises FileNotFoundError if there is none, StatusError for any other answer, OSError and HTTPException if the
         connection breaks, and CometError for a redirect to another kind of URL.
@@ -94,17 +116,14 @@ class HttpClient:
                 self._deadlines[connection] = time.monotonic() + time_limit
             is_read, answer = False, None
             try:
-                is_same_origin = parts[:2] == first[:2]
-                answer = self._get(connection, parts, _authorization(parts) if is_same_origin else {})
+                is_same_origin = _origin(parts) == _origin(first)
+                answer = self._get(connection, parts, _authorization(first) if is_same_origin else {})
                 if answer.status not in REDIRECTS:
                     if answer.status in (404, 410):
-                        raise FileNotFoundError(redacted(url))
-                    if answer.status != 200:
-                        raise StatusError(answer.status)
-                    while block := answer.read(BLOCK):
-                        yield block
-                    if answer.length:
-                        raise http.client.IncompleteRead(b"", answer.length)
+                        raise FileNotFoundError(printable_url(url))
+                    if answer.status not in WITH_FILE:
+                        raise StatusError(answer.status, connection.proxy)
+                    yield from _decoded(_raw(answer, size), answer, printable_url(url))
                     is_read = True
                     return
                 parts = _redirect_target(parts, answer.headers.get("Location", ""))
@@ -117,34 +136,36 @@ class HttpClient:
                     if answer is not None:
                         answer.close()
                     connection.close()
-        raise CometError(f"{redacted(url)}: redirects more than {MAX_REDIRECTS} times; not a server to pull from")
+        raise CometError(f"{printable_url(url)}: redirects more than {MAX_REDIRECTS} times; not a server to pull from")
 
     def _acquire(self, parts: SplitResult) -> Connection:
         """Return an idle or new connection, through the proxy of the environment if there is one."""
         with self._lock:
-            if idle := self._idle[parts[:2]]:
+            if idle := self._idle[_origin(parts)]:
                 return idle.pop()
-        host, port = parts.hostname or "", parts.port
-        proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(parts.scheme)
-        via = urlsplit(proxy) if proxy else None
-        to, to_port = (via.hostname or "", via.port) if via else (host, port)
+        proxy = proxy_for(parts)
+        host, port = (proxy.host, proxy.port) if proxy else _origin(parts)[1:]
         if parts.scheme == "http":
-            return Connection(to, to_port, timeout=self.timeout)
-        secure = SecureConnection(to, to_port, timeout=self.timeout, context=ssl.create_default_context())
-        if via:
-            secure.set_tunnel(host, port, _authorization(via))
-        return secure
+            connection = Connection(host, port, timeout=self.timeout)
+        else:
+            connection = SecureConnection(host, port, timeout=self.timeout, context=ssl.create_default_context())
+            if proxy:
+                connection.set_tunnel(*_origin(parts)[1:], proxy.headers)
+        connection.proxy = proxy
+        return connection
 
     def _release(self, parts: SplitResult, connection: Connection) -> None:
         connection.is_reused = True
         with self._lock:
-            self._idle[parts[:2]].append(connection)
+            self._idle[_origin(parts)].append(connection)
 
     def _get(self, connection: Connection, parts: SplitResult, headers: dict[str, str]) -> http.client.HTTPResponse:
         """Return the answer to a GET, asked again once if the server had closed the idle connection."""
-        target = urlunsplit(("", "", quote(parts.path or "/", safe="/%:@!$&'()*+,;=~"), parts.query, ""))
-        if parts.scheme == "http" and connection.host != parts.hostname:  # a proxy
-            target = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], target, "", ""))
+        path, query = (quote(text, safe="/%:@!$&'()*+,;=~?") for text in (parts.path or "/", parts.query))
+        target = urlunsplit(("", "", path, query, ""))
+        if parts.scheme == "http" and connection.proxy:
+            target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+            headers = headers | connection.proxy.headers
 
         def get() -> http.client.HTTPResponse:
             connection.request("GET", target, headers={"User-Agent": "comet-cache"} | headers)
@@ -179,23 +200,61 @@ def _authorization(parts: SplitResult) -> dict[str, str]:
         if not found:
             return {}
         user, password = found[0], found[2]
-    pair = f"{unquote(user)}:{unquote(password or '')}".encode()
-    return {"Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+    return {"Authorization": basic(unquote(user), unquote(password or ""))}
+
+
+def _origin(parts: SplitResult) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL."""
+    return parts.scheme, parts.hostname or "", parts.port or PORTS[parts.scheme]
+
+
+def _raw(answer: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
+    """Yield the body of an answer. Raises IncompleteRead if it breaks off, as far as that can be told."""
+    is_framed, found = answer.chunked or answer.length is not None, 0
+    while block := answer.read(BLOCK):
+        found += len(block)
+        yield block
+    if answer.length or (found < size and not is_framed):
+        raise http.client.IncompleteRead(b"", answer.length)
+
+
+def _decoded(blocks: Iterable[bytes], answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
+    """Yield the body without an encoding that nobody asked for. Raises CometError if that cannot be undone."""
+    coding = answer.headers.get("Content-Encoding", "").strip().lower()
+    transfer = answer.headers.get("Transfer-Encoding", "chunked").strip().lower()
+    if coding in ("", "identity") and transfer == "chunked":
+        yield from blocks
+        return
+    shown = (coding if transfer == "chunked" else transfer)[:40]
+    problem = CometError(
+        f"{name}: the server, or a proxy on the way, sends it in an encoding that nobody asked for ({shown}) and that "
+        "cannot be undone; switch that off for the files of caches"
+    )
+    if coding not in UNPACKED or transfer != "chunked":
+        raise problem
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: gzip or zlib, as its header says
+    try:
+        for packed in blocks:
+            rest = packed
+            while rest:
+                yield unpack.decompress(rest, BLOCK)
+                rest = unpack.unconsumed_tail
+        yield unpack.flush()
+    except zlib.error:
+        raise problem from None
+    if not unpack.eof:
+        raise problem
 
 
 def _redirect_target(parts: SplitResult, location: str) -> SplitResult:
     """Return where a redirect leads. Raises CometError unless that is a URL of the same scheme, or https."""
     url = urlunsplit(parts)
-    target = urlsplit(urljoin(url, location))
-    if not location or target.scheme not in (parts.scheme, "https"):
-        to = f"{target.scheme}:" if location else "nowhere"
-        raise CometError(f"{redacted(url)}: redirects to {to}, which is refused; not a server to pull from")
+    try:
+        target = urlsplit(urljoin(url, location))
+        is_usable = bool(target.hostname) and target.port != 0
+    except ValueError:
+        target, is_usable = urlsplit(""), False
+    if not location or not is_usable or target.scheme not in (parts.scheme, "https"):
+        to = f"{target.scheme}:" if location and target.scheme else "nowhere"
+        raise CometError(f"{printable_url(url)}: redirects to {to}, which is refused; not a server to pull from")
     return target
-
-
-def redacted(url: str) -> str:
-    """Return the URL without user, password, query and fragment; on the hub the part before @ is a name and stays."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme == "hf":
-        return url
-    return scheme + separator + re.split(r"[?#]", rest, maxsplit=1)[0].rpartition("@")[2].rstrip("/")

@@ -1,6 +1,5 @@
 """Read and write files at any URL that fsspec supports: checked, within time limits, and no credentials in messages."""
 
-import re
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -14,19 +13,22 @@ import fsspec
 from cache_tools.errors import CometError
 from cache_tools.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
-from cache_tools.sharing.locations.http import HttpClient, redacted
+from cache_tools.sharing.locations.http import HttpClient, StatusError
+from cache_tools.sharing.mistaken import HEAD, PerhapsAbsent, mistaken
 from cache_tools.sharing.retry import RetryPolicy, Unreachable
+from cache_tools.urls import HTTP, SSH, parse_url, printable_url, without_secrets
 
 BLOCK = 2**20
-HTTP = ("http", "https")
-SSH = ("ssh", "sftp")
+S3 = ("s3", "s3a")
+NAMES_IN_JSON = (b'"checksum"', b'"zarr_format"', b'"attributes"')  # of which each JSON file of a cache has one
 ATOMIC_PUTS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """Schemes where a file appears at once or not at all, so that it needs no temporary name."""
 PACKAGES = {"s3": ("s3fs", "s3"), "s3a": ("s3fs", "s3"), "ssh": ("sshfs", "ssh"), "sftp": ("sshfs", "ssh")}
 """Scheme → the package that it needs, and the extra of this project that installs it."""
 PARTIAL = ".part-"  # in temporary names, between the name of the file and a random suffix
 NOT_FOUND = (404, 410)
-TRANSIENT = (408, 425, 429)  # HTTP 4xx worth another try
+TRANSIENT = (408, 425, 429)  # HTTP statuses below 500 that are worth another try
+LASTING = (501, 505, 511)  # those from 500 that are not
 PERMANENT = ("PermissionDenied", "HostKeyNotVerifiable", "NoCredentialsError")
 """Errors of optional libraries, by name, for which another try is useless."""
 
@@ -38,11 +40,10 @@ class Remote:
     """
 
     def __init__(self, url: str, policy: RetryPolicy) -> None:
-        self.url, self.policy = url.rstrip("/"), policy
-        self.scheme = url.partition("://")[0]
-        self.name = redacted(self.url)
-        if "::" in url:
-            raise CometError(f"{self.name}: chained URLs are not supported; give that of the cache itself", exit_code=2)
+        self.parts, self.policy = parse_url(url), policy
+        self.scheme = self.parts.scheme
+        self.url = self.scheme + url[len(self.scheme) :]
+        self.name = printable_url(self.url)
         if self.scheme not in fsspec.available_protocols():
             raise CometError(f"{self.name}: fsspec does not support {self.scheme}://", exit_code=2)
         package, extra = PACKAGES.get(self.scheme, ("fsspec", ""))
@@ -52,7 +53,7 @@ class Remote:
             self.client = HttpClient(policy.timeout)
             return
         with self._errors(""):
-            self.fs, self.root = fsspec.url_to_fs(self.url, **self._connection_options())
+            self.fs, self.root = fsspec.url_to_fs(self.url.rstrip("/"), **self._connection_options())
 
     def _connection_options(self) -> dict[str, Any]:
         """Return timeouts, and the checks that a library leaves to its caller."""
@@ -75,11 +76,11 @@ class Remote:
         """Return the name of a file for the file system, or its URL for the HTTP client."""
         if self.scheme not in HTTP:
             return f"{self.root}/{path}"
-        parts = urlsplit(self.url)
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{path}"))
+        return urlunsplit(self.parts._replace(path=f"{self.parts.path.rstrip('/')}/{path}"))
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes.
+        """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes, and
+        PerhapsAbsent for an answer that is no file of a cache.
 
         The time limit is that of an empty file.
         """
@@ -92,6 +93,9 @@ class Remote:
                         raise CometError(f"{self.name}/{path}: more than {limit} bytes, the limit; not a sound cache")
         except FileNotFoundError:
             return None
+        is_ours = any(name in data for name in NAMES_IN_JSON)
+        if self.scheme in HTTP and (what := mistaken(bytes(data[:HEAD]), is_ours)):
+            raise PerhapsAbsent(f"{self.name}/{path}: {what}")
         return bytes(data)
 
     def blocks(self, path: str, size: int) -> Blocks:
@@ -111,7 +115,7 @@ class Remote:
         time_limit = self.policy.time_limit(size)
         deadline = time.monotonic() + time_limit
         address = self._address(path)
-        source = self.client.blocks(address, time_limit) if self.scheme in HTTP else self._read(address)
+        source = self.client.blocks(address, time_limit, size) if self.scheme in HTTP else self._read(address)
         with self._errors(path), closing(source) as blocks:
             for block in blocks:
                 yield block
@@ -209,24 +213,31 @@ class Remote:
                 raise FileNotFoundError(where) from None
             reason = self._reason(error)
             if _is_permanent(error):
-                raise CometError(f"{where}: {reason}; check the URL and your credentials") from None
+                is_denied = _http_status(error) == 403 or (self.scheme in S3 and isinstance(error, PermissionError))
+                kind = PerhapsAbsent if is_denied else CometError
+                raise kind(f"{where}: {reason}; check the URL and your credentials") from None
             raise Unreachable(f"{where}: {reason}") from None
 
     def _reason(self, error: Exception) -> str:
+        if isinstance(error, StatusError):
+            return str(error)
         if status := _http_status(error):
             return f"the server answered {status}"
         message = getattr(error, "strerror", None) or f"{type(error).__name__} {error}".strip()
-        text = re.sub(r"\w+://\S+", lambda found: redacted(found[0]), message)
+        text = without_secrets(message)
         for secret in _secrets(self.url):
             text = text.replace(secret, "…")
         return text[:200]
 
 
 def _secrets(url: str) -> list[str]:
-    """Return the password, the query and its values, raw and decoded, as far as the URL has them."""
+    """Return the password, or a user without one, the query and its values, raw and decoded, as far as the URL has
+    them; the longest first."""
     parts = urlsplit(url)
     values = [value for _, value in parse_qsl(parts.query)]
-    return [one for one in (parts.password, unquote(parts.password or ""), parts.query, *values) if one]
+    secret = parts.password or (parts.scheme in HTTP and parts.username) or ""
+    found = {secret, unquote(secret), parts.query, *values}
+    return sorted(filter(None, found), key=len, reverse=True)
 
 
 def _http_status(error: Exception) -> int | None:
@@ -238,6 +249,6 @@ def _http_status(error: Exception) -> int | None:
 def _is_permanent(error: Exception) -> bool:
     """Return whether another try would fail in the same way."""
     if status := _http_status(error):
-        return 400 <= status < 500 and status not in TRANSIENT
+        return (status < 500 and status not in TRANSIENT) or status in LASTING
     kinds = (PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError, ImportError)
     return isinstance(error, kinds) or type(error).__name__ in PERMANENT

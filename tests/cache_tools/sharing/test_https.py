@@ -56,6 +56,9 @@ class Tunnel(Quiet):
 
     def do_CONNECT(self) -> None:
         self.requests.append(self.path)
+        if self.headers["Proxy-Authorization"] != "Basic bWU6c2VjcmV0":
+            self.send_error(407)
+            return
         with create_connection(("127.0.0.1", self.port)) as there:
             self.send_response(200)
             self.end_headers()
@@ -114,6 +117,9 @@ def test_a_proxy_only_carries_it(
     threading.Thread(target=proxy.serve_forever, daemon=True).start()
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
     monkeypatch.setenv("https_proxy", f"http://127.0.0.1:{proxy.server_address[1]}")
+    done = CliRunner().invoke(main, ["pull", "https://cache.invalid/kin.zarr", str(tmp_path / "mine")])
+    assert "/kin.zarr/zarr.json: the proxy of https_proxy answered 407: it asks for USER:" in done.stderr
+    monkeypatch.setenv("https_proxy", f"me:secret@127.0.0.1:{proxy.server_address[1]}")
     done = CliRunner().invoke(main, ["pull", "https://cache.invalid/kin.zarr", str(tmp_path / "mine")])
     proxy.shutdown()
     proxy.server_close()

@@ -1,0 +1,39 @@
+"""What comes in place of a file: pages of logins and of servers that answer everything, errors as text, pointers."""
+
+import codecs
+import re
+
+from cache_tools.errors import CometError
+
+HEAD = 512  # bytes that are looked at
+PAGE = re.compile(rb"<(!doctype|!--|\?xml|[a-z][a-z0-9]*[\s>])", re.IGNORECASE)
+SIGNS = {
+    b"version https://git-lfs": "a pointer of Git LFS came instead of the file; run `git lfs pull` where it is served",
+    b"\x1f\x8b": "gzip data came instead of the file; switch off compression that the server does not declare",
+    b"\x28\xb5\x2f\xfd": "zstd data came instead of the file; switch off compression that the server does not declare",
+}
+NOT_THERE = "instead of the file, as servers send for what is not there, and networks before a login"
+
+
+class PerhapsAbsent(CometError):
+    """An answer that some servers give for a file that is not there: 403, or a page with status 200."""
+
+
+def mistaken(head: bytes, is_json: bool) -> str | None:
+    """Return what the first bytes show to have come instead of a file, None if they do not show it.
+
+    For files that are known to be wrong, or are JSON; `is_json`: whether JSON is what was expected.
+    """
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    for sign, said in SIGNS.items():
+        if text.startswith(sign):
+            return said
+    if PAGE.match(text):
+        return f"a page came {NOT_THERE}"
+    try:
+        shown = codecs.getincrementaldecoder("utf-8")().decode(text)
+    except UnicodeDecodeError:
+        return None
+    if not shown or is_json or not all(c.isprintable() or c.isspace() for c in shown):
+        return None
+    return f"{'an answer in JSON' if shown[0] in '{[' else 'a text'} came {NOT_THERE}"
