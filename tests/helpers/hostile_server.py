@@ -21,9 +21,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 64
+    address = "127.0.0.1"
 
     def __init__(self, files: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__((self.address, 0), Handler)
         self.files = files
         self.mischief: dict[str, tuple[Mischief, int | None]] = {}
         self.requests: Counter[str] = Counter()

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -236,6 +237,21 @@ def test_credentials_follow_a_redirect_on_the_same_server_alone(server: Server, 
     complete(pull(server.url.replace("://", "://ann:secret@"), tmp_path), tmp_path, whole)
     given = {(headers["Host"], headers.get("Authorization")) for headers in server.headers_seen}
     assert given == {(server.url.removeprefix("http://"), "Basic YW5uOnNlY3JldA=="), (there, None)}
+
+
+@pytest.mark.parametrize("form", ["HTTP://HOST", "http://HOST/", "http://HOST//", "http://HOST/?", "http://HOST#x"])
+def test_forms_of_a_url(server: Server, whole: Path, tmp_path: Path, form: str) -> None:
+    complete(pull(form.replace("HOST", server.url.removeprefix("http://")), tmp_path), tmp_path, whole)
+
+
+def test_an_address_in_brackets(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Server, "address_family", socket.AF_INET6)
+    monkeypatch.setattr(Server, "address", "::1")
+    try:
+        with hostile.serving(whole) as server:
+            complete(pull(f"http://[::1]:{server.server_port}", tmp_path), tmp_path, whole)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
 
 
 def test_a_query_is_sent_as_it_is(server: Server, whole: Path, tmp_path: Path) -> None:
