@@ -107,7 +107,7 @@ class HttpClient:
         bytes or more if the server does not say how many.
 
         Raises FileNotFoundError if there is none, StatusError for any other answer, OSError and HTTPException if the
-        connection breaks, and CometError for a redirect to another kind of URL.
+        connection breaks, and CometError for a redirect to another kind of URL or an encoding that cannot be undone.
         """
         first = parts = urlsplit(url)
         for _ in range(MAX_REDIRECTS + 1):
