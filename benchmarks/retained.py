@@ -21,7 +21,8 @@ from quality_arms import PLAIN
 
 from cache_tools import Cache
 from comet.distillation import distill
-from comet.evaluate.evaluation import EvaluationSettings, evaluate
+from comet.evaluate.evaluation import evaluate
+from comet.evaluate.settings import EvaluationSettings
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT, Objective
 

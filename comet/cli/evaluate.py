@@ -53,8 +53,9 @@ def evaluate_models(**options: Any) -> None:
 
     Run the same command again after a stop, or with more seeds or models: it resumes.
     """
-    from comet.evaluate.evaluation import EvaluationSettings, evaluate
+    from comet.evaluate.evaluation import evaluate
     from comet.evaluate.scoreboard import score_table
+    from comet.evaluate.settings import EvaluationSettings
 
     quiet_libraries()
     evaluation = evaluate(EvaluationSettings(**options), say=click.echo)

@@ -22,6 +22,8 @@ from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub import hub_errors, unreachable
 from comet.evaluate.tasks import Task
 
+COLUMNS = (2, 4)  # of tagged files
+DOCUMENT = "-DOCSTART-"  # begins a line between documents
 SPLITS = {"train": "train", "dev": "validation", "test": "test"}  # name in files: name on the hub
 
 
@@ -120,9 +122,13 @@ def _split_file(folder: Path, name: str, ending: str) -> Path | None:
 def _read_text(path: Path) -> str:
     try:
         with open_binary(path) as file:
-            return file.read().decode("utf-8-sig")
+            text = file.read().decode("utf-8-sig")
     except READ_ERRORS as error:
         raise CometError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+    if "\0" in text:
+        number = text[: text.index("\0")].count("\n") + 1
+        raise CometError(f"{path.name} line {number}: holds a NUL, as UTF-16 does; expected UTF-8 text")
+    return text
 
 
 def read_table(task: Task, path: Path) -> Iterable[Example]:
@@ -130,6 +136,7 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
         io.StringIO(_read_text(path), newline=""),
         delimiter="\t",
         quoting=csv.QUOTE_MINIMAL if task.quoted else csv.QUOTE_NONE,
+        strict=True,  # or text around a quotation mark would be joined to something else
     )
     try:
         columns = next(reader, [])
@@ -144,21 +151,31 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
             where = f"{path.name} line {reader.line_num}"
             if len(row) != len(columns):
                 raise CometError(f"{where}: expected {len(columns)} fields between tabs as in line 1, found {len(row)}")
+            if any(line.count("\t") >= len(columns) - 1 for value in row for line in value.split("\n")[1:]):
+                raise CometError(f"{where}: a quotation mark that is never closed swallows the rows before this line")
             field = dict(zip(columns, row, strict=True))
             yield _classified(task, [field[name] for name in task.text], field[task.label], where)
     except csv.Error as error:
-        raise CometError(f"{path.name} line {reader.line_num}: {error}") from error
+        why = {"unexpected end of data": "a quotation mark before this line is never closed"}.get(str(error), error)
+        raise CometError(f"{path.name} line {reader.line_num}: {why}") from error
 
 
 def _read_tagged(task: Task, path: Path) -> Iterable[Example]:
+    """Yield sentences: lines of a word and its tag, or of the four columns of CoNLL-2003, word first, tag last."""
     words: list[str] = []
     tags: list[str] = []
+    width = 0  # columns of the file
     for number, line in enumerate([*_read_text(path).split("\n"), ""], 1):
-        if match := re.fullmatch(r"(.+)[ \t](\S+)\s*", line):
-            words.append(match[1])
-            tags.append(_known_label(task, match[2], f"{path.name} line {number}"))
-        elif line.strip():
-            raise CometError(f"{path.name} line {number}: expected a word and its tag, found {line.strip()!r}")
+        fields = re.split(r"[ \t]+", line.strip(" \t\r"))
+        if fields[0] and not fields[0].startswith(DOCUMENT):
+            width = width or len(fields)
+            if len(fields) != width or width not in COLUMNS:
+                raise CometError(
+                    f"{path.name} line {number}: expected a word and its tag, found {line.strip()[:80]!r}; or, in all "
+                    "of a file, the four columns of CoNLL-2003"
+                )
+            words.append(fields[0])
+            tags.append(_known_label(task, fields[-1], f"{path.name} line {number}"))
         elif words:
             yield Example(tuple(words), tuple(tags))
             words, tags = [], []

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device, max_positions, weights_sha256
+from cache_tools.places import writing
 from cache_tools.text.hub import at_commit
 from cache_tools.text.languages import find_language
 from cache_tools.text.model_tokenizer import save_tokenizer
@@ -26,9 +27,10 @@ from comet.evaluate.finetuning import (
     model_files,
     predict,
 )
-from comet.evaluate.results import ModelResult, Run, Subject, open_results, save_results
+from comet.evaluate.results import ModelResult, Results, Run, Subject, add_to_results, open_results
 from comet.evaluate.scoreboard import best_candidate, finetuned_card, run_line, score_page, what_is_measured
-from comet.evaluate.tasks import find_task
+from comet.evaluate.settings import EvaluationSettings, require_places
+from comet.evaluate.tasks import Task, find_task
 from comet.publish import published_folder
 
 LATENCY_TEXTS = 24
@@ -36,46 +38,6 @@ LATENCY_ROUNDS = 3
 PREDICT_BATCH = 32
 
 FineTuned = tuple[PreTrainedModel, PreTrainedTokenizerBase]
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """The options of `comet-eval`. `models` are folders or hub names; the first is the reference.
-
-    `data` is a folder of local files, None for the hub. `results` defaults to ./eval-TASK-LANGUAGE.json. The seeds are
-    0 to `seeds` − 1. `learning_rate` defaults to a rule by hidden size, `max_length` (tokens) to the task's. `output`
-    receives the best fine-tuned model: of several models the best after the reference. `device` is auto, cpu or cuda.
-    Raises CometError for a number not above 0, a repeated model and an output that exists.
-    """
-
-    models: tuple[str, ...]
-    task: str
-    language: str
-    data: Path | None = None
-    results: Path | None = None
-    output: Path | None = None
-    seeds: int = 3
-    epochs: int = 5
-    batch_size: int = 16
-    learning_rate: float | None = None
-    max_length: int | None = None
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "batch_size", "learning_rate", "max_length"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise CometError(f"--{name.replace('_', '-')} {value}: expected a number above 0", exit_code=2)
-        if not self.models:
-            raise CometError("--model: expected at least one", exit_code=2)
-        if repeated := sorted({name for name in self.models if self.models.count(name) > 1}):
-            raise CometError(f"--model {repeated[0]}: given twice", exit_code=2)
-        if self.output is not None and self.output.exists():
-            raise CometError(f"--output {self.output}: exists; give another folder, or remove it", exit_code=2)
-
-    @property
-    def results_path(self) -> Path:
-        return self.results or Path(f"eval-{self.task}-{find_language(self.language).code}.json")
 
 
 @dataclass(frozen=True)
@@ -92,12 +54,15 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     """Fine-tune and score every model with every seed that is missing from the results file.
 
     Writes the results file after every run, a page beside it at the end, and the best fine-tuned model to `output`.
-    Raises CometError for wrong options, unusable data or models, or a results file of other settings.
+    Raises CometError for wrong options, unusable data or models, a results file of other settings, and places where
+    nothing can be written; all of these before the first model is fine-tuned.
     """
+    require_places(settings)
     device = choose_device(settings.device)
     data = load_task(find_task(settings.task), find_language(settings.language).code, settings.data)
     path = settings.results_path
-    results = open_results(path, _subject_of(settings, data), [list(e.labels) for e in data.reported.examples])
+    empty = Results(_subject_of(settings, data), [list(e.labels) for e in data.reported.examples], ())
+    results = open_results(path, empty.subject, empty.gold)
     say(what_is_measured(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     finished = []
@@ -108,13 +73,13 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
             if seed not in [run.seed for run in result.runs]:
                 run, _ = _run_once(pinned[result.name], result, data, seed, device)
                 result = replace(result, runs=tuple(sorted((*result.runs, run), key=lambda run: run.seed)))
-                save_results(path, results.updated(result))
+                add_to_results(path, empty, result)
                 say(run_line(data.task, result, run))
-        results = results.updated(result)
+        add_to_results(path, empty, result)
         finished.append(result.of_seeds(range(settings.seeds)))
-    save_results(path, results)
-    evaluation = Evaluation(data, tuple(finished), path, path.with_suffix(".html"))
-    _write_text(evaluation.page, score_page(data, finished))
+    evaluation = Evaluation(data, tuple(finished), path, settings.page_path)
+    with writing(evaluation.page, f"all runs are in {path}; make room, then run the same command again"):
+        evaluation.page.write_text(score_page(data, finished), encoding="utf-8")
     if settings.output is not None:
         say(_save_best(settings.output, data, finished, pinned, device))
     return evaluation
@@ -143,7 +108,7 @@ def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[s
     loaded = [load_for_task(pinned[name], task, seed=0) for name in settings.models]
     spread = data.reported.examples[:: max(1, len(data.reported.examples) // LATENCY_TEXTS)][:LATENCY_TEXTS]
     for name, (model, tokenizer) in zip(settings.models, loaded, strict=True):
-        length = min(settings.max_length or task.max_length, max_positions(model.config))
+        length = _max_length(settings, task, name, model, tokenizer)
         reported = encode(tokenizer, data.reported.examples, task, length)
         texts = encode(tokenizer, spread, task, length)
         inputs.append([texts.collate([text]) for text in texts.inputs])
@@ -162,8 +127,31 @@ def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[s
                 runs=(),
             )
         )
+    _require_different(results)
     latencies = latency_ms([model for model, _ in loaded], inputs)
     return [replace(result, latency_ms=latency) for result, latency in zip(results, latencies, strict=True)]
+
+
+def _max_length(
+    settings: EvaluationSettings, task: Task, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Return the longest input in tokens. Raises CometError if the one asked for holds no word, or is too long."""
+    special, most = tokenizer.num_special_tokens_to_add(), max_positions(model.config)
+    if settings.max_length is not None and not special < settings.max_length <= most:
+        raise CometError(
+            f"--max-length {settings.max_length}: expected {special + 1} to {most} for {name}, which adds {special} "
+            f"special tokens and reads at most {most}",
+            exit_code=2,
+        )
+    return settings.max_length or min(task.max_length, most)
+
+
+def _require_different(models: Sequence[ModelResult]) -> None:
+    """Raise CometError if two models have the same weights: a comparison of one with itself says nothing."""
+    first: dict[str, str] = {}
+    for model in models:
+        if (other := first.setdefault(model.sha256, model.name)) != model.name:
+            raise CometError(f"--model {model.name}: has the same weights as {other}; give one of them", exit_code=2)
 
 
 @torch.no_grad()
@@ -199,6 +187,7 @@ def _run_once(name: str, result: ModelResult, data: TaskData, seed: int, device:
     start = time.perf_counter()
     task = data.task
     model, tokenizer = load_for_task(name, task, seed)
+    tokenizer.model_max_length = result.max_length  # of positions beyond it learns nothing
     train, reported = (encode(tokenizer, s.examples, task, result.max_length) for s in (data.train, data.reported))
     fine_tune(model, train, task, result.how, seed, device, result.name)
     predictions = predict(model, reported, task, PREDICT_BATCH, device)
@@ -215,19 +204,13 @@ def _save_best(
 ) -> str:
     """Fine-tune the best candidate again with its seed, and write it as an ordinary transformers folder.
 
-    Returns a line about it. Raises CometError if the folder has come to exist meanwhile.
+    Returns a line about it. Raises CometError if the folder has come to exist meanwhile or cannot be written.
     """
     result, chosen = best_candidate(models)
     run, (model, tokenizer) = _run_once(pinned[result.name], result, data, chosen.seed, device)
-    with published_folder(output) as folder:
+    way_out = "all scores are in the results; make room, then run the same command again"
+    with writing(output, way_out), published_folder(output) as folder:
         model.cpu().save_pretrained(folder)
         save_tokenizer(tokenizer, folder)
-        _write_text(folder / "README.md", finetuned_card(data, result, run))
+        (folder / "README.md").write_text(finetuned_card(data, result, run), encoding="utf-8")
     return f"{result.name}, seed {run.seed} ({data.task.metric} {100 * run.score:.1f}) is in {output}"
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CometError(f"{path}: cannot be written ({error.strerror})") from error

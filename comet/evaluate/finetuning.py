@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from cache_tools.errors import CometError
-from cache_tools.models import loading_errors
+from cache_tools.models import is_out_of_memory, loading_errors
 from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.hub import model_folder
 from cache_tools.text.model_tokenizer import load_model_tokenizer
@@ -174,7 +174,7 @@ def fine_tune(
 ) -> None:
     """Train body and head on all examples; the same seed gives the same weights, to the bit on one kind of CPU.
 
-    Raises CometError if the loss is not finite.
+    Raises CometError if the loss is not finite, or memory runs out.
     """
     items: Any = training_items(encoded, task)
     run = f"{name}, seed {seed}"
@@ -204,7 +204,14 @@ def fine_tune(
             model, arguments, train_dataset=items, data_collator=encoded.collate, callbacks=[Progress(run, bar)]
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        try:
+            trainer.train()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise CometError(
+                f"{run}: out of memory with batches of {how.batch_size} on {device.type}; give a smaller --batch-size"
+            ) from error
     model.eval()
 
 

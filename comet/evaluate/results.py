@@ -1,21 +1,27 @@
 """Scores and predictions of every model and seed, and their JSON file.
 
-The file is written after every run, so that a stopped evaluation resumes.
+The file is written after every run, so that a stopped evaluation resumes. Several evaluations may share a file: each
+adds its runs to those that are there by then, one at a time.
 """
 
 import json
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 from cache_tools.errors import CometError
+from cache_tools.places import writing
+from cache_tools.store.records import sync_folder, write_durably
 from comet.evaluate.finetuning import FineTuning
 
 FORMAT = 1
+PATIENCE = 60  # seconds for another evaluation to write the file
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,12 @@ class Results:
         return next((model for model in self.models if model.sha256 == sha256), None)
 
     def updated(self, model: ModelResult) -> "Results":
-        """Return the results with this model added, or replacing one of the same weights."""
+        """Return the results with this model added. One of the same weights keeps its runs and takes over the rest."""
+        there = self.find(model.sha256)
+        runs = {run.seed: run for run in (*model.runs, *(there.runs if there else ()))}
+        model = replace(model, runs=tuple(runs[seed] for seed in sorted(runs)))
         known = [model if one.sha256 == model.sha256 else one for one in self.models]
-        return replace(self, models=tuple(known if self.find(model.sha256) else [*known, model]))
+        return replace(self, models=tuple(known if there else [*known, model]))
 
 
 def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results:
@@ -137,12 +146,29 @@ def _results_of(content: Any) -> Results:
     return Results(Subject(**content["subject"]), content["gold"], tuple(models))
 
 
-def save_results(path: Path, results: Results) -> None:
-    """Write the file atomically. Raises CometError if it cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
+def add_to_results(path: Path, empty: Results, model: ModelResult) -> Results:
+    """Add a model and its runs to the file as it is by now, and return what it holds then.
+
+    `empty` has the subject. Raises CometError as `open_results` does, and if the file cannot be written.
+    """
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE)
+    with writing(path, "runs in it are safe; make room, then run the same command again"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"format": FORMAT} | asdict(results), ensure_ascii=False), encoding="utf-8")
+        try:
+            with lock:
+                results = open_results(path, empty.subject, empty.gold).updated(model)
+                _replace_durably(path, json.dumps({"format": FORMAT} | asdict(results), ensure_ascii=False).encode())
+        except filelock.Timeout:
+            raise CometError(f"--results {path}: {lock.lock_file} is locked; is another evaluation stuck?") from None
+    return results
+
+
+def _replace_durably(path: Path, data: bytes) -> None:
+    """Write a file that takes the place of the present one once it is on the disk."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        write_durably(part, data)
         os.replace(part, path)
-    except OSError as error:
-        raise CometError(f"--results {path}: cannot be written ({error.strerror})") from error
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)

@@ -1,6 +1,7 @@
 """`comet-export`: load a model, export it, compare it with torch, and publish it with all it takes to run."""
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from cache_tools.checks import as_path, require_truth
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors, max_positions
+from cache_tools.places import require_place, writing
 from cache_tools.text.model_tokenizer import load_model_tokenizer, save_tokenizer
 from comet.publish import published_folder
 
@@ -34,7 +37,7 @@ LONGEST = 512  # tokens, also of models with more positions
 class ExportSettings:
     """The options of `comet-export`: a model's folder, whether to quantise to 8 bits, and the folder to create.
 
-    Raises CometError if the model is no folder or the output exists.
+    Raises CometError if the model is no folder, or the output exists or cannot be created.
     """
 
     model: Path
@@ -42,12 +45,17 @@ class ExportSettings:
     output: Path | None = None
 
     def __post_init__(self) -> None:
-        if not self.model.is_dir():
+        object.__setattr__(self, "model", as_path(self.model, "MODEL"))
+        if self.output is not None:
+            object.__setattr__(self, "output", as_path(self.output, "--output"))
+        require_truth(self.int8, "--int8")
+        if not os.path.isdir(self.model):
             raise CometError(
                 f"{self.model}: no such folder; expected one written by comet-train or comet-eval --output", exit_code=2
             )
-        if self.folder.exists():
+        if os.path.exists(self.folder):
             raise CometError(f"{self.folder}: exists; give another --output, or remove it", exit_code=2)
+        require_place(self.folder, "--output")
 
     @property
     def folder(self) -> Path:
@@ -66,7 +74,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     from comet.export.onnx_model import write_int8, write_onnx
 
     output, (model, tokenizer) = settings.folder, load(settings.model)
-    with published_folder(output) as folder:
+    with writing(output, "make room, then run the same command again"), published_folder(output) as folder:
         say(f"exporting a {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
         save_tokenizer(tokenizer, folder)
         model.config.save_pretrained(folder)

@@ -14,7 +14,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from cache_tools import Cache
 from cache_tools.errors import CometError
 from comet import StudentConfig, distill
-from comet.evaluate.evaluation import EvaluationSettings, evaluate
+from comet.evaluate.evaluation import evaluate
+from comet.evaluate.settings import EvaluationSettings
 from comet.export.export import ExportSettings, export
 from comet.settings import Distilled
 from comet.train.dataset import shards_of

@@ -23,11 +23,12 @@ from cache_tools.errors import CometError
 from comet import distill
 from comet.cli.evaluate import evaluate_models
 from comet.evaluate.datasets import load_task
-from comet.evaluate.evaluation import Evaluation, EvaluationSettings, evaluate, latency_ms
+from comet.evaluate.evaluation import Evaluation, evaluate, latency_ms
 from comet.evaluate.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
 from comet.evaluate.metrics import retained, retained_interval
 from comet.evaluate.results import ModelResult, Run
 from comet.evaluate.scoreboard import best_candidate, score_page, score_table
+from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import find_task
 from comet.settings import StudentConfig
 
@@ -140,7 +141,8 @@ def test_the_best_student_is_left_to_deploy(evaluation: Evaluation, asked: Evalu
     card = (asked.output / "README.md").read_text(encoding="utf-8")
     assert "student, fine-tuned for SIB-200" in card and f"{100 * run.score:.1f}, with seed {run.seed}" in card
     assert "best on dev" in card
-    assert not [path for path in asked.output.parent.iterdir() if path.name.startswith(".")]
+    assert [path.name for path in asked.output.parent.iterdir() if path.name[0] == "."] == [".results.json.lock"]
+    assert tokenizer.model_max_length == 128, "the length it was fine-tuned with"
 
 
 def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str]) -> None:
@@ -261,23 +263,45 @@ def test_a_changed_model_under_the_same_name_is_another_one(
     assert before.parameters < after.parameters and before.runs != after.runs
 
 
-def test_equal_weights_under_two_names_run_once_and_show_twice(
+def test_equal_weights_under_two_names_are_not_compared(
     asked: EvaluationSettings, student: Path, tmp_path: Path
 ) -> None:
     copied = shutil.copytree(student, tmp_path / "copy")
-    names = (str(student), str(copied))
-    said: list[str] = []
-    found = evaluate(
-        replace(asked, models=names, results=tmp_path / "r.json", output=None, seeds=1, epochs=1), said.append
-    )
-    assert tuple(model.name for model in found.models) == names and len(said) == 2
-    assert found.models[0].runs == found.models[1].runs != ()
+    (tmp_path / "link").symlink_to(student)
+    for other in (copied, tmp_path / "link", student / ".." / student.name):
+        given = replace(asked, models=(str(student), str(other)), results=tmp_path / "r.json", output=None)
+        with pytest.raises(CometError, match=f"--model {other}: has the same weights as {student}; give one of them"):
+            evaluate(given, lambda line: None)
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("length", "message"),
+    [
+        (2, "--max-length 2: expected 3 to 512 for .*, which adds 2 special tokens and reads at most 512"),
+        (513, "--max-length 513: expected 3 to 512 for "),
+    ],
+)
+def test_a_length_that_holds_no_word_or_is_too_long(asked: EvaluationSettings, length: int, message: str) -> None:
+    with pytest.raises(CometError, match=message) as caught:
+        evaluate(replace(asked, results=asked.data.parent / "no.json", output=None, max_length=length), print)  # type: ignore[union-attr]
+    assert caught.value.exit_code == 2 and not (asked.data.parent / "no.json").exists()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seeds": 0}, "--seeds 0: expected a number above 0"),
+        ({"seeds": 0}, "--seeds 0: expected a whole number from 1"),
+        ({"seeds": True}, "--seeds True: expected a whole number from 1"),
+        ({"epochs": 2.5}, "--epochs 2.5: expected a whole number from 1"),
+        ({"batch_size": 10**400}, "--batch-size 1000.*: expected a whole number from 1"),
+        ({"max_length": -1}, "--max-length -1: expected a whole number from 1"),
+        ({"task": ""}, "--task : expected a text"),
+        ({"language": None}, "--lang None: expected a text"),
+        ({"data": 5}, "--data 5: expected a path"),
+        ({"results": ""}, "--results : expected a path"),
+        ({"models": "kin-student"}, "--model: expected at least one, in a tuple"),
+        ({"models": ("a", None)}, "--model None: expected a text"),
         ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
         ({"models": ()}, "--model: expected at least one"),
         ({"models": ("a", "b", "a")}, "--model a: given twice"),

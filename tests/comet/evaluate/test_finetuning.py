@@ -182,3 +182,21 @@ def test_what_is_no_model_is_one_clear_line(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(CometError, match=r"--model \S+nowhere: cannot be loaded: no such folder, and not a name on"):
         load_for_task(str(tmp_path / "nowhere"), find_task("sib200"), 0)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_names_the_option(
+    error: RuntimeError, sample_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = load_task(find_task("sib200"), "kin", write_topics(tmp_path / "kin"))
+    model, tokenizer = load_for_task(str(sample_teacher), data.task, 0)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", full)
+    encoded = encode(tokenizer, data.train.examples, data.task, 64)
+    with pytest.raises(CometError, match=r"it, seed 0: out of memory with batches of 4 on cpu; give a smaller --batch"):
+        fine_tune(model, encoded, data.task, FineTuning(1, 4, 1e-4), 0, CPU, "it")

@@ -105,8 +105,22 @@ def test_a_few_shot_training_split_is_taken_and_named(tmp_path: Path) -> None:
         ("afrisenti", "tweet\tlabel\nOya\n", r"dev.tsv line 2: expected 2 fields between tabs as in line 1, found 1"),
         ("afrisenti", "a\tb\tc\n", r"dev.tsv line 1: no column tweet, label; .*afrisent-semeval-2023, found a, b, c"),
         ("afrisenti", "tweet\tlabel\n", r"dev.tsv: holds no example of AfriSenti"),
-        ("masakhanews", NEWS.replace('."', "."), r"dev.tsv line 4: expected 4 fields"),
+        ("masakhanews", NEWS.replace('."', "."), r"dev.tsv line 4: a quotation mark before this line is never closed"),
         ("masakhaner", "Paul B-PER\nKagame\n", r"dev.txt line 2: expected a word and its tag, found 'Kagame'"),
+        ("masakhanews", NEWS.replace('."', ".") + NEWS + NEWS.partition("\n")[2], r"dev.tsv line \d+: "),
+        ("masakhanews", NEWS.replace('"Amavubi', '"Ama" vubi'), r"dev.tsv line 2: .* expected after"),
+        ("masakhanews", NEWS + "sports\ta\tb\0\tc\n", r"dev.tsv line 5: holds a NUL, as UTF-16 does"),
+        (
+            "masakhaner",
+            "Paul B-PER\nKagame NN B-NP B-PER\n",
+            r"dev.txt line 2: expected a word and its tag, fou",
+        ),
+        ("masakhaner", "1 Paul _ B-PER _\n", r"dev.txt line 1: expected a word and its tag, found '1 Paul _ B-PER _'"),
+        (
+            "masakhaner",
+            "Paul Kagame B-PER\n",
+            r"line 1: .*; or, in all of a file, the four columns of CoNLL-2003",
+        ),
         ("masakhaner", "Paul PER\n", r"dev.txt line 1: label 'PER' is none of masakhaner's: O, B-PER"),
         ("masakhapos", "\n\n", r"dev.txt: holds no example of MasakhaPOS"),
     ],
@@ -115,6 +129,25 @@ def test_broken_files_are_named_with_their_line(name: str, content: str, message
     task = find_task(name)
     with pytest.raises(CometError, match=message):
         read_file(task, "dev", next(write(tmp_path, task, content, splits=("dev",)).iterdir()))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "Paul\tB-PER\nari\tO\n\nEgo\tO\n",
+        "Paul  B-PER\nari \t O\n\nEgo   O\n",
+        "Paul B-PER\r\nari O\r\n \r\nEgo O",
+        "\n\nPaul B-PER \nari O \n \t\n\nEgo O\n\n",
+        "-DOCSTART- -X- -X- O\n\nPaul NN B-NP B-PER\nari VB B-VP O\n\n-DOCSTART- -X- -X- O\n\nEgo UH O O\n",
+        "-DOCSTART- O\nPaul B-PER\nari O\n-DOCSTART- O\nEgo O\n",
+        "\ufeffPaul B-PER\nari O\n\nEgo O\n",
+    ],
+)
+def test_shapes_of_tagged_files_read_alike(content: str, tmp_path: Path) -> None:
+    task = find_task("masakhaner")
+    write(tmp_path, task, content, splits=("dev",))
+    found = [(one.parts, one.labels) for one in read_file(task, "dev", tmp_path / "dev.txt").examples]
+    assert found == [(("Paul", "ari"), ("B-PER", "O")), (("Ego",), ("O",))]
 
 
 def test_other_bytes_than_utf8_are_refused(tmp_path: Path) -> None:

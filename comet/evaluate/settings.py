@@ -1,0 +1,87 @@
+"""The options of `comet-eval`, and where it writes."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cache_tools.checks import as_path, require_number, require_text, require_whole
+from cache_tools.errors import CometError
+from cache_tools.places import require_place
+from cache_tools.text.languages import find_language
+
+MOST = 2**31 - 1
+MOST_SEEDS = 1000
+PAGE_SIGN, SIGN_WITHIN = b'<meta name="generator" content="comet-eval">', 1024  # by which its pages are known
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """The options of `comet-eval`. `models` are folders or hub names; the first is the reference.
+
+    `data` is a folder of local files, None for the hub. `results` defaults to ./eval-TASK-LANGUAGE.json. The seeds are
+    0 to `seeds` − 1. `learning_rate` defaults to a rule by hidden size, `max_length` (tokens) to the task's. `output`
+    receives the best fine-tuned model: of several models the best after the reference. `device` is auto, cpu or cuda.
+    Raises CometError for a number not above 0, a repeated model and an output that exists.
+    """
+
+    models: tuple[str, ...]
+    task: str
+    language: str
+    data: Path | None = None
+    results: Path | None = None
+    output: Path | None = None
+    seeds: int = 3
+    epochs: int = 5
+    batch_size: int = 16
+    learning_rate: float | None = None
+    max_length: int | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("data", "results", "output"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, as_path(getattr(self, name), f"--{name}"))
+        for name in ("task", "language", "device"):
+            require_text(getattr(self, name), {"language": "--lang"}.get(name, f"--{name}"))
+        for name, most in (("seeds", MOST_SEEDS), ("epochs", MOST), ("batch_size", MOST), ("max_length", MOST)):
+            if getattr(self, name) is not None or name != "max_length":
+                require_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1, most)
+        if self.learning_rate is not None:
+            require_number(self.learning_rate, "--learning-rate", above=True)
+        if not isinstance(self.models, tuple) or not self.models:
+            raise CometError("--model: expected at least one, in a tuple", exit_code=2)
+        for name in self.models:
+            require_text(name, "--model")
+        if repeated := sorted({name for name in self.models if self.models.count(name) > 1}):
+            raise CometError(f"--model {repeated[0]}: given twice", exit_code=2)
+        if self.output is not None and os.path.exists(self.output):
+            raise CometError(f"--output {self.output}: exists; give another folder, or remove it", exit_code=2)
+
+    @property
+    def results_path(self) -> Path:
+        return self.results or Path(f"eval-{self.task}-{find_language(self.language).code}.json")
+
+    @property
+    def page_path(self) -> Path:
+        """The page of scores, beside the results."""
+        return self.results_path.with_suffix(".html")
+
+
+def require_places(settings: EvaluationSettings) -> None:
+    """Raise CometError unless results, page and output can be created, apart from each other, or are of comet-eval."""
+    results, page, output = settings.results_path, settings.page_path, settings.output
+    if results.suffix != ".json":
+        raise CometError(f"--results {results}: expected a name that ends in .json", exit_code=2)
+    for path in (results, page):
+        if os.path.isdir(path):
+            raise CometError(f"--results {path}: is a folder; expected the path of a file", exit_code=2)
+        require_place(path, "--results")
+    if page.exists() and PAGE_SIGN not in page.read_bytes()[:SIGN_WITHIN]:
+        raise CometError(
+            f"--results {results}: {page}, where its page belongs, is another file; give another name, or move it",
+            exit_code=2,
+        )
+    if output is not None:
+        require_place(output, "--output")
+        if output.resolve() in (results.resolve(), page.resolve()):
+            raise CometError(f"--output {output}: is where results or page go; give another folder", exit_code=2)
