@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
 from cache_tools.places import require_place
-from cache_tools.store.records import sync_folder
+from cache_tools.store.records import sync_file, sync_folder
 from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
@@ -68,17 +68,11 @@ def save_outputs(
         for path, text in beside.items():
             staged[path].write_text(text, encoding="utf-8")
         for file in (*folder.iterdir(), *staged.values()):
-            _sync(file)
+            sync_file(file)
         require_free(result.output)
         for path, file in staged.items():
             file.rename(path)
     sync_folder(result.output.parent)
-
-
-def _sync(file: Path) -> None:
-    """Wait until a file is on the disk."""
-    with file.open("rb+") as opened:
-        os.fsync(opened.fileno())
 
 
 def _options_file(prepared: Preparation, bf16: bool) -> str:

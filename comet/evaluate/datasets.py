@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _file_ending(task: Task) -> str:
 
 
 def _read_files(task: Task, language: str, folder: Path) -> dict[str, Split]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir, also False for a name that no disk takes
         raise CometError(f"--data {folder}: no such folder; get the files from {task.source}", exit_code=2)
     inner = [folder / name for name in (language, task.code(language)) if (folder / name).is_dir()]
     found = {name: _split_file((*inner, folder)[0], name, _file_ending(task)) for name in SPLITS}

@@ -57,9 +57,10 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     Raises CometError for wrong options, unusable data or models, a results file of other settings, and places where
     nothing can be written; all of these before the first model is fine-tuned.
     """
+    task = find_task(settings.task)
     require_places(settings)
     device = choose_device(settings.device)
-    data = load_task(find_task(settings.task), find_language(settings.language).code, settings.data)
+    data = load_task(task, find_language(settings.language).code, settings.data)
     path = settings.results_path
     empty = Results(_subject_of(settings, data), [list(e.labels) for e in data.reported.examples], ())
     results = open_results(path, empty.subject, empty.gold)

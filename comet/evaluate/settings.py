@@ -69,9 +69,10 @@ class EvaluationSettings:
 
 def require_places(settings: EvaluationSettings) -> None:
     """Raise CometError unless results, page and output can be created, apart from each other, or are of comet-eval."""
-    results, page, output = settings.results_path, settings.page_path, settings.output
+    results, output = settings.results_path, settings.output
     if results.suffix != ".json":
         raise CometError(f"--results {results}: expected a name that ends in .json", exit_code=2)
+    page = settings.page_path
     for path in (results, page):
         if os.path.isdir(path):
             raise CometError(f"--results {path}: is a folder; expected the path of a file", exit_code=2)

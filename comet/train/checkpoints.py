@@ -19,7 +19,7 @@ from transformers import TrainerCallback, TrainerState
 from cache_tools.errors import CometError
 from cache_tools.places import reason, writing
 from cache_tools.store.ledger import file_record
-from cache_tools.store.records import read_checked, with_checksum, write_durably
+from cache_tools.store.records import read_checked, sync_file, with_checksum, write_durably
 from comet.train.callbacks import KeepBest
 from comet.train.distributed import Processes
 from comet.train.trainer import writing_checkpoint
@@ -138,8 +138,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def seal(checkpoint: Path, finished: bool = False) -> None:
-    """Write the list of a checkpoint's files, which makes it whole."""
-    files = {p.name: file_record(p.read_bytes()).sha256 for p in sorted(checkpoint.iterdir()) if p.name != COMPLETE}
+    """Write the list of a checkpoint's files, which makes it whole, once all of them are on the disk: then an earlier
+    checkpoint may go."""
+    files = {}
+    for path in sorted(path for path in checkpoint.iterdir() if path.name != COMPLETE):
+        sync_file(path)
+        files[path.name] = file_record(path.read_bytes()).sha256
     (checkpoint / COMPLETE).unlink(missing_ok=True)
     write_durably(checkpoint / COMPLETE, with_checksum({"files": files, "finished": finished}))
 

@@ -14,8 +14,9 @@ import pytest
 from helpers.builds import Running
 from helpers.trainings import checkpoints_of, losses, start_training, wait_for_checkpoint
 
-from cache_tools import Cache
+from cache_tools import Cache, build_cache
 from cache_tools.errors import CometError
+from cache_tools.settings import BuildSettings
 from cache_tools.store.records import with_checksum
 from comet.distillation import distill
 from comet.settings import StudentConfig
@@ -174,13 +175,14 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
 
 
 def test_another_cache_or_recipe_is_refused_by_what_differs(
-    cache: Cache, threshold_cache: Cache, stopped: StudentConfig
+    cache: Cache, threshold_cache: Cache, settings: BuildSettings, stopped: StudentConfig
 ) -> None:
+    masked_otherwise = build_cache(replace(settings, out=stopped.output.with_name("other.zarr"), seed=1))
     words = f"cache 1 keep: topk before, threshold now; cache 1 id: {cache.cache_id} before, {threshold_cache.cache_id}"
     with pytest.raises(CometError, match=rf"was begun differently \({words} now\); give the options"):
         distill([threshold_cache], replace(stopped, resume=True))
     with pytest.raises(CometError, match=r"\(.*cache 2 keep: None before, topk now; .*cache 2 id: None before, "):
-        distill([cache, cache], replace(stopped, resume=True))
+        distill([cache, masked_otherwise], replace(stopped, resume=True))
     other = replace(stopped.objective, kd_weight=0.5)
     with pytest.raises(CometError, match=r"was begun differently \(objective kd_weight: 1.0 before, 0.5 now\)"):
         distill([cache], replace(stopped, resume=True, objective=other))
