@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from cache_tools.build.prepare import preparing_prefix, publish
 from cache_tools.build.workers import Worker, wait_for_seal
+from cache_tools.checks import require_text
 from cache_tools.errors import noop
 from cache_tools.places import require_folder
 from cache_tools.sharing.card import require_consent, say_whose
@@ -78,6 +79,7 @@ def find_destination(push_to: str | Path | None, out: Path, worker: Worker) -> D
     """
     if push_to is None:
         return Destination()
+    require_text(str(push_to).strip(), "--push-to")
     policy = RetryPolicy()
     location = locate(str(push_to), policy)
     if isinstance(location, Folder):

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 from helpers.builds import Ended, Running
 from helpers.small_disk import enlarge, small_disk
-from helpers.trainings import checkpoints_of, training_arguments
+from helpers.trainings import checkpoints_of
 
 from cache_tools import Cache
 
-OPTIONS = ("--steps", "12", "--batch-size", "8", "--save-minutes", "60")
+OPTIONS = ("--student", "nano", "--dtype", "float32", "--steps", "12", "--batch-size", "8", "--save-minutes", "60")
 CHECKPOINTS = ("--set", "save_strategy=steps", "--set", "save_steps=4")
 
 
 def run(cache: Cache, output: Path, log: Path, *options: str) -> Ended:
-    arguments = training_arguments(cache, output, *OPTIONS, *options)
+    arguments = ["train", "--cache", str(cache.root), "--output", str(output), *OPTIONS, *options]
     return Running(arguments, log, module="comet").wait()
 
 

@@ -143,7 +143,7 @@ def test_what_the_url_holds_of_secrets_is_written_nowhere(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--local-size", "much"], "error: much: expected a size such as 20GB or 500MB\n"),
+        (["--local-size", "much"], "error: --local-size much: expected a size such as 20GB or 500MB\n"),
         (["--local-size", "1kB"], "error: --local-size: a file has "),
         (["--cache", "gopher://lab/kin.zarr"], "error: gopher://lab/kin.zarr: fsspec does not support gopher://\n"),
     ],

@@ -129,11 +129,11 @@ def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -
     assert not (tmp_path / "there/ledger/train-00000.json").exists()
 
 
-def test_an_unwritable_folder_ends_the_build_and_keeps_the_cache(settings: BuildSettings, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_refused_before_anything_is_built(settings: BuildSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CometError, match=r"cannot be written .* the source is safe"):
+    with pytest.raises(CometError, match=r"--push-to .*file/kin.zarr: cannot be created \(Not a directory\)"):
         build_cache(settings, push_to=str(tmp_path / "file" / "kin.zarr"))
-    build_cache(settings)
+    assert not settings.out.exists()
 
 
 def committed(out: Path) -> int:

@@ -261,13 +261,3 @@ def test_full_determinism_is_asked_of_torch(train: Train) -> None:
 
 def test_use_cpu_keeps_the_training_off_a_gpu(train: Train) -> None:
     assert train(use_cpu="true").args.device.type == "cpu"
-
-
-def test_settings_of_several_processes_reach_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    monkeypatch.setattr(
-        "comet.preparation.os.environ", {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "OMP_NUM_THREADS": "1"}
-    )
-    settings = (("ddp_backend", "gloo"), ("ddp_timeout", "60"), ("ddp_bucket_cap_mb", "5"))
-    arguments = training_arguments(StudentConfig(tmp_path / "s", arguments=settings), NANO)
-    assert (arguments.ddp_backend, arguments.ddp_timeout, arguments.ddp_bucket_cap_mb) == ("gloo", 60, 5)

@@ -39,7 +39,9 @@ def test_together_they_have_the_batches_of_one(sizes: list[int], batch_size: int
 
 
 def start(cache: Cache, output: Path, processes: int, *options: str) -> subprocess.Popen[str]:
-    return start_torchrun(cache, output, processes, "--set", "logging_steps=1", *options)
+    settings = ["logging_steps=1"] + (["ddp_timeout=300", "ddp_bucket_cap_mb=5"] * (processes > 1))
+    given = [part for setting in settings for part in ("--set", setting)]
+    return start_torchrun(cache, output, processes, *given, *options)
 
 
 def batch_with_a_small_last_one(cache: Cache, processes: int) -> str:
