@@ -9,7 +9,7 @@ from helpers.hub_data import card
 from helpers.hub_server import Hub
 
 SPLITS = {"train": (0, 24), "validation": (24, 32), "test": (32, 44)}
-QUICK = ["--lang", "kin", "--seeds", "1", "--epochs", "1", "--device", "cpu"]
+QUICK = ["--seeds", "1", "--epochs", "1", "--device", "cpu"]
 SOURCE = "https://github.com/dadelani/sib-200"
 
 
@@ -28,8 +28,9 @@ def topics(hub: Hub, lines: list[str]) -> dict[str, bytes]:
     return files
 
 
-def evaluate(clients: Clients, folder: Path, model: str, *options: str) -> Ended:
-    return clients.run("comet.cli.evaluate", ["--model", model, "--task", "sib200", *QUICK, *options], folder)
+def evaluate(clients: Clients, folder: Path, model: str, *options: str, language: str = "kin") -> Ended:
+    given = ["--model", model, "--task", "sib200", "--lang", language, *QUICK, *options]
+    return clients.run("comet.cli.evaluate", given, folder)
 
 
 def test_model_and_data_from_the_hub_give_what_files_give(
@@ -54,14 +55,16 @@ def test_model_and_data_from_the_hub_give_what_files_give(
 
 def test_what_cannot_be_had_is_one_line(hub: Hub, clients: Clients, topics: dict[str, bytes], tmp_path: Path) -> None:
     data = f"download the original files from {SOURCE} and give --data FOLDER"
-    ended = evaluate(clients, tmp_path, "lab/unheard", "--lang", "lug")
+    ended = evaluate(clients, tmp_path, "lab/unheard", language="lug")
     expected = "error: --task sib200: Davlan/sib200 has no 'lug_Latn'; it has kin_Latn, yor_Latn\n"
     assert (ended.code, ended.stderr) == (2, expected)
     ended = evaluate(clients, tmp_path, "lab/unheard")
     assert ended.stderr.startswith("error: --model lab/unheard: not found on the hub; check the name, or")
     assert (ended.code, ended.stderr.count("\n")) == (1, 1)
     with hub.away():
-        ended = clients.run("comet.cli.evaluate", ["--model", "m", "--task", "masakhanews", *QUICK], tmp_path)
+        ended = clients.run(
+            "comet.cli.evaluate", ["--model", "m", "--task", "masakhanews", "--lang", "kin", *QUICK], tmp_path
+        )
     reason = f"the hub cannot be reached at {hub.endpoint} (ConnectError); try again when the network is up, or"
     assert ended.stderr == (
         f"error: --task masakhanews: masakhane/masakhanews: {reason} "
