@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache_tools.checks import require_types, shown
+from cache_tools.checks import require_number, require_text, require_types, require_whole, shown
 from cache_tools.errors import CometError
 from cache_tools.signals import FAMILIES, LOGITS
 
@@ -125,13 +125,10 @@ class RecheckSettings:
         require_types(self)
         if not self.teacher.strip():
             raise CometError(f"--teacher {self.teacher!r}: expected a folder or a name on the hub", exit_code=2)
-        if not 1 <= self.rows <= 2**40:
-            raise CometError(f"--rows {shown(self.rows)}: expected a number from 1 to 2^40", exit_code=2)
-        if not 0 <= self.seed < 2**63:
-            raise CometError(f"--seed {shown(self.seed)}: expected a whole number from 0, below 2^63", exit_code=2)
-        if self.batch_size is not None and not 1 <= self.batch_size <= LARGEST_BATCH:
-            given = shown(self.batch_size)
-            raise CometError(f"--batch-size {given}: expected 1 to {LARGEST_BATCH}", exit_code=2)
+        require_whole(self.rows, "--rows", 1, 2**40)
+        require_whole(self.seed, "--seed", 0, 2**63 - 1)
+        if self.batch_size is not None:
+            require_whole(self.batch_size, "--batch-size", 1, LARGEST_BATCH)
 
 
 def parse_layers(text: str, layers: int, option: str = "--attention-layers") -> tuple[int, ...]:
@@ -195,13 +192,11 @@ class Part:
 
     def __post_init__(self) -> None:
         require_types(self)
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise CometError(f"--fraction {shown(self.fraction)}: expected a share above 0, at most 1", exit_code=2)
-        if self.max_tokens is not None and not 1 <= self.max_tokens <= MOST_TOKENS:
-            given = shown(self.max_tokens)
-            raise CometError(f"--max-tokens {given}: expected a whole number of at least 1, below 2^63", exit_code=2)
-        if self.signals not in PART_SIGNALS:
-            raise CometError(f"--signals {self.signals}: expected {', '.join(PART_SIGNALS)}", exit_code=2)
+        if self.fraction is not None:
+            require_number(self.fraction, "--fraction", 0, 1, above=True)
+        if self.max_tokens is not None:
+            require_whole(self.max_tokens, "--max-tokens", 1, MOST_TOKENS)
+        require_text(self.signals, "--signals", PART_SIGNALS)
 
     @property
     def is_whole(self) -> bool:

@@ -2,7 +2,7 @@
 and by another share if their options differ.
 
 Compared is the text, token by token and without its masks: every 16 tokens in a row of a document, and the whole of a
-shorter one. Hashes of 64 bits; 50 million tokens of training take about ten seconds.
+shorter one, as hashes of 64 bits.
 """
 
 from collections.abc import Iterator, Sequence

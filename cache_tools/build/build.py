@@ -14,7 +14,7 @@ from cache_tools.build.request import require_requested
 from cache_tools.build.resolve import at_commits, find_inputs
 from cache_tools.build.restore import restore_lost
 from cache_tools.build.workers import ALONE, Worker, wait_for_seal
-from cache_tools.checks import require_type
+from cache_tools.checks import require_type, shown
 from cache_tools.errors import CometError
 from cache_tools.foreign import named
 from cache_tools.interrupts import stop_on_signal
@@ -49,7 +49,7 @@ def build_cache(
         require_type(value, hint, f"build_cache: {name}")
     out = settings.out
     if max_hours is not None and not 0 < max_hours <= MOST_HOURS:
-        raise CometError(f"--max-hours {str(max_hours)[:80]}: expected more than 0, at most {MOST_HOURS}", exit_code=2)
+        raise CometError(f"--max-hours {shown(max_hours)}: expected more than 0, at most {MOST_HOURS}", exit_code=2)
     inputs, device = find_inputs(settings), choose_device(settings.device)
     begun = _begun(out)
     destination = find_destination(push_to, out, worker)

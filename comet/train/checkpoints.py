@@ -6,6 +6,7 @@ never resumes from it. Of a finished training whose student could not be written
 alone; the disk space for it is reserved from the start.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -27,6 +28,7 @@ from comet.train.trainer import writing_checkpoint
 RUN, CHOSEN, RUNS, COMPLETE = "run.json", "chosen.json", "runs", "complete.json"
 ROOM, STATE = "room", "trainer_state.json"
 BESIDE_WEIGHTS = 2**20  # bytes of the other files of a finished training
+CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # some file systems of networks
 KEPT = 2
 
 
@@ -74,14 +76,16 @@ class Checkpoints:
             write_durably(self.folder / RUN, with_checksum(run))
 
     def reserve(self, size: int) -> None:
-        """Reserve the disk space for so many bytes of weights. Raises CometError if there is not as much."""
-        if not self.processes.first:
+        """Reserve the disk space for so many bytes of weights, where the system and the disk can do that. Raises
+        CometError if there is not as much."""
+        if not self.processes.first or not hasattr(os, "posix_fallocate"):
             return
         try:
             with (self.folder / ROOM).open("wb") as file:
-                if hasattr(os, "posix_fallocate"):  # elsewhere the last checkpoint has to do
-                    os.posix_fallocate(file.fileno(), 0, size + BESIDE_WEIGHTS)
+                os.posix_fallocate(file.fileno(), 0, size + BESIDE_WEIGHTS)
         except OSError as error:
+            if error.errno in CANNOT_RESERVE:
+                return
             raise CometError(
                 f"--output: no room for a student of {size / 1e6:,.0f} MB in {self.folder} ({reason(error)}); make "
                 "room, or choose another --output",

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from helpers import REPOSITORY
 from helpers.small_tasks import write_topics
 from helpers.sweep import VALUES, answer, cases
 
+from cache_tools.errors import CometError
 from comet.cli.evaluate import evaluate_models
 from comet.cli.export import export_model
+from comet.evaluate.settings import EvaluationSettings
 
 NAMES = {"nan", "infinite", "minus infinite", "negative", "zero", "a float beyond all", "letters"}
 LEGAL = {"--output": NAMES}
@@ -51,3 +54,29 @@ def test_an_option_of_an_export_is_refused_by_name(
     options = [VALUES[name]] if option == "MODEL" else ["model", option, VALUES[name]]
     said = answer(export_model, ["--", *options] if option == "MODEL" else options, tmp_path)
     assert said.code in (1, 2) and said.left == [], said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 0}, "--seeds 0: expected a whole number from 1"),
+        ({"seeds": True}, "--seeds True: expected a whole number from 1"),
+        ({"epochs": 2.5}, "--epochs 2.5: expected a whole number from 1"),
+        ({"batch_size": 10**400}, "--batch-size 1000.*: expected a whole number from 1"),
+        ({"max_length": -1}, "--max-length -1: expected a whole number from 1"),
+        ({"task": ""}, "--task : expected a text"),
+        ({"language": None}, "--lang None: expected a text"),
+        ({"data": 5}, "--data 5: expected a path"),
+        ({"results": ""}, "--results : expected a path"),
+        ({"models": "kin-student"}, "--model: expected at least one, in a tuple"),
+        ({"models": ("a", None)}, "--model None: expected a text"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
+        ({"models": ()}, "--model: expected at least one"),
+        ({"models": ("a", "b", "a")}, "--model a: given twice"),
+        ({"output": REPOSITORY}, "exists; give another folder"),
+    ],
+)
+def test_wrong_calls(change: dict[str, object], message: str) -> None:
+    with pytest.raises(CometError, match=message) as caught:
+        EvaluationSettings(**({"models": ("a",), "task": "sib200", "language": "kin"} | change))  # type: ignore[arg-type]
+    assert caught.value.exit_code == 2

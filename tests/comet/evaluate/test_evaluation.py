@@ -288,32 +288,6 @@ def test_a_length_that_holds_no_word_or_is_too_long(asked: EvaluationSettings, l
     assert caught.value.exit_code == 2 and not (asked.data.parent / "no.json").exists()  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seeds": 0}, "--seeds 0: expected a whole number from 1"),
-        ({"seeds": True}, "--seeds True: expected a whole number from 1"),
-        ({"epochs": 2.5}, "--epochs 2.5: expected a whole number from 1"),
-        ({"batch_size": 10**400}, "--batch-size 1000.*: expected a whole number from 1"),
-        ({"max_length": -1}, "--max-length -1: expected a whole number from 1"),
-        ({"task": ""}, "--task : expected a text"),
-        ({"language": None}, "--lang None: expected a text"),
-        ({"data": 5}, "--data 5: expected a path"),
-        ({"results": ""}, "--results : expected a path"),
-        ({"models": "kin-student"}, "--model: expected at least one, in a tuple"),
-        ({"models": ("a", None)}, "--model None: expected a text"),
-        ({"learning_rate": float("nan")}, "--learning-rate nan: expected a number above 0"),
-        ({"models": ()}, "--model: expected at least one"),
-        ({"models": ("a", "b", "a")}, "--model a: given twice"),
-        ({"output": REPOSITORY}, "exists; give another folder"),
-    ],
-)
-def test_wrong_calls(change: dict[str, object], message: str) -> None:
-    with pytest.raises(CometError, match=message) as caught:
-        EvaluationSettings(**({"models": ("a",), "task": "sib200", "language": "kin"} | change))  # type: ignore[arg-type]
-    assert caught.value.exit_code == 2
-
-
 def test_mean_and_sample_deviation(evaluation: Evaluation) -> None:
     one = replace(
         evaluation.models[0], runs=tuple(Run(seed, score, None, 1.0, []) for seed, score in enumerate((0.5, 0.7)))
