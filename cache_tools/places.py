@@ -6,7 +6,6 @@ disk must allow it.
 
 import errno
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +27,8 @@ def enclosing_cache(path: Path) -> Path | None:
 def require_place(path: Path, option: str) -> None:
     """Raise CometError, naming the option, unless a file or folder could be created at `path`: a sensible name, in no
     cache, in a folder that exists or could, on a disk that can be written."""
+    import tempfile  # with the hashes that it needs it would lengthen every `--help`
+
     what = f"{option} {path}"
     if not path.name.strip() or path.name == "..":
         raise CometError(f"{what}: expected a path that ends in a name", exit_code=2)

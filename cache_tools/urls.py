@@ -7,7 +7,6 @@ messages and files have the printable form, in which the URL is not enough where
 import re
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
-from urllib.request import url2pathname
 
 from cache_tools.errors import CometError, visible
 
@@ -83,6 +82,8 @@ def parse_url(url: str) -> SplitResult:
 
 def local_path(parts: SplitResult) -> Path:
     """Return the path of a file:// URL."""
+    from urllib.request import url2pathname  # a third of what `--help` would wait for
+
     return Path(url2pathname(parts.path))
 
 

@@ -144,7 +144,7 @@ def test_wrong_calls_are_one_line(arguments: list[str], message: str, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-SLOW = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "zarr", "sklearn", "numpy")
+SLOW = ("torch", "transformers", "datasets", "huggingface_hub", "pyarrow", "zarr", "sklearn", "numpy", "http.client")
 
 IMPORTED = f"""
 import json, runpy, sys
