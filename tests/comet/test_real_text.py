@@ -31,10 +31,10 @@ def test_a_student_of_real_text_is_near_its_teacher_on_new_text(
         language="kin",
         teacher=str(shared / "teacher"),
         text=(str(shared / "data/text/kin.txt.xz"),),
-        max_tokens=40_000,
+        max_tokens=20_000,
         rows_per_shard=128,
     )
-    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", vocabulary="full", steps=30))
+    result = distill([build_cache(settings)], StudentConfig(tmp_path / "student", vocabulary="full", steps=12))
     assert result.shape.name == "small"
     assert result.after.kl < 0.9 * result.before.kl
     monkeypatch.setattr(main_job, "EVALUATION_ROWS", 24)

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from helpers import hostile_server as hostile
 from helpers.hostile_server import Server
-from helpers.trainings import checkpoints_of, start_torchrun, start_training, wait_for_checkpoint
+from helpers.trainings import checkpoints_of, start_together, start_training, wait_for_checkpoint
 from safetensors.torch import load_file
 
 from cache_tools import Cache
@@ -64,9 +64,9 @@ def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, her
 
 def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"))
-    running = start_torchrun(f"{server.url}/kin.zarr", tmp_path / "afar", 2, *STEPS, *local)
-    _, errors = running.communicate(timeout=120)
-    assert running.returncode == 0, errors
+    for running in start_together(f"{server.url}/kin.zarr", tmp_path / "afar", 2, *STEPS, *local):
+        ended = running.wait()
+        assert ended.code == 0, ended
     one, other = (load_file(output / "model.safetensors") for output in (here, tmp_path / "afar"))
     assert all(torch.allclose(weight, other[name], atol=1e-3) for name, weight in one.items())
     assert set(chunks(server).values()) == {1}

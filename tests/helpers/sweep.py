@@ -1,5 +1,6 @@
 """Every option of a command, each with values that it can hardly mean, in this process."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +47,18 @@ def cases(command: click.Command) -> Iterator[tuple[str, str]]:
             yield option.opts[-1], name
 
 
+def everything(folder: Path) -> set[str]:
+    """The paths of all files and folders below one (by os.walk, which takes a fifth of rglob's time)."""
+    return {f"{at}/{name}" for at, folders, files in os.walk(folder) for name in folders + files}
+
+
 def answer(command: click.Command, arguments: list[str], folder: Path) -> Answer:
     """Run a command, which should say what is wrong in one line: never a traceback, nothing unexpected. `folder` is the
     working folder, of which everything counts as left behind that was not there."""
-    before = set(folder.rglob("*"))
+    before = everything(folder)
     done = CliRunner().invoke(command, arguments)
     assert done.exception is None or isinstance(done.exception, SystemExit), (arguments, done.exception)
     said = done.stderr.strip()
     assert "Traceback" not in said and "unexpected" not in said, (arguments, said)
-    left = sorted(path.relative_to(folder).as_posix() for path in set(folder.rglob("*")) - before)
+    left = sorted(os.path.relpath(path, folder) for path in everything(folder) - before)
     return Answer(done.exit_code, done.stdout, said.rpartition("\n")[2], left)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -30,6 +31,20 @@ def start_torchrun(cache: Cache | str, output: Path, processes: int, *options: s
     command += ["-m", "comet", *training_arguments(cache, output, *options)]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def start_together(cache: Cache | str, output: Path, processes: int, *options: str) -> list[Running]:
+    """The processes that torchrun would start, without the half minute that it and they need to load torch."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    logs = output.parent.with_name(f"{output.parent.name} log") / output.name
+    arguments = training_arguments(cache, output, *options)
+    every = [common | {"RANK": rank, "LOCAL_RANK": rank} for rank in range(processes)]
+    return [
+        Running(arguments, logs / str(one["RANK"]), {name: str(value) for name, value in one.items()}, module="comet")
+        for one in every
+    ]
 
 
 def checkpoints_of(output: Path) -> list[Path]:

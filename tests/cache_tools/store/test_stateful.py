@@ -1,5 +1,6 @@
-"""The store against a model in memory, and every call cut off before every one of its file operations."""
+"""The store against a model in memory, and every call cut off before one of its file operations, at many of them."""
 
+import random
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -77,6 +78,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
+def instants(operations: int) -> list[int]:
+    """All of them; of many, whose middle repeats itself, the first and last ones and some between."""
+    ends = {*range(operations)[:16], *range(operations)[-16:]}
+    return sorted({*ends, *random.Random(operations).sample(range(operations), min(operations, 16))})
+
+
 @pytest.mark.parametrize("name", CALLS)
 def test_a_crash_at_any_step_loses_nothing_but_the_call(folder: Path, name: str) -> None:
     """Whatever the call had done, what there is is sound, and calling again ends where an undisturbed call ends."""
@@ -95,7 +102,7 @@ def test_a_crash_at_any_step_loses_nothing_but_the_call(folder: Path, name: str)
         CALLS[name](whole, root, shards)
     expected = files_of(root)
     assert counted.operations > 5
-    for at in range(counted.operations):
+    for at in instants(counted.operations):
         root = begin(f"dies at {at}")
         with crashing(root.parent, at) as watch:
             CALLS[name](whole, root, shards)

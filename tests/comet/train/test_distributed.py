@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.trainings import checkpoints_of, losses, start_torchrun, wait_for_checkpoint
+from helpers.trainings import checkpoints_of, losses, start_together, start_torchrun, wait_for_checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -38,10 +38,9 @@ def test_together_they_have_the_batches_of_one(sizes: list[int], batch_size: int
         assert max(map(len, of_each)) - min(map(len, of_each)) <= 1
 
 
-def start(cache: Cache, output: Path, processes: int, *options: str) -> subprocess.Popen[str]:
+def options_of(processes: int) -> list[str]:
     settings = ["logging_steps=1"] + (["ddp_timeout=300", "ddp_bucket_cap_mb=5"] * (processes > 1))
-    given = [part for setting in settings for part in ("--set", setting)]
-    return start_torchrun(cache, output, processes, *given, *options)
+    return [part for setting in settings for part in ("--set", setting)]
 
 
 def batch_with_a_small_last_one(cache: Cache, processes: int) -> str:
@@ -54,18 +53,20 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
     options = ["--batch-size", batch_with_a_small_last_one(cache, 3), "--epochs", "1"]
     histories = {}
     for processes in (1, 3):
-        output = tmp_path / f"by {processes}"
-        running = start(cache, output, processes, *options)
-        wait_for_checkpoint(running, output, 4)
-        running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=300)
-        assert running.returncode, "stopped"
+        output, given = tmp_path / f"by {processes}", [*options_of(processes), *options]
+        running = start_together(cache, output, processes, *given)
+        wait_for_checkpoint(running[0], output, 4)
+        for one in running:
+            os.kill(one.pid, signal.SIGTERM)
+        ended = [one.wait() for one in running]
+        assert all(one.code for one in ended), "stopped"
+        errors = "".join(one.stderr for one in ended)
         assert errors.count("stopping after a last checkpoint (once more to stop at once)") == 1, errors
         assert "run again with --resume to continue" in errors, errors
         histories[processes] = losses(max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1])))
-        running = start(cache, output, processes, *options, "--resume")
-        said, errors = running.communicate(timeout=300)
-        assert running.returncode == 0, errors
+        ended = [one.wait() for one in start_together(cache, output, processes, *given, "--resume")]
+        assert {one.code for one in ended} == {0}, ended
+        said = "".join(one.stdout for one in ended)
         assert said.count("resuming after step") == said.count("Load it with") == 1, "one of them speaks"
     steps = min(map(len, histories.values()))
     assert steps >= 4
@@ -80,7 +81,7 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
 
 def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None:
     output = tmp_path / "student"
-    running = start(cache, output, 2, "--batch-size", "4", "--epochs", "30")
+    running = start_torchrun(cache, output, 2, *options_of(2), "--batch-size", "4", "--epochs", "30")
     wait_for_checkpoint(running, output, 3)
     children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
     assert len(children) == 2
@@ -101,8 +102,7 @@ def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None
     ],
 )
 def test_all_of_them_refuse_what_one_refuses(cache: Cache, tmp_path: Path, options: list[str], said: str) -> None:
-    running = start(cache, tmp_path / "student", 2, *options)
-    _, errors = running.communicate(timeout=120)
-    assert running.returncode
-    assert said in errors
+    for running in start_together(cache, tmp_path / "student", 2, *options_of(2), *options):
+        ended = running.wait()
+        assert ended.code and said in ended.stderr, ended
     assert not any(tmp_path.iterdir())
