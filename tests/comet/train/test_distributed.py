@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 from itertools import zip_longest
 from pathlib import Path
