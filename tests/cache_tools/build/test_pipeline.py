@@ -1,9 +1,6 @@
-"""The pipeline: memory that runs out, builders that get in each other's way, ranks of torchrun."""
+"""The pipeline: memory that runs out, builders that get in each other's way, several ranks."""
 
-import os
 import re
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.builds import ENVIRONMENT, build_arguments, digests
+from helpers.builds import Running, build_arguments, digests
 from helpers.scarce_memory import out_of_memory_above
 from helpers.settings import build_settings
 
@@ -102,29 +99,23 @@ def test_two_builders_of_the_same_shards_do_no_harm(settings: BuildSettings, tmp
     assert digests(shared.out) == reference
 
 
-def test_two_ranks_of_torchrun_make_the_cache_that_one_makes(
+def test_two_ranks_make_the_cache_that_one_makes(
     settings: BuildSettings, sample_teacher: Path, sample_text: Path, tmp_path: Path
 ) -> None:
+    """With the variables by which torchrun tells a process which one it is."""
     options = {"seq_len": 64, "rows_per_shard": 16, "top_k": 8}
-    environment = os.environ | ENVIRONMENT
 
-    def run(out: Path, *launcher: str) -> str:
-        command = [
-            sys.executable,
-            *launcher,
-            "-m",
-            "cache_tools",
-            *build_arguments(out, sample_teacher, sample_text, **options),
-        ]
-        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def start(name: str, **rank: str) -> Running:
+        arguments = build_arguments(tmp_path / name, sample_teacher, sample_text, **options)
+        return Running(arguments, tmp_path / "log" / f"{name} {rank.get('RANK')}", rank)
 
-    run(tmp_path / "one.zarr")
-    said = run(tmp_path / "two.zarr", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    one = start("one.zarr").wait()
+    two = [running.wait() for running in [start("two.zarr", RANK=rank, WORLD_SIZE="2") for rank in "01"]]
+    assert {ended.code for ended in (one, *two)} == {0}, (one, two)
     assert digests(tmp_path / "one.zarr") == digests(tmp_path / "two.zarr")
-    for rank in (1, 2):
-        assert re.search(rf"worker {rank} of 2: [\d,]+ tokens in [\d.]+ s \([\d,]+ a second\), device idle \d", said)
+    for rank, ended in enumerate(two, 1):
+        said = rf"worker {rank} of 2: [\d,]+ tokens in [\d.]+ s \([\d,]+ a second\), device idle \d"
+        assert re.search(said, ended.stdout)
 
 
 def test_idle_time_is_what_lies_between_batches() -> None:
