@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerState, Trainin
 from cache_tools.errors import CometError, noop
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import is_out_of_memory
-from cache_tools.places import writing
+from cache_tools.places.destinations import writing
 from cache_tools.store.reader import Cache
 from comet.output import require_free, save_outputs
 from comet.preparation import Preparation, prepare, require_inputs, training_arguments

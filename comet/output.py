@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
 from cache_tools.errors import CometError
-from cache_tools.places import require_place
+from cache_tools.places.destinations import require_place
 from cache_tools.store.records import sync_file, sync_folder
 from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder

@@ -11,10 +11,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from cache_tools.errors import CometError, first_line
+from cache_tools.places.urls import is_url, printable_url
 from cache_tools.settings import LocalCache
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import Recipe
-from cache_tools.urls import is_url, printable_url
 from comet.overlap import require_other_text
 from comet.settings import StudentConfig, run_identity
 from comet.student.family import StudentShape, family_of

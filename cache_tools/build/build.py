@@ -16,9 +16,9 @@ from cache_tools.build.restore import restore_lost
 from cache_tools.build.workers import ALONE, Worker, wait_for_seal
 from cache_tools.checks import require_type, shown
 from cache_tools.errors import CometError
-from cache_tools.foreign import named
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
+from cache_tools.places.foreign import named
 from cache_tools.settings import BuildSettings
 from cache_tools.store.reader import Cache, open_cache
 

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError, first_line, visible
-from cache_tools.foreign import named
 from cache_tools.models import max_positions
+from cache_tools.places.foreign import named
 from cache_tools.settings import BuildSettings, parse_layers
 from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.records import read_bounded

@@ -14,7 +14,7 @@ from cache_tools.build.prepare import preparing_prefix, publish
 from cache_tools.build.workers import Worker, wait_for_seal
 from cache_tools.checks import require_text
 from cache_tools.errors import noop
-from cache_tools.places import require_folder
+from cache_tools.places.destinations import require_folder
 from cache_tools.sharing.card import require_consent, say_whose
 from cache_tools.sharing.listing import Listing
 from cache_tools.sharing.locations.folder import Folder

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError, visible
-from cache_tools.places import require_folder
+from cache_tools.places.destinations import require_folder
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cache_tools.foreign import is_left_by_system
+from cache_tools.places.foreign import is_left_by_system
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
 from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion

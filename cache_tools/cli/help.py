@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from cache_tools.cli.terminal import WrongCall
-from cache_tools.urls import without_secrets
+from cache_tools.places.urls import without_secrets
 
 
 class GroupedHelp(click.Command):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from cache_tools.errors import CometError, printable, visible
-from cache_tools.urls import without_secrets
+from cache_tools.places.urls import without_secrets
 
 
 class WrongCall(click.ClickException):

@@ -8,7 +8,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.parts import PART, detach_option, part_options, report_larger_part, show_result
 from cache_tools.cli.terminal import fact_line, one_line_errors
 from cache_tools.errors import CometError
-from cache_tools.places import require_folder
+from cache_tools.places.destinations import require_folder
 from cache_tools.settings import Part
 
 if TYPE_CHECKING:

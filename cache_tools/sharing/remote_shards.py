@@ -8,7 +8,7 @@ from contextlib import closing
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.places import require_no_cache
+from cache_tools.places.destinations import require_no_cache
 from cache_tools.settings import LocalCache
 from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.sharing.listing import Listing, id_of, read_listing

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.foreign import is_left_by_system, named
-from cache_tools.places import require_folder, writing
+from cache_tools.places.destinations import require_folder, writing
+from cache_tools.places.foreign import is_left_by_system, named
 from cache_tools.store.layout import max_file_bytes
 from cache_tools.store.ledger import CARD, EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
-from cache_tools.places import SEAL as SEAL
+from cache_tools.places.destinations import SEAL as SEAL
 from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.layout import MAX_METADATA_BYTES, VOCABULARY, group_arrays, max_file_bytes, vocabulary_arrays
 from cache_tools.store.recipe import GROUPS, Recipe, is_digest

@@ -20,8 +20,8 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from cache_tools.errors import CometError, visible
-from cache_tools.foreign import is_left_by_system, named
-from cache_tools.places import SEAL, enclosing_cache
+from cache_tools.places.destinations import SEAL, enclosing_cache
+from cache_tools.places.foreign import is_left_by_system, named
 from cache_tools.settings import is_hub_text
 from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.foreign import is_left_by_system, named
+from cache_tools.places.foreign import is_left_by_system, named
 from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.ledger import CARD, EXTENT, LOCK, SEAL, ShardKey, shard_record_path
 from cache_tools.store.reader import Cache

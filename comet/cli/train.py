@@ -10,9 +10,9 @@ from cache_tools.cli.config import TextOrTable, config_option
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
-from cache_tools.places import require_no_cache
+from cache_tools.places.destinations import require_no_cache
+from cache_tools.places.urls import name_of
 from cache_tools.settings import LocalCache, parse_bytes
-from cache_tools.urls import name_of
 
 
 def _split_setting(text: str) -> tuple[str, str]:

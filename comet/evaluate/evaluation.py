@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device, max_positions, weights_sha256
-from cache_tools.places import writing
+from cache_tools.places.destinations import writing
 from cache_tools.text.hub import at_commit
 from cache_tools.text.languages import find_language
 from cache_tools.text.model_tokenizer import save_tokenizer

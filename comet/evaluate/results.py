@@ -16,7 +16,7 @@ import filelock
 import numpy as np
 
 from cache_tools.errors import CometError
-from cache_tools.places import writing
+from cache_tools.places.destinations import writing
 from cache_tools.store.records import sync_folder, write_durably
 from comet.evaluate.finetuning import FineTuning
 

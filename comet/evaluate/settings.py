@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cache_tools.checks import as_path, require_number, require_text, require_whole
 from cache_tools.errors import CometError
-from cache_tools.places import require_place
+from cache_tools.places.destinations import require_place
 from cache_tools.text.languages import find_language
 
 MOST = 2**31 - 1

@@ -20,7 +20,7 @@ from transformers import (
 from cache_tools.checks import as_path, require_truth
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors, max_positions
-from cache_tools.places import require_place, writing
+from cache_tools.places.destinations import require_place, writing
 from cache_tools.text.model_tokenizer import load_model_tokenizer, save_tokenizer
 from comet.publish import published_folder
 

@@ -18,7 +18,7 @@ import filelock
 from transformers import TrainerCallback, TrainerState
 
 from cache_tools.errors import CometError
-from cache_tools.places import reason, writing
+from cache_tools.places.destinations import reason, writing
 from cache_tools.store.ledger import file_record
 from cache_tools.store.records import read_checked, sync_file, with_checksum, write_durably
 from comet.train.callbacks import KeepBest

@@ -19,7 +19,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from cache_tools.errors import CometError
-from cache_tools.places import writing
+from cache_tools.places.destinations import writing
 from comet.train.dataset import CacheRows, Collator, collate
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes

@@ -9,7 +9,7 @@ from os.path import exists, isfile  # unlike those of Path they take names that 
 from pathlib import Path
 
 from cache_tools.errors import CometError
-from cache_tools.foreign import is_left_by_system
+from cache_tools.places.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.store.copy import rename_into, writing_in
 from cache_tools.store.records import read_bounded

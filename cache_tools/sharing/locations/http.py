@@ -22,9 +22,9 @@ from threading import Lock, Thread
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from cache_tools.errors import CometError
+from cache_tools.places.urls import printable_url
 from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.proxies import PORTS, Proxy, basic, proxy_for
-from cache_tools.urls import printable_url
 
 BLOCK = 2**18
 WATCH_SECONDS = 0.25

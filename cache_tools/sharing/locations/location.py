@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from cache_tools.places.urls import is_url, local_path, parse_url
 from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.retry import RetryPolicy
-from cache_tools.urls import is_url, local_path, parse_url
 
 
 class Location(Protocol):

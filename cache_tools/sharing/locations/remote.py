@@ -11,12 +11,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 import fsspec
 
 from cache_tools.errors import CometError
-from cache_tools.foreign import is_left_by_system
+from cache_tools.places.foreign import is_left_by_system
+from cache_tools.places.urls import HTTP, SSH, parse_url, printable_url, without_secrets
 from cache_tools.sharing.locations import Blocks
 from cache_tools.sharing.locations.http import HttpClient, StatusError
 from cache_tools.sharing.mistaken import HEAD, PerhapsAbsent, mistaken
 from cache_tools.sharing.retry import RetryPolicy, Unreachable
-from cache_tools.urls import HTTP, SSH, parse_url, printable_url, without_secrets
 
 BLOCK = 2**20
 S3 = ("s3", "s3a")

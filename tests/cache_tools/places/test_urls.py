@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
-from cache_tools.urls import is_url, local_path, name_of, parse_url, printable_url, without_secrets
+from cache_tools.places.urls import is_url, local_path, name_of, parse_url, printable_url, without_secrets
 from comet.cli.train import train
 
 SECRET = "s3cr3t"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.errors import CometError
-from cache_tools.places import (
+from cache_tools.places.destinations import (
     LONGEST_NAME,
     enclosing_cache,
     require_apart,
