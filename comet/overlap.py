@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.progress import show_progress
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache
 from cache_tools.text.masking import mix
@@ -71,7 +72,7 @@ def _runs(cache: Cache, group: str) -> Iterator[NDArray[np.uint64]]:
     first_view = recipe.rows(group) // recipe.views
     shards = [shard for shard in cache.extent.indices(group) if shard * recipe.rows_per_shard < first_view]
     code = mix(np.arange(recipe.vocab_size, dtype=np.uint64), np.uint64(0))  # [V]
-    for shard in tqdm(shards, f"compare {group}", unit="shard", leave=False, disable=None):
+    for shard in show_progress(shards, f"compare {group}", "shard", leave=False):
         arrays = cache.read_shard(group, shard, ARRAYS)
         rows = min(len(arrays["length"]), first_view - shard * recipe.rows_per_shard)
         tokens = arrays["input_ids"][:rows].copy()  # [R, L]

@@ -7,12 +7,11 @@ whole text or is detached. The next call compares and uses the files that a kill
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
 from cache_tools.build.resolve import resolve_text
 from cache_tools.build.restore import committed_shards, rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
+from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import rename_into, staging_in
 from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
@@ -47,7 +46,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
     with stop_on_signal(None, stopped), staging_in(cache.root) as work:
         rebuilt = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         staged = []
-        for key in tqdm(keys, "attach", unit="shard", disable=None):
+        for key in show_progress(keys, "attach", "shard"):
             files = rebuilt.files(key)
             for name, path in _lacking_files(cache, key).items():
                 if path not in left:

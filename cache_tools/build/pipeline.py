@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cache_tools.build.workers import ALONE, Worker
 from cache_tools.errors import noop
+from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
@@ -180,8 +181,8 @@ def fill(
 
 
 def _progress_bar(cache: Cache, pending: list[ShardKey], worker: Worker) -> tqdm:
-    """Return a bar in tokens that starts where an earlier run stopped, silent if the output is not a terminal."""
+    """Return a bar in tokens that starts where an earlier run stopped."""
     recipe = cache.recipe
     todo = sum(recipe.shard_rows(*key) for key in pending) * recipe.seq_len
     total = (recipe.train_rows + recipe.validation_rows) * recipe.seq_len if worker == ALONE else todo
-    return tqdm(desc="teacher", total=total, initial=total - todo, unit="tok", unit_scale=True, disable=None)
+    return show_progress(what="teacher", unit="tok", total=total, initial=total - todo, unit_scale=True)

@@ -23,6 +23,7 @@ from cache_tools.build.start import StartShape, choose_start, compute_start, sta
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
+from cache_tools.progress import show_progress
 from cache_tools.settings import AUTO, BuildSettings, parse_layers
 from cache_tools.store.layout import group_arrays, widest_embedding
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES
@@ -169,7 +170,7 @@ def _make_recipe(
 def _write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, masking: Masking) -> tuple[str, ...]:
     """Mask the rows of all views, view 0 first, and write their token shards. Return the digest of each shard."""
     specs = group_arrays(recipe, group)
-    shards = tqdm(range(recipe.shards(group)), desc=f"mask {group}", unit="shard", disable=None)
+    shards = show_progress(range(recipe.shards(group)), f"mask {group}", "shard")
     return tuple(
         write_token_shard(root, specs, shard, masked_shard(rows, masking, recipe, group, shard)) for shard in shards
     )

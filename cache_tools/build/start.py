@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache_tools.anatomy import GLOBAL, LOCAL, anatomy_of, why_no_start
 from cache_tools.errors import CometError
 from cache_tools.models import max_positions
+from cache_tools.progress import show_progress
 from cache_tools.settings import AUTO, START_WIDTH, BuildSettings, parse_layers
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import observe
@@ -115,7 +115,7 @@ def start_batches(recipe: Recipe, read_tokens: ReadTokens) -> Iterator[HostBatch
     shards = [i * recipe.shards("train") // count for i in range(count)]
     ends = np.cumsum([recipe.shard_rows("train", shard) for shard in shards])
     wanted = np.arange(recipe.start_rows) * ends[-1] // recipe.start_rows  # rows of these shards, one after the other
-    for shard, end in zip(tqdm(shards, "start", unit="shard", disable=None), ends, strict=True):
+    for shard, end in zip(show_progress(shards, "start", "shard"), ends, strict=True):
         first = end - recipe.shard_rows("train", shard)
         numbers = wanted[(first <= wanted) & (wanted < end)] - first
         tokens = read_tokens(shard) if len(numbers) else {}

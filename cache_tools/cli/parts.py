@@ -101,8 +101,10 @@ def merge_caches(sources: tuple[Path, ...], destination: Path) -> None:
 
 
 def _progress(name: str) -> Callable[[Sequence[Any]], "tqdm[Any]"]:
-    """Return a progress bar over shards, hidden if stderr is no terminal."""
-    return partial(tqdm, desc=name, unit="shard", disable=None)
+    """Return what shows the progress over shards."""
+    from cache_tools.progress import show_progress
+
+    return partial(show_progress, what=name, unit="shard")
 
 
 def report_larger_part(part: Part, cache: "Cache", extent: "Extent", records: list["ShardRecord"]) -> None:

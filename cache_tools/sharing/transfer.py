@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.progress import show_progress
 from cache_tools.sharing.listing import ROOT, read_extent, read_record
 from cache_tools.sharing.mistaken import HEAD, mistaken
 from cache_tools.sharing.plan import Plan, absent_arrays, another_version
@@ -185,7 +186,7 @@ def run_plan(plan: Plan, name: str, policy: RetryPolicy) -> None:
     """Copy everything, with a progress bar in bytes. Raises CometError as `Transfer.run` does."""
     tqdm.write(f"{tqdm.format_sizeof(plan.size, 'B')} to copy" if plan.size else "nothing to copy")
     lock = threading.Lock()
-    with tqdm(desc=name, total=plan.size, unit="B", unit_scale=True, disable=None) as bar:
+    with show_progress(what=name, unit="B", total=plan.size, unit_scale=True) as bar:
 
         def progress(size: int) -> None:
             with lock:

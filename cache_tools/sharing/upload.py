@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.interrupts import StoppedAtOnce
+from cache_tools.progress import show_progress
 from cache_tools.settings import Part
 from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
 from cache_tools.sharing.listing import read_listing
@@ -129,7 +130,7 @@ class Uploads:
 
     def wait(self) -> None:
         """Return when no upload is pending."""
-        with self.changed, tqdm(desc="push", total=self.pending, unit="shard", disable=None) as bar:
+        with self.changed, show_progress(what="push", unit="shard", total=self.pending) as bar:
             if self.pending:
                 tqdm.write(f"pushing the last {self.pending} shards to {self.transfer.plan.destination.name}")
             while self.pending:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.errors import CometError
+from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.text.exclusion import NgramIndex, contain_ngram, index_ngrams, words
@@ -98,8 +99,8 @@ def spool_documents(
     counts = np.zeros(vocabulary_size(tokenizer), dtype=np.int64)
     id_path, table_path = work / "ids.bin", work / "documents.bin"
     source_tokens = [0] * len(sources)
-    progress = tqdm(desc="tokenise", unit="tok", unit_scale=True, total=limit, disable=None)
-    with progress, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
+    bar = show_progress(what="tokenise", unit="tok", unit_scale=True, total=limit)
+    with bar, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = excluded = 0
         chunks = ((number, chunk) for number, source in enumerate(sources) for chunk in _chunks(documents(source)))
         while (limit is None or total < limit) and (found := next(chunks, None)) is not None:
@@ -122,7 +123,7 @@ def spool_documents(
             excluded += int(shared[:end].sum())
             total += len(ids)
             source_tokens[number] += len(ids)
-            progress.update(len(ids))
+            bar.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
         raise CometError(

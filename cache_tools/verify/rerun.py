@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
+from cache_tools.progress import show_progress
 from cache_tools.settings import RecheckSettings
 from cache_tools.signals import DTYPES, TOKEN_ARRAYS, UNUSED_POSITION, kept_signals
 from cache_tools.store.ledger import ShardKey
@@ -62,7 +62,7 @@ class TeacherRerun:
                 errors.append((key, f"its commit record has dtype {built_in}, expected {', '.join(DTYPES)}"))
             else:
                 by_dtype.setdefault(dtype_to_run_in(built_in, settings.dtype, device), []).append(key)
-        with tqdm(desc="teacher", total=sum(map(len, chosen.values())), unit="row", disable=None) as progress:
+        with show_progress(what="teacher", unit="row", total=sum(map(len, chosen.values()))) as bar:
             for turn, (run_in, shards) in enumerate(sorted(by_dtype.items())):
                 if turn:  # the weights were rounded to the previous dtype
                     self.teacher = load_teacher(settings.teacher)
@@ -73,7 +73,7 @@ class TeacherRerun:
                 for key in shards:
                     messages, batch_size = self.compare(key, chosen[key], teacher_pass, dtype, batch_size)
                     errors += [(key, message) for message in messages]
-                    progress.update(len(chosen[key]))
+                    bar.update(len(chosen[key]))
         return errors
 
     def compare(

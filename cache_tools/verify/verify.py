@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from cache_tools.errors import CometError
+from cache_tools.progress import show_progress
 from cache_tools.settings import RecheckSettings
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import Arrays, check_ranges
@@ -54,7 +54,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
         rerun = TeacherRerun(cache, again)
     _check_sealed(cache, report)
     stream = TokenStream(cache)
-    for key in tqdm(cache.extent.keys(), "verify", unit="shard", disable=None):
+    for key in show_progress(cache.extent.keys(), "verify", "shard"):
         arrays = _check_shard(cache, key, report)
         if deep and arrays is not None:
             _check_values(cache, key, arrays, report)

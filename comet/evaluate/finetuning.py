@@ -28,6 +28,7 @@ from transformers import (
 
 from cache_tools.errors import CometError
 from cache_tools.models import is_out_of_memory, loading_errors
+from cache_tools.progress import show_progress
 from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.hub import model_folder
 from cache_tools.text.model_tokenizer import load_model_tokenizer
@@ -180,7 +181,7 @@ def fine_tune(
     run = f"{name}, seed {seed}"
     with (
         tempfile.TemporaryDirectory() as folder,  # Trainer insists on one; nothing is written to it
-        tqdm(desc=run, unit="step", leave=False, disable=None) as bar,
+        show_progress(what=run, unit="step", leave=False) as bar,
     ):
         arguments = TrainingArguments(
             output_dir=folder,

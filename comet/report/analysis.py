@@ -7,9 +7,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from cache_tools.progress import show_progress
 from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
 from comet.train.distiller import Distiller
 from comet.train.losses import attention_kl
@@ -102,7 +102,7 @@ def analyse(
     loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
     parts: list[dict[str, NDArray]] = []
     measured = 0
-    for batch in tqdm(loader, desc="analyse", unit="batch", leave=False, disable=None):
+    for batch in show_progress(loader, "analyse", "batch", leave=False):
         parts.append(_measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
         measured += len(batch["target_id"])
         if measured >= MOST_TARGETS:

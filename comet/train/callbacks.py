@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from cache_tools.progress import show_progress
 from comet.train.trainer import DistillationTrainer
 from comet.train.validation import Validation
 
@@ -18,15 +19,16 @@ SHOWN = {"kd": "kd", "hard": "hard", "attention": "attention", "eval_kl": "valid
 
 
 class LiveLine(TrainerCallback):
-    """Show the parts of the loss, the last validation and tokens per second in a progress bar.
+    """Show the parts of the loss, the last validation and tokens per second beside the progress.
 
-    On a terminal only, and of several processes in the first only.
+    Of several processes in the first only.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        silent = None if state.is_world_process_zero else True
         self.shown: dict[str, str] = {}
-        self.bar = tqdm(total=state.max_steps, desc="train", unit="step", disable=silent)
+        self.bar = show_progress(
+            what="train", unit="step", total=state.max_steps, disable=not state.is_world_process_zero
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -37,7 +39,7 @@ class LiveLine(TrainerCallback):
             for name, value in (logs or {}).items()
             if name in SHOWN
         }
-        self.bar.set_postfix(self.shown)
+        self.bar.set_postfix(self.shown, refresh=False)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
+from cache_tools.progress import show_progress
 from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
@@ -52,7 +52,7 @@ def validate(
     batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
     mine = batches[processes.rank :: processes.count]
     totals = torch.zeros(6, dtype=torch.float64)
-    for index in tqdm(mine, desc="validate", unit="batch", leave=False, disable=None if processes.first else True):
+    for index in show_progress(mine, "validate", "batch", leave=False, disable=not processes.first):
         batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(index)).items()}
         found, label = distiller.evaluate(batch), batch["target_id"]
         sums = (

@@ -1,0 +1,38 @@
+"""How far long work has come: a bar on a terminal, and in a log, which has no terminal, a line now and then."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS = 60.0  # between two lines of a log, and until the first: short work says nothing there
+IN_A_LOG = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} gone, {remaining} left{postfix}"
+ENDLESS = "{desc}: {n_fmt}, {rate_fmt}, {elapsed} gone{postfix}"
+
+
+class _Lines:
+    """A log for a bar that would be drawn over itself: each of its states is a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def show_progress(
+    work: Iterable[Any] | None = None, what: str = "", unit: str = "", *, total: float | None = None,
+    seconds: float = SECONDS, **options: Any,
+) -> "tqdm[Any]":  # fmt: skip
+    """Return a bar on stderr that `work`, or else calls of `update`, advance up to `total`.
+
+    Without a terminal it is a line every so many `seconds`, none for work that takes less. `options` are tqdm's.
+    """
+    options |= {"desc": what, "unit": unit, "total": total}
+    if sys.stderr.isatty() or options.get("disable"):
+        return tqdm(work, **options)
+    ends = total is not None or hasattr(work, "__len__")
+    options |= {"mininterval": seconds, "maxinterval": seconds, "delay": seconds, "miniters": 1, "smoothing": 0}
+    return tqdm(work, file=_Lines(), bar_format=IN_A_LOG if ends else ENDLESS, **options)
