@@ -20,7 +20,7 @@ from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.store.ledger import EXTENT
 from cache_tools.verify.verify import verify
 
-OPTIONS = SMALL | {"max_tokens": 1600, "views": 2, "rows_per_shard": 4}
+OPTIONS = SMALL | {"max_tokens": 1000, "views": 2, "rows_per_shard": 4}
 POLICY = RetryPolicy(retries=0)
 ONE_SERVER = pytest.mark.parametrize("server", ["s3"], indirect=True)
 

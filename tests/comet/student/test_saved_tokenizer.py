@@ -130,6 +130,16 @@ def test_letters_and_marks_apart_are_read_as_together(cache: Cache, tmp_path: Pa
     assert student(unicodedata.normalize("NFD", line)).input_ids == student(line).input_ids
 
 
+@pytest.mark.parametrize("trimmed", [True, False])
+def test_it_cuts_where_the_rows_of_the_cache_end(trimmed: bool, cache: Cache, tmp_path: Path) -> None:
+    """What lies beyond was never trained, whatever length the teacher's tokenizer promises."""
+    assert load_tokenizer(cache.tokenizer_folder).model_max_length > cache.recipe.seq_len
+    student = save(cache, trimmed_vocabulary([cache]) if trimmed else full_vocabulary(cache.recipe), tmp_path)
+    ids = student("Muraho neza. " * 100, truncation=True).input_ids
+    assert len(ids) == student.model_max_length == cache.recipe.seq_len
+    assert ids[-1] == student.sep_token_id
+
+
 def test_transformers_4_knows_its_class(cache: Cache, tmp_path: Path) -> None:
     save(cache, full_vocabulary(cache.recipe), tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
