@@ -14,6 +14,7 @@ from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings, LocalCache
 from cache_tools.store.copy import cut
 from cache_tools.text.masking import mix
+from comet import StudentConfig, distill
 from comet.overlap import RUN, SHORTEST, require_other_text, run_hashes
 from comet.preparation import open_for_training
 
@@ -86,11 +87,11 @@ def test_the_same_rows_twice_are_refused_wherever_they_lie(few: Cache, tmp_path:
 def test_what_one_holds_out_and_another_trains_is_refused(
     few: Cache, lines: list[str], sample_teacher: Path, tmp_path: Path
 ) -> None:
-    many = built(tmp_path, lines, sample_teacher, seq_len=40)
+    many = built(tmp_path, lines, sample_teacher, seed=5)
     assert many.recipe.validation_rows * few.recipe.train_rows < few.recipe.validation_rows * many.recipe.train_rows
     for caches in ([many, few], [few, many]):
         with pytest.raises(CometError) as caught:
-            require_other_text(caches)
+            distill(caches, StudentConfig(tmp_path / "student", steps=1))
         said = str(caught.value)
         assert said.startswith(f"--cache {few.root}: ") and caught.value.exit_code == 2
         assert f"% of the text that {few.root} holds out for validation is trained on in {many.root}, so" in said
