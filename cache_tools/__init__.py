@@ -11,6 +11,10 @@ __all__ = ["Cache", "build_cache", "open_cache"]
 
 def __getattr__(name: str) -> Any:
     """On demand: reading a cache must not need torch or transformers, and `comet-cache --help` not even zarr."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("comet-distill")
     if name == "build_cache":
         from cache_tools.build.build import build_cache
 

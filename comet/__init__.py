@@ -21,6 +21,10 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that `comet-train --help` does not wait for torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("comet-distill")
     if name in _LAZY:
         from importlib import import_module
 

@@ -13,7 +13,7 @@ import tomli_w
 from cache_tools.cli.terminal import WrongCall
 from cache_tools.errors import CometError
 
-NOT_IN_FILES = ("config", "help")
+NOT_IN_FILES = ("config", "help", "version")
 
 config_option = click.option(
     "--config",

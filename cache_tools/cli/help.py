@@ -10,6 +10,28 @@ import click
 from cache_tools.cli.terminal import WrongCall
 from cache_tools.places.urls import without_secrets
 
+LIBRARIES = ("torch", "transformers", "zarr")
+
+
+def _show_versions(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        import platform
+        from importlib.metadata import version
+
+        others = "".join(f", {name} {version(name)}" for name in LIBRARIES)
+        click.echo(f"comet-distill {version('comet-distill')}, Python {platform.python_version()}{others}")
+        context.exit()
+
+
+version_option = click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of Comet and what it computes with, and exit.",
+)
+
 
 class GroupedHelp(click.Command):
     """A command whose help lists its options under headings, and which refuses an option of one value given twice.

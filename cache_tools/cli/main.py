@@ -4,7 +4,7 @@ import click
 
 from cache_tools.cli.attach import attach_text
 from cache_tools.cli.build import build
-from cache_tools.cli.help import GroupedCommands
+from cache_tools.cli.help import GroupedCommands, version_option
 from cache_tools.cli.info import info, languages
 from cache_tools.cli.parts import merge_caches, subset
 from cache_tools.cli.transfer import pull, push
@@ -35,6 +35,7 @@ COMMANDS = {
     sections=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
+@version_option
 def main() -> None:
     """Build, inspect and share caches of a teacher model's outputs on a text.
 

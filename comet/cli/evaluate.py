@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from cache_tools.cli.config import config_option
-from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 
 TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
@@ -47,6 +47,7 @@ EXAMPLES = (
 @click.option("--output", type=click.Path(path_type=Path),
               help="Folder for the best fine-tuned model; of several models the best after the first.")  # fmt: skip
 @config_option
+@version_option
 @one_line_errors
 def evaluate_models(**options: Any) -> None:
     """Fine-tune masked LMs on a task and compare their scores, sizes and speed.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 
 SECTIONS = {"What": ("model", "format", "int8", "output")}
@@ -30,6 +30,7 @@ EXAMPLES = (
 )
 @click.option("--output", type=click.Path(path_type=Path),
               help="Folder to create.  [default: ./MODEL-onnx, or ./MODEL-onnx-int8]")  # fmt: skip
+@version_option
 @one_line_errors
 def export_model(model: Path, int8: bool, output: Path | None) -> None:
     """Export MODEL, a folder written by comet-train or `comet-eval --output`, to run with onnxruntime alone.

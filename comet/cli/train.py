@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from cache_tools.cli.config import TextOrTable, config_option
-from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
 from cache_tools.places.destinations import require_no_cache
@@ -77,6 +77,7 @@ EXAMPLES = (
 @click.option("--set", "settings", multiple=True,
               help="A field of transformers' TrainingArguments, as name=value; see the guide. Repeatable.")  # fmt: skip
 @config_option
+@version_option
 @one_line_errors
 def train(
     locations: tuple[str, ...],

@@ -2,12 +2,17 @@
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
+from helpers import REPOSITORY
 
+import cache_tools
+import comet
 from cache_tools.cli.attach import attach_text
 from cache_tools.cli.build import build
 from cache_tools.cli.help import GroupedHelp
@@ -48,6 +53,16 @@ def test_the_examples_are_calls_that_can_be(name: str) -> None:
         assert call.startswith(name + " ")
         context = command.make_context(name, shlex.split(call.removeprefix(name)))
         assert context.params
+
+
+@pytest.mark.parametrize("command", [main, train, evaluate_models, export_model])
+def test_the_version_is_that_of_the_package(command: click.Command) -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    done = CliRunner().invoke(command, ["--version"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    said = re.fullmatch(rf"comet-distill {re.escape(project['version'])}, Python (\S+), torch (\S+), .*\n", done.stdout)
+    assert said is not None and said[2] == torch.__version__, done.stdout
+    assert comet.__version__ == cache_tools.__version__ == project["version"]
 
 
 def test_every_command_stands_once_under_a_heading() -> None:
