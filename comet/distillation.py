@@ -12,7 +12,8 @@ from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import is_out_of_memory
 from cache_tools.places.destinations import writing
 from cache_tools.store.reader import Cache
-from comet.output import require_free, save_outputs
+from comet.output import save_outputs
+from comet.paths import require_free
 from comet.preparation import Preparation, prepare, require_inputs, training_arguments
 from comet.report.analysis import look_at_rows
 from comet.report.summary import announcement, sample_row

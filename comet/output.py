@@ -1,15 +1,13 @@
 """What a training leaves: an ordinary transformers folder, a page about it, and its options."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from cache_tools.cli.config import as_toml
-from cache_tools.errors import CometError
-from cache_tools.places.destinations import require_place
 from cache_tools.store.records import sync_file, sync_folder
+from comet.paths import options_path, report_path, require_free
 from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
@@ -20,30 +18,6 @@ from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.objective import as_option
 from comet.train.trainer import DistillationTrainer
-
-
-def _report_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.html")
-
-
-def _runs_path(output: Path) -> Path:
-    """Where TensorBoard's files lie in the end, if they were asked for."""
-    return output.with_name(f"{output.name}.runs")
-
-
-def _options_path(output: Path) -> Path:
-    return output.with_name(f"{output.name}.toml")
-
-
-def require_free(output: Path) -> None:
-    """Raises CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
-    if not os.path.exists(output):  # unlike Path.exists, also False for a name that no disk takes
-        require_place(output, "--output")
-    elif not output.name:
-        raise CometError(f"--output {output}: exists; choose another --output", exit_code=2)
-    for path in (output, _report_path(output), _options_path(output), _runs_path(output)):
-        if path.exists():
-            raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
 
 
 def save_outputs(
@@ -59,8 +33,8 @@ def save_outputs(
     """
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     beside = {
-        _report_path(result.output): _make_report(prepared, trainer, best, result),
-        _options_path(result.output): _options_file(prepared, distiller.bf16),
+        report_path(result.output): _make_report(prepared, trainer, best, result),
+        options_path(result.output): _options_file(prepared, distiller.bf16),
     }
     with published_folder(result.output) as folder:
         _write_student(prepared, student, result, folder)

@@ -110,12 +110,6 @@ def build(
 
     Run the same command again after a crash or a stop to continue.
     """
-    from cache_tools.build.build import build_cache
-    from cache_tools.build.dry_run import estimate
-    from cache_tools.build.workers import parse_worker
-    from cache_tools.cli.facts import describe
-
-    quiet_libraries()
     code = find_language(language).code
     folder = Path(str(files("cache_tools.sample")))
     if sample:
@@ -138,6 +132,14 @@ def build(
         views=views if views is not None else SAMPLE_VIEWS if sample else 1,
         **options,
     )
+
+    # torch and transformers take seconds to load, for which no mistake above should wait
+    from cache_tools.build.build import build_cache
+    from cache_tools.build.dry_run import estimate
+    from cache_tools.build.workers import parse_worker
+    from cache_tools.cli.facts import describe
+
+    quiet_libraries()
     if dry_run:
         click.echo(estimate(settings))
         return

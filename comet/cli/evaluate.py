@@ -54,12 +54,19 @@ def evaluate_models(**options: Any) -> None:
 
     Run the same command again after a stop, or with more seeds or models: it resumes.
     """
+    from comet.evaluate.settings import EvaluationSettings, require_places
+    from comet.evaluate.tasks import find_task
+
+    settings = EvaluationSettings(**options)
+    find_task(settings.task)
+    require_places(settings)
+
+    # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.evaluate.evaluation import evaluate
     from comet.evaluate.scoreboard import score_table
-    from comet.evaluate.settings import EvaluationSettings
 
     quiet_libraries()
-    evaluation = evaluate(EvaluationSettings(**options), say=click.echo)
+    evaluation = evaluate(settings, say=click.echo)
     click.echo(score_table(evaluation.data, evaluation.models))
     click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
 

@@ -37,10 +37,14 @@ def export_model(model: Path, int8: bool, output: Path | None) -> None:
 
     The exported model is compared with torch on real text. Its README.md shows how to use it.
     """
-    from comet.export.export import ExportSettings, export
+    from comet.export.settings import ExportSettings
+
+    settings = ExportSettings(model, int8=int8, output=output)
+
+    from comet.export.export import export  # with torch, for which no mistake above should wait
 
     quiet_libraries()
-    export(ExportSettings(model, int8=int8, output=output), say=click.echo)
+    export(settings, say=click.echo)
 
 
 if __name__ == "__main__":

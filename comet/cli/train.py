@@ -11,8 +11,9 @@ from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
 from cache_tools.places.destinations import require_no_cache
-from cache_tools.places.urls import name_of
+from cache_tools.places.urls import is_url, name_of
 from cache_tools.settings import LocalCache, parse_bytes
+from comet.paths import require_free
 
 
 def _split_setting(text: str) -> tuple[str, str]:
@@ -89,8 +90,20 @@ def train(
     **options: Any,
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
+    from cache_tools.store.reader import open_cache
+
+    names = [name_of(location).removesuffix(".zarr") for location in locations]
+    output = output or Path("-".join(names) + "-student")
+    require_free(output)
+    if local_cache is not None:
+        require_no_cache(local_cache, "--local-cache")
+    local = LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size))
+    for location in locations:
+        if not is_url(location):
+            open_cache(location)
+
+    # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.distillation import distill
-    from comet.output import require_free
     from comet.preparation import open_for_training
     from comet.report.summary import summary
     from comet.settings import StudentConfig
@@ -98,18 +111,13 @@ def train(
     from comet.train.objective import choose_objective
 
     quiet_libraries()
-    names = [name_of(location).removesuffix(".zarr") for location in locations]
-    output = output or Path("-".join(names) + "-student")
     config = StudentConfig(
         output=output,
         objective=choose_objective(objective),
         arguments=tuple(_split_setting(text) for text in settings),
         **options,
     )
-    require_free(config.output)
-    if local_cache is not None:
-        require_no_cache(local_cache, "--local-cache")
-    caches = open_for_training(locations, LocalCache(local_cache or _user_cache_folder(), parse_bytes(local_size)))
+    caches = open_for_training(locations, local)
     result = distill(caches, config, say=click.echo)
     if end_processes():
         click.echo(summary(caches, result))

@@ -1,9 +1,7 @@
 """`comet-export`: load a model, export it, compare it with torch, and publish it with all it takes to run."""
 
 import importlib.util
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +15,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from cache_tools.checks import as_path, require_truth
 from cache_tools.errors import CometError
 from cache_tools.models import loading_errors, max_positions
-from cache_tools.places.destinations import require_place, writing
+from cache_tools.places.destinations import writing
 from cache_tools.text.model_tokenizer import load_model_tokenizer, save_tokenizer
+from comet.export.settings import ExportSettings
 from comet.publish import published_folder
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
@@ -31,35 +29,6 @@ HEADS: dict[str, Any] = {
     "TokenClassification": AutoModelForTokenClassification,
 }
 LONGEST = 512  # tokens, also of models with more positions
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """The options of `comet-export`: a model's folder, whether to quantise to 8 bits, and the folder to create.
-
-    Raises CometError if the model is no folder, or the output exists or cannot be created.
-    """
-
-    model: Path
-    int8: bool = False
-    output: Path | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", as_path(self.model, "MODEL"))
-        if self.output is not None:
-            object.__setattr__(self, "output", as_path(self.output, "--output"))
-        require_truth(self.int8, "--int8")
-        if not os.path.isdir(self.model):
-            raise CometError(
-                f"{self.model}: no such folder; expected one written by comet-train or comet-eval --output", exit_code=2
-            )
-        if os.path.exists(self.folder):
-            raise CometError(f"{self.folder}: exists; give another --output, or remove it", exit_code=2)
-        require_place(self.folder, "--output")
-
-    @property
-    def folder(self) -> Path:
-        return self.output or Path(f"{self.model.resolve().name}-onnx{'-int8' if self.int8 else ''}")
 
 
 def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path:

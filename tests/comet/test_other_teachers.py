@@ -16,7 +16,8 @@ from cache_tools.errors import CometError
 from comet import StudentConfig, distill
 from comet.evaluate.evaluation import evaluate
 from comet.evaluate.settings import EvaluationSettings
-from comet.export.export import ExportSettings, export
+from comet.export.export import export
+from comet.export.settings import ExportSettings
 from comet.settings import Distilled
 from comet.train.dataset import shards_of
 from comet.train.distiller import Distiller

@@ -176,6 +176,51 @@ def test_what_only_says_something_imports_nothing_slow(command: str, sample_cach
     assert len(output) > 10 and json.loads(imported) == (["numpy"] if "CACHE" in command else [])
 
 
+REFUSED = f"""
+import json, runpy, sys
+module, sys.argv = sys.argv[1], sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert end.code == 2, end.code
+print(json.dumps(sorted(set(sys.modules) & set({SLOW[:3]}))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("comet train --cache CACHE --output there", "error: there: exists; choose another --output"),
+        ("comet train --cache CACHE --output CACHE/s", "error: --output CACHE/s: lies in the cache"),
+        ("comet train --cache nowhere.zarr", "error: nowhere.zarr: no such cache"),
+        ("comet train --cache CACHE --local-size x", "error: --local-size x"),
+        ("comet eval --model there --task afrisent --lang kin", "error: --task afrisent: expected afrisenti, "),
+        ("comet eval --model there --task sib200 --lang kin --seeds 0", "error: --seeds 0: expected a whole number"),
+        (
+            "comet eval --model there --task sib200 --lang kin --results there",
+            "error: --results there: expected a name",
+        ),
+        ("comet export nowhere", "error: nowhere: no such folder"),
+        ("cache_tools build --lang kin --sample --views 0", "error: --views 0: expected 1 to 1000"),
+        ("cache_tools build --lang swa --sample", "error: --sample is in kin only"),
+    ],
+)
+def test_what_is_wrong_without_torch_is_said_without_waiting_for_it(
+    call: str, said: str, sample_cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", REFUSED, *call.replace("CACHE", str(sample_cache)).split()],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done
+    assert done.stderr.startswith(said.replace("CACHE", str(sample_cache))), done.stderr
+
+
 def test_ours_is_not_shadowed_here() -> None:
     assert entry.shadowed_by() is None
 

@@ -25,8 +25,9 @@ from comet.cli.export import export_model
 from comet.export import export as exporting
 from comet.export import onnx_model
 from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
-from comet.export.export import ExportSettings, export
+from comet.export.export import export
 from comet.export.onnx_model import open_session, run
+from comet.export.settings import ExportSettings
 from comet.student.model import new_student
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary, student_tokenizer, trimmed_vocabulary
 

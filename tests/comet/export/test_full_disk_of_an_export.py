@@ -11,7 +11,8 @@ from helpers.small_tasks import write_topics
 from cache_tools.errors import CometError
 from comet.evaluate.evaluation import evaluate
 from comet.evaluate.settings import EvaluationSettings
-from comet.export.export import ExportSettings, export
+from comet.export.export import export
+from comet.export.settings import ExportSettings
 
 
 def silent(line: str) -> None:

@@ -1,0 +1,31 @@
+"""Where a training writes: the student's folder, and what comes beside it."""
+
+import os
+from pathlib import Path
+
+from cache_tools.errors import CometError
+from cache_tools.places.destinations import require_place
+
+
+def report_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.html")
+
+
+def runs_path(output: Path) -> Path:
+    """Where TensorBoard's files lie in the end, if they were asked for."""
+    return output.with_name(f"{output.name}.runs")
+
+
+def options_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.toml")
+
+
+def require_free(output: Path) -> None:
+    """Raises CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
+    if not os.path.exists(output):  # unlike Path.exists, also False for a name that no disk takes
+        require_place(output, "--output")
+    elif not output.name:
+        raise CometError(f"--output {output}: exists; choose another --output", exit_code=2)
+    for path in (output, report_path(output), options_path(output), runs_path(output)):
+        if path.exists():
+            raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
