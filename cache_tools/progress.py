@@ -28,7 +28,8 @@ def show_progress(
 ) -> "tqdm[Any]":  # fmt: skip
     """Return a bar on stderr that `work`, or else calls of `update`, advance up to `total`.
 
-    Without a terminal it is a line every so many `seconds`, none for work that takes less. `options` are tqdm's.
+    A total of infinity is one that the caller sets later. Without a terminal it is a line every so many `seconds`, none
+    for work that takes less. `options` are tqdm's.
     """
     options |= {"desc": what, "unit": unit, "total": total}
     if sys.stderr.isatty() or options.get("disable"):

@@ -76,6 +76,12 @@ def test_the_kept_logits_are_told_apart_only_where_signals_live() -> None:
     ]
 
 
+def test_progress_is_shown_by_one_function() -> None:
+    """A bar of another's making is silent in a log."""
+    texts = {path.as_posix(): (REPOSITORY / path).read_text(encoding="utf-8") for path in MODULES}
+    assert [path for path, text in texts.items() if re.search(r"\btqdm\(", text)] == ["cache_tools/progress.py"]
+
+
 def test_pytest_enters_every_folder_of_tests(pytestconfig: pytest.Config) -> None:
     folders = {path.parent for path in (REPOSITORY / "tests").rglob("test_*.py")}
     names = {part for folder in folders for part in folder.relative_to(REPOSITORY).parts}

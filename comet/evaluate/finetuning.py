@@ -181,7 +181,7 @@ def fine_tune(
     run = f"{name}, seed {seed}"
     with (
         tempfile.TemporaryDirectory() as folder,  # Trainer insists on one; nothing is written to it
-        show_progress(what=run, unit="step", leave=False) as bar,
+        show_progress(what=run, unit="step", total=math.inf, leave=False) as bar,  # until Progress knows the number
     ):
         arguments = TrainingArguments(
             output_dir=folder,

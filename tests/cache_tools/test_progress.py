@@ -2,6 +2,7 @@
 
 import fcntl
 import io
+import math
 import os
 import pty
 import re
@@ -42,6 +43,14 @@ def test_work_without_an_end_says_how_far_it_is(capsys: pytest.CaptureFixture[st
             time.sleep(0.02)
             bar.update(6000)
     assert re.search(r"^read: 12\.0k, +[\d.]+k?tok/s, 00:00 gone$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_a_total_that_is_known_later_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(what="fill", unit="shard", total=math.inf, seconds=0.01) as bar:
+        time.sleep(0.02)
+        bar.total = 4
+        bar.update(2)
+    assert LINE.fullmatch(capsys.readouterr().err.splitlines()[-1])
 
 
 def test_a_terminal_has_a_bar_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Every option of comet-eval and comet-export, with values that it can hardly mean."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import REPOSITORY
@@ -76,7 +77,7 @@ def test_an_option_of_an_export_is_refused_by_name(
         ({"output": REPOSITORY}, "exists; give another folder"),
     ],
 )
-def test_wrong_calls(change: dict[str, object], message: str) -> None:
+def test_wrong_calls(change: dict[str, Any], message: str) -> None:
     with pytest.raises(CometError, match=message) as caught:
-        EvaluationSettings(**({"models": ("a",), "task": "sib200", "language": "kin"} | change))  # type: ignore[arg-type]
+        EvaluationSettings(**({"models": ("a",), "task": "sib200", "language": "kin"} | change))
     assert caught.value.exit_code == 2
