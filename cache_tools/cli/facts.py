@@ -68,7 +68,7 @@ def numerics_of(cache: Cache) -> list[str]:
     records = (cache.record(*key) for key in cache.extent.keys())
     kinds = Counter(tuple(sorted(record.numerics.items())) for record in records if record is not None)
     return [
-        f"{count:,} shards of {', '.join(f'{name} {value}' for name, value in kind)}"
+        f"{count:,} shards with {', '.join(f'{name} {value}' for name, value in kind)}"
         for kind, count in kinds.most_common()
     ]
 

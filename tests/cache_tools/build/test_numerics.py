@@ -40,7 +40,7 @@ def test_the_number_of_threads_is_in_the_id_and_in_what_info_says(
     for cache, threads in ((one, 1), (two, 2)):
         computed = str(describe(cache)["computed"])
         assert f"threads {threads}, " in computed and "batch_size 8, device cpu, dtype float32" in computed
-        assert f"{len(cache.extent.keys())} shards of" in computed and "otherwise" not in computed
+        assert f"{len(cache.extent.keys())} shards with" in computed and "otherwise" not in computed
     part = replace(one.extent, shards=one.extent.shards | {"train": ((0, 1),)})
     mixed = merge([cut(one, tmp_path / "part", part), two], tmp_path / "mixed")
     assert str(describe(mixed)["computed"]).endswith("; the others otherwise")

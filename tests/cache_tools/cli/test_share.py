@@ -145,8 +145,8 @@ def test_halves_of_two_labs_are_the_cache_of_one(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert open_cache(tmp_path / "merged").cache_id == open_cache(tmp_path / "whole").cache_id
     assert done.stdout.splitlines()[:3] == [
-        f"{sources[0]}: 2 shards of device cpu, dtype float32",
-        f"{sources[1]}: 2 shards of device cpu, dtype float32",
+        f"{sources[0]}: 2 shards with device cpu, dtype float32",
+        f"{sources[1]}: 2 shards with device cpu, dtype float32",
         f"{tmp_path / 'merged'}: complete",
     ]
 
