@@ -245,7 +245,7 @@ def bytes_per_token(folder: Path, shared: Path | None) -> dict[str, Any]:
     result: dict[str, Any] = {}
     profiles: dict[str, dict[str, Any]] = {
         "default": {},
-        "compact": {"attention_every": 12},
+        "compact": {"attention_queries": 32},
         "logits only": {"attention_layers": "none"},
         "best 64": {"keep": "topk"},
     }
@@ -307,7 +307,7 @@ def growth(folder: Path, teacher: Path, rows: int, device: torch.device) -> dict
         "temperatures 1 and 2": {"temperatures": (1.0, 2.0)},
         "best 64": {"keep": "topk"},
         "no attention": {"attention_layers": "none"},
-        "attention of every row": {"attention_every": 1},
+        "attention of every query": {"attention_queries": 1},
         "512 tokens in a row": {"seq_len": 512},
     }
     passes: dict[str, tuple[TeacherPass, HostBatch]] = {}

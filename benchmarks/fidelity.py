@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from charts import draw
 from fidelity_measures import angle, bytes_per_position, validation_batches
-from kept_maps import maps_kept
+from kept_attention import attention_kept
 from kept_signals import (
     Portion,
     Way,
@@ -233,7 +233,7 @@ def line_of(found: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], folder: Path) -> None:
-    """fidelity-logits.svg and fidelity-maps.svg."""
+    """fidelity-logits.svg and fidelity-attention.svg."""
     folder.mkdir(parents=True, exist_ok=True)
     logits: dict[str, list[tuple[float, float]]] = {}
     for one in results["logits"]:
@@ -241,10 +241,13 @@ def plot(results: dict[str, Any], folder: Path) -> None:
             logits.setdefault(one["way"], []).append((one["bytes"], one["angle"]))
     title = f"Gradient of {results['targets']:,} targets"
     draw(folder / "fidelity-logits.svg", title, logits, "bytes per target", "degrees to that of all logits")
-    maps: dict[str, list[tuple[float, float]]] = {}
-    for one in results["maps"]:
-        maps.setdefault(one["encoding"], []).append((one["bytes_per_token"], max(one["angle"], 0.01)))
-    draw(folder / "fidelity-maps.svg", "Gradient of the map loss", maps, "bytes per token", "degrees to full maps")
+    attention: dict[str, list[tuple[float, float]]] = {}
+    for one in results["attention"]:
+        attention.setdefault(f"one query in {one['every']}", []).append(
+            (one["bytes_per_token"], max(one["angle"], 0.01))
+        )
+    title = "Gradient of the attention loss"
+    draw(folder / "fidelity-attention.svg", title, attention, "bytes per token", "degrees to that of whole maps")
 
 
 @click.command(help=__doc__.split("\n")[0])
@@ -281,7 +284,7 @@ def main(
         results = {
             "targets": scene.targets, "student_steps": steps, "student_learnt_from": learnt_from, "draws": draws,
             "teacher_top64_mass": mass,
-            "logits": logits_kept(scene, loaded, draws), "maps": maps_kept(cache, loaded, student, targets),
+            "logits": logits_kept(scene, loaded, draws), "attention": attention_kept(cache, loaded, student, targets),
             "minutes": round((time.monotonic() - started) / 60, 1),
         }  # fmt: skip
     plot(results, output.parent)

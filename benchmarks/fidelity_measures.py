@@ -19,7 +19,7 @@ def validation_batches(cache: Cache, targets: int) -> Iterator[Batch]:
     """Rows until there are so many targets, a few at a time; the last targets too many are left out."""
     rows = CacheRows(shards_of([cache], "validation"), list(cache.extent.arrays))
     for begin in range(0, len(rows), ROWS_AT_ONCE):
-        batch = collate(rows.__getitems__(range(len(rows))[begin : begin + ROWS_AT_ONCE]))
+        batch = collate(rows.__getitems__(range(len(rows))[begin : begin + ROWS_AT_ONCE]), cache.recipe)
         of_targets = ("target_row", "target_position", "target_id")
         batch |= {name: batch[name][:targets] for name in of_targets}
         yield batch

@@ -35,6 +35,7 @@ from quality_measures import (
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
+from cache_tools.signals import ATTENTION
 from cache_tools.teacher.model import load_teacher
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.evaluate.datasets import TaskData, load_task
@@ -42,7 +43,7 @@ from comet.evaluate.tasks import find_task
 from comet.student.vocabulary import student_tokenizer
 
 COLUMNS = ("dense_kl", "loss", "accuracy", "calibration_error", "score")
-QUICK = ("plain", "online", "default", "no maps", "best 16", "sample of 32")
+QUICK = ("plain", "online", "default", "no attention", "best 16", "sample of 32")
 Results = dict[tuple[str, int], dict[str, Any]]
 
 
@@ -66,7 +67,7 @@ def named(text: str) -> str:
 
 
 def bytes_per_token(cache: Cache) -> tuple[float, float]:
-    """Bytes of logits and of maps per token of text, as they lie on the disk."""
+    """Bytes of logits and of attention per token of text, as they lie on the disk."""
 
     def size(name: str) -> int:
         return sum(path.stat().st_size for path in (cache.root / "train" / name / "c").rglob("*") if path.is_file())
@@ -79,7 +80,7 @@ def bytes_per_token(cache: Cache) -> tuple[float, float]:
         / (recipe.train_rows + recipe.validation_rows)
     )
     logits = sum(size(n) for n in cache.extent.arrays if n.startswith(("topk", "tail", "sample", "entropy")))
-    return logits / tokens, size("attention") / tokens
+    return logits / tokens, sum(map(size, ATTENTION.arrays)) / tokens
 
 
 def finished(path: Path, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -103,7 +104,11 @@ def table(results: Results, arms: Sequence[str], sizes: dict[str, tuple[float, f
         of_arm = {seed: found for (name, seed), found in results.items() if name == arm}
         if not of_arm:
             continue
-        cells = [arm.ljust(33), "logits {:4.1f} B, maps {:4.1f} B a token".format(*sizes[arm]), f"{len(of_arm)} seeds"]
+        cells = [
+            arm.ljust(33),
+            "logits {:4.1f} B, attention {:4.1f} B a token".format(*sizes[arm]),
+            f"{len(of_arm)} seeds",
+        ]
         for column in COLUMNS:
             values = [found[column] for found in of_arm.values() if column in found]
             cells.append(f"{column} {spread(values)}" if values else "")

@@ -19,12 +19,12 @@ from comet.student.shape import choose_shape
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.dataset import CacheRows, arrays_to_read, shards_of, student_collator
 from comet.train.distiller import Distiller, match_layers
-from comet.train.losses import attention_kl
+from comet.train.losses import SampledRows, attention_cross_entropy
 from comet.train.objective import DEFAULT, PAPER, Objective
 from comet.train.trainer import DistillationTrainer
 from comet.train.validation import validation_rows
 
-NO_MAPS = replace(DEFAULT, name="no maps", attention_weight=0.0)
+NO_ATTENTION = replace(DEFAULT, name="no attention", attention_weight=0.0)
 TRUE_TOKENS = replace(DEFAULT, name="true tokens", kd_weight=0.0, hard_weight=1.0)
 PLAIN = replace(TRUE_TOKENS, name="plain", attention_weight=0.0)
 
@@ -39,7 +39,7 @@ class Arm:
     vocabulary: str = "full"
     init: str = "start"
     online: bool = False
-    full_maps: bool = True  # online, or else those of the cache
+    whole_maps: bool = True  # online, or else the attention of the cache
     fine_tuned: bool = False
 
 
@@ -52,28 +52,28 @@ CACHES: dict[str, dict[str, Any]] = {
     "best 16": {"keep": "topk", "top_k": 16},
     "T = 1 and 2": {"temperatures": (1.0, 2.0)},
     "last layer": {"attention_layers": "last"},
-    "16 × 16": {"attention_size": 16, "attention_every": 1},
-    "128 × 128": {"attention_size": 128, "attention_every": 48},
-    "one row in 12": {"attention_every": 12},
-    "full maps": {"attention_size": 128, "attention_every": 1},
+    "8 keys": {"attention_keys": 8},
+    "one query in 16": {"attention_queries": 16},
+    "one query in 32": {"attention_queries": 32},
+    "whole maps": {"attention_queries": 1, "attention_keys": 128, "rows_per_shard": 256},
 }
 """What the caches hold other than by default."""
 
 ARMS = (
     Arm("plain", "default", PLAIN, fine_tuned=True),
-    Arm("true tokens and maps", "default", TRUE_TOKENS),
+    Arm("true tokens and attention", "default", TRUE_TOKENS),
     Arm("online", "default", online=True, fine_tuned=True),
-    Arm("online, maps of the cache", "default", online=True, full_maps=False),
-    Arm("online, no maps", "default", NO_MAPS, online=True),
+    Arm("online, attention of the cache", "default", online=True, whole_maps=False),
+    Arm("online, no attention", "default", NO_ATTENTION, online=True),
     Arm("default", "default", fine_tuned=True),
-    Arm("no maps", "default", NO_MAPS),
-    Arm("maps of the last layer", "last layer"),
-    Arm("maps of 16 × 16, every row", "16 × 16"),
-    Arm("maps of 128 × 128, one row in 48", "128 × 128"),
-    Arm("maps of one row in 12", "one row in 12"),
-    Arm("full maps of every row", "full maps"),
-    Arm("map weight 0.3", "default", replace(DEFAULT, name="maps 0.3", attention_weight=0.3)),
-    Arm("map weight 3", "default", replace(DEFAULT, name="maps 3", attention_weight=3.0)),
+    Arm("no attention", "default", NO_ATTENTION),
+    Arm("attention of the last layer", "last layer"),
+    Arm("8 keys of a query", "8 keys"),
+    Arm("one query in 16", "one query in 16"),
+    Arm("one query in 32", "one query in 32"),
+    Arm("whole maps", "whole maps"),
+    Arm("attention weight 0.3", "default", replace(DEFAULT, name="attention 0.3", attention_weight=0.3)),
+    Arm("attention weight 3", "default", replace(DEFAULT, name="attention 3", attention_weight=3.0)),
     Arm("sample of 128", "sample of 128"),
     Arm("sample of 32", "sample of 32", fine_tuned=True),
     Arm("sample of 16", "sample of 16"),
@@ -108,22 +108,33 @@ class TeacherInTheLoop:
 
     @torch.no_grad()
     def __call__(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Log-probabilities [T, V] at the targets and maps [B, layers, L, L] that are not pooled."""
+        """Log-probabilities [T, V] at the targets and whole maps [B, layers, L, L]."""
         ids, length, row = batch["input_ids"], batch["length"], batch["target_row"]
         keys = [row_ids.numpy().tobytes() for row_ids in ids]
         if any(key not in self.said for key in keys):
             mask = torch.arange(ids.shape[1]) < length[:, None]
-            capture = AttentionCapture(self.layers, length, ids.shape[1], self.seq_len)
+            capture = AttentionCapture(self.layers, every_query(len(ids), len(self.layers), ids.shape[1]))
             hidden = self.teacher.hidden_states(ids, mask, capture)
-            features, maps = self.teacher.transform(hidden[row, batch["target_position"]]), capture.maps()
+            features, maps = self.teacher.transform(hidden[row, batch["target_position"]]), capture.rows()
             self.said |= {key: Said(features[row == i], maps[i]) for i, key in enumerate(keys)}
         said = [self.said[key] for key in keys]
         logits = self.teacher.head.logits(torch.cat([one.features for one in said]))
         return logits.log_softmax(1), torch.stack([one.maps for one in said])
 
 
+def every_query(rows: int, layers: int, seq_len: int) -> Tensor:
+    """The queries [B, layers, L] of whole maps."""
+    return torch.arange(seq_len).expand(rows, layers, -1)
+
+
+def all_keys(maps: Tensor, length: Tensor) -> SampledRows:
+    """Whole maps [B, layers, L, L] as a sample of everything: queries of padding weigh nothing."""
+    is_query = torch.arange(maps.shape[2]) < length[:, None]  # [B, L]
+    return SampledRows(torch.arange(maps.shape[3]).expand_as(maps), maps * is_query[:, None, :, None], length)
+
+
 class OnlineDistiller(Distiller):
-    """The teacher in the loop: dense logits at every target and attention maps that are not pooled, or the cache's."""
+    """The teacher in the loop: dense logits at every target, and whole attention maps or the cache's sample."""
 
     def __init__(
         self,
@@ -131,11 +142,11 @@ class OnlineDistiller(Distiller):
         cache: Any,
         objective: Objective,
         teacher: TeacherInTheLoop,
-        full_maps: bool,
+        whole_maps: bool,
     ) -> None:
         super().__init__(student, cache, objective)
         self.teacher = [teacher]  # not a module of its own: nothing of it is trained or saved
-        self.full_maps = full_maps
+        self.whole_maps = whole_maps
 
     def forward(
         self, progress: float = 0.0, targets: float | None = None, rows: float | None = None, **batch: Tensor
@@ -144,22 +155,21 @@ class OnlineDistiller(Distiller):
         length, seq_len = batch["length"], batch["input_ids"].shape[1]
         mask = torch.arange(seq_len) < length[:, None]
         layers = tuple(student for _, student in self.matched)
-        if self.full_maps:
-            ours = AttentionCapture(layers, length, seq_len, teacher.seq_len)
+        if self.whole_maps:
+            ours = AttentionCapture(layers, every_query(len(length), len(layers), seq_len))
         else:
-            ours = AttentionCapture(layers, length, seq_len, self.cache.attention_size, batch["map_row"])
+            ours = AttentionCapture(layers, batch["attention_query"][:, self.cached_index])
         p, maps = teacher(batch)  # [T, V], [B, layers, L, L]
         body = self.student.roberta(batch["input_ids"], attention_mask=mask, attention_capture=ours if layers else None)
         head = self.student.lm_head
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
         q = head.decoder(head.layer_norm(torch.nn.functional.gelu(head.dense(hidden)))).log_softmax(1)
         parts = {"kd": (p.exp() * (p - q)).sum(1).mean()}
-        if layers and self.full_maps:
+        if layers and self.whole_maps:
             theirs = maps[:, [teacher.layers.index(layer) for layer, _ in self.matched]]
-            parts["attention"] = attention_kl(theirs, ours.maps(), length).mean()
+            parts["attention"] = attention_cross_entropy(all_keys(theirs, length), ours.rows()).mean()
         elif layers:
-            every = self.cache.attention_every
-            parts["attention"] = self.map_distance(batch, ours.maps()).sum() * every / len(length)
+            parts["attention"] = self.attention_distance(batch, ours.rows()).mean()
         weights = {"kd": recipe.kd_weight, "attention": recipe.attention_weight}  # numbers in the recipes above
         return {"loss": torch.stack([weights[n] * part for n, part in parts.items()]).sum()} | parts
 
@@ -178,7 +188,7 @@ def train(
     model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init)
     config = StudentConfig(folder, student=student, init=arm.init, objective=arm.objective, steps=steps, seed=seed)
     distiller = (
-        OnlineDistiller(model, cache.recipe, arm.objective, online(shape.layers), arm.full_maps)
+        OnlineDistiller(model, cache.recipe, arm.objective, online(shape.layers), arm.whole_maps)
         if arm.online
         else Distiller(model, cache.recipe, arm.objective, vocabulary)
     )

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from pathlib import Path
@@ -101,16 +102,16 @@ def waiting_share(rows: CacheRows, batch_size: int, pause: float) -> float:
     sampler, waited, started = rows.sampler(seed=0), 0.0, time.perf_counter()
     for batch in batches_of(sampler, batch_size):
         asked = time.perf_counter()
-        collate(rows.__getitems__(batch))
+        collate(rows.__getitems__(batch), rows.shards[0].cache.recipe)
         waited += time.perf_counter() - asked
         time.sleep(pause)
     return waited / (time.perf_counter() - started)
 
 
 def measure(path: Path, raw: Path, batch_size: int, repeats: int) -> dict[str, Any]:
-    tokens = dump_raw(open_rows(path), raw)
+    tokens, recipe = dump_raw(open_rows(path), raw), open_cache(path).recipe
     seconds: dict[str, list[float]] = defaultdict(list)
-    kinds: dict[str, Use] = {"arrays": lambda arrays: arrays, "batches": collate}
+    kinds: dict[str, Use] = {"arrays": lambda arrays: arrays, "batches": partial(collate, recipe=recipe)}
     for _ in range(repeats):
         for kind, use in kinds.items():
             rows = open_rows(path)

@@ -45,7 +45,7 @@ OPTIONS: dict[str, Any] = {
     "views": 2,
     "rows_per_shard": 8,
     "top_k": 8,
-    "attention_size": 8,
+    "attention_keys": 6,
 }
 Result = dict[str, Any]
 
@@ -141,7 +141,7 @@ def read_for_training(root: Path) -> str:
     for group in ("train", "validation"):
         rows = CacheRows(shards_of([cache], group), list(cache.extent.arrays))
         for begin in range(0, len(rows), 64):
-            batch = collate(rows.__getitems__(range(len(rows))[begin : begin + 64]))
+            batch = collate(rows.__getitems__(range(len(rows))[begin : begin + 64]), cache.recipe)
             digest.update(b"".join(batch[name].numpy().tobytes() for name in sorted(batch)))
     digest.update(choose_vocabulary("trimmed", [cache]).student_id.numpy().tobytes())
     digest.update(cache.vocabulary.embedding.tobytes())

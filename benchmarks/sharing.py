@@ -136,8 +136,8 @@ def restarts(folder: Path, trials: int) -> Result:
 def large_recipe(shards: int) -> Recipe:
     """About 5 MB a shard, one shard of validation, most of it logits."""
     sizes = {"seq_len": 128, "max_targets": 8, "vocab_size": 512, "top_k": 128, "rows_per_shard": 1024}
-    maps = {"attention_size": 32, "attention_every": 5}
-    return small_recipe(train_rows=shards * 1024, validation_rows=1024, **sizes, **maps)
+    attention = {"attention_queries": 8, "attention_keys": 16}
+    return small_recipe(train_rows=shards * 1024, validation_rows=1024, **sizes, **attention)
 
 
 def throughput(folder: Path, shards: int, rounds: int) -> Result:

@@ -29,8 +29,8 @@ from comet.student.model import new_student
 from comet.student.shape import choose_shape
 from comet.train.objective import DEFAULT, Objective
 
-NO_MAPS = replace(DEFAULT, name="no maps", attention_weight=0.0)
-FEW_MAPS = replace(DEFAULT, name="maps 0.3", attention_weight=0.3)
+NO_ATTENTION = replace(DEFAULT, name="no attention", attention_weight=0.0)
+LITTLE_ATTENTION = replace(DEFAULT, name="attention 0.3", attention_weight=0.3)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ PARTS: dict[str, list[Training]] = {
     "rate": [Training(WIDE, 300, rate=rate) for rate in (5e-4, 7e-4, 1e-3)]
     + [Training(SMALL, 900, rate=rate) for rate in (7e-4, 1e-3, 1.5e-3, 2e-3)]
     + [Training((6, 48), 900, rate=rate) for rate in (1e-3, 2e-3, 4e-3)],
-    "maps": [Training(SMALL, 900, objective=objective) for objective in (NO_MAPS, FEW_MAPS)],
+    "attention": [Training(SMALL, 900, objective=objective) for objective in (NO_ATTENTION, LITTLE_ATTENTION)],
     "shapes": [Training(shape, 900) for shape in ((4, 112), (3, 120), (2, 136))]
     + [Training(shape, 900) for shape in ((6, 64), (4, 72), (3, 80))]
     + [Training(shape, 900) for shape in ((6, 40), (3, 48))],

@@ -80,7 +80,7 @@ class Step:
 
     def batch(self, cache: Cache, rows: int) -> Batch:
         arrays = CacheRows(shards_of([cache], "train"), list(cache.extent.arrays)).__getitems__(range(rows))
-        return in_vocabulary(collate(arrays), self.vocabulary, cache.recipe)
+        return in_vocabulary(collate(arrays, cache.recipe), self.vocabulary, cache.recipe)
 
     def __call__(self, batch: Batch) -> None:
         self.distiller(**batch)["loss"].backward()
@@ -104,7 +104,7 @@ class PlainStep(Step):
 
 
 class UsualStep(Step):
-    """Stock forward at all positions, full log-softmax of both models, as most scripts distil; maps are left out.
+    """Stock forward at all positions, full log-softmax of both models, as most scripts distil; attention is left out.
 
     `teacher_logits` [B, L, V] stand for a teacher, whose own cost is not counted.
     """
@@ -121,15 +121,15 @@ class UsualStep(Step):
 def step_of(kind: str, cache: Cache) -> Step:
     classes: dict[str, Callable[[], Step]] = {
         "cache, logits only": lambda: Step(cache, "full", 0.0),
-        "cache, maps of six layers": lambda: Step(cache, "full", 1.0),
+        "cache, attention of six layers": lambda: Step(cache, "full", 1.0),
         "plain": lambda: PlainStep(cache, "full", 0.0),
         "cache, logits only, trimmed": lambda: Step(cache, "trimmed", 0.0),
-        "cache, maps of six layers, trimmed": lambda: Step(cache, "trimmed", 1.0),
+        "cache, attention of six layers, trimmed": lambda: Step(cache, "trimmed", 1.0),
         "plain, trimmed": lambda: PlainStep(cache, "trimmed", 0.0),
-        "cache, maps of six layers, bf16": lambda: Step(cache, "full", 1.0, bf16=True),
-        "cache, maps of six layers, recomputed": lambda: Step(cache, "full", 1.0, recompute=True),
-        "cache, maps of six layers, bf16, recomputed": lambda: Step(cache, "full", 1.0, bf16=True, recompute=True),
-        "cache, maps of six layers, trimmed, bf16": lambda: Step(cache, "trimmed", 1.0, bf16=True),
+        "cache, attention of six layers, bf16": lambda: Step(cache, "full", 1.0, bf16=True),
+        "cache, attention of six layers, recomputed": lambda: Step(cache, "full", 1.0, recompute=True),
+        "cache, attention of six layers, bf16, recomputed": lambda: Step(cache, "full", 1.0, bf16=True, recompute=True),
+        "cache, attention of six layers, trimmed, bf16": lambda: Step(cache, "trimmed", 1.0, bf16=True),
         "usual": lambda: UsualStep(cache, "full", 0.0),
     }
     return classes[kind]()
@@ -157,7 +157,7 @@ def interleaved(kinds: list[str], cache: Cache, rows: int, repeats: int = REPEAT
 def against_plain(root: Path) -> dict[str, Any]:
     cache, result = open_cache(root), {}
     for suffix in ("", ", trimmed"):
-        kinds = [f"{kind}{suffix}" for kind in ("cache, logits only", "cache, maps of six layers", "plain")]
+        kinds = [f"{kind}{suffix}" for kind in ("cache, logits only", "cache, attention of six layers", "plain")]
         seconds = interleaved(kinds, cache, 16)
         for kind in kinds:
             result[kind] = {"seconds": round(seconds[kind], 3), "ratio": round(seconds[kind] / seconds[kinds[2]], 3)}
@@ -167,14 +167,14 @@ def against_plain(root: Path) -> dict[str, Any]:
 def waiting_for_data(root: Path) -> dict[str, Any]:
     """The share of the time that goes into rows, in the trainer's own order, beside a trimmed student's steps."""
     cache = open_cache(root)
-    step = step_of("cache, maps of six layers, trimmed, bf16", cache)
+    step = step_of("cache, attention of six layers, trimmed, bf16", cache)
     rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n not in ("row_key",)])
     order = iter(rows.sampler(0, 1.0))
     waiting = working = 0.0
     for turn in range(25):
         index = [next(order) for _ in range(16)]
         started = time.perf_counter()
-        batch = in_vocabulary(collate(rows.__getitems__(index)), step.vocabulary, cache.recipe)
+        batch = in_vocabulary(collate(rows.__getitems__(index), cache.recipe), step.vocabulary, cache.recipe)
         elapsed = timed(lambda b=batch: step(b))
         if turn:
             waiting, working = waiting + time.perf_counter() - started - elapsed, working + elapsed
@@ -221,7 +221,7 @@ def from_the_cache(root: Path, kind: str, rows: int, turns: int) -> dict[str, An
 
 
 def memory_above_the_model(root: Path) -> dict[str, Any]:
-    start = "cache, maps of six layers"
+    start = "cache, attention of six layers"
     kinds = (start, f"{start}, bf16", f"{start}, recomputed", f"{start}, bf16, recomputed")
     seconds = in_child(interleaved, list(kinds), open_cache(root), 32)
     return {
@@ -248,9 +248,9 @@ def against_the_loop(root: Path) -> dict[str, Any]:
     ours = {
         name: in_child(from_the_cache, root, kind, 16, 5)
         for name, kind in (
-            ("trimmed", "cache, maps of six layers, trimmed"),
-            ("trimmed, bf16", "cache, maps of six layers, trimmed, bf16"),
-            ("full", "cache, maps of six layers"),
+            ("trimmed", "cache, attention of six layers, trimmed"),
+            ("trimmed, bf16", "cache, attention of six layers, trimmed, bf16"),
+            ("full", "cache, attention of six layers"),
         )
     }
     return {
@@ -269,8 +269,8 @@ def against_the_usual(root: Path) -> dict[str, Any]:
             "times_faster": round(usual["seconds"] / in_child(from_the_cache, root, kind, 8, 7)["seconds"], 1),
         }
         for name, kind in (
-            ("trimmed", "cache, maps of six layers, trimmed"),
-            ("trimmed, bf16", "cache, maps of six layers, trimmed, bf16"),
+            ("trimmed", "cache, attention of six layers, trimmed"),
+            ("trimmed, bf16", "cache, attention of six layers, trimmed, bf16"),
             ("full", "cache, logits only"),
         )
     } | {"usual_peak_mib": usual["peak_mib"]}

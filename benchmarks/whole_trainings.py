@@ -46,7 +46,7 @@ def dense_kl(cache: Cache, shared: Path, student: Path, vocabulary: str) -> floa
     total, targets = 0.0, 0
     for begin in range(0, len(rows), 32):
         arrays = rows.__getitems__(range(len(rows))[begin : begin + 32])
-        batch = collate(arrays)
+        batch = collate(arrays, cache.recipe)
         mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
 
         def log_probs(model: Any, ids: Tensor, columns: Tensor, mask: Tensor = mask, at: Any = batch) -> Tensor:

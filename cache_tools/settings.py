@@ -9,7 +9,7 @@ from cache_tools.errors import CometError
 from cache_tools.signals import FAMILIES, LOGITS
 
 HUB_PREFIX = "hf:"  # marks a data set of the hub, where a file is also allowed
-MAP_SIZE = 64
+ATTENTION_KEYS = 16
 START_WIDTH = 512
 AUTO = "auto"
 HUB_TOKENS = 50_000_000  # about 2 GB of cache, and more text than most students need
@@ -41,8 +41,8 @@ class BuildSettings:
     top_k: int = 64
     temperatures: tuple[float, ...] = (1.0,)
     attention_layers: str = "spread:6"
-    attention_size: int | None = None
-    attention_every: int = 5
+    attention_queries: int = 8
+    attention_keys: int | None = None
     start_layers: str = AUTO
     start_width: int | None = None
     rows_per_shard: int = 1024
@@ -69,8 +69,8 @@ class BuildSettings:
         logits = LOGITS[self.keep]
         require(logits.fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{logits.fewest} to 16384")
         largest = min(self.seq_len, 4096)
-        require(2 <= self.map_size <= largest, "--attention-size", self.map_size, f"2 to {largest}")
-        require(1 <= self.attention_every <= 1024, "--attention-every", self.attention_every, "1 to 1024")
+        require(1 <= self.attention_queries <= 1024, "--attention-queries", self.attention_queries, "1 to 1024")
+        require(1 <= self.keys <= largest, "--attention-keys", self.keys, f"1 to {largest}")
         for option, layers in (("--attention-layers", self.attention_layers), ("--start-layers", self.start_layers)):
             ok = LAYERS.fullmatch(layers) is not None or (layers == AUTO and option == "--start-layers")
             require(ok, option, layers, LAYER_FORMS)
@@ -102,9 +102,9 @@ class BuildSettings:
         return self.max_tokens if self.max_tokens is not None else HUB_TOKENS if from_hub else None
 
     @property
-    def map_size(self) -> int:
-        """Blocks per side of a pooled map: `attention_size`, else MAP_SIZE, or one per token if rows are shorter."""
-        return self.attention_size if self.attention_size is not None else min(MAP_SIZE, self.seq_len)
+    def keys(self) -> int:
+        """The most keys kept of a query: `attention_keys`, else ATTENTION_KEYS, or all if rows are shorter."""
+        return self.attention_keys if self.attention_keys is not None else min(ATTENTION_KEYS, self.seq_len)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 UNUSED_POSITION = 65535
 UNUSED_ID = -1
-NO_CODE = 255  # every code of a row without a map: no row of a map is 255 everywhere
+WEIGHT_STEPS = 254  # of the square root of an attention weight
 
 AXES: dict[str, Callable[["Recipe"], int]] = {
     "position": lambda recipe: recipe.seq_len,
@@ -26,8 +26,8 @@ AXES: dict[str, Callable[["Recipe"], int]] = {
     "temperature": lambda recipe: len(recipe.temperatures),
     "k": lambda recipe: recipe.top_k,
     "layer": lambda recipe: len(recipe.attention_layers),
-    "query_block": lambda recipe: recipe.attention_size,
-    "key_block": lambda recipe: recipe.attention_size,
+    "query": lambda recipe: recipe.attention_slots,
+    "key": lambda recipe: recipe.attention_keys,
 }
 """The size of every axis but the first, the rows."""
 
@@ -70,7 +70,8 @@ class Tolerance:
 
 @dataclass(frozen=True)
 class Measure:
-    """Errors allowed when a teacher is run again: in nats, radians, or as a share of ids; one for each of `DTYPES`."""
+    """Errors allowed when a teacher is run again: in nats, of the square root of a weight, or as a share of ids or
+    keys; one for each of `DTYPES`."""
 
     unit: str
     tolerances: tuple[Tolerance, Tolerance, Tolerance]
@@ -170,21 +171,30 @@ TOPK = Signal(
 )
 
 
-def _kept_maps(recipe: "Recipe") -> str:
-    layers, size = ", ".join(map(str, recipe.attention_layers)), recipe.attention_size
-    rows = "every row" if recipe.attention_every == 1 else f"one row in {recipe.attention_every}"
-    return f"layer {layers} of 0–{recipe.teacher_layers - 1}, {size}×{size}, of {rows}"
+_KEYS = ("layer", "query", "key")
+
+
+def _kept_attention(recipe: "Recipe") -> str:
+    layers, every = ", ".join(map(str, recipe.attention_layers)), recipe.attention_queries
+    queries = "every query" if every == 1 else f"one query in {every}"
+    return f"layer {layers} of 0–{recipe.teacher_layers - 1}, {queries}, up to {recipe.attention_keys} keys of each"
 
 
 ATTENTION = Signal(
     name="attention",
     family="attention",
-    arrays={"attention": DeclaredArray("uint8", ("layer", "query_block", "key_block"), NO_CODE)},
-    measures={
-        "attention": Measure("radians", (Tolerance(0.001, 0.016), Tolerance(0.008, 0.035), Tolerance(0.03, 0.1))),
+    arrays={
+        "attention_gap": DeclaredArray("uint16", _KEYS, 65535, span=lambda recipe: (0, recipe.seq_len + 1)),
+        "attention_weight": DeclaredArray("uint8", _KEYS, 255, span=lambda recipe: (0, WEIGHT_STEPS + 1)),
     },
-    kept=_kept_maps,
-    fidelity="Attention: averaged over heads, pooled in blocks of positions, its square root rounded to 8 bits.",
+    measures={
+        "attention_weight": Measure("root", (Tolerance(0.0005, 0.012), Tolerance(0.002, 0.02), Tolerance(0.006, 0.06))),
+        "certain_key": Measure("share", (Tolerance(0.001), Tolerance(0.01), Tolerance(0.08))),
+        "drawn_key": Measure("share", (Tolerance(0.01), Tolerance(1.0), Tolerance(1.0))),  # as drawn_id
+    },
+    kept=_kept_attention,
+    fidelity="Attention: averaged over heads; of each query that is kept, a sample of keys whose expectation is the "
+    "whole row, with the square roots of large weights rounded to 8 bits.",
 )
 
 LOGITS = {signal.name: signal for signal in (THRESHOLD, TOPK)}

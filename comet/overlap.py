@@ -16,7 +16,7 @@ from cache_tools.errors import CometError
 from cache_tools.progress import show_progress
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache
-from cache_tools.text.masking import mix
+from cache_tools.text.draws import mix
 
 RUN = 16  # tokens in a row that two different texts hardly share: about eight words
 SHORTEST = 5  # tokens; shorter documents are phrases that any text may have

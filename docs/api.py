@@ -20,7 +20,7 @@ PUBLIC = {
     "comet.evaluate.metrics": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),
     "comet.train.losses": (
         *("sampled_kl", "bucketed_kl", "residual_kl", "hard_cross_entropy"),
-        *("attention_kl", "attention_mse", "attention_projection"),
+        *("attention_cross_entropy", "attention_mse", "attention_projection"),
     ),
 }
 HEAD = """# Python

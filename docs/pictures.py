@@ -16,7 +16,7 @@ from cache_tools import Cache, open_cache
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.report.analysis import MapPair, look_at_rows
 from comet.report.charts import heat_map
-from comet.train.dataset import collate, shards_of
+from comet.train.dataset import shards_of
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
 
@@ -67,7 +67,7 @@ def maps(pairs: Sequence[MapPair]) -> str:
         for row, (values, layer) in enumerate(((pair.teacher, pair.teacher_layer), (pair.student, pair.student_layer))):
             y, picture = 12 + row * (SIDE + 28), heat_map(values.clip(0) ** 0.5, most)
             place = f'x="{x}" y="{y}" width="{SIDE}" height="{SIDE}"'
-            note = f", KL {pair.kl:.3f} nats" if row else ""
+            note = f", {pair.overlap:.0%} on the same blocks" if row else ""
             parts += [
                 f'<rect {place} fill="#f4f6f8"/><image {place} style="image-rendering:pixelated" href="{picture}"/>',
                 f'<text class="small" x="{x}" y="{y + SIDE + 15}">layer {layer + 1}{note}</text>',
@@ -78,12 +78,12 @@ def maps(pairs: Sequence[MapPair]) -> str:
 
 
 def map_pairs(cache: Cache, folder: Path) -> list[MapPair]:
-    """Of the first validation row that has maps."""
+    """Of the first validation row."""
     student = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager")
     distiller = Distiller(student, cache.recipe, DEFAULT).eval()
     tokenizer, shards = load_tokenizer(cache.tokenizer_folder), shards_of([cache], "validation")
     with torch.no_grad():
-        pairs, _ = look_at_rows(distiller, shards, tokenizer, torch.device("cpu"), collate)
+        pairs, _ = look_at_rows(distiller, shards, tokenizer, torch.device("cpu"))
     return [pair for pair in pairs if pair.row == pairs[0].row]
 
 

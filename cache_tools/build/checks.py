@@ -22,7 +22,7 @@ from cache_tools.text.hub_text import HubText
 from cache_tools.text.sources import TextFile
 from cache_tools.text.tokenizer import vocabulary_size
 
-NO_MAPS = "--attention-layers none"
+NO_ATTENTION = "--attention-layers none"
 MANY_REPEATED = 0.25  # of all documents
 MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
 SHORTEST = 2  # tokens of a row that the teacher is tried with
@@ -52,29 +52,31 @@ def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: 
     if settings.top_k > vocab_size:
         raise CometError(f"--top-k {settings.top_k}: this teacher has {vocab_size} tokens", exit_code=2)
     layers = parse_layers(settings.attention_layers, config.num_hidden_layers)
-    if layers and teacher.why_no_maps is not None:
-        raise CometError(f"teacher {settings.teacher}: {teacher.why_no_maps}; build with {NO_MAPS}", exit_code=2)
+    if layers and teacher.why_no_attention is not None:
+        raise CometError(
+            f"teacher {settings.teacher}: {teacher.why_no_attention}; build with {NO_ATTENTION}", exit_code=2
+        )
     _try_teacher(settings, teacher, tokenizer, layers)
 
 
 def _try_teacher(
     settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, layers: tuple[int, ...]
 ) -> None:
-    """Raise CometError if the teacher cannot read the shortest and the longest row, with maps of these layers, or reads
-    a row otherwise when it is padded."""
+    """Raise CometError if the teacher cannot read the shortest and the longest row, with the attention of these layers,
+    or reads a row otherwise when it is padded."""
     where, kind = f"teacher {settings.teacher}", type(teacher.model).__name__
     lengths = torch.tensor([settings.seq_len, SHORTEST])
     mask = torch.arange(settings.seq_len) < lengths[:, None]  # [2, L]
     ids = torch.where(mask, tokenizer.mask_token_id, tokenizer.pad_token_id)
     try:
-        both, longest = (_features(teacher, ids[:n], mask[:n], layers, settings.map_size) for n in (2, 1))  # [n, L, H]
-        shortest = _features(teacher, ids[1:, :SHORTEST], mask[1:, :SHORTEST], layers, settings.map_size)
+        both, longest = (_features(teacher, ids[:n], mask[:n], layers) for n in (2, 1))  # [n, L, H]
+        shortest = _features(teacher, ids[1:, :SHORTEST], mask[1:, :SHORTEST], layers)
     except CometError as error:
         raise CometError(f"{where}: {error}", exit_code=2) from error
     except Exception as error:  # whatever a model does that is not like those we know
         raise CometError(
             f"{where}: {kind} cannot read rows of {SHORTEST} and {settings.seq_len} tokens ({first_line(error)}); try "
-            f"a smaller --seq-len{f', {NO_MAPS}' if layers else ''}, or another teacher",
+            f"a smaller --seq-len{f', {NO_ATTENTION}' if layers else ''}, or another teacher",
             exit_code=2,
         ) from error
     if not both.isfinite().all() or both.shape[-1] != teacher.head.weight.shape[1]:
@@ -89,12 +91,12 @@ def _try_teacher(
 
 
 @torch.no_grad()
-def _features(teacher: Teacher, ids: Tensor, mask: Tensor, layers: tuple[int, ...], map_size: int) -> Tensor:
-    """Return the features [B, L, H] of rows, ids [B, L], as a build computes them, once maps were captured."""
-    capture = AttentionCapture(layers, mask.sum(1), ids.shape[1], map_size)
+def _features(teacher: Teacher, ids: Tensor, mask: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """Return the features [B, L, H] of rows, ids [B, L], as a build computes them, once attention was captured."""
+    capture = AttentionCapture(layers, torch.zeros(len(ids), len(layers), 1, dtype=torch.int64))
     features = teacher.transform(teacher.hidden_states(ids, mask, capture))
     if layers:
-        capture.maps()
+        capture.rows()
     return features
 
 

@@ -73,8 +73,7 @@ class ShardBuffer:
         self.batches: list[HostBatch] = []
         for start in range(0, self.rows, batch_size):
             tokens = {name: array[start : start + batch_size] for name, array in self.tokens.items()}
-            numbers = np.arange(start, min(start + batch_size, self.rows))
-            self.batches.append(host_batch(self.recipe, tokens, numbers, self.pinned))
+            self.batches.append(host_batch(self.recipe, tokens, self.pinned))
 
     def put(self, part: dict[str, NDArray]) -> bool:
         """Store the arrays of the next batch. Return whether the shard is complete.

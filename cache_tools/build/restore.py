@@ -23,8 +23,9 @@ from cache_tools.store.provenance import texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, spool_documents
+from cache_tools.text.draws import mix
 from cache_tools.text.hub_text import HubText
-from cache_tools.text.masking import Masking, content_keys, mix
+from cache_tools.text.masking import Masking, content_keys
 from cache_tools.text.packing import validation_share
 from cache_tools.text.sources import TextFile
 

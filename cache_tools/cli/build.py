@@ -11,7 +11,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.info import show_human
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
-from cache_tools.settings import HUB_TOKENS, MAP_SIZE, START_WIDTH, BuildSettings
+from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, START_WIDTH, BuildSettings
 from cache_tools.signals import LOGITS
 from cache_tools.text.languages import find_language
 
@@ -30,7 +30,7 @@ def _comma_numbers(context: click.Context, parameter: click.Parameter, value: st
 SECTIONS = {
     "Input and output": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
     "Rows": ("seq_len", "views", "mask_prob", "seed"),
-    "Signals": ("top_k", "keep", "temperatures", "attention_layers", "attention_size", "attention_every"),
+    "Signals": ("top_k", "keep", "temperatures", "attention_layers", "attention_queries", "attention_keys"),
     "Start of students": ("start_layers", "start_width"),
     "Execution": (
         *("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "i_may_share_this"),
@@ -68,11 +68,13 @@ EXAMPLES = (
               help="threshold: every token with probability above 1/k, and an unbiased sample of the others. topk: the "
               "k best tokens, and the mass of all others.")  # fmt: skip
 @click.option("--attention-layers", default=BuildSettings.attention_layers,
-              help="Layers whose attention maps are kept: spread:N (evenly, with the last), every:N, last, all, none, "
+              help="Layers whose attention is kept: spread:N (evenly, with the last), every:N, last, all, none, "
               "or numbers such as -1,-7.")  # fmt: skip
-@click.option("--attention-size", type=int,
-              help=f"Blocks per side of a pooled map.  [default: {MAP_SIZE}, or --seq-len if less]")  # fmt: skip
-@click.option("--attention-every", default=BuildSettings.attention_every, help="Keep maps of one row in this many.")
+@click.option("--attention-queries", default=BuildSettings.attention_queries,
+              help="Keep the attention of one token in this many, other ones in every row and layer.")  # fmt: skip
+@click.option("--attention-keys", type=int,
+              help="Most tokens kept that such a token attends to: those with a share above 1/k, and a sample of the "
+              f"others.  [default: {ATTENTION_KEYS}, or --seq-len if less]")  # fmt: skip
 @click.option("--start-layers", default=BuildSettings.start_layers,
               help="The teacher's layers that students may start from: all, none, spread:N, every:N, last, or numbers. "
               "auto: all, or none of a teacher whose kind of layers is not known.")  # fmt: skip

@@ -39,7 +39,7 @@ COMMANDS = {
 def main() -> None:
     """Build, inspect and share caches of a teacher model's outputs on a text.
 
-    A cache holds a sample of the teacher's logits and some of its attention maps, together with the tokens, masks and
+    A cache holds a sample of the teacher's logits and of its attention, together with the tokens, masks and
     tokenizer they belong to. `comet-train` trains students from it without the teacher.
     """
 

@@ -58,7 +58,7 @@ def _given(options: Iterable[str]) -> list[str]:
 
 @click.command("verify", cls=GroupedHelp)
 @click.argument("cache", type=click.Path(path_type=Path))
-@click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, maps, token counts.")
+@click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, attention, token counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 @_teacher_options

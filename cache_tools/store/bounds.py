@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
 from cache_tools.signals import ARRAYS, UNUSED_ID, UNUSED_POSITION, Legal, family_of, require_declared
-from cache_tools.store.layout import rows_with_map
 from cache_tools.store.recipe import Recipe
 
 ABOVE_ONE = 2e-3  # a rounded log-probability may exceed 0 by this much
@@ -21,24 +20,33 @@ Arrays = dict[str, NDArray]
 
 
 def check_ranges(arrays: Arrays, recipe: Recipe, where: str) -> None:
-    """Raise CometError for an undeclared array, an id or position out of range, or a map missing or in a wrong row."""
+    """Raise CometError for an undeclared array, an id or position out of range, or attention at the wrong places."""
     for name, array in require_declared(arrays, recipe, where).items():
         values = arrays[name]
         if array.span is not None:
             low, high = array.span(recipe)
             if not (values.min() >= low and values.max() < high):
                 raise CometError(f"{where}: {name}: a value lies outside {low} to {high - 1}; the cache is damaged")
-        if family_of(name) == "attention":
-            has_map = rows_with_map(values)
-            if not np.array_equal(has_map, np.arange(len(has_map)) % recipe.attention_every == 0):
-                raise CometError(
-                    f"{where}: {name}: expected maps of one row in {recipe.attention_every}, beginning with the "
-                    "first; the cache is damaged"
-                )
+    if "attention_gap" in arrays and "length" in arrays:
+        _check_keys(arrays["attention_gap"], arrays["length"].astype(np.int64), recipe, where)
     if "target_position" in arrays and "length" in arrays:
         position = arrays["target_position"]
         if np.any((position != UNUSED_POSITION) & (position >= arrays["length"][:, None])):
             raise CometError(f"{where}: target_position: a target lies in the padding; the cache is damaged")
+
+
+def _check_keys(gap: NDArray[np.uint16], length: NDArray[np.int64], recipe: Recipe, where: str) -> None:
+    """Raise CometError for a query without a key, keys of no query, or in the padding. `gap` [R, layers, S, k]."""
+    is_query = np.arange(recipe.attention_slots) < -(-length // recipe.attention_queries)[:, None]  # [R, S]
+    is_used = gap < recipe.seq_len
+    if not (is_used[..., 0] == is_query[:, None]).all() or (is_used[..., 1:] & ~is_used[..., :-1]).any():
+        raise CometError(
+            f"{where}: attention_gap: expected keys of one query in {recipe.attention_queries} of each row, and of no "
+            "other; the cache is damaged"
+        )
+    key = (gap + np.uint16(1)).cumsum(-1, dtype=np.int32) - 1
+    if np.any(is_used & (key >= length[:, None, None, None])):
+        raise CometError(f"{where}: attention_gap: a key lies in the padding; the cache is damaged")
 
 
 def check_signals(arrays: Arrays, where: str) -> None:

@@ -14,7 +14,7 @@ from numcodecs import Blosc
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
-from cache_tools.signals import AXES, NO_CODE, declared_arrays
+from cache_tools.signals import AXES, declared_arrays
 from cache_tools.store.recipe import MAX_SHARD_BYTES, Recipe
 from cache_tools.store.records import canonical, parse_json, read_bounded
 
@@ -91,11 +91,6 @@ def group_arrays(recipe: Recipe, group: str) -> dict[str, ArraySpec]:
             exit_code=2,
         )
     return specs
-
-
-def rows_with_map(codes: NDArray) -> NDArray[np.bool_]:
-    """Return [R]: which rows of attention codes [R, layers, m, m] hold maps, m at least 2."""
-    return (codes[:, 0, 0] != NO_CODE).any(1)
 
 
 def vocabulary_arrays(recipe: Recipe) -> dict[str, ArraySpec]:

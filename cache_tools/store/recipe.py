@@ -16,7 +16,7 @@ FORMAT_VERSION = 2
 MAX_ROPE = 1e9
 GROUPS = ("train", "validation")
 TEXT_FORM: Final = "NFC"
-POOLING_RULE = "head-mean, query-mean, key-sum over valid tokens"
+ATTENTION_RULE: Final = "mean over heads, stratified queries, systematic sample of keys"
 MAX_SHARD_BYTES = 2**28  # of all arrays of a shard together, decoded: the memory that a reader needs
 
 
@@ -58,8 +58,8 @@ class Recipe:
     top_k: int
     temperatures: tuple[float, ...]
     attention_layers: tuple[int, ...]
-    attention_size: int
-    attention_every: int
+    attention_queries: int
+    attention_keys: int
     rows_per_shard: int
     start_layers: tuple[int, ...]
     start_width: int
@@ -70,12 +70,17 @@ class Recipe:
     start_window: int = 0
     start_rope: tuple[float, ...] = ()
     text_form: str = TEXT_FORM
-    pooling: str = POOLING_RULE
+    attention_rule: str = ATTENTION_RULE
     format: int = FORMAT_VERSION
 
     @property
     def recipe_id(self) -> str:
         return sha256(canonical(asdict(self)))
+
+    @property
+    def attention_slots(self) -> int:
+        """The queries of a full row in each layer."""
+        return -(-self.seq_len // self.attention_queries)
 
     @property
     def start_step(self) -> int:
@@ -117,8 +122,8 @@ INTEGER_BOUNDS = {
     "views": (1, 2**16),
     "seed": (0, 2**63 - 1),
     "top_k": (1, 2**14),
-    "attention_size": (2, 2**12),
-    "attention_every": (1, 2**10),
+    "attention_queries": (1, 2**10),
+    "attention_keys": (1, 2**12),
     "rows_per_shard": (1, 2**20),
     "start_width": (0, 2**14),
     "start_neurons": (0, 2**17),
@@ -158,7 +163,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
     require(named, "teacher_architecture", "the name of a class")
     require(value["text_form"] == TEXT_FORM, "text_form", repr(TEXT_FORM))
-    require(value["pooling"] == POOLING_RULE, "pooling", repr(POOLING_RULE))
+    require(value["attention_rule"] == ATTENTION_RULE, "attention_rule", repr(ATTENTION_RULE))
     require(value["keep"] in tuple(LOGITS), "keep", " or ".join(LOGITS))  # a list could not be looked up in a dict
     logits = LOGITS[value["keep"]]
     require(type(value["mask_prob"]) is float and 0 < value["mask_prob"] < 1, "mask_prob", "a number between 0 and 1")
@@ -168,7 +173,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require(value["top_k"] >= logits.fewest, "top_k", f"at least {logits.fewest} for a {logits.name} sample")
     require(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
     require(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
-    require(value["attention_size"] <= value["seq_len"], "attention_size", f"at most {value['seq_len']}")
+    require(value["attention_keys"] <= value["seq_len"], "attention_keys", f"at most {value['seq_len']}")
 
     def require_list(name: str, kind: type[int] | type[float], low: float, high: float, shortest: int) -> None:
         found = value[name]

@@ -20,7 +20,7 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.model import Observation, Teacher
 from cache_tools.teacher.signals import teacher_signals
-from cache_tools.text.masking import threshold_offsets
+from cache_tools.text.draws import attention_queries, key_offsets, threshold_offsets
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class HostBatch:
     """Rows as the teacher reads them, L' the length of the longest; in pinned memory if they go to a GPU.
 
     `input_ids` [B, L'] int64, `length` [B] int64; of the T targets `row`, `position` [T] int64 and `offset` [T]
-    float64; `slot` [T] is the column of a target in arrays [B, M], and `slots` is M; `map_row` [B'] int64 are the rows
-    whose maps are kept.
+    float64; `slot` [T] is the column of a target in arrays [B, M], and `slots` is M; `query` [B, layers, S] int64, the
+    queries whose attention is kept, and `key_offset` [B, layers, S] float64.
     """
 
     input_ids: Tensor
@@ -39,7 +39,8 @@ class HostBatch:
     offset: Tensor
     slot: NDArray
     slots: int
-    map_row: Tensor
+    query: Tensor
+    key_offset: Tensor
 
     @property
     def tokens(self) -> int:
@@ -81,14 +82,10 @@ class DeviceTimer:
         return later.at - self.at
 
 
-def host_batch(
-    recipe: Recipe, tokens: dict[str, NDArray], numbers: NDArray[np.int64] | None = None, pinned: bool = False
-) -> HostBatch:
-    """Return a batch of rows with these token arrays; `numbers` [B] are the rows' numbers in their shard, by default
-    from 0."""
-    position = tokens["target_position"]
-    if numbers is None:
-        numbers = np.arange(len(position))
+def host_batch(recipe: Recipe, tokens: dict[str, NDArray], pinned: bool = False) -> HostBatch:
+    """Return a batch of rows with these token arrays."""
+    position, row_key, layers = tokens["target_position"], tokens["row_key"], recipe.attention_layers
+    query = attention_queries(row_key, tokens["length"], layers, recipe.attention_queries, recipe.attention_slots)
     row, slot = np.nonzero(position != UNUSED_POSITION)
     longest = int(tokens["length"].max())
 
@@ -100,10 +97,11 @@ def host_batch(
         length=tensor(tokens["length"].astype(np.int64)),
         row=tensor(row),
         position=tensor(position[row, slot].astype(np.int64)),
-        offset=tensor(threshold_offsets(tokens["row_key"], position, recipe.seed)[row, slot]),
+        offset=tensor(threshold_offsets(row_key, position, recipe.seed)[row, slot]),
         slot=slot,
         slots=position.shape[1],
-        map_row=tensor(np.flatnonzero(numbers % recipe.attention_every == 0)),
+        query=tensor(query.astype(np.int64)),
+        key_offset=tensor(key_offsets(row_key, layers, recipe.attention_slots)),
     )
 
 
@@ -123,16 +121,19 @@ class TeacherPass:
     def launch(self, batch: HostBatch) -> Launched:
         recipe, device = self.recipe, self.device
         began = DeviceTimer(device)
-        input_ids, length, row, position, offset, map_row = (
+        input_ids, length, row, position, offset, query, key_offset = (
             t.to(device, non_blocking=True)
-            for t in (batch.input_ids, batch.length, batch.row, batch.position, batch.offset, batch.map_row)
-        )
+            for t in (
+                batch.input_ids, batch.length, batch.row, batch.position, batch.offset, batch.query, batch.key_offset
+            )
+        )  # fmt: skip
         longest = input_ids.shape[1]
         mask = torch.arange(longest, device=device) < length[:, None]  # [B, L']
-        capture = AttentionCapture(recipe.attention_layers, length, longest, recipe.attention_size, map_row)
+        is_query = query != UNUSED_POSITION
+        capture = AttentionCapture(recipe.attention_layers, query.masked_fill(~is_query, 0))
         hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]
         features = self.teacher.transform(hidden[row, position])  # [T, H]
-        observed = Observation(features, offset, capture)
+        observed = Observation(features, offset, length, capture, is_query, key_offset)
         results = {
             name: _to_host(array)
             for signal in self.signals.values()
@@ -159,24 +160,25 @@ def collect(launched: Launched) -> dict[str, NDArray]:
     for name, result in launched.results.items():
         values, declared = result.numpy(), ARRAYS[name]
         if family_of(name) == "attention":
-            subject, overflowed, axes = "attention is", _has_lost_map(values, batch), values.shape[1:]
-            index: tuple[NDArray, ...] = (batch.map_row.numpy(),)
+            subject, overflowed = "attention is", name == "attention_gap" and _lacks_a_query(values, batch)
         else:
-            subject, overflowed, axes = "logits are", _is_illegal(declared, values), (batch.slots, *values.shape[1:])
-            index = (batch.row.numpy(), batch.slot)
+            subject, overflowed = "logits are", _is_illegal(declared, values)
         if overflowed:
             raise CometError(
                 f"the teacher's {subject} not finite; in float16 some models overflow: use --dtype float32"
             )
-        arrays[name] = np.full((len(batch.length), *axes), declared.fill, values.dtype)
-        arrays[name][index] = values
+        if "target" in declared.axes:
+            arrays[name] = np.full((len(batch.length), batch.slots, *values.shape[1:]), declared.fill, values.dtype)
+            arrays[name][batch.row.numpy(), batch.slot] = values
+        else:
+            arrays[name] = values
     return arrays
 
 
-def _has_lost_map(codes: NDArray, batch: HostBatch) -> bool:
-    """Return whether a used row of codes [B', layers, m, m] is all zero, as codes of NaN are."""
-    used = np.arange(codes.shape[-1]) < batch.length[batch.map_row].numpy()[:, None]  # [B', m]
-    return not (codes.any(-1) | ~used[:, None]).all()
+def _lacks_a_query(gap: NDArray, batch: HostBatch) -> bool:
+    """Return whether a query has no key among those of `gap` [B, layers, S, k], as of attention that is not finite."""
+    is_query = batch.query.numpy() != UNUSED_POSITION  # [B, layers, S]
+    return bool((is_query & (gap[..., 0] >= batch.length.numpy()[:, None, None])).any())
 
 
 def _is_illegal(declared: DeclaredArray, values: NDArray) -> bool:

@@ -23,14 +23,14 @@ NEVER = -1e4  # nats: what a bias of −∞ becomes, of tokens that only fill a 
 class Teacher:
     """A masked LM in parts: the model, its head's transform before the last linear layer, and that layer.
 
-    `sha256` is the hash of the weights as saved; `why_no_maps` says why no attention can be captured, None if it can.
+    `sha256` is the hash of the weights as saved; `why_no_attention` says why none can be captured, None if it can.
     """
 
     model: PreTrainedModel
     transform: Callable[[Tensor], Tensor]
     head: Head
     sha256: str
-    why_no_maps: str | None = None
+    why_no_attention: str | None = None
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Teacher":
         """Return the same teacher on a device in a dtype; the model is moved, not copied."""
@@ -59,12 +59,16 @@ class Observation:
     """The results of one forward pass over a batch, on the device.
 
     `features` [T, H] are the inputs of the head's last layer at each target; `offset` [T] float64 in [0, 1) is where
-    the target's sampling starts; `capture` holds the attention.
+    the target's sampling starts; `length` [B] are the tokens of each row. `capture` holds the attention of the slots
+    that `is_query` [B, layers, S] marks, `key_offset` [B, layers, S] is where the sampling of their keys starts.
     """
 
     features: Tensor
     offset: Tensor
+    length: Tensor
     capture: AttentionCapture
+    is_query: Tensor
+    key_offset: Tensor
 
 
 def load_teacher(name: str) -> Teacher:
@@ -92,11 +96,11 @@ def load_teacher(name: str) -> Teacher:
     model.float().eval().requires_grad_(False)
     try:
         enable_capture(model)
-        why_no_maps = None
+        why_no_attention = None
     except CometError as error:
-        why_no_maps = str(error)
+        why_no_attention = str(error)
     try:
-        return replace(split_head(model, digest, name), why_no_maps=why_no_maps)
+        return replace(split_head(model, digest, name), why_no_attention=why_no_attention)
     except CometError:
         raise
     except Exception as error:  # whatever a model does that is not like those we know

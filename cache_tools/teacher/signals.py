@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cache_tools.signals import ARRAYS, UNUSED_POSITION, kept_signals
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.attention import PooledAttention
+from cache_tools.teacher.attention import SampledAttention
 from cache_tools.teacher.comparison import Arrays, Errors
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.model import Observation
@@ -32,7 +32,7 @@ class TeacherSignal(Protocol):
 _CLASSES: dict[str, Callable[[Recipe], TeacherSignal]] = {
     "threshold": ThresholdLogits,
     "topk": TopkLogits,
-    "attention": PooledAttention,
+    "attention": SampledAttention,
 }
 
 

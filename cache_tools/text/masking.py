@@ -1,8 +1,6 @@
 """Packed token rows → masked views. Pure, and the same on every machine.
 
-All randomness is a counter-based hash (SplitMix64, Steele et al. 2014, https://doi.org/10.1145/2714064.2660195), so
-what is drawn for a row depends only on the row's own tokens, the seed and the view. Not numpy's generators: their
-streams may change between versions, and the bytes of a cache with them.
+What is drawn for a row depends only on the row's own tokens, the seed and the view.
 """
 
 import hashlib
@@ -12,26 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
+from cache_tools.text.draws import ACTION, PERMUTE, REPLACE, mix, uniform
 
 KEEP_SHARE, MASK_SHARE = 0.1, 0.8  # BERT's masking (Devlin et al. 2019); the remaining 0.1 is replaced at random
-
-PERMUTE, ACTION, REPLACE, THRESHOLD = (np.uint64(n) for n in (1, 2, 3, 4))
-"""Salts by purpose: draws for different purposes are independent."""
-
-
-def mix(value: NDArray[np.uint64], salt: NDArray[np.uint64] | np.uint64) -> NDArray[np.uint64]:
-    """Apply SplitMix64's finaliser to `value` xor a multiple of `salt`; any broadcastable shapes."""
-    with np.errstate(over="ignore"):
-        z = value ^ (salt * np.uint64(0x9E3779B97F4A7C15))
-        z = z + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def _uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return the top 53 bits as a number in [0, 1)."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def content_keys(tokens: NDArray[np.int32], length: NDArray[np.uint16]) -> NDArray[np.uint64]:
@@ -103,9 +84,9 @@ def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, 
     target = maskable & (rank >= start[:, None]) & (rank < (start + wanted)[:, None])  # [R, L]
 
     drawn = mix(mix(mix(seeded, ACTION), np.uint64(view)), counter)
-    action = _uniform(drawn)
+    action = uniform(drawn)
     chosen = mix(mix(mix(seeded, REPLACE), np.uint64(view)), counter)
-    replacement = masking.seen[(_uniform(chosen) * len(masking.seen)).astype(np.int64)]
+    replacement = masking.seen[(uniform(chosen) * len(masking.seen)).astype(np.int64)]
     input_ids = np.where(target & (action < MASK_SHARE), np.int32(masking.mask_id), tokens)
     input_ids = np.where(target & (action >= MASK_SHARE + KEEP_SHARE), replacement, input_ids)
 
@@ -117,9 +98,3 @@ def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, 
     position[row, slot] = column
     target_id[row, slot] = tokens[row, column]
     return MaskedRows(input_ids, length, position, target_id, row_keys(content, view))
-
-
-def threshold_offsets(row_key: NDArray[np.uint64], target_position: NDArray[np.uint16], seed: int) -> NDArray:
-    """Return [R, M] float64 in [0, 1), multiples of 2⁻³²: where `--keep threshold` starts sampling at each target."""
-    seeded = mix(mix(row_key, np.uint64(seed)), THRESHOLD)[:, None]
-    return (mix(seeded, target_position.astype(np.uint64)) >> np.uint64(32)).astype(np.float64) * 2.0**-32

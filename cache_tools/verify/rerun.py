@@ -20,7 +20,7 @@ from cache_tools.teacher.forward import TeacherPass, collect, host_batch, seen_m
 from cache_tools.teacher.identity import identity_differences
 from cache_tools.teacher.model import load_teacher
 from cache_tools.teacher.signals import errors_of
-from cache_tools.text.masking import mix
+from cache_tools.text.draws import mix
 from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 from cache_tools.verify.tolerance import Deviations
 
@@ -89,7 +89,7 @@ class TeacherRerun:
         while start < len(numbers):
             rows = slice(start, start + batch_size)
             try:
-                parts.append(_recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}, numbers[rows]))
+                parts.append(_recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}))
                 start = rows.stop
             except RuntimeError as error:
                 batch_size = smaller_batch(error, batch_size)
@@ -159,11 +159,11 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
 
 
 @torch.inference_mode()
-def _recompute(teacher_pass: TeacherPass, stored: Arrays, numbers: NDArray[np.int64]) -> Arrays:
+def _recompute(teacher_pass: TeacherPass, stored: Arrays) -> Arrays:
     """Return the teacher's arrays of the rows `stored`, computed as in a build, and those that only the comparison
-    needs. `numbers` are the rows' numbers in their shard."""
+    needs."""
     tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}
-    launched = teacher_pass.launch(host_batch(teacher_pass.recipe, tokens, numbers))
+    launched = teacher_pass.launch(host_batch(teacher_pass.recipe, tokens))
     found = collect(launched)
     used = stored["target_position"] != UNUSED_POSITION  # [R, M]
     for kept in kept_signals(teacher_pass.recipe):

@@ -17,6 +17,7 @@ from cache_tools.signals import (
     TOKEN_ARRAYS,
     TOPK,
     UNUSED_POSITION,
+    WEIGHT_STEPS,
     kept_signals,
     require_declared,
 )
@@ -26,7 +27,6 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.text.masking import Masking, mask_rows
 
 MASS = 2e-3  # largest deviation of kept and tail mass from 1
-CODES = 255
 
 
 def _first(wrong: NDArray[np.bool_]) -> str:
@@ -149,21 +149,24 @@ def _sample_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
 
 
 def _attention_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
-    """Check that maps are zero outside the used blocks, and the squares of a used row's codes make 1 within rounding.
+    """Check that certain keys have at least 1/k, unless all keys are kept, and that the weights of a query make 1.
 
-    The error of a code is half a step at most, that of a value v = s² thus √v / 255 + 1 / (4 · 255²), and with Σ v = 1
-    over n blocks that of the sum √n / 255 + n / (4 · 255²) (Cauchy and Schwarz).
+    The error of a code is half a step at most, that of a weight v thus √v / s + 1 / 4s² for s steps, and with Σ v = 1
+    over n keys that of the sum √n / s + n / 4s² (Cauchy and Schwarz). Keys with a code of 0 are not kept if all are.
     """
-    codes = arrays["attention"][:: recipe.attention_every].astype(np.float64)  # [R', layers, m, m]
-    blocks = np.minimum(arrays["length"][:: recipe.attention_every].astype(np.int64), recipe.attention_size)  # [R']
-    inside = np.arange(recipe.attention_size) < blocks[:, None]  # [R', m]
-    outside = ~(inside[:, None, :, None] & inside[:, None, None, :])  # [R', 1, m, m]
-    if np.any(wrong := ((codes != 0) & outside).any((1, 2, 3))):
-        yield f"attention: values outside the blocks in use in {wrong.sum()} maps"
-    sums = (codes / CODES) ** 2 @ np.ones(recipe.attention_size)  # [R', layers, m]
-    allowed = np.sqrt(blocks) / CODES + blocks / (4 * CODES**2) + 1e-9
-    if np.any(wrong := ((np.abs(sums - 1) > allowed[:, None, None]) & inside[:, None]).any((1, 2))):
-        yield f"attention: expected the rows of a map to sum to 1, found others in {wrong.sum()} maps"
+    code, length, k = arrays["attention_weight"], arrays["length"].astype(np.int64), recipe.attention_keys
+    is_used = arrays["attention_gap"] < recipe.seq_len  # [R, layers, S, k]
+    if np.any(wrong := np.any((code > 0) & ~is_used, axis=(1, 2, 3))):
+        yield f"attention_weight: a weight where there is no key at {_first(wrong)}"
+    is_drawn, has_all = is_used & (code == 0), (length <= k)[:, None, None, None]
+    too_low = (code > 0) & ~has_all & (code < WEIGHT_STEPS * k**-0.5 - 0.5)
+    if np.any(wrong := (too_low | (is_drawn & has_all)).any((1, 2, 3))):
+        yield f"attention_weight: expected certain keys of at least 1/{k}, found others at {_first(wrong)}"
+    total, n = ((code / WEIGHT_STEPS) ** 2).sum(-1), is_used.sum(-1)  # [R, layers, S]
+    allowed = np.sqrt(n) / WEIGHT_STEPS + (n + length[:, None, None]) / (4 * WEIGHT_STEPS**2) + 1e-9
+    lacking = (total < 1 - allowed) & ~is_drawn.any(-1) & (n > 0)
+    if np.any(wrong := ((total > 1 + allowed) | lacking).any((1, 2))):
+        yield f"attention_weight: expected the weights of a query to make 1, found others at {_first(wrong)}"
 
 
 _RELATIONS = {"topk": _topk_errors, "threshold": _sample_errors, "attention": _attention_errors}

@@ -1,6 +1,7 @@
 """Detailed figures on a student: each target, attention maps, and the predictions in rows of text."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,8 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from cache_tools.progress import show_progress
 from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
-from comet.train.distiller import Distiller
-from comet.train.losses import attention_kl
+from comet.train.distiller import MOST_BLOCKS, Distiller
 from comet.train.signals import Batch
 from comet.train.validation import validation_rows
 
@@ -27,14 +27,18 @@ CALIBRATION_BINS = 10
 
 @dataclass(frozen=True)
 class MapPair:
-    """Pooled attention [n, n] float32 of a matched layer over the n blocks that one row uses; its rows sum to 1."""
+    """Pooled attention [queries, keys] float32 of a matched layer over the blocks that one row uses.
+
+    Its rows sum to 1. `overlap`, 0 to 1, is the attention that both give to the same blocks: Σ min(teacher, student),
+    mean over the blocks of queries.
+    """
 
     row: int
     teacher_layer: int
     student_layer: int
     teacher: NDArray[np.float32]
     student: NDArray[np.float32]
-    kl: float  # nats, mean over query blocks
+    overlap: float
 
 
 @dataclass(frozen=True)
@@ -92,14 +96,15 @@ def analyse(
     tokenizer: PreTrainedTokenizerBase,
     counts: NDArray,
     device: torch.device,
-    collate_fn: Collator = collate,
+    collator: Collator | None = None,
 ) -> Analysis:
     """Measure the student on the first rows of these shards.
 
     `counts` [V] int64 are the occurrences of each token in the corpus. `counts` and `tokenizer` take the ids of the
-    batches of `collate_fn`.
+    batches of `collator`, by default those of the cache.
     """
-    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collate_fn)  # type: ignore[arg-type]
+    collator = collator or partial(collate, recipe=distiller.cache)
+    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collator)  # type: ignore[arg-type]
     parts: list[dict[str, NDArray]] = []
     measured = 0
     for batch in show_progress(loader, "analyse", "batch", leave=False):
@@ -108,7 +113,7 @@ def analyse(
         if measured >= MOST_TARGETS:
             break
     arrays = {name: np.concatenate([part[name] for part in parts])[:MOST_TARGETS] for name in parts[0]}
-    maps, examples = look_at_rows(distiller, shards, tokenizer, device, collate_fn)
+    maps, examples = look_at_rows(distiller, shards, tokenizer, device, collator)
     return Analysis(
         **arrays,
         count=np.asarray(counts, dtype=np.int64)[arrays["target_id"]],
@@ -139,27 +144,31 @@ def look_at_rows(
     shards: list[CacheShard],
     tokenizer: PreTrainedTokenizerBase,
     device: torch.device,
-    collate_fn: Collator = collate,
+    collator: Collator | None = None,
 ) -> tuple[list[MapPair], list[AnnotatedRow]]:
-    """Return maps of the first EXAMPLE_ROWS rows, if the cache has them, and the predictions in these rows."""
+    """Return maps of the first EXAMPLE_ROWS rows, if attention is matched, and the predictions in these rows."""
+    collator = collator or partial(collate, recipe=distiller.cache)
     rows = CacheRows(shards, arrays_to_read(distiller.cache, distiller.matches_attention), held=1)
     arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
-    batch = {name: tensor.to(device) for name, tensor in collate_fn(arrays).items()}
+    batch = {name: tensor.to(device) for name, tensor in collator(arrays).items()}
     found = distiller.evaluate(batch)
     examples = [_decode_row(row, batch, found.features, distiller, tokenizer) for row in range(len(batch["length"]))]
-    with_map = range(len(found.maps)) if distiller.matches_attention else ()
-    return [pair for at in with_map for pair in map_pairs(at, batch, found.maps, distiller)], examples
+    return map_pairs(batch, found.attention, distiller) if distiller.matches_attention else [], examples
 
 
-def map_pairs(at: int, batch: Batch, maps: Tensor, distiller: Distiller) -> list[MapPair]:
-    """Return the maps of teacher and student in each matched layer, for the `at`-th row with maps in the batch."""
-    pairs, row = [], int(batch["map_row"][at])
-    used = int(batch["length"][row].clamp(max=distiller.cache.attention_size))
-    for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
-        teacher = batch["attention"][at, distiller.cached_index[index], :used, :used]  # [n, n]
-        student = maps[at, index, :used, :used]
-        kl = attention_kl(teacher[None, None], student[None, None], batch["length"][row : row + 1]).item()
-        pairs.append(MapPair(row, teacher_layer, student_layer, teacher.cpu().numpy(), student.cpu().numpy(), kl))
+def map_pairs(batch: Batch, attention: Tensor, distiller: Distiller) -> list[MapPair]:
+    """Return the maps of teacher and student in each row of a batch and each matched layer, from the student's rows of
+    attention [B, layers, S, L]."""
+    sampled = distiller.attention_targets.sampled(batch, distiller.cached_index)
+    size = min(attention.shape[2], MOST_BLOCKS)
+    teacher, student = (sampled.pooled(rows, size) for rows in (sampled.rows(attention.shape[3]), attention))
+    queries, keys = (used.sum(1).tolist() for used in sampled.used_blocks(size))
+    pairs = []
+    for row, (q, k) in enumerate(zip(queries, keys, strict=True)):
+        for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
+            theirs, mine = (maps[row, index, :q, :k] for maps in (teacher, student))  # [queries, keys]
+            overlap = torch.minimum(theirs, mine).sum(1).mean().item()
+            pairs.append(MapPair(row, teacher_layer, student_layer, theirs.cpu().numpy(), mine.cpu().numpy(), overlap))
     return pairs
 
 

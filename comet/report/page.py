@@ -19,7 +19,7 @@ PART_NAMES = {
     "loss": "Whole loss, weighted",
     "kd": "Logits: KL to the teacher × T²",
     "hard": "Labels: cross-entropy",
-    "attention": "Attention maps",
+    "attention": "Attention",
 }
 
 

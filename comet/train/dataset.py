@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.attention import from_codes
 from cache_tools.errors import CometError
-from cache_tools.signals import ARRAYS, ATTENTION, LOGITS, UNUSED_POSITION, family_of, kept_signals
-from cache_tools.store.layout import rows_with_map
+from cache_tools.signals import ARRAYS, LOGITS, UNUSED_POSITION, family_of, kept_signals
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from comet.student.vocabulary import StudentVocabulary
 from comet.train.sampler import BUFFER_SHARDS, Buffer, ShardShuffleSampler
-from comet.train.signals import Batch, teacher_targets
+from comet.train.signals import AttentionTargets, Batch, teacher_targets
 
 Arrays = dict[str, NDArray]
 Collator = Callable[[Arrays], Batch]
@@ -192,12 +190,12 @@ class CacheRows(Dataset[Arrays]):
         return np.where(inside, np.cumsum(sizes)[which] - sizes[which] + within, -1)
 
 
-def collate(arrays: Arrays) -> Batch:
-    """Make a batch of tensors from rows [B, …], their T used target slots side by side.
+def collate(arrays: Arrays, recipe: Recipe) -> Batch:
+    """Make a batch of tensors from rows [B, …] of a cache, their T used target slots side by side.
 
     input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, and from the other arrays in
-    `arrays`: at targets [T, …] int64 or float32; attention [B', layers, m, m] float32 of the rows map_row [B'] int64.
-    row_key is left out: no loss reads it. Raises CometError for an array that the table of signals does not declare.
+    `arrays`: at targets [T, …] int64 or float32; attention as `AttentionTargets.decode` gives it. row_key is left out:
+    no loss reads it. Raises CometError for an array that the table of signals does not declare.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
@@ -207,13 +205,11 @@ def collate(arrays: Arrays) -> Batch:
         "target_row": torch.from_numpy(used // slots),
     }
     for name, array in arrays.items():
-        if family_of(name) == "attention":
-            map_row = np.flatnonzero(rows_with_map(array))
-            batch |= {"map_row": torch.from_numpy(map_row), name: from_codes(torch.from_numpy(array[map_row]))}
-        elif "target" in ARRAYS[name].axes:
+        if family_of(name) != "attention" and "target" in ARRAYS[name].axes:
             values = torch.from_numpy(array.reshape(-1, *array.shape[2:]).take(used, axis=0))
             batch[name] = values.float() if values.is_floating_point() else values.long()  # faster than by numpy
-    return batch
+    attention = AttentionTargets(recipe)
+    return batch | (attention.decode(arrays) if attention.arrays and arrays.keys() >= set(attention.arrays) else {})
 
 
 def held_recipe(caches: Sequence[Cache]) -> Recipe:
@@ -238,19 +234,18 @@ def held_recipe(caches: Sequence[Cache]) -> Recipe:
 
 
 def arrays_to_read(recipe: Recipe, attention: bool, trimmed: bool | None = None) -> tuple[str, ...]:
-    """Name the arrays to read from a cache, with or without attention maps; for a trimmed vocabulary or a full one, by
+    """Name the arrays to read from a cache, with or without attention; for a trimmed vocabulary or a full one, by
     default for both."""
     tokens = ("input_ids", "length", "target_position", "target_id")
     logits = tuple(LOGITS[recipe.keep].arrays) if trimmed is None else teacher_targets(recipe).arrays(trimmed)
-    maps = tuple(ATTENTION.arrays) if attention and recipe.attention_layers else ()
-    return (*tokens, *logits, *maps)
+    return (*tokens, *logits, *(AttentionTargets(recipe).arrays if attention else ()))
 
 
 def require_compatible(caches: Sequence[Cache]) -> None:
     """Raise CometError, naming each difference, unless the caches have one teacher, the same signals and row length;
     and if two of them hold the same rows, as copies, parts and other builds of one cache do."""
     teacher = ("teacher_sha256", "tokenizer_sha256", "vocab_size")
-    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_size", "attention_every")
+    signals = ("keep", "top_k", "temperatures", "attention_layers", "attention_queries", "attention_keys")
     first = asdict(caches[0].recipe)
     for other in caches[1:]:
         found = asdict(other.recipe)
@@ -288,7 +283,7 @@ def in_vocabulary(batch: Batch, vocabulary: StudentVocabulary, recipe: Recipe) -
 
 def student_collator(recipe: Recipe, vocabulary: StudentVocabulary) -> Collator:
     """Return the collator of a training: `collate`, then `in_vocabulary`."""
-    return lambda arrays: in_vocabulary(collate(arrays), vocabulary, recipe)
+    return lambda arrays: in_vocabulary(collate(arrays, recipe), vocabulary, recipe)
 
 
 def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabulary) -> float | None:
@@ -300,6 +295,6 @@ def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabu
     targets, names = teacher_targets(recipe), arrays_to_read(recipe, attention=False)
     outside: list[Tensor] = []
     for shard in shards:
-        batch = collate(shard.cache.read_shard(shard.group, shard.index, names))
+        batch = collate(shard.cache.read_shard(shard.group, shard.index, names), recipe)
         outside.append(targets.mass_outside(batch, in_vocabulary(batch, vocabulary, recipe)))
     return torch.cat(outside).mean().item()

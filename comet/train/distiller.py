@@ -13,18 +13,20 @@ from cache_tools.store.recipe import Recipe
 from comet.student.family import head_features, hidden_states, output_layer, word_embeddings
 from comet.student.head import lookup, slice_logits, slices, sparse_head
 from comet.student.vocabulary import StudentVocabulary, full_vocabulary
-from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy, project
+from comet.train.losses import ATTENTION_LOSSES, hard_cross_entropy
 from comet.train.objective import LayerMap, Objective, at, is_used, temperatures_of
-from comet.train.signals import Batch, StudentLogits, first_kept, logit_loss, teacher_targets
+from comet.train.signals import AttentionTargets, Batch, StudentLogits, first_kept, logit_loss, teacher_targets
+
+MOST_BLOCKS = 64  # along one side of the maps that the attention loss projects
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A student on a batch at temperature 1, beside its teacher; all [T] but `features` [T, H] and `maps`.
+    """A student on a batch at temperature 1, beside its teacher; all [T] but `features` [T, H] and `attention`.
 
     `best` and `teacher_best` are the most probable tokens, `confidence` and `teacher_confidence` their probabilities;
-    `kl` is NaN if the cache holds nothing at temperature 1. `maps` [B', layers, m, m] are the student's pooled maps of
-    the matched layers, in the rows that have maps.
+    `kl` is NaN if the cache holds nothing at temperature 1. `attention` [B, layers, S, L] are the student's rows of
+    attention in the matched layers, at the queries of the batch; empty if it has none.
     """
 
     kl: Tensor
@@ -34,7 +36,7 @@ class Evaluation:
     confidence: Tensor
     teacher_confidence: Tensor
     features: Tensor
-    maps: Tensor
+    attention: Tensor
 
 
 class Distiller(nn.Module):
@@ -67,7 +69,10 @@ class Distiller(nn.Module):
             )
         self.student, self.cache, self.objective, self.bf16 = student, cache, objective, bf16
         self.targets, self.logit_loss = teacher_targets(cache), logit_loss(objective.logit_loss, cache)
-        self.attention_loss = ATTENTION_LOSSES[objective.attention_loss]
+        self.attention_targets, self.attention_loss = (
+            AttentionTargets(cache),
+            ATTENTION_LOSSES[objective.attention_loss],
+        )
         self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
         layers = student.config.num_hidden_layers
         if objective.layer_map is None:
@@ -78,7 +83,7 @@ class Distiller(nn.Module):
         self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         self.projection: nn.Parameter | None = None
         if self.matches_attention and self.attention_loss.projects:
-            self.projection = nn.Parameter(torch.eye(cache.attention_size**2))
+            self.projection = nn.Parameter(torch.eye(min(cache.attention_slots, MOST_BLOCKS) ** 2))
         vocabulary = vocabulary or full_vocabulary(cache)
         self.register_buffer("unscored", vocabulary.unscored, persistent=False)
         enable_capture(student)
@@ -100,13 +105,13 @@ class Distiller(nn.Module):
         targets = max(len(batch["target_id"]), 1) if targets is None else targets
         rows = len(batch["length"]) if rows is None else rows
         grad_buffer: list[Tensor] = []
-        features, maps = self.features(batch, grad_buffer)
+        features, attention = self.features(batch, grad_buffer)
         student = self.logits(features, batch, temperature, grad_buffer)
         parts = {"kd": temperature**2 * self.logit_loss(batch, student, temperature).sum() / targets}
         if "hard" in weights:
             parts["hard"] = hard_cross_entropy(student.label, student.kept, student.rest_at_one).sum() / targets
         if "attention" in weights:
-            parts["attention"] = self.map_distance(batch, maps).sum() * self.cache.attention_every / rows
+            parts["attention"] = self.attention_distance(batch, attention).sum() / rows
         loss = torch.stack([weight * parts[name] for name, weight in weights.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
@@ -115,7 +120,7 @@ class Distiller(nn.Module):
         """Evaluate the student on every target of a batch, in evaluation mode; the mode is restored."""
         was_training = self.training
         self.eval()
-        features, maps = self.features(batch)
+        features, attention = self.features(batch)
         student = self.logits(features, batch, 1.0)
         best, best_logit = self.best_token(features)
         kept_id = self.targets.kept_id(batch, 1.0)
@@ -128,30 +133,28 @@ class Distiller(nn.Module):
             confidence=(-hard_cross_entropy(best_logit, student.kept, student.rest)).exp(),
             teacher_confidence=self.targets.teacher_logprob(batch).gather(1, first)[:, 0].exp(),
             features=features,
-            maps=maps,
+            attention=attention,
         )
         self.train(was_training)
         return evaluation
 
     def features(self, batch: Batch, grad_buffer: list[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Return head features at the targets [T, H], and pooled maps of the matched layers [B', layers, m, m] in the
-        rows with maps in the cache. `grad_buffer` as in `comet.student.head.lookup`."""
+        """Return head features at the targets [T, H], and rows of attention [B, layers, S, L] in the matched layers, at
+        the queries of the batch if it has any. `grad_buffer` as in `comet.student.head.lookup`."""
         input_ids, length = batch["input_ids"], batch["length"]
         seq_len = input_ids.shape[1]
         mask = torch.arange(seq_len, device=length.device) < length[:, None]  # [B, L]
         layers = tuple(layer for _, layer in self.matched)
         capture = None
-        if layers and "map_row" in batch:
-            of_all = len(batch["map_row"]) == len(length)  # then one matrix serves the attention and the map
-            map_row = None if of_all else batch["map_row"]
-            capture = AttentionCapture(layers, length, seq_len, self.cache.attention_size, map_row)
+        if layers and "attention_query" in batch:
+            capture = AttentionCapture(layers, batch["attention_query"][:, self.cached_index])
         grad_buffer = [] if grad_buffer is None else grad_buffer
         words = lookup(word_embeddings(self.student), input_ids, grad_buffer)  # [B, L, H]
         with torch.autocast(input_ids.device.type, torch.bfloat16, enabled=self.bf16 and self.training):
             hidden = hidden_states(self.student, words, mask, capture)  # [B, L, H]
         hidden = hidden[batch["target_row"], batch["target_position"]].float()  # [T, H]
         features = head_features(self.student, hidden)
-        return features, capture.maps() if capture else hidden.new_zeros(0)
+        return features, capture.rows() if capture else hidden.new_zeros(0)
 
     def logits(
         self, features: Tensor, batch: Batch, temperature: float, grad_buffer: list[Tensor] | None = None
@@ -179,11 +182,11 @@ class Distiller(nn.Module):
             best = torch.maximum(value, best)
         return token, best
 
-    def map_distance(self, batch: Batch, maps: Tensor) -> Tensor:
-        """Return the distance [B'] of the student's pooled maps to the teacher's."""
-        teacher, length = batch["attention"][:, self.cached_index], batch["length"][batch["map_row"]]
-        student = maps if self.projection is None else project(maps, self.projection)
-        return self.attention_loss.distance(teacher, student, length)
+    def attention_distance(self, batch: Batch, student: Tensor) -> Tensor:
+        """Return the distance [B] of the student's rows of attention [B, layers, S, L] to the teacher's."""
+        teacher = self.attention_targets.sampled(batch, self.cached_index)
+        projection = () if self.projection is None else (self.projection,)
+        return self.attention_loss.distance(teacher, student, *projection)
 
 
 def match_layers(cache: Recipe, student_layers: int) -> LayerMap:

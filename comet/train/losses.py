@@ -1,15 +1,62 @@
-"""The losses, as pure functions on tensors. All return nats (or squared map entries) for each target or row.
+"""The losses, as pure functions on tensors. All return nats (or squared attention) for each target or row.
 
-T targets, k kept tokens, B rows, m blocks. Teacher: `logprob` [T, k] at temperature 1, −∞ for slots to leave out;
-`tail` [T], the log mass Σ exp(logprob / temperature) of all other tokens. Student: `kept` [T, k] logits of the same
-tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
+T targets, k kept tokens or keys, B rows of L tokens, S queries, m blocks of a pooled map. Teacher: `logprob` [T, k] at
+temperature 1, −∞ for slots to leave out; `tail` [T], the log mass Σ exp(logprob / temperature) of all other tokens.
+Student: `kept` [T, k] logits of the same tokens; `rest` [T], log Σ exp(logit / temperature) over all other tokens.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """The teacher's attention in B rows of `length` [B] tokens: of S queries in each layer a sample of k keys.
+
+    `key` [B, layers, S, k] int64; `weight` [B, layers, S, k], 0 in unused slots and in all of an unused query, the last
+    ones of a row, else of sum 1.
+    """
+
+    key: Tensor
+    weight: Tensor
+    length: Tensor
+
+    def rows(self, seq_len: int) -> Tensor:
+        """Return whole rows [B, layers, S, L]: each kept key's weight, and 0 for the others."""
+        return self.weight.new_zeros(*self.weight.shape[:3], seq_len).scatter_add(3, self.key, self.weight)
+
+    def used_blocks(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return which blocks of queries and of keys of a pooled map are in use, [B, m] bool each."""
+        block = torch.arange(size, device=self.length.device)
+        return block < self._queries[:, None], block < self.length[:, None]
+
+    def pooled(self, rows: Tensor, size: int) -> Tensor:
+        """Pool rows [B, layers, S, L] to maps [B, layers, m, m]: mean over the queries of a block, sum over its keys.
+
+        The blocks divide the n queries, and the keys, of a row evenly: the i-th lies in block ⌊i · min(n, m) / n⌋. With
+        n < m some blocks are not in use, and zero.
+        """
+        queries = _block_members(self._queries, rows.shape[2], size).to(rows.dtype)  # [B, S, m]
+        keys = _block_members(self.length, rows.shape[3], size).to(rows.dtype)  # [B, L, m]
+        means = (queries / queries.sum(1, keepdim=True).clamp(min=1)).transpose(1, 2)[:, None]  # [B, 1, m, S]
+        return means @ rows @ keys[:, None]
+
+    @property
+    def _queries(self) -> Tensor:
+        """[B] queries of each row."""
+        return (self.weight[:, 0].sum(-1) > 0).sum(-1)
+
+
+def _block_members(count: Tensor, size: int, blocks: int) -> Tensor:
+    """Return [B, size, m] bool: whether one of the first `count` [B] places lies in a block."""
+    place = torch.arange(size, device=count.device)
+    block = place * count.clamp(max=blocks)[:, None] // count.clamp(min=1)[:, None]  # [B, size]
+    member = block[:, :, None] == torch.arange(blocks, device=count.device)
+    return member & (place < count[:, None])[:, :, None]
 
 
 def teacher_log_normaliser(logprob: Tensor, tail: Tensor, temperature: float) -> Tensor:
@@ -78,56 +125,52 @@ def hard_cross_entropy(label: Tensor, kept: Tensor, rest: Tensor) -> Tensor:
     return torch.logaddexp(kept.logsumexp(1), rest) - label
 
 
-def used_blocks(length: Tensor, size: int) -> Tensor:
-    """Return which blocks of a pooled map hold tokens, [B, m] bool."""
-    return torch.arange(size, device=length.device) < length[:, None]
+def _mean_over_queries(of_query: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean [B] of values [B, layers, S] over layers and the queries in use, which `weight` [B, layers, S, k]
+    is of."""
+    is_used = weight.sum(-1) > 0  # [B, layers, S]
+    return (of_query * is_used).sum((1, 2)) / is_used.sum((1, 2)).clamp(min=1)
 
 
-def attention_kl(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
-    """Return the KL [B] between rows of pooled maps [B, layers, m, m], mean over layers and query blocks in use."""
-    used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
-    tiny = torch.finfo(student.dtype).tiny
-    difference = teacher.clamp(min=tiny).log() - student.clamp(min=tiny).log()
-    rows = _weighted(teacher, difference).sum(-1)  # [B, layers, m]
-    return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
+def attention_cross_entropy(attention: SampledRows, student: Tensor) -> Tensor:
+    """Estimate −Σ p log q [B] of rows of attention, without bias, mean over layers and queries: the KL to the teacher's
+    rows and their entropy, which no student changes. `student` [B, layers, S, L]."""
+    kept = student.gather(3, attention.key).clamp(min=torch.finfo(student.dtype).tiny)  # [B, layers, S, k]
+    return _mean_over_queries(_weighted(attention.weight, -kept.log()).sum(3), attention.weight)
 
 
-def attention_mse(teacher: Tensor, student: Tensor, length: Tensor) -> Tensor:
-    """Return the squared difference [B] of pooled maps [B, layers, m, m], summed over key blocks, mean over layers and
-    query blocks in use (a row of a map sums to 1, so this does not shrink with m)."""
-    used = used_blocks(length, teacher.shape[-1])[:, None, :]  # [B, 1, m]
-    rows = (teacher - student).square().sum(-1)  # [B, layers, m]
-    return (rows * used).sum((1, 2)) / (used.sum((1, 2)) * teacher.shape[1])
+def attention_mse(attention: SampledRows, student: Tensor) -> Tensor:
+    """Return the squared difference [B] of rows of attention, summed over keys, mean over layers and queries: its
+    gradient has no bias, its value is greater by the variance of the sample. `student` [B, layers, S, L]."""
+    difference = student - attention.rows(student.shape[3])
+    return _mean_over_queries(difference.square().sum(3), attention.weight)
 
 
-def attention_projection(teacher: Tensor, projected: Tensor, length: Tensor) -> Tensor:
-    """Return ‖W · a_student − a_teacher‖² [B] of pooled maps [B, layers, m, m], summed over a map, mean over layers.
+def attention_projection(attention: SampledRows, student: Tensor, projection: Tensor) -> Tensor:
+    """Return ‖W · a_student − a_teacher‖² [B] of pooled maps, summed over a map, mean over layers.
 
-    Blocks that a row of `length` [B] tokens does not use are padding and count for nothing. `projected` are the
-    student's maps after `project`. The attention loss of AfroXLMR-Comet
-    (https://arxiv.org/abs/2502.18020) on pooled instead of full maps.
+    `projection` W [m², m²] is learned and multiplies flattened maps of the student. Blocks that a row does not use are
+    padding and count for nothing. The attention loss of AfroXLMR-Comet (https://arxiv.org/abs/2502.18020), of pooled
+    instead of full maps. `student` [B, layers, S, L].
     """
-    used = used_blocks(length, teacher.shape[-1])  # [B, m]
-    both = (used[:, :, None] * used[:, None, :])[:, None]  # [B, 1, m, m]
+    size = math.isqrt(len(projection))
+    teacher, mine = (attention.pooled(rows, size) for rows in (attention.rows(student.shape[3]), student))
+    projected = (mine.flatten(2) @ projection.T).view_as(mine)
+    queries, keys = attention.used_blocks(size)  # [B, m] each
+    both = (queries[:, :, None] * keys[:, None, :])[:, None]  # [B, 1, m, m]
     return ((projected - teacher) * both).flatten(2).square().sum(-1).mean(1)
-
-
-def project(maps: Tensor, projection: Tensor) -> Tensor:
-    """Multiply maps [B, layers, m, m], flattened to m², by a learned matrix W [m², m²]."""
-    return (maps.flatten(2) @ projection.T).view_as(maps)
 
 
 @dataclass(frozen=True)
 class AttentionLoss:
-    """Distance [B] of a student's pooled maps [B, layers, m, m] to the teacher's, given `length` [B]. With `projects`
-    the student's maps go through a learned projection first."""
+    """Distance [B] of rows of attention to the teacher's. With `projects` it takes a learned projection, too."""
 
-    distance: Callable[[Tensor, Tensor, Tensor], Tensor]
+    distance: Callable[..., Tensor]
     projects: bool = False
 
 
 ATTENTION_LOSSES = {
-    "kl": AttentionLoss(attention_kl),
+    "cross_entropy": AttentionLoss(attention_cross_entropy),
     "mse": AttentionLoss(attention_mse),
     "projection": AttentionLoss(attention_projection, projects=True),
 }

@@ -163,7 +163,7 @@ DEFAULT = Objective(
     temperature=1.0,
     hard_weight=0.0,
     attention_weight=1.0,
-    attention_loss="kl",
+    attention_loss="cross_entropy",
     dropout=0.0,
     learning_rate=1.2e-3,
     start_learning_rate=2.5e-4,
@@ -192,7 +192,7 @@ PAPER = Objective(
     layer_map=((-1, -1),),
     differs_from_paper=(
         "logits are matched at masked positions only, as far as the cache keeps them",
-        "attention maps are pooled to m×m before the learned projection, and are those of the rows that the cache has",
+        "of attention maps the cache holds a sample of queries and keys, pooled to m×m before the learned projection",
         "the student starts from the cached teacher embeddings and word frequencies",
         "float32 instead of fp16",
     ),

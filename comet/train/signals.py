@@ -5,17 +5,22 @@ with the methods of `TopkTargets`; `kl_note`, how its KL is measured, for report
 names of the losses in an objective, `kl` among them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cache_tools.attention import decode_keys
 from cache_tools.errors import CometError
+from cache_tools.signals import ATTENTION, UNUSED_POSITION
 from cache_tools.store.recipe import Recipe
-from comet.train.losses import bucketed_kl, residual_kl, sampled_kl, teacher_log_normaliser
+from cache_tools.text.draws import attention_queries
+from comet.train.losses import SampledRows, bucketed_kl, residual_kl, sampled_kl, teacher_log_normaliser
 
 Batch = dict[str, Tensor]
 
@@ -167,3 +172,36 @@ def logit_loss(name: str, recipe: Recipe) -> LogitLoss:
             exit_code=2,
         )
     return partial(targets.losses[name], targets)
+
+
+class AttentionTargets:
+    """Attention of a few queries of every row, of each a sample of keys."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Name the arrays to train on: those of the signal, and the keys of rows, which decide the queries."""
+        return (*ATTENTION.arrays, "row_key") if self.recipe.attention_layers else ()
+
+    def decode(self, arrays: dict[str, NDArray]) -> Batch:
+        """Return attention_query [B, layers, S], attention_key [B, layers, S, k] int64 and attention_weight
+        [B, layers, S, k] float32, all 0 in unused slots; S as the longest row needs."""
+        recipe, length = self.recipe, arrays["length"]
+        every, layers = recipe.attention_queries, recipe.attention_layers
+        slots = -(-int(length.max(initial=1)) // every)
+        query = torch.from_numpy(
+            attention_queries(arrays["row_key"], length, layers, every, slots).astype(np.int64)
+        )  # [B, layers, S]
+        gap = torch.from_numpy(arrays["attention_gap"][:, :, :slots].astype(np.int64))  # [B, layers, S, k]
+        key, weight = decode_keys(gap, torch.from_numpy(arrays["attention_weight"][:, :, :slots]), recipe.seq_len)
+        return {
+            "attention_query": query.masked_fill(query == UNUSED_POSITION, 0),
+            "attention_key": key,
+            "attention_weight": weight,
+        }
+
+    def sampled(self, batch: Batch, layers: Sequence[int]) -> SampledRows:
+        """Return the teacher's rows in some of the cached layers, by index."""
+        return SampledRows(batch["attention_key"][:, layers], batch["attention_weight"][:, layers], batch["length"])

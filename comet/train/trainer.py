@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class DistillationTrainer(Trainer):
         args: TrainingArguments,
         rows: CacheRows,
         validation: CacheRows,
-        collator: Collator = collate,
+        collator: Collator | None = None,
         language_alpha: float = 1.0,
         processes: Processes | None = None,
         **kwargs: Any,
@@ -50,14 +51,19 @@ class DistillationTrainer(Trainer):
         self.rows = rows
         self.validation_rows = validation
         self.language_alpha = language_alpha
-        self.collator = collator
+        self.collator = collator or partial(collate, recipe=distiller.cache)
         self.processes = processes or Processes()
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
         self.tokens: list[Tensor] = []
         self.logged_at = time.monotonic()
         super().__init__(
-            model=distiller, args=args, train_dataset=rows, eval_dataset=validation, data_collator=collator, **kwargs  # type: ignore[arg-type]
-        )  # fmt: skip
+            model=distiller,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=validation,
+            data_collator=self.collator,  # type: ignore[arg-type]
+            **kwargs,
+        )
 
     def get_train_dataloader(self) -> DataLoader:
         loader: DataLoader = DataLoader(

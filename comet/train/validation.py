@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -44,11 +45,14 @@ def validate(
     rows: CacheRows,
     batch_size: int,
     device: torch.device,
-    collator: Collator = collate,
+    collator: Collator | None = None,
     processes: Processes | None = None,
 ) -> Validation:
-    """Measure the student on all rows; `collator` makes batches in the student's ids. Processes share the batches."""
-    processes = processes or Processes()
+    """Measure the student on all rows. Processes share the batches.
+
+    `collator` makes batches in the student's ids; None leaves the ids as in the cache.
+    """
+    processes, collator = processes or Processes(), collator or partial(collate, recipe=distiller.cache)
     batches = [range(len(rows))[begin : begin + batch_size] for begin in range(0, len(rows), batch_size)]
     mine = batches[processes.rank :: processes.count]
     totals = torch.zeros(6, dtype=torch.float64)

@@ -29,7 +29,7 @@ def word(number: int) -> bytes:
 
 
 def append_to_a_chunk(cache: Path) -> None:
-    write_chunk(cache, "attention", (cache / "train/attention/c/0/0/0/0").read_bytes() + b"more")
+    write_chunk(cache, "attention_weight", (cache / "train/attention_weight/c/0/0/0/0").read_bytes() + b"more")
 
 
 def pickle_by_codec(cache: Path) -> None:
@@ -48,14 +48,14 @@ def pack_zstd_bomb(cache: Path) -> None:
     block = ((128 * 1024) << 3 | 2).to_bytes(3, "little") + b"\0"  # 128 KiB of one byte
     frame = bytes.fromhex("28b52ffd") + b"\x80\x58" + word(2**31 - 1) + block * 20
     body = word(20) + word(len(frame)) + frame
-    write_packed(cache, "attention", bytes([2, 1, 0b1001_0001, 1]) + word(128) * 2 + word(16 + len(body)) + body)
+    write_packed(cache, "attention_weight", bytes([2, 1, 0b1001_0001, 1]) + word(256) * 2 + word(16 + len(body)) + body)
 
 
 ATTACKS = {
     # the Blosc header: versions, flags, item size, size, block size, compressed size, offsets of the blocks
     "blosc_version_lie": header("A chunk of a version of Blosc that does not exist.", "sample_id", 0, b"\xff"),
     "another_compressor": header(
-        "A chunk that Blosc decompresses by a library other than zstd.", "attention", 2, bytes([0b0010_0001])
+        "A chunk that Blosc decompresses by a library other than zstd.", "attention_weight", 2, bytes([0b0010_0001])
     ),
     "type_size_lie": header(
         "A chunk of another item size, which shuffles its bytes into other numbers.", "sample_id", 3, b"\x02"
@@ -68,11 +68,13 @@ ATTACKS = {
         "a chunk declares 2147483647 bytes, expected 64",
     ),
     "block_size_lie": header(
-        "A chunk of blocks of two gigabytes, for which Blosc makes room.", "attention", 8, word(2**31 - 1)
+        "A chunk of blocks of two gigabytes, for which Blosc makes room.", "attention_weight", 8, word(2**31 - 1)
     ),
-    "block_size_of_zero": header("A chunk of blocks of no bytes, by which Blosc divides.", "attention", 8, word(0)),
+    "block_size_of_zero": header(
+        "A chunk of blocks of no bytes, by which Blosc divides.", "attention_weight", 8, word(0)
+    ),
     "many_tiny_blocks": header(
-        "A chunk of blocks of one byte, each with an offset of its own.", "attention", 8, word(1)
+        "A chunk of blocks of one byte, each with an offset of its own.", "attention_weight", 8, word(1)
     ),
     "compressed_beyond_the_end": header(
         "A chunk whose compressed part is said to go on beyond its end, into memory that is not its own.",
@@ -83,23 +85,23 @@ ATTACKS = {
     ),
     "offsets_outside": header(
         "A chunk whose blocks begin outside of it.",
-        "attention",
+        "attention_weight",
         16,
         word(2**31 - 16),
-        "train/attention: a chunk cannot be decompressed",
+        "train/attention_weight: a chunk cannot be decompressed",
     ),
     # what is in the file, and how much of it
     "zstd_bomb": Attack(
         "A chunk of honest sizes with a zstd frame inside that unfolds to megabytes.",
         "train",
         pack_zstd_bomb,
-        "train/attention: a chunk cannot be decompressed",
+        "train/attention_weight: a chunk cannot be decompressed",
     ),
     "garbage_after_a_chunk": Attack(
         "Bytes after the end of a chunk, known to the ledger.",
         "train",
         append_to_a_chunk,
-        "train/attention: a chunk does not match its crc32c",
+        "train/attention_weight: a chunk does not match its crc32c",
     ),
     "gigabytes_of_chunk": Attack(
         "A chunk file of eight gigabytes that takes no room on the attacker's disk.",

@@ -75,7 +75,7 @@ def train(cache: Path) -> None:
     for group in ("train", "validation"):
         rows = CacheRows(shards_of([opened], group), opened.extent.arrays)
         for row in range(len(rows)):
-            collate(rows.__getitems__([row]))
+            collate(rows.__getitems__([row]), opened.recipe)
     make_tokenizers(cache)
     for name in start_arrays(opened.recipe):
         read_start(opened, name)

@@ -110,11 +110,28 @@ ATTACKS = {
     # entropy, attention, vocabulary
     "nan_entropy": cell("An entropy that is no number.", "entropy", (0, 0, 0), nan),
     "infinite_entropy": cell("An infinite entropy.", "entropy_seen", (0, 0, 0), inf),
-    "map_of_no_mass": Attack(
-        "A map of zeros, which no row of attention can be.",
+    "key_in_the_padding": cell(
+        "A key of attention behind the end of its row.", "attention_gap", (0, 0, 0, 0), 15, "a key lies in the padding"
+    ),
+    "gap_beyond_any_row": cell(
+        "A gap between keys that leads far out of every row.",
+        "attention_gap",
+        (0, 0, 0, 0),
+        60_000,
+        "a value lies outside 0 to 16",
+    ),
+    "query_without_a_key": cell(
+        "A query without any key, whose weights would be 0 / 0.",
+        "attention_gap",
+        (0, 0, 0),
+        16,
+        "expected keys of one query in",
+    ),
+    "attention_of_too_much": Attack(
+        "Attention that sums to many times 1.",
         "verify --deep",
-        lambda cache: change_array(cache, "attention", lambda array: array[0].fill(0)),
-        "rows of a map to sum to 1",
+        lambda cache: change_array(cache, "attention_weight", lambda array: array[:, :, :, :2].fill(254)),
+        "attention_weight: ",
     ),
     "infinite_embedding": vocabulary("Infinities in the embeddings that a student begins with.", "embedding", ..., inf),
     "nan_head_bias": vocabulary("A bias that is no number in the vocabulary.", "head_bias", ..., nan),

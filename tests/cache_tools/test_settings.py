@@ -51,9 +51,9 @@ def test_layers_that_do_not_exist(text: str) -> None:
         ("mask_prob", float("nan"), r"--mask-prob nan: expected a share between 0 and 1"),
         ("seed", -1, r"--seed -1: expected a whole number from 0"),
         ("top_k", 0, r"--top-k 0: expected 2 to 16384"),
-        ("attention_size", 129, r"--attention-size 129: expected 2 to 128"),
-        ("attention_size", 1, r"--attention-size 1: expected 2 to 128"),
-        ("attention_every", 0, r"--attention-every 0: expected 1 to 1024"),
+        ("attention_keys", 129, r"--attention-keys 129: expected 1 to 128"),
+        ("attention_keys", 0, r"--attention-keys 0: expected 1 to 128"),
+        ("attention_queries", 0, r"--attention-queries 0: expected 1 to 1024"),
         ("rows_per_shard", 0, r"--rows-per-shard 0: expected 1 to 1048576"),
         ("max_tokens", 0, r"--max-tokens 0: expected a whole number of at least 1"),
         ("batch_size", 0, r"--batch-size 0: expected 1 to 1048576"),
@@ -134,8 +134,6 @@ def test_what_a_threshold_sample_needs() -> None:
         replace(SETTINGS, keep="threshold", temperatures=(2.0,))
 
 
-def test_maps_have_as_many_blocks_as_fit_unless_asked_otherwise() -> None:
-    sizes = [
-        replace(SETTINGS, seq_len=n, attention_size=size).map_size for n, size in ((128, None), (40, None), (40, 8))
-    ]
-    assert sizes == [64, 40, 8]
+def test_as_many_keys_are_kept_as_there_are_unless_asked_otherwise() -> None:
+    asked = ((128, None), (10, None), (40, 8))
+    assert [replace(SETTINGS, seq_len=n, attention_keys=keys).keys for n, keys in asked] == [16, 10, 8]

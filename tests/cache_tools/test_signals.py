@@ -45,7 +45,7 @@ READERS: dict[str, Callable[[Arrays], object]] = {
     "ranges": lambda arrays: check_ranges(arrays, RECIPES["topk"], "here"),
     "signals": lambda arrays: check_signals(arrays, "here"),
     "values": lambda arrays: shard_errors(arrays, RECIPES["topk"], "train", 0, np.arange(50, dtype=np.int32)),
-    "collate": collate,
+    "collate": lambda arrays: collate(arrays, RECIPES["topk"]),
 }
 
 
@@ -73,9 +73,9 @@ def test_a_part_has_no_undeclared_array(tmp_path: Path) -> None:
 
 
 def test_families() -> None:
-    assert {name: family_of(name) for name in ("row_key", "entropy", "topk_id", "attention")} == {
+    assert {name: family_of(name) for name in ("row_key", "entropy", "topk_id", "attention_gap")} == {
         "row_key": "tokens",
         "entropy": "logits",
         "topk_id": "logits",
-        "attention": "attention",
+        "attention_gap": "attention",
     }

@@ -16,7 +16,7 @@ from cache_tools.settings import BuildSettings
 @pytest.fixture(scope="session")
 def settings(sample_teacher: Path, sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildSettings:
     out = tmp_path_factory.mktemp("caches") / "kin.zarr"
-    signals = {"keep": "topk", "top_k": 16, "temperatures": (1.0, 2.0), "attention_layers": "all", "attention_every": 3}
+    signals = {"keep": "topk", "top_k": 16, "temperatures": (1.0, 2.0), "attention_layers": "all"}
     return build_settings(out, sample_teacher, sample_text, max_tokens=None, seq_len=64, views=2, **signals)
 
 

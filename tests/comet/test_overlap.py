@@ -13,7 +13,7 @@ from cache_tools import Cache, build_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings, LocalCache
 from cache_tools.store.copy import cut
-from cache_tools.text.masking import mix
+from cache_tools.text.draws import mix
 from comet import StudentConfig, distill
 from comet.overlap import RUN, SHORTEST, require_other_text, run_hashes
 from comet.preparation import open_for_training

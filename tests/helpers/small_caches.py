@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools import open_cache
-from cache_tools.signals import NO_CODE, TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
+from cache_tools.signals import TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, ShardKey, file_record, whole_extent
 from cache_tools.store.recipe import GROUPS, Recipe
@@ -61,8 +61,8 @@ def small_recipe(**changes: Any) -> Recipe:
         "top_k": 4,
         "temperatures": (1.0, 2.0),
         "attention_layers": (1, 2),
-        "attention_size": 5,
-        "attention_every": 3,
+        "attention_queries": 4,
+        "attention_keys": 5,
         "rows_per_shard": 4,
         "start_layers": (0, 2),
         "start_width": 8,
@@ -75,6 +75,19 @@ def small_recipe(**changes: Any) -> Recipe:
 
 def shard_keys(recipe: Recipe) -> list[ShardKey]:
     return whole_extent(recipe).keys()
+
+
+def random_attention(generator: np.random.Generator, recipe: Recipe, length: NDArray) -> dict[str, NDArray]:
+    """The arrays of attention of rows of these lengths: 1 to k keys of each query."""
+    shape = len(length), len(recipe.attention_layers), recipe.attention_slots, recipe.attention_keys
+    gap, weight = np.full(shape, recipe.seq_len, np.uint16), np.zeros(shape, np.uint8)
+    for row, layer, query in np.ndindex(shape[:3]):
+        if query * recipe.attention_queries < length[row]:
+            count = generator.integers(1, recipe.attention_keys + 1)
+            keys = np.sort(generator.permutation(int(length[row]))[:count])
+            gap[row, layer, query, :count] = np.diff(keys, prepend=-1) - 1
+            weight[row, layer, query, :count] = generator.integers(0, 255, count)
+    return {"attention_gap": gap, "attention_weight": weight}
 
 
 def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[str, NDArray]:
@@ -97,7 +110,7 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     unused = (0, recipe.max_targets - 1)
     arrays["target_position"][unused], arrays["target_id"][unused] = UNUSED_POSITION, UNUSED_ID
     if recipe.attention_layers:
-        arrays["attention"][np.arange(rows) % recipe.attention_every > 0] = NO_CODE
+        arrays |= random_attention(generator, recipe, arrays["length"])
     kept, values = ("topk_id", "topk_logprob")
     if recipe.keep == "threshold":
         kept, values = ("sample_id", "sample_logweight")

@@ -31,7 +31,7 @@ def settings(tmp_path: Path, sample_teacher: Path, sample_text: Path) -> BuildSe
 
 
 def settings_for(out: Path, teacher: Path, text: Path) -> BuildSettings:
-    return build_settings(out, teacher, text, max_tokens=700, seq_len=32, rows_per_shard=2, top_k=4, attention_size=4)
+    return build_settings(out, teacher, text, max_tokens=700, seq_len=32, rows_per_shard=2, top_k=4, attention_keys=4)
 
 
 @pytest.fixture(scope="module")

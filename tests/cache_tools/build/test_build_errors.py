@@ -16,7 +16,7 @@ from helpers.builds import Running, assert_one_error_line, build, build_argument
 from safetensors.torch import load_file, save_file
 from transformers import DistilBertConfig, DistilBertForMaskedLM, GPT2Config, XLMRobertaModel
 
-QUICK: dict[str, Any] = {"max_tokens": 200, "seq_len": 32, "top_k": 4, "attention_size": 4}
+QUICK: dict[str, Any] = {"max_tokens": 200, "seq_len": 32, "top_k": 4, "attention_keys": 4}
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"attention_layers": "-5"}, "within 4 layers"),
     ({"attention_layers": "every:0"}, "--attention-layers every:0"),
     ({"attention_layers": "first"}, "expected last, all, none"),
-    ({"attention_size": 33}, "--attention-size 33"),
-    ({"seq_len": 7, "attention_size": 4}, "--seq-len 7"),
+    ({"attention_keys": 33}, "--attention-keys 33"),
+    ({"seq_len": 7, "attention_keys": 4}, "--seq-len 7"),
     ({"seq_len": 513}, "at most 512"),
     ({"top_k": 0}, "--top-k 0"),
     ({"top_k": 8001}, "has 8000 tokens"),

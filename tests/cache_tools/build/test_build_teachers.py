@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from helpers.attention import differing_draws
 from helpers.builds import assert_one_error_line, build, build_whole, digests
 from helpers.tiny_teachers import TINY, bert, modernbert, roberta
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
 from transformers import AutoModelForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
+
+from cache_tools import open_cache
 
 OPTIONS: dict[str, Any] = {
     "max_tokens": 500,
@@ -23,8 +26,8 @@ OPTIONS: dict[str, Any] = {
     "rows_per_shard": 8,
     "keep": "topk",
     "top_k": 5,
-    "attention_size": 40,
-    "attention_every": 1,
+    "attention_queries": 3,
+    "attention_keys": 10,
     "attention_layers": "all",
 }
 BOS, PAD, EOS, UNKNOWN, MASK = 0, 1, 2, 3, 401  # where XLM-R has them around 400 pieces of sentencepiece
@@ -39,9 +42,10 @@ def of_sample(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sa
 
 
 def assert_is_what_the_teacher_says(out: Path, teacher: Path) -> None:
-    """The best logits and the maps of all rows against the plain model with eager attention, row by row."""
+    """The best logits and the attention of all rows against the plain model with eager attention, row by row."""
     model = AutoModelForMaskedLM.from_pretrained(teacher, attn_implementation="eager", dtype=torch.float32).eval()
     root: Any = zarr.open_group(out, mode="r")
+    recipe, differ, kept = open_cache(out).recipe, 0, 0
     for group in ("train", "validation"):
         arrays = {name: array[...] for name, array in root[group].arrays()}
         for row, n in enumerate(arrays["length"]):
@@ -55,9 +59,10 @@ def assert_is_what_the_teacher_says(out: Path, teacher: Path) -> None:
             np.testing.assert_allclose(stored, -np.sort(-logprob, axis=1)[:, : stored.shape[1]], rtol=1e-3, atol=1e-3)
             chosen = np.take_along_axis(logprob, arrays["topk_id"][row][used].astype(np.int64), axis=1)
             np.testing.assert_allclose(stored, chosen, rtol=1e-3, atol=1e-3)
-            maps = torch.cat(output.attentions).mean(1).numpy()  # [layers, n, n]; 40 blocks hold one position each
-            codes = arrays["attention"][row][:, :n, :n]
-            np.testing.assert_allclose(codes, 255 * np.sqrt(maps), rtol=0, atol=0.52)
+            attention = torch.cat(output.attentions).double().mean(1).numpy()  # [layers, n, n]
+            differ += differing_draws(attention, arrays, row, recipe)
+            kept += int((arrays["attention_gap"][row] < recipe.seq_len).sum())
+    assert differ <= 0.01 * kept, "rounding may move a draw to its neighbour, but rarely"
 
 
 def original_rows(out: Path) -> list[list[int]]:

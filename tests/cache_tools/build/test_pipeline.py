@@ -122,7 +122,7 @@ def test_idle_time_is_what_lies_between_batches() -> None:
     done = Throughput()
     assert done.idle == 0
     times = [(1.0, 2.0), (2.5, 4.0), (4.0, 5.0)]
-    batch = HostBatch(*[torch.tensor([3, 4])] * 5, slot=np.zeros(0), slots=1, map_row=torch.zeros(0))
+    batch = HostBatch(*[torch.tensor([3, 4])] * 5, np.zeros(0), 1, query=torch.zeros(0), key_offset=torch.zeros(0))
     for start, end in times:
         began, finished = DeviceTimer(CPU), DeviceTimer(CPU)
         began.at, finished.at = start, end

@@ -58,8 +58,8 @@ def test_every_option_can_stand_in_a_file(command: click.Command, tmp_path: Path
     ("text", "message"),
     [
         ("topk = 3", "unknown option 'topk'; did you mean top-k?"),
-        ("attention_evry = 3", "unknown option 'attention_evry'; did you mean attention-every?"),
-        ("xyzzy = 3", "unknown option 'xyzzy'; expected one of attention-every, attention-layers, "),
+        ("attention_kys = 3", "unknown option 'attention_kys'; did you mean attention-keys?"),
+        ("xyzzy = 3", "unknown option 'xyzzy'; expected one of attention-keys, attention-layers, "),
         ("config = 'x'", "unknown option 'config'"),
         ("top-k = 3\ntop_k = 4", "top-k is given twice, with dashes and with underscores"),
         ("top-k = true", "top-k = true: expected a string or a number"),

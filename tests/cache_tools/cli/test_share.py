@@ -12,7 +12,7 @@ from cache_tools import Cache, open_cache
 from cache_tools.cli.parts import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
-from cache_tools.signals import TOKEN_ARRAYS
+from cache_tools.signals import ATTENTION, TOKEN_ARRAYS
 from cache_tools.store.ledger import Extent, whole_extent
 
 RECIPE = small_recipe(train_rows=158, **NO_START)  # 40 shards
@@ -78,8 +78,8 @@ def extent_of(cache: Cache, part: Part) -> Extent:
     ("signals", "arrays"),
     [
         ("logits", ("topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen")),
-        ("attention", ("attention",)),
-        ("all", ("topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen", "attention")),
+        ("attention", ("attention_gap", "attention_weight")),
+        ("all", ("topk_id", "topk_logprob", "tail_logmass", "tail_logmass_seen", *ATTENTION.arrays)),
     ],
 )
 def test_signals_come_with_their_tokens(whole: Cache, signals: str, arrays: tuple[str, ...]) -> None:

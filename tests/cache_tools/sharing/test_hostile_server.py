@@ -19,7 +19,7 @@ from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.sharing.retry import RetryPolicy
 
-CHUNK = "train/attention/c/1/0/0/0"
+CHUNK = "train/attention_gap/c/1/0/0/0"
 RECORD = "ledger/train-00001.json"
 SEAL = "ledger/seal.json"
 VOCABULARY = "vocabulary/embedding/c/0/0"

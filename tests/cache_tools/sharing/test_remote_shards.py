@@ -22,7 +22,7 @@ from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.records import with_checksum
 
 PATIENT = RetryPolicy(retries=2, pause=0.02)
-CHUNK = "train/attention/c/1/0/0/0"
+CHUNK = "train/attention_gap/c/1/0/0/0"
 
 
 @pytest.fixture

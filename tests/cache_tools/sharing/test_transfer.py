@@ -27,6 +27,7 @@ from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.plan import plan
 from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer
+from cache_tools.signals import ATTENTION
 from cache_tools.store.staging import STAGING
 from cache_tools.verify.verify import verify
 
@@ -361,12 +362,12 @@ def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -
     note = (
         "files of shards or arrays that this copy is not meant to hold yet: of a pull that is under way or was stopped"
     )
-    assert f"note: {1 + len(whole.extent.arrays) + 1 + 3} {note}" in done.stdout
+    assert f"note: {len(ATTENTION.arrays) + len(whole.extent.arrays) + 1 + 3} {note}" in done.stdout
     assert done.stdout.endswith("sound and complete\n")
-    flip_byte(there / "train/attention/c/0/0/0/0")
+    flip_byte(there / "train/attention_gap/c/0/0/0/0")
     done = run("verify", there)
     assert done.exit_code == 1
-    assert "train/attention/c/0/0/0/0: not the file that the ledger describes" in done.stdout
+    assert "train/attention_gap/c/0/0/0/0: not the file that the ledger describes" in done.stdout
     assert "damaged shards: train 0\n" in done.stdout
     assert run("repair", there).exit_code == 0
     assert pull(whole.root, there).cache_id == whole.cache_id

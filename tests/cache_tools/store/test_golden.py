@@ -18,12 +18,12 @@ from cache_tools.verify.verify import verify
 GROUPS = ("train", "validation", "vocabulary", "start")
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE_IDS = {
-    "threshold": "adadc9c0dfb7e66a196584903faef30bbc3c867b85896fabd14c283298c363d4",
-    "topk": "82145d042fc469b4c43cc3268d13fadb6c278b510ab186404070d5c484186a32",
+    "threshold": "9978d96c88134cbf9aa0d7d8985791360a85c7ef726cef2b2ce1d3f8bcc4e2c7",
+    "topk": "2b534584a7e0f42ecc8a59191d9f1e535b9c26c0542454a0bfbff44c5c0d12ed",
 }
 CACHE_IDS = {
-    "threshold": "3c9acb739f07aca956b6b243a4efbe02c8ac6195b3dd80dbde03f77afac09843",
-    "topk": "fdb1a99c13c51159dde9ceb3872df36ec977df43f8aef85776f79f0a37e654f2",
+    "threshold": "670e0c6ada15cd1f92522f13f53d4e3d481386d9b8bbccfb87c874c30ee8cc67",
+    "topk": "dcb9ab4a73c0dc7dcef07917de55bc84b5c4e6deeb90fad64bb840487e612158",
 }
 
 
@@ -98,7 +98,11 @@ def test_some_of_the_values_written_out(golden: Golden) -> None:
     expected = golden.expected
     assert expected["validation/input_ids"][1].tolist() == [2, 38, 43, 4, 48, 43, 5, 3] + 8 * [0]
     assert expected["validation/target_id"].tolist() == [[51, 50], [41, -1]]
-    assert expected["validation/attention"][0, 0, 0].tolist() == [127, 123, 122, 138]
+    of_first_query = [expected[f"validation/attention_{name}"][:, 0, 0].tolist() for name in ("gap", "weight")]
+    assert of_first_query == [
+        [[2, 2, 1, 3, 0, 0, 1, 16], [0, 0, 0, 0, 0, 0, 0, 0]],
+        [[0, 0, 0, 92, 100, 103, 0, 0], [48, 77, 165, 75, 51, 78, 91, 82]],
+    ]
     last = expected["start/attention"][-1]
     assert last[0, 0, :3].tolist() == [1695 / 4096, -1155 / 4096, -1829 / 8192]
     assert expected["start/head_order"][-1].tolist() == [1, 0]

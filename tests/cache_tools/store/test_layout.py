@@ -61,14 +61,14 @@ SAMPLE = {
     "entropy": ("float32", (10, 3, 2)),
     "entropy_seen": ("float32", (10, 3, 2)),
 }
-MAPS = {"attention": ("uint8", (10, 2, 5, 5))}
+ATTENTION = {"attention_gap": ("uint16", (10, 2, 4, 5)), "attention_weight": ("uint8", (10, 2, 4, 5))}
 
 
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        (RECIPE, TOKENS | BEST | MAPS),
-        (SAMPLED, TOKENS | SAMPLE | MAPS),
+        (RECIPE, TOKENS | BEST | ATTENTION),
+        (SAMPLED, TOKENS | SAMPLE | ATTENTION),
         (small_recipe(attention_layers=()), TOKENS | BEST),
     ],
 )
@@ -78,7 +78,7 @@ def test_the_arrays_of_a_group(recipe: Recipe, expected: dict[str, tuple[str, tu
 
 
 def test_one_file_for_each_array_and_shard() -> None:
-    assert group_arrays(RECIPE, "validation")["attention"].chunk_path(12) == "validation/attention/c/12/0/0/0"
+    assert group_arrays(RECIPE, "validation")["topk_id"].chunk_path(12) == "validation/topk_id/c/12/0/0"
     assert group_arrays(RECIPE, "train")["length"].chunk_path(0) == "train/length/c/0"
 
 
@@ -201,10 +201,10 @@ def test_a_chunk_of_another_size_is_not_decompressed(size: int) -> None:
 @pytest.mark.parametrize("more", [-1, 1, 2**30])
 def test_a_chunk_of_another_compressed_size_is_not_decompressed(more: int) -> None:
     """Blosc trusts this number: beyond the end of the chunk it reads memory that is not its own."""
-    spec = SPECS["attention"]
+    spec = SPECS["attention_weight"]
     packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.uint8))[:-4])
     packed[12:16] = (len(packed) + more).to_bytes(4, "little")
-    with pytest.raises(CometError, match=r"^train/attention: a chunk "):
+    with pytest.raises(CometError, match=r"^train/attention_weight: a chunk "):
         decode_chunk(spec, with_crc(bytes(packed)), 4)
 
 
@@ -215,7 +215,7 @@ def test_a_sound_chunk_of_another_array_is_not_taken() -> None:
 
 
 def test_a_payload_that_blosc_cannot_read_is_damage() -> None:
-    spec = SPECS["attention"]
+    spec = SPECS["attention_weight"]
     packed = bytearray(encode_chunk(spec, np.zeros(spec.chunk, np.uint8))[:-4])
     assert len(packed) < spec.chunk_bytes
     packed[16:] = b"\xff" * (len(packed) - 16)
@@ -262,7 +262,7 @@ def test_metadata_is_read_up_to_a_bound(tmp_path: Path) -> None:
 
 
 def test_a_shard_too_large_for_one_chunk_names_the_option() -> None:
-    recipe = small_recipe(rows_per_shard=2**20, seq_len=2**13, attention_size=2**10, attention_layers=(0, 1, 2))
+    recipe = small_recipe(rows_per_shard=2**20, seq_len=2**13, attention_queries=1, attention_layers=(0, 1, 2))
     with pytest.raises(CometError, match="use fewer --rows-per-shard") as caught:
         group_arrays(recipe, "train")
     assert caught.value.exit_code == 2

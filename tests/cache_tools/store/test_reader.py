@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,13 @@ from helpers.small_caches import (
     rewrite,
     small_recipe,
 )
+from numpy.typing import NDArray
 
 import cache_tools
 from cache_tools import open_cache
 from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
-from cache_tools.store.layout import group_arrays, rows_with_map
+from cache_tools.store.layout import group_arrays
 from cache_tools.store.ledger import EXTENT
 
 RECIPE = small_recipe()
@@ -127,15 +129,39 @@ def test_tokens_other_than_the_sealed_ones_are_noticed(cache: Path) -> None:
         open_cache(cache).read_tokens("train", 0)
 
 
-@pytest.mark.parametrize("row", [0, 2])
-def test_a_map_that_is_missing_or_too_many_is_noticed(cache: Path, row: int) -> None:
-    """Of four rows, the first and the last have one."""
-    array = open_cache(cache).read_shard("train", 0)["attention"].copy()
-    assert rows_with_map(array).tolist() == [True, False, False, True]
-    array[row] = 255 - array[row] if row else 255
-    rewrite(cache, "attention", array)
-    message = f"^{cache}: shard train 0: attention: expected maps of one row in 3, beginning with the first"
-    with pytest.raises(CometError, match=message):
+def missing_query(gap: NDArray, length: int) -> None:
+    gap[0, 1, 0] = 16
+
+
+def query_too_many(gap: NDArray, length: int) -> None:
+    gap[0, 1, -(-length // 4), 0] = 0
+
+
+def key_after_the_end(gap: NDArray, length: int) -> None:
+    gap[0, 0, 0] = [16, 2, 16, 16, 16]
+
+
+def key_in_the_padding(gap: NDArray, length: int) -> None:
+    gap[0, 0, 0, :2] = length - 1, 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (missing_query, "expected keys of one query in 4 of each row, and of no other"),
+        (query_too_many, "expected keys of one query in 4 of each row, and of no other"),
+        (key_after_the_end, "expected keys of one query in 4 of each row, and of no other"),
+        (key_in_the_padding, "a key lies in the padding"),
+    ],
+)
+def test_attention_at_wrong_places_is_noticed(
+    cache: Path, change: Callable[[NDArray, int], None], message: str
+) -> None:
+    arrays = open_cache(cache).read_shard("train", 0)
+    gap, row = arrays["attention_gap"].copy(), int(np.flatnonzero(arrays["length"] <= 12)[0])
+    change(gap[row : row + 1], int(arrays["length"][row]))
+    rewrite(cache, "attention_gap", gap)
+    with pytest.raises(CometError, match=rf"^{cache}: shard train 0: attention_gap: {message}; the cache is damaged$"):
         open_cache(cache).read_shard("train", 0)
 
 
@@ -149,6 +175,8 @@ def test_a_map_that_is_missing_or_too_many_is_noticed(cache: Path, row: int) -> 
         ("length", 0, "length: a value lies outside 1 to 16"),
         ("length", 17, "length: a value lies outside 1 to 16"),
         ("target_position", 16, "target_position: a target lies in the padding"),
+        ("attention_gap", 17, "attention_gap: a value lies outside 0 to 16"),
+        ("attention_weight", 255, "attention_weight: a value lies outside 0 to 254"),
     ],
 )
 def test_values_out_of_range_are_noticed_under_sound_checksums(
@@ -180,7 +208,7 @@ def test_the_cache_id_follows_the_content_and_nothing_else(tmp_path: Path) -> No
     for place in reversed(prepare_cache(tmp_path / "elsewhere", RECIPE)):  # committed in another order
         commit(tmp_path / "elsewhere", RECIPE, place, shards[place])
     assert open_cache(tmp_path / "elsewhere").cache_id == first
-    for name in ("topk_id", "attention"):
+    for name in ("topk_id", "attention_weight"):
         changed = {place: dict(arrays) for place, arrays in shards.items()}
         changed["train", 2][name] = changed["train", 2][name][::-1].copy()
         prepare_cache(tmp_path / name, RECIPE)

@@ -33,7 +33,7 @@ def test_a_recipe_survives_json() -> None:
 
 def test_the_recipe_id_is_the_same_on_every_machine() -> None:
     """Caches already built are named by it."""
-    assert small_recipe().recipe_id == "cc00b37b24cb10d0dfe510e0f784e269448218de33d6ef32529bdab0bf9968d0"
+    assert small_recipe().recipe_id == "1cb8d3c1627c70df02e098d4c112e82d829f9c8a3f0bb66b251394d60ffd9230"
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Recipe)])
@@ -66,7 +66,7 @@ def test_whole_numbers_are_bounded(name: str) -> None:
         *[(name, value, "64 hexadecimal digits") for name in DIGESTS for value in ("a" * 63, "A" * 64, "g" * 64, 7)],
         ("teacher_architecture", 7, "the name of a class"),
         ("text_form", "NFD", "'NFC'"),
-        ("pooling", "max", "'head-mean, query-mean, key-sum over valid tokens'"),
+        ("attention_rule", "all", "'mean over heads, stratified queries, systematic sample of keys'"),
         ("keep", "all", "threshold or topk"),
         ("keep", ["topk"], "threshold or topk"),
         *[("mask_prob", v, "a number between 0 and 1") for v in (0.0, 1.0, -0.1, 1, "0.15", float("nan"), None)],
@@ -74,7 +74,7 @@ def test_whole_numbers_are_bounded(name: str) -> None:
         ("seen_size", 51, "at most 50"),
         ("top_k", 51, "at most 50"),
         ("max_targets", 17, "at most 16"),
-        ("attention_size", 17, "at most 16"),
+        ("attention_keys", 17, "at most 16"),
         *[("special_ids", v, "different numbers from 0 to 49") for v in ([50], [-1], [1.0], [1, 1], [], "01", [True])],
         *[
             ("temperatures", v, "different numbers from 0.01 to 1000.0")

@@ -55,7 +55,7 @@ def test_files_left_without_a_record_are_replaced(tmp_path: Path) -> None:
     before = files_of(root)
     (root / RECORD).unlink()
     (root / group_arrays(RECIPE, "train")["topk_id"].chunk_path(1)).write_bytes(b"half a file")
-    (root / group_arrays(RECIPE, "train")["attention"].chunk_path(1)).unlink()
+    (root / group_arrays(RECIPE, "train")["attention_gap"].chunk_path(1)).unlink()
     assert open_cache(root).missing("train") == [1]
     commit(root, RECIPE, PLACE, shards[PLACE])
     assert files_of(root) == before

@@ -135,19 +135,19 @@ def test_drawn_tokens_are_unbiased_on_average() -> None:
     assert drawn_bias(right, np.zeros_like(drawn), entropy, certain).size == 0
 
 
-def test_maps_are_compared_by_the_angle_of_their_roots() -> None:
-    """Row by row, of blocks in use and rows with a map: a right angle, 45°, and none."""
-    recipe = small_recipe(attention_every=2, attention_size=3, attention_layers=(1,))
-    maps, other = np.zeros((2, 1, 3, 3), dtype=np.uint8), np.zeros((2, 1, 3, 3), dtype=np.uint8)
-    maps[1], other[1] = 255, 255
-    maps[0, 0, :2, 0] = 255
-    other[0, 0, 0] = [0, 255, 0]
-    other[0, 0, 1] = [180, 180, 0]
-    position = np.full((2, 1), UNUSED_POSITION, dtype=np.uint16)
-    stored = {"attention": maps, "length": np.array([2, 9], dtype=np.uint16), "target_position": position}
-    errors = errors_of(stored, {"attention": other}, recipe)
-    assert set(errors) == {"attention"}
-    np.testing.assert_allclose(errors["attention"], [math.pi / 2, math.pi / 4])
+def test_attention_is_compared_key_by_key() -> None:
+    """Roots of certain weights in both directions; a key that only one run keeps lay below 1/k in the other."""
+    recipe = small_recipe(attention_queries=16, attention_keys=4, attention_layers=(1,))
+    none = recipe.seq_len
+    stored = {"attention_gap": [[0, 1, 2, none], [3, 0, 0, 0]], "attention_weight": [[127, 0, 254, 0], [0, 0, 0, 0]]}
+    found = {"attention_gap": [[0, 2, 1, none], [3, 0, 0, 0]], "attention_weight": [[254, 0, 0, 0], [0, 0, 0, 0]]}
+    stored, found = ({n: np.array(a).reshape(2, 1, 1, 4) for n, a in run.items()} for run in (stored, found))
+    stored["target_position"] = np.full((2, 1), UNUSED_POSITION, dtype=np.uint16)
+    errors = errors_of(stored, found, recipe)
+    assert set(errors) == {"attention_weight", "certain_key", "drawn_key"}
+    assert errors["attention_weight"].tolist() == [0.5, 0.5, 0.5]  # key 0 twice, then 1.0 against at most √(1/4)
+    assert errors["certain_key"].tolist() == [0, 1]
+    assert errors["drawn_key"].tolist() == [1, 0, 0, 0, 0]
 
 
 def test_ids_are_looked_up_target_by_target() -> None:

@@ -101,10 +101,10 @@ def test_the_head_taken_apart_gives_the_models_own_logits(which: str, sample_tea
 
 def test_a_random_bert_shows_its_attention(bert_folder: Path) -> None:
     teacher = load_teacher(str(bert_folder))
-    capture = AttentionCapture((0, 1), torch.tensor([20, 11]), 20, 8)
+    capture = AttentionCapture((0, 1), torch.tensor([[[0, 19], [3, 8]], [[10, 2], [0, 5]]]))
     with torch.no_grad():
         teacher.hidden_states(*padded_batch(len(WORDS), 0, [20, 11]), capture)
-    torch.testing.assert_close(capture.maps().sum(3), torch.ones(2, 2, 8), rtol=0, atol=1e-6)
+    torch.testing.assert_close(capture.rows().sum(3), torch.ones(2, 2, 2), rtol=0, atol=1e-6)
 
 
 def test_a_loaded_teacher_is_frozen_and_in_float32(teacher: Teacher) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from cache_tools.teacher import head as head_module
 from cache_tools.teacher.head import BlockedHead
 from cache_tools.teacher.threshold import ThresholdSample, keep_threshold_sample
-from cache_tools.text.masking import threshold_offsets
+from cache_tools.text.draws import threshold_offsets
 
 VOCABULARY = 400
 

@@ -9,16 +9,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cache_tools.signals import UNUSED_ID, UNUSED_POSITION
+from cache_tools.text.draws import threshold_offsets
 from cache_tools.text.masking import (
     MaskedRows,
     Masking,
     content_keys,
     mask_rows,
     max_targets,
-    mix,
     row_keys,
     targets_of,
-    threshold_offsets,
 )
 from cache_tools.text.packing import document_hash
 
@@ -180,12 +179,6 @@ def test_number_of_targets(maskable: int, mask_prob: float, targets: int) -> Non
     assert int(targets_of(np.array(maskable), mask_prob)) == targets
 
 
-def test_mix_is_the_published_splitmix64() -> None:
-    """The generator's first outputs for the seeds 0 and 1234567, as in its reference implementation."""
-    found = mix(np.array([0, 1234567], dtype=np.uint64), np.uint64(0))
-    assert found.tolist() == [0xE220A8397B1DCDAF, 6457827717110365317]
-
-
 def test_golden_values() -> None:
     """Caches already built hold these: a change here makes every one of them another cache.
 
@@ -204,17 +197,3 @@ def test_golden_values() -> None:
     offsets = (threshold_offsets(rows.row_key, rows.target_position, 7) * 2**32).astype(np.uint64)
     assert offsets[0].tolist() == [207052174, 840796861, 1364366523, 1961104674, 2434270227, 755403644]
     assert document_hash("Mwaramutse neza, nshuti.") == 16052281002550023371
-
-
-def test_threshold_offsets_fit_their_use() -> None:
-    """Multiples of 2⁻³² below one, evenly spread, different for every row, position and seed."""
-    keys = np.arange(400, dtype=np.uint64)
-    positions = np.tile(np.arange(50, dtype=np.uint16), (400, 1))
-    offsets = threshold_offsets(keys, positions, 0)
-    assert offsets.dtype == np.float64
-    assert (offsets * 2**32 == np.floor(offsets * 2**32)).all()
-    assert (offsets >= 0).all()
-    assert (offsets < 1).all()
-    assert len(np.unique(offsets)) > 0.999 * offsets.size
-    assert np.abs(np.bincount((offsets * 20).astype(int).ravel()) - 1000).max() < 5 * np.sqrt(1000)
-    assert (offsets != threshold_offsets(keys, positions, 1)).any(axis=1).all()

@@ -21,21 +21,23 @@ from cache_tools import build_cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
+from cache_tools.signals import family_of
 from cache_tools.store.copy import cut, merge
-from cache_tools.store.layout import rows_with_map
 from cache_tools.store.ledger import Extent
 from cache_tools.store.recipe import Recipe
 from cache_tools.verify.rerun import dtype_to_run_in, sample_rows
 from cache_tools.verify.verify import verify
 
 ALL_ROWS = 10_000
+SEQ_LEN = 48
+ATTENTION = {"attention_weight", "certain_key", "drawn_key"}
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample_text: Path) -> dict[str, Path]:
     """Complete caches that nobody changes; those of one keep are of one recipe."""
     folder = tmp_path_factory.mktemp("built")
-    settings = build_settings(folder, sample_teacher, sample_text, attention_every=2, temperatures=(1.0, 2.0))
+    settings = build_settings(folder, sample_teacher, sample_text, temperatures=(1.0, 2.0))
     for keep, top_k in (("topk", 8), ("threshold", 32)):
         for dtype in ("float32", "bfloat16"):
             out = folder / f"{keep} {dtype}"
@@ -70,8 +72,8 @@ def test_a_sound_cache_is_given_again(built: dict[str, Path], again: RecheckSett
     assert (run.rows, run.shards) == (rows_of(open_cache(built[kind]).recipe), report.shards)
     logits = {"topk_logprob", "tail_logmass", "tail_logmass_seen", "kl", "topk_id"}
     sample = {"sample_logweight", "entropy", "entropy_seen", "kl", "certain_id", "drawn_id", "drawn_logprob"}
-    assert set(run.worst) == (logits if keep == "topk" else sample) | {"attention"}
-    for name in set(run.worst) - {"drawn_id"}:
+    assert set(run.worst) == (logits if keep == "topk" else sample) | ATTENTION
+    for name in set(run.worst) - {"drawn_id", "drawn_key"}:
         assert run.worst[name].median == 0, f"{name}: other batches, the same numbers"
 
 
@@ -85,13 +87,13 @@ def test_another_dtype_is_near_enough_and_not_the_same(
     assert report.runs is not None
     (run,) = report.runs
     assert run.kind == (built_in, "cpu", run_in, "cpu")
-    for name in ("topk_logprob" if keep == "topk" else "sample_logweight", "attention"):
-        assert run.worst[name].mean > 0.002, "it did compute in another dtype"
+    for name in ("topk_logprob" if keep == "topk" else "sample_logweight", "attention_weight"):
+        assert run.worst[name].mean > 0.001, "it did compute in another dtype"
         assert run.worst[name].largest < run.allowed(name).largest / 2, "the margin"
 
 
 def roll(values: NDArray) -> NDArray:
-    """Those of the target before, or the map of the row before that has one."""
+    """Those of the target before, or the attention of the row before."""
     return np.roll(values, 1, axis=0)
 
 
@@ -105,10 +107,20 @@ def other_draws(ids: NDArray) -> NDArray:
     return changed
 
 
-def next_code(codes: NDArray) -> NDArray:
-    """In each map the first two codes exchanged."""
+def codes_turned(codes: NDArray) -> NDArray:
+    """The codes of each query's certain keys in the opposite order."""
     changed = np.array(codes)
-    changed[..., 0, [0, 1]] = changed[..., 0, [1, 0]]
+    for of_query in changed.reshape(-1, codes.shape[-1]):
+        of_query[of_query > 0] = of_query[of_query > 0][::-1]
+    return changed
+
+
+def last_key_before(gaps: NDArray) -> NDArray:
+    """The last key of each query one place nearer to the beginning, where nothing is kept."""
+    changed = np.array(gaps)
+    for of_query in changed.reshape(-1, gaps.shape[-1]):
+        last = np.flatnonzero(of_query < SEQ_LEN)[-1:]
+        of_query[last] -= of_query[last] > 0
     return changed
 
 
@@ -120,8 +132,9 @@ FORGED: dict[str, tuple[str, tuple[str, ...], Callable[[NDArray], NDArray], str]
     "everything of other targets": ("topk bfloat16", ("topk_id", *VALUES), roll, "kl: off by"),
     "other tokens": ("topk bfloat16", ("topk_id",), lambda ids: ids % 7990 + 5, "topk_id: "),
     "a little less tail": ("topk float32", VALUES[2:], lambda tail: tail - np.float32(0.01), "tail_logmass_seen: off"),
-    "maps of other rows": ("topk bfloat16", ("attention",), roll, "attention: off by"),
-    "codes exchanged": ("threshold float32", ("attention",), next_code, "attention: off by"),
+    "attention of other rows": ("topk bfloat16", ("attention_gap", "attention_weight"), roll, "certain_key: "),
+    "codes exchanged": ("threshold float32", ("attention_weight",), codes_turned, "attention_weight: off by"),
+    "other keys": ("threshold float32", ("attention_gap",), last_key_before, "drawn_key: "),
     "samples of other targets": ("threshold bfloat16", SAMPLE, roll, "sample_logweight: off by"),
     "entropies of other targets": ("threshold bfloat16", ("entropy",), roll, "entropy: off by"),
     "a little entropy": ("threshold float32", ("entropy_seen",), lambda e: e + np.float32(0.01), "entropy_seen: off"),
@@ -140,7 +153,8 @@ def test_values_that_the_teacher_does_not_give_are_damage(
     arrays = open_cache(root).read_shard("train", 0)
     for name in names:
         array = np.array(arrays[name])
-        changed = rows_with_map(array) if name == "attention" else arrays["target_id"] >= 0
+        full = arrays["length"] == SEQ_LEN  # whose queries are as many
+        changed = full if family_of(name) == "attention" else arrays["target_id"] >= 0
         array[changed] = change(array[changed])
         rewrite(root, name, array)
     assert verify(root, deep=True).damage == []
@@ -265,13 +279,13 @@ def test_a_part_is_run_again_as_far_as_it_goes(built: dict[str, Path], again: Re
     assert report.damage == []
     assert report.runs is not None
     assert [(run.shards, run.rows) for run in report.runs] == [(1, 16)]
-    maps = ("input_ids", "length", "target_position", "row_key", "attention")
-    cut(cache, tmp_path / "maps", Extent(cache.recipe.recipe_id, maps, shards))
-    report = verify(tmp_path / "maps", again=again)
+    names = ("input_ids", "length", "target_position", "row_key", "attention_gap", "attention_weight")
+    cut(cache, tmp_path / "attention", Extent(cache.recipe.recipe_id, names, shards))
+    report = verify(tmp_path / "attention", again=again)
     assert report.damage == []
     assert report.runs is not None
-    assert set(report.runs[0].worst) == {"attention"}
-    cut(cache, tmp_path / "ids", Extent(cache.recipe.recipe_id, maps[:4], shards))
+    assert set(report.runs[0].worst) == ATTENTION
+    cut(cache, tmp_path / "ids", Extent(cache.recipe.recipe_id, names[:4], shards))
     with pytest.raises(CometError, match=r"this copy holds input_ids, .*row_key; to run the teacher again expected"):
         verify(tmp_path / "ids", again=again)
 

@@ -38,7 +38,7 @@ def test_mean_and_largest_error_are_judged(errors: list[float], words: str | Non
 def test_of_ids_the_count_is_judged() -> None:
     """Of 10,000 at 1 % 100 may, and four times ten, and one; of two both may, of 200 not all."""
     shares = {name for name, measure in MEASURES.items() if measure.unit == "share"}
-    assert shares == {"topk_id", "certain_id", "drawn_id"}
+    assert shares == {"topk_id", "certain_id", "drawn_id", "certain_key", "drawn_key"}
     for wrong, count, fine in ((141, 10_000, True), (142, 10_000, False), (1, 2, True), (200, 200, False)):
         errors = np.arange(count) < wrong
         assert (beyond("topk_id", summary(errors.astype(float)), Tolerance(0.01)) is None) is fine

@@ -18,13 +18,14 @@ from cache_tools.cli.facts import describe
 from cache_tools.cli.main import main
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
+from cache_tools.signals import ATTENTION
 from cache_tools.store.copy import cut
 from cache_tools.store.ledger import Extent
 from cache_tools.verify.verify import verify
 
 KINDS = {
-    "threshold": {"temperatures": (1.0, 2.0), "attention_every": 2},
-    "topk": {"keep": "topk", "temperatures": (2.0, 0.5, 1.0), "attention_layers": "last", "attention_every": 1},
+    "threshold": {"temperatures": (1.0, 2.0)},
+    "topk": {"keep": "topk", "temperatures": (2.0, 0.5, 1.0), "attention_layers": "last", "attention_keys": 48},
     "topk without T = 1": {"keep": "topk", "temperatures": (2.0, 0.5), "attention_layers": "none"},
 }
 
@@ -58,7 +59,7 @@ def test_a_sound_cache_is_sound_in_depth(built: dict[str, Path], kind: str) -> N
 
 def test_a_part_is_sound_in_depth(built: dict[str, Path], tmp_path: Path) -> None:
     cache = open_cache(built["threshold"])
-    for arrays in (cache.extent.arrays, ("input_ids", "length", "attention"), ("sample_id",)):
+    for arrays in (cache.extent.arrays, ("input_ids", "length", *ATTENTION.arrays), ("sample_id",)):
         part = Extent(cache.recipe.recipe_id, arrays, {"train": ((1, 2),), "validation": ()})
         cut(cache, tmp_path / str(len(arrays)), part)
         assert verify(tmp_path / str(len(arrays)), deep=True).damage == []
@@ -188,12 +189,10 @@ WRONG = {
     "a token twice": (SAMPLE, "sample_id", lambda a: np.where(a >= 0, 9, a), "expected different tokens"),
     "negative entropy": (SAMPLE, "entropy", lambda a: -a, "entropy: expected 0 to log 8000"),
     "too much entropy": (SAMPLE, "entropy_seen", lambda a: a + 9, "entropy_seen: expected 0 to log"),
-    "maps of other sums": (
-        "threshold",
-        "attention",
-        lambda a: np.where(a == 255, a, a // 2),
-        "rows of a map to sum to 1",
-    ),
+    "attention below 1/k": (SAMPLE, "attention_weight", lambda a: a // 2, "expected certain keys of at least 1/6"),
+    "attention of other sums": (BEST, "attention_weight", lambda a: a // 2, "the weights of a query to make 1"),
+    "attention to no key": (SAMPLE, "attention_weight", lambda a: np.maximum(a, 110), "a weight where there is no key"),
+    "drawn keys among all": (BEST, "attention_weight", lambda a: np.where(a < 9, 0, a), "keys of at least 1/48"),
     "rising log-probabilities": (BEST, "topk_logprob", lambda a: a[..., ::-1].copy(), "expected falling log-prob"),
     "mass of more than 1": (BEST, "topk_logprob", lambda a: a / 2, "expected kept and tail mass to make 1"),
     "no tail": (

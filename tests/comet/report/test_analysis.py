@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cache_tools import Cache
-from cache_tools.attention import block_members, pool_weights
 from comet.report import analysis
 from comet.report.analysis import (
     Analysis,
@@ -63,7 +62,7 @@ def look(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> Analysis:
 def plain(cache: Cache) -> SimpleNamespace:
     """All validation rows as one batch, and what plain transformers makes of them."""
     rows = CacheRows(shards_of([cache], "validation"), cache.extent.arrays)
-    batch = collate(rows.__getitems__(list(range(len(rows)))))
+    batch = collate(rows.__getitems__(list(range(len(rows)))), cache.recipe)
     student = new_student(NANO, [cache], full_vocabulary(cache.recipe), 0.0, seed=0).eval()
     student.set_attn_implementation("eager")
     mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
@@ -73,7 +72,7 @@ def plain(cache: Cache) -> SimpleNamespace:
     return SimpleNamespace(batch=batch, probability=logits.softmax(1), attentions=output.attentions)
 
 
-def assert_means(look: Analysis, distiller: Distiller, cache: Cache, collator: Any = collate) -> None:
+def assert_means(look: Analysis, distiller: Distiller, cache: Cache, collator: Any = None) -> None:
     measured = validate(distiller, validation_rows(shards_of([cache], "validation")), 8, CPU, collator)
     assert len(look.target_id) == measured.targets
     assert look.kl.mean() == pytest.approx(measured.kl, rel=1e-5)
@@ -98,7 +97,7 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     distiller = Distiller(student, cache.recipe, DEFAULT, vocabulary)
 
     def translated(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-        return in_vocabulary(collate(arrays), vocabulary, cache.recipe)
+        return in_vocabulary(collate(arrays, cache.recipe), vocabulary, cache.recipe)
 
     shards, counts = shards_of([cache], "validation"), counts_of(cache)
     tokenizer = student_tokenizer(cache, vocabulary)
@@ -148,35 +147,43 @@ def test_a_distiller_is_left_in_the_mode_it_was_in(
 
 def test_maps_are_those_of_the_matched_layers(look: Analysis, plain: SimpleNamespace, cache: Cache) -> None:
     matched = distiller_of(cache).matched
-    assert [(p.row, p.teacher_layer, p.student_layer) for p in look.maps] == [
-        (0, *pair)
-        for pair in matched  # the cache has maps of row 0, not of row 1
-    ]
-    length = plain.batch["length"]
-    members = block_members(length, plain.batch["input_ids"].shape[1], cache.recipe.attention_size)
+    rows = range(analysis.EXAMPLE_ROWS)
+    expected_pairs = [(row, *pair) for row in rows for pair in matched]
+    assert [(p.row, p.teacher_layer, p.student_layer) for p in look.maps] == expected_pairs
+    batch, size = plain.batch, cache.recipe.attention_slots
     for pair in look.maps:
-        expected = pool_weights(plain.attentions[pair.student_layer], members)[pair.row]
-        np.testing.assert_allclose(pair.student, expected, atol=1e-5)
-        stored = plain.batch["attention"][0, cache.recipe.attention_layers.index(pair.teacher_layer)]
-        np.testing.assert_array_equal(pair.teacher, stored)
-        teacher, student = pair.teacher.astype(np.float64), pair.student.astype(np.float64)
-        assert pair.kl == pytest.approx(
-            (teacher * np.log(np.maximum(teacher, 1e-30) / student)).sum(1).mean(), rel=1e-3
-        )
+        index, n = cache.recipe.attention_layers.index(pair.teacher_layer), int(batch["length"][pair.row])
+        queries = -(-n // cache.recipe.attention_queries)
+        block = np.arange(n) * min(n, size) // n
+        expected = [np.zeros((queries, size)) for _ in range(2)]  # one query in each block
+        for q in range(queries):
+            at = batch["attention_query"][pair.row, index, q]
+            np.add.at(expected[1][q], block, plain.attentions[pair.student_layer][pair.row, :, at, :n].mean(0).numpy())
+            key, weight = (batch[f"attention_{name}"][pair.row, index, q].numpy() for name in ("key", "weight"))
+            np.add.at(expected[0][q], block[key], weight)
+        np.testing.assert_allclose(pair.teacher, expected[0], atol=1e-5)
+        np.testing.assert_allclose(pair.student, expected[1], atol=1e-5)
+        assert pair.overlap == pytest.approx(np.minimum(*expected).sum(1).mean(), abs=1e-5)
+        assert 0.05 < pair.overlap < 0.99
 
 
 def test_maps_end_where_a_short_row_ends(cache: Cache) -> None:
+    """With 12 tokens, of one query in four and of 16 blocks."""
     distiller = distiller_of(cache)
-    size, layers = cache.recipe.attention_size, len(distiller.matched)
+    layers, every = len(cache.recipe.attention_layers), cache.recipe.attention_queries
+    slots, queries = cache.recipe.attention_slots, -(-12 // every)
+    weight = torch.zeros(1, layers, slots, 2)
+    weight[:, :, :queries] = 0.5
     batch = {
-        "attention": torch.zeros(1, len(cache.recipe.attention_layers), size, size),
-        "length": torch.tensor([5]),
-        "map_row": torch.tensor([0]),
+        "attention_key": torch.tensor([0, 11]).expand_as(weight),
+        "attention_weight": weight,
+        "length": torch.tensor([12]),
     }
-    batch["attention"][..., :5, :5] = 0.2
-    for pair in analysis.map_pairs(0, batch, torch.full((1, layers, size, size), 0.2), distiller):
-        assert pair.teacher.shape == pair.student.shape == (5, 5)
-        assert pair.kl == pytest.approx(0.0, abs=1e-6)
+    student = torch.zeros(1, len(distiller.matched), slots, 12)
+    student[..., [0, 11]] = 0.5
+    for pair in analysis.map_pairs(batch, student, distiller):
+        assert pair.teacher.shape == pair.student.shape == (queries, min(12, slots))
+        assert pair.overlap == pytest.approx(1.0, abs=1e-6)
 
 
 def test_without_maps_there_are_none(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -194,7 +201,7 @@ def test_of_a_sample_only_tokens_of_known_probability_are_shown(
     shards = shards_of([cache], "validation")
     look = analyse(distiller_of(cache), shards, tokenizer, counts_of(cache), CPU)
     rows = CacheRows(shards, cache.extent.arrays)
-    batch = collate(rows.__getitems__(list(range(len(look.examples)))))
+    batch = collate(rows.__getitems__(list(range(len(look.examples)))), cache.recipe)
     certain = batch["sample_logweight"][:, 0].exp()  # [T, k]; drawn ones weigh 1 / k, or more where the best is below
     least = 1.001 / cache.recipe.top_k
     fewer = 0

@@ -67,7 +67,7 @@ def test_every_figure_is_there() -> None:
     assert tree.of("strong") == [
         "Validation KL",
         "Logits: KL to the teacher × T², training",
-        "Attention maps, training",
+        "Attention, training",
         "Validation KL",
         "Accuracy",
         "Reliability",
@@ -79,7 +79,9 @@ def test_every_figure_is_there() -> None:
     assert tree.of("dd")[:2] == ["1.250", "before 3.500"]
     assert {"1,000", "teacher 10,000", "90% smaller", "21.0%", "teacher 41.0%", "33.0%"} <= set(tree.of("dd"))
     assert tree.of("bdi") == ["<s>", "<mask>", "▁umwana", "</s>", "▁umwana", "▁umwana", "▁a", "▁umwana"]
-    assert [text for text in tree.of("small") if "%" in text] == ["60%", "<1%", "40%"]
+    assert [text for text in tree.of("small") if "%" in text] == [
+        "70% of the attention on the same blocks", "60%", "<1%", "40%",
+    ]  # fmt: skip
     labels = tree.of("text")
     first = labels.index("< 10")
     assert labels[first : first + 8] == ["< 10", "20", "≥ 10", "10", "≥ 100", "10", "≥ 10k", "10"]

@@ -8,7 +8,7 @@ import torch
 from helpers.students import NANO
 
 from cache_tools import Cache
-from cache_tools.attention import AttentionCapture, block_members, pool_weights
+from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape
@@ -41,7 +41,7 @@ def test_a_student_larger_than_memory_is_refused(cache: Cache) -> None:
         new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
 
 
-def test_student_and_teacher_pool_attention_alike(cache: Cache) -> None:
+def test_a_student_s_attention_is_captured_as_its_teacher_s(cache: Cache) -> None:
     student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     length = torch.tensor([40, 5])
     ids = torch.randint(5, 1000, (2, 40))
@@ -49,12 +49,13 @@ def test_student_and_teacher_pool_attention_alike(cache: Cache) -> None:
     student.set_attn_implementation("eager")
     with torch.no_grad():
         eager = student.roberta(ids, attention_mask=mask, output_attentions=True).attentions
-        by_definition = [pool_weights(weights, block_members(length, 40, 8)) for weights in eager]
         Distiller(student, cache.recipe, replace(DEFAULT, attention_weight=0.0))  # switches the capture on
-        capture = AttentionCapture((0, 2), length, 40, 8)
+        queries = torch.tensor([[[0, 39], [7, 20]], [[1, 4], [0, 3]]])
+        capture = AttentionCapture((0, 2), queries)
         student.roberta(ids, attention_mask=mask, attention_capture=capture)
     for index, layer in enumerate((0, 2)):
-        torch.testing.assert_close(capture.maps()[:, index], by_definition[layer], rtol=0, atol=1e-6)
+        expected = eager[layer].mean(1)[torch.arange(2)[:, None], queries[:, index]]
+        torch.testing.assert_close(capture.rows()[:, index], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("cached", "depth", "student", "expected"), [
@@ -81,7 +82,7 @@ def test_the_paper_s_recipe_learns_a_projection(cache: Cache) -> None:
     student = new_student(replace(NANO, layers=4), [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
     distiller = Distiller(student, cache.recipe, PAPER)
     rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays)
-    losses = distiller(**collate(rows.__getitems__([0, 1, 2])))
+    losses = distiller(**collate(rows.__getitems__([0, 1, 2]), cache.recipe))
     losses["loss"].backward()
     assert distiller.projection is not None and distiller.projection.grad is not None
     assert distiller.projection.grad.abs().sum() > 0

@@ -104,7 +104,7 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
     vocabulary = trimmed_vocabulary([cache])
     shard = shards_of([cache], "validation")[0]
     arrays = {name: array.copy() for name, array in cache.read_shard("validation", shard.index).items()}
-    plain = collate(arrays)
+    plain = collate(arrays, cache.recipe)
     batch = in_vocabulary(plain, vocabulary, cache.recipe)
     assert (vocabulary.teacher_id[batch["target_id"]] == plain["target_id"].numpy()).all()
     assert (vocabulary.teacher_id[batch["input_ids"]] == plain["input_ids"].numpy()).all()

@@ -8,12 +8,14 @@ import time
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.attention import queries_of, stored_of_row
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
@@ -25,7 +27,10 @@ from cache_tools.store.layout import ArraySpec
 from comet.train.dataset import Arrays, CacheRows, CacheShard, Reading, collate, require_compatible, shards_of
 from comet.train.sampler import BUFFER_SHARDS
 
-NAMES = ("input_ids", "length", "target_position", "target_id", "topk_id", "topk_logprob", "tail_logmass", "attention")
+NAMES = (
+    "input_ids", "length", "target_position", "target_id", "row_key", "topk_id", "topk_logprob", "tail_logmass",
+    "attention_gap", "attention_weight",
+)  # fmt: skip
 COPIES = 4  # of a small cache, for a data set of many shards
 
 
@@ -278,7 +283,8 @@ def train(model: Recorder, cache: Cache, folder: Path, resume: Path | None = Non
         gradient_accumulation_steps=2, report_to="none", disable_tqdm=True, remove_unused_columns=False, seed=4,
         dataloader_pin_memory=False, save_strategy="steps", logging_strategy="no",
     )  # fmt: skip
-    trainer = RowsTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    collator = partial(collate, recipe=cache.recipe)
+    trainer = RowsTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collator)
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
 
 
@@ -316,7 +322,7 @@ def test_a_training_that_ends_or_fails_leaves_no_thread(cache: Cache, tmp_path: 
 def test_every_target_of_a_batch_is_a_masked_ordinary_token(cache: Cache) -> None:
     rows = CacheRows(shards_of([cache], "train"), NAMES)
     arrays = rows.__getitems__(list(range(20)))
-    batch = collate(arrays)
+    batch = collate(arrays, cache.recipe)
     recipe = cache.recipe
     assert (batch["target_position"] < batch["length"][batch["target_row"]]).all()
     assert not torch.isin(batch["target_id"], torch.tensor(recipe.special_ids)).any()
@@ -332,20 +338,35 @@ def test_collation_cuts_padding_off_and_nothing_else(cache: Cache) -> None:
     arrays = rows.__getitems__(list(range(len(rows))))
     short = int(np.argmin(arrays["length"]))
     assert arrays["length"][short] < cache.recipe.seq_len, "the test needs a row that is not full"
-    batch = collate({name: array[short : short + 1] for name, array in arrays.items()})
+    batch = collate({name: array[short : short + 1] for name, array in arrays.items()}, cache.recipe)
     assert batch["input_ids"].shape[1] == arrays["length"][short]
     np.testing.assert_array_equal(batch["input_ids"][0], arrays["input_ids"][short, : arrays["length"][short]])
 
 
-def test_a_batch_holds_the_maps_of_the_rows_that_have_one(cache: Cache) -> None:
-    rows = CacheRows(shards_of([cache], "train"), NAMES)
-    codes = rows.__getitems__(list(range(20)))["attention"]
-    chosen = [1, 6, 2, 9, 0]  # in the fixture every third row of a shard of 16 has a map
-    batch = collate(rows.__getitems__(chosen))
-    assert batch["map_row"].tolist() == [1, 3, 4]
-    maps = codes[[6, 9, 0]].astype(np.float64) ** 2
-    np.testing.assert_allclose(batch["attention"], maps / maps.sum(-1, keepdims=True).clip(1), atol=1e-6)
-    assert len(collate(rows.__getitems__([1, 2]))["attention"]) == 0
+def test_a_batch_holds_the_queries_of_its_rows_and_their_keys(cache: Cache) -> None:
+    rows, recipe = CacheRows(shards_of([cache], "train"), NAMES), cache.recipe
+    chosen = [1, int(np.argmin(rows.__getitems__(range(len(rows)))["length"])), 2, 0]
+    arrays = rows.__getitems__(chosen)
+    batch = collate(arrays, recipe)
+    query, key, weight = (batch[f"attention_{name}"] for name in ("query", "key", "weight"))
+    slots = -(-int(arrays["length"].max()) // recipe.attention_queries)
+    assert query.shape == (4, len(recipe.attention_layers), slots)
+    assert key.shape == weight.shape == (*query.shape, recipe.attention_keys)
+    for row, n in enumerate(arrays["length"].tolist()):
+        for index, layer in enumerate(recipe.attention_layers):
+            at = queries_of(int(arrays["row_key"][row]), layer, n, recipe.attention_queries)
+            assert query[row, index].tolist() == at + [0] * (slots - len(at))
+            assert (weight[row, index, len(at) :] == 0).all()
+            torch.testing.assert_close(weight[row, index, : len(at)].sum(-1), torch.ones(len(at)))
+        for stored, found in zip(stored_of_row(arrays, row, recipe), key[row], strict=True):
+            for keys, of_query in zip(stored, found.tolist(), strict=False):
+                assert of_query[: len(keys)] == sorted(keys)
+    assert weight[1].sum() < weight[0].sum(), "a short row has fewer queries"
+
+
+def test_a_batch_read_without_attention_has_none(cache: Cache) -> None:
+    rows = CacheRows(shards_of([cache], "train"), ("input_ids", "length", "target_position", "target_id"))
+    assert not [name for name in collate(rows.__getitems__([0, 1]), cache.recipe) if name.startswith("attention")]
 
 
 @pytest.mark.parametrize("group", ["train", "validation"])

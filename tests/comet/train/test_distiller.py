@@ -8,13 +8,12 @@ import torch
 from helpers.students import NANO
 
 from cache_tools import Cache
-from cache_tools.attention import block_members, pool_weights
 from cache_tools.errors import CometError
 from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 from comet.train.distiller import Distiller, match_layers
-from comet.train.losses import residual_kl
+from comet.train.losses import ATTENTION_LOSSES, residual_kl
 from comet.train.objective import DEFAULT, Objective, Schedule, Steps
 from comet.train.validation import validate, validation_rows
 
@@ -24,7 +23,7 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(of_each_family: 
     cache = of_each_family
     objective = replace(DEFAULT, temperature=temperature, kd_weight=0.7, hard_weight=0.2, attention_weight=0.4)
     student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]), cache.recipe)
     length, seq_len = batch["length"], batch["input_ids"].shape[1]
     mask = torch.arange(seq_len) < length[:, None]
     student.set_attn_implementation("eager")
@@ -40,18 +39,21 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(of_each_family: 
     kd = temperature**2 * (p * (p / q).log()).sum(1).mean()
     hard = torch.nn.functional.cross_entropy(logits, batch["target_id"])
 
-    members, size = block_members(length, seq_len, cache.recipe.attention_size), cache.recipe.attention_size
     rows = []
     pairs = match_layers(cache.recipe, student.config.num_hidden_layers)
     assert any(teacher != student for teacher, student in pairs), "the matched layers are not simply the first"
-    assert batch["map_row"].tolist() == [0, 2], "of row 5 the cache holds no map"
     for teacher_layer, student_layer in pairs:
-        mine = pool_weights(plain.attentions[student_layer], members).double()[batch["map_row"]]
-        theirs = batch["attention"][:, cache.recipe.attention_layers.index(teacher_layer)].double()
-        for row, n in enumerate(length[batch["map_row"]].clamp(max=size).tolist()):
-            t, s = theirs[row, :n, :n], mine[row, :n, :n]
-            rows.append((torch.xlogy(t, t) - torch.xlogy(t, s)).sum(1).mean() / len(pairs))
-    attention = torch.stack(rows).sum() * cache.recipe.attention_every / len(length)
+        mine = plain.attentions[student_layer].double().mean(1)
+        index = cache.recipe.attention_layers.index(teacher_layer)
+        query, key, weight = (batch[f"attention_{name}"][:, index] for name in ("query", "key", "weight"))
+        for row, n in enumerate(length.tolist()):
+            queries = -(-n // cache.recipe.attention_queries)
+            of_query = [
+                -(weight[row, slot].double() * mine[row, query[row, slot], key[row, slot]].log()).sum()
+                for slot in range(queries)
+            ]
+            rows.append(torch.stack(of_query).mean() / len(pairs))
+    attention = torch.stack(rows).sum() / len(length)
 
     for name, reference in (("kd", kd), ("hard", hard), ("attention", attention)):
         assert losses[name].item() == pytest.approx(reference.item(), rel=2e-3), name
@@ -63,24 +65,23 @@ def test_the_objective_is_the_sum_of_its_parts_computed_plainly(of_each_family: 
         assert (mine - theirs).norm() <= 1e-3 * theirs.norm() + 1e-7, name
 
 
-@pytest.mark.parametrize("loss", ["kl", "projection"])
-def test_a_batch_of_rows_without_maps_learns_from_its_logits(cache: Cache, loss: str) -> None:
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([1, 2]))
-    assert len(batch["map_row"]) == 0
-    distiller = distiller_of(cache, replace(DEFAULT, attention_loss=loss)).train()
-    losses = distiller(**batch)
+@pytest.mark.parametrize("loss", ATTENTION_LOSSES)
+def test_every_attention_loss_gives_a_gradient(cache: Cache, loss: str) -> None:
+    rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays)
+    distiller = distiller_of(cache, replace(DEFAULT, kd_weight=0.0, attention_loss=loss)).train()
+    losses = distiller(**collate(rows.__getitems__([0, 1, 2]), cache.recipe))
     losses["loss"].backward()
-    assert losses["attention"] == 0
-    assert losses["loss"].item() == pytest.approx(losses["kd"].item())
-    gradients = [p.grad for p in distiller.student.parameters() if p.grad is not None]
-    assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+    assert losses["attention"] > 0
+    gradients = {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+    assert any("query" in name and gradient.abs().sum() > 0 for name, gradient in gradients.items())
 
 
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
     student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0).eval()
     shards = shards_of([cache], "validation")
     rows = CacheRows(shards, cache.extent.arrays)
-    batch = collate(rows.__getitems__(list(range(len(rows)))))
+    batch = collate(rows.__getitems__(list(range(len(rows)))), cache.recipe)
     mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
     with torch.no_grad():
         logits = student(batch["input_ids"], attention_mask=mask).logits[batch["target_row"], batch["target_position"]]
@@ -97,7 +98,7 @@ def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
 
 def test_activations_computed_again_change_nothing(of_each_family: Cache) -> None:
     cache = of_each_family
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]), cache.recipe)
     results = []
     for recompute in (False, True):
         student = new_student(NANO, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0)
@@ -119,7 +120,7 @@ def distiller_of(cache: Cache, objective: Objective) -> Distiller:
 
 @torch.no_grad()
 def test_weights_and_temperature_follow_the_progress(cache: Cache) -> None:
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]), cache.recipe)
     changing = replace(
         DEFAULT,
         kd_weight=Schedule(1.0, 0.0),
@@ -137,7 +138,7 @@ def test_weights_and_temperature_follow_the_progress(cache: Cache) -> None:
 
 @torch.no_grad()
 def test_the_residual_loss_is_that_of_the_recipe(cache: Cache) -> None:
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]), cache.recipe)
     distiller = distiller_of(cache, replace(DEFAULT, logit_loss="residual", temperature=2.0))
     features, _ = distiller.features(batch)
     student = distiller.logits(features, batch, 2.0)
@@ -161,7 +162,7 @@ def test_every_temperature_of_a_recipe_must_be_stored(cache: Cache) -> None:
 
 
 def test_a_layer_map_is_taken_as_given(cache: Cache) -> None:
-    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]))
+    batch = collate(CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 5, 9]), cache.recipe)
     by_depth = distiller_of(cache, DEFAULT)
     explicit = distiller_of(cache, replace(DEFAULT, layer_map=((-1, -1), (0, 0))))
     assert explicit.matched == ((0, 0), (3, 2)) != by_depth.matched

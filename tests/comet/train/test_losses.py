@@ -1,20 +1,26 @@
 """Each loss against a dense float64 reference, in values and gradients."""
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cache_tools.attention import decode_keys
+from cache_tools.teacher.attention import keep_keys
 from cache_tools.teacher.head import BlockedHead, Head
 from cache_tools.teacher.threshold import keep_threshold_sample
+from cache_tools.text.draws import attention_queries, key_offsets
 from comet.train.losses import (
-    attention_kl,
+    SampledRows,
+    attention_cross_entropy,
     attention_mse,
     attention_projection,
     bucketed_kl,
     hard_cross_entropy,
-    project,
     residual_kl,
     sampled_kl,
 )
@@ -200,55 +206,96 @@ def test_hard_cross_entropy_is_torch_s() -> None:
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(student, truth_id, reduction="none"))
 
 
-def random_maps(size: int, length: Tensor, layers: int = 2) -> Tensor:
-    maps = torch.rand(len(length), layers, size, size, dtype=torch.float64)
-    used = (torch.arange(size) < length[:, None]).double()
-    maps = maps * used[:, None, :, None] * used[:, None, None, :]
-    return maps / maps.sum(-1, keepdim=True).clamp(min=1e-300)
+def random_rows(length: Tensor, queries: Tensor, slots: int, seq_len: int, layers: int = 2) -> Tensor:
+    """Rows of attention [B, layers, S, L] float64 of so many tokens and queries [B] each; zero in other places."""
+    rows = torch.rand(len(length), layers, slots, seq_len, dtype=torch.float64)
+    rows = rows * (torch.arange(seq_len) < length[:, None])[:, None, None]
+    rows = rows / rows.sum(-1, keepdim=True)
+    return rows * (torch.arange(slots) < queries[:, None])[:, None, :, None]
 
 
-def test_attention_losses_equal_loops_over_the_blocks_in_use() -> None:
-    size, length = 6, torch.tensor([20, 6, 3])
-    teacher, student = random_maps(size, length), random_maps(size, length)
-    for row, n in enumerate(length.clamp(max=size).tolist()):
-        kl = mse = 0.0
+def whole(rows: Tensor, length: Tensor) -> SampledRows:
+    """All keys of these rows, as a sample."""
+    return SampledRows(torch.arange(rows.shape[3]).expand_as(rows), rows, length)
+
+
+LENGTH, QUERIES = torch.tensor([20, 6, 3]), torch.tensor([5, 2, 1])
+
+
+def test_attention_losses_equal_loops_over_queries_and_keys() -> None:
+    teacher, student = (random_rows(LENGTH, QUERIES, 5, 20) for _ in range(2))
+    sampled = whole(teacher, LENGTH)
+    for row, (n, queries) in enumerate(zip(LENGTH.tolist(), QUERIES.tolist(), strict=True)):
+        cross_entropy = mse = 0.0
         for layer in range(2):
-            for query in range(n):
+            for query in range(queries):
                 p, q = teacher[row, layer, query, :n], student[row, layer, query, :n]
-                kl += (p * (p / q).log()).sum().item() / (2 * n)
-                mse += (p - q).square().sum().item() / (2 * n)
-        assert attention_kl(teacher, student, length)[row].item() == pytest.approx(kl)
-        assert attention_mse(teacher, student, length)[row].item() == pytest.approx(mse)
+                cross_entropy -= (p * q.log()).sum().item() / (2 * queries)
+                mse += (p - q).square().sum().item() / (2 * queries)
+        assert attention_cross_entropy(sampled, student)[row].item() == pytest.approx(cross_entropy)
+        assert attention_mse(sampled, student)[row].item() == pytest.approx(mse)
 
 
-def test_equal_maps_have_no_loss_and_finite_gradients() -> None:
-    size, length = 6, torch.tensor([20, 3])
-    maps = random_maps(size, length).requires_grad_()
-    identity = torch.eye(size * size, dtype=torch.float64)
+def test_equal_attention_has_no_gradient_and_is_finite() -> None:
+    teacher = random_rows(LENGTH, QUERIES, 5, 20)
+    scores = torch.where(teacher > 0, teacher, 1e-30).log().requires_grad_()
+    student = scores.softmax(-1)
+    sampled, identity = whole(teacher, LENGTH), torch.eye(16, dtype=torch.float64)
     for loss in (
-        attention_kl(maps.detach(), maps, length),
-        attention_mse(maps.detach(), maps, length),
-        attention_projection(maps.detach(), project(maps, identity), length),
+        attention_cross_entropy(sampled, student),
+        attention_mse(sampled, student),
+        attention_projection(sampled, student, identity),
     ):
-        torch.testing.assert_close(loss, torch.zeros_like(loss))
-        assert torch.isfinite(torch.autograd.grad(loss.sum(), maps)[0]).all()
+        (gradient,) = torch.autograd.grad(loss.sum(), scores, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
 
 
-def test_the_projection_gives_nothing_for_blocks_of_padding() -> None:
-    size, length = 4, torch.tensor([2, 9])
-    teacher, student = random_maps(size, length), random_maps(size, length)
-    projected = project(student, torch.randn(size * size, size * size, dtype=torch.float64))
-    expected = (projected[0, :, :2, :2] - teacher[0, :, :2, :2]).square().sum((1, 2)).mean()
-    found = attention_projection(teacher, projected, length)
-    assert found[0].item() == pytest.approx(expected.item())
-    assert found[1].item() == pytest.approx((projected - teacher)[1].square().sum((1, 2)).mean().item())
+@pytest.mark.parametrize("loss", [attention_cross_entropy, attention_mse])
+def test_over_all_draws_the_mean_gradient_of_attention_is_that_of_whole_rows(loss: Callable[..., Tensor]) -> None:
+    """And the mean cross-entropy theirs. What a cache keeps: queries, keys and codes, of many rows alike."""
+    n, every, k, draws = 40, 8, 6, 4000
+    torch.manual_seed(0)
+    teacher = (2 * torch.randn(n, n)).softmax(1).double()
+    scores = torch.randn(n, n, dtype=torch.float64).requires_grad_()
+    student = scores.softmax(1)
+    keys, length = np.random.default_rng(0).integers(0, 2**64, draws, dtype=np.uint64), torch.full((draws,), n)
+    slots = -(-n // every)
+    at = torch.from_numpy(attention_queries(keys, length.numpy(), (3,), every, slots).astype(np.int64))  # [draws, 1, S]
+    offset = torch.from_numpy(key_offsets(keys, (3,), slots))
+    kept, code = keep_keys(teacher[at], length, torch.ones_like(at, dtype=torch.bool), k, offset)
+    gap = torch.diff(kept, dim=3, prepend=torch.full_like(kept[..., :1], -1)) - 1
+    key, weight = decode_keys(gap.masked_fill(kept < 0, n), code, n)
+    found = loss(SampledRows(key, weight.double(), length), student[at]).mean()
+    expected = loss(whole(teacher[None, None], torch.tensor([n])), student[None, None]).mean()
+    if loss is attention_cross_entropy:
+        assert found.item() == pytest.approx(expected.item(), rel=0.01)
+    mine, theirs = (torch.autograd.grad(value, scores, retain_graph=True)[0] for value in (found, expected))
+    assert (mine - theirs).norm() < 0.04 * theirs.norm()
 
 
-def test_the_projection_is_applied_to_the_flattened_map() -> None:
-    size, length = 4, torch.tensor([9])
-    teacher, student = random_maps(size, length), random_maps(size, length)
-    matrix = torch.randn(size * size, size * size, dtype=torch.float64)
-    by_hand = [
-        (matrix @ student[0, layer].flatten() - teacher[0, layer].flatten()).square().sum().item() for layer in (0, 1)
-    ]
-    assert attention_projection(teacher, project(student, matrix), length)[0].item() == pytest.approx(sum(by_hand) / 2)
+def test_rows_are_pooled_block_by_block() -> None:
+    rows = random_rows(LENGTH, QUERIES, 5, 20)
+    sampled = whole(rows, LENGTH)
+    size = 4
+    pooled = sampled.pooled(rows, size)
+    for row, (n, queries) in enumerate(zip(LENGTH.tolist(), QUERIES.tolist(), strict=True)):
+        of_query = [i * min(queries, size) // queries for i in range(queries)]
+        of_key = [i * min(n, size) // n for i in range(n)]
+        expected = torch.zeros(2, size, size, dtype=torch.float64)
+        for i, j in np.ndindex(queries, n):
+            expected[:, of_query[i], of_key[j]] += rows[row, :, i, j] / of_query.count(of_query[i])
+        torch.testing.assert_close(pooled[row], expected)
+    used = sampled.used_blocks(size)
+    assert [blocks.sum(1).tolist() for blocks in used] == [[4, 2, 1], [4, 4, 3]]
+
+
+def test_the_projection_multiplies_flattened_maps_and_counts_no_padding() -> None:
+    teacher, student = (random_rows(LENGTH, QUERIES, 5, 20) for _ in range(2))
+    sampled, matrix = whole(teacher, LENGTH), torch.randn(16, 16, dtype=torch.float64)
+    theirs, mine = sampled.pooled(teacher, 4), sampled.pooled(student, 4)
+    for row, (queries, keys) in enumerate(((4, 4), (2, 4), (1, 3))):
+        by_hand = 0.0
+        for layer in (0, 1):
+            difference = (matrix @ mine[row, layer].flatten()).view(4, 4) - theirs[row, layer]
+            by_hand += difference[:queries, :keys].square().sum().item() / 2
+        assert attention_projection(sampled, student, matrix)[row].item() == pytest.approx(by_hand)

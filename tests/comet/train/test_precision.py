@@ -11,6 +11,7 @@ from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import collate
 from comet.train.distiller import Distiller
+from comet.train.losses import ATTENTION_LOSSES
 from comet.train.objective import DEFAULT, PAPER, Objective
 from comet.train.trainer import choose_bf16
 
@@ -22,11 +23,11 @@ def distiller_for(cache: Cache, objective: Objective, bf16: bool) -> Distiller:
     return Distiller(student, cache.recipe, objective, bf16=bf16)
 
 
-@pytest.mark.parametrize("attention_loss", ["kl", "mse", "projection"])
+@pytest.mark.parametrize("attention_loss", ATTENTION_LOSSES)
 def test_bfloat16_is_near_float32_and_trains_only(of_each_family: Cache, attention_loss: str) -> None:
     cache = of_each_family
     recipe = replace(DEFAULT, attention_loss=attention_loss, attention_weight=0.5)
-    batch = collate({name: array.copy() for name, array in cache.read_shard("train", 0).items()})
+    batch = collate({name: array.copy() for name, array in cache.read_shard("train", 0).items()}, cache.recipe)
     losses, gradients = [], []
     for bf16 in (False, True):
         distiller = distiller_for(cache, recipe, bf16).train()
@@ -46,7 +47,7 @@ def test_bfloat16_is_near_float32_and_trains_only(of_each_family: Cache, attenti
 
 def test_the_choice_leaves_everything_as_it_was(cache: Cache) -> None:
     distiller = distiller_for(cache, replace(PAPER, dropout=0.1), False)
-    batch = collate({name: array.copy() for name, array in cache.read_shard("train", 0).items()})
+    batch = collate({name: array.copy() for name, array in cache.read_shard("train", 0).items()}, cache.recipe)
     before, weights = torch.get_rng_state(), [p.detach().clone() for p in distiller.parameters()]
     distiller.eval()
     assert choose_bf16("auto", distiller, batch, CPU) in (True, False)

@@ -51,8 +51,8 @@ SIGNALS: dict[str, Any] = {
     "top_k": 6,
     "temperatures": (1.0, 2.0),
     "attention_layers": "all",
-    "attention_size": 4,
-    "attention_every": 2,
+    "attention_queries": 4,
+    "attention_keys": 8,
     "batch_size": 4,
     "device": "cpu",
 }
