@@ -85,7 +85,7 @@ def main(shared: Path, tokens: int, student: str, delay: float, rounds: int, out
         sample = Path(cache_tools.sample.__file__).parent
         text = next((shared / "data/text").glob("kin*"))
         cache = build_cache(
-            BuildSettings(folder / "kin.zarr", "kin", str(sample / "teacher"), (str(text),), max_tokens=tokens)
+            BuildSettings(folder / "kin.zarr", "kin", str(sample / "teacher"), (str(text),), max_tokens=tokens, views=1)
         )
         with serving(folder, delay) as url:
             for number in tqdm(range(rounds), "rounds", disable=None):

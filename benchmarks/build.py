@@ -75,7 +75,9 @@ def random_teacher(folder: Path, shape: Shape) -> Path:
 
 
 def settings_for(out: Path, teacher: Path, **options: Any) -> BuildSettings:
-    return BuildSettings(out=out, language="kin", teacher=str(teacher), text=(str(SAMPLE / "text.txt"),), **options)
+    return BuildSettings(
+        out=out, language="kin", teacher=str(teacher), text=(str(SAMPLE / "text.txt"),), **{"views": 1} | options
+    )
 
 
 def with_rows(settings: BuildSettings, rows: int) -> BuildSettings:

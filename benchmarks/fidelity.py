@@ -274,7 +274,7 @@ def main(
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         text = mixed_text(shared, folder / "text.txt", 4000)
-        settings = BuildSettings(folder / "mixed.zarr", "mul", source, (str(text),), max_tokens=400_000)
+        settings = BuildSettings(folder / "mixed.zarr", "mul", source, (str(text),), max_tokens=400_000, views=1)
         cache = build_cache(settings)
         loaded = load_teacher(source)
         arm = Arm(learnt_from, "", DEFAULT if learnt_from == "teacher" else PLAIN, online=learnt_from == "teacher")

@@ -57,7 +57,7 @@ def cache_of(name: str, language: str, shared: Path, teacher: str, folder: Path,
         settings = BuildSettings(
             out=out, language=language, teacher=teacher, text=(str(text),), max_tokens=tokens, rows_per_shard=256
         )
-        build_cache(replace(settings, **CACHES[name]))
+        build_cache(replace(settings, **{"views": 1} | CACHES[name]))
     return open_cache(out)
 
 

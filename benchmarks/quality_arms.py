@@ -45,6 +45,9 @@ class Arm:
 
 CACHES: dict[str, dict[str, Any]] = {
     "default": {},
+    "four views": {"views": 4},
+    "views as by default": {"views": None},
+    "sample of 512": {"top_k": 512, "rows_per_shard": 128},
     "sample of 128": {"top_k": 128},
     "sample of 32": {"top_k": 32},
     "sample of 16": {"top_k": 16},
@@ -53,11 +56,13 @@ CACHES: dict[str, dict[str, Any]] = {
     "T = 1 and 2": {"temperatures": (1.0, 2.0)},
     "last layer": {"attention_layers": "last"},
     "8 keys": {"attention_keys": 8},
+    "12 keys": {"attention_keys": 12},
+    "one query in 4, 8 keys": {"attention_queries": 4, "attention_keys": 8},
     "one query in 16": {"attention_queries": 16},
     "one query in 32": {"attention_queries": 32},
     "whole maps": {"attention_queries": 1, "attention_keys": 128, "rows_per_shard": 256},
 }
-"""What the caches hold other than by default."""
+"""What the caches hold other than by default, with one view of the text."""
 
 ARMS = (
     Arm("plain", "default", PLAIN, fine_tuned=True),

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from cache_tools import build_cache, open_cache
-from cache_tools.cli.build import SAMPLE_LANGUAGE, SAMPLE_VIEWS
+from cache_tools.cli.build import SAMPLE_LANGUAGE
 from cache_tools.settings import BuildSettings
 from comet.train.dataset import Arrays, CacheRows, collate, shards_of
 
@@ -41,7 +41,7 @@ def build_sample(folder: Path) -> Path:
     sample = Path(str(files("cache_tools.sample")))
     settings = BuildSettings(
         out=folder / "sample.zarr", language=SAMPLE_LANGUAGE, teacher=str(sample / "teacher"),
-        text=(str(sample / "text.txt"),), views=SAMPLE_VIEWS,
+        text=(str(sample / "text.txt"),),
     )  # fmt: skip
     return build_cache(settings).root
 

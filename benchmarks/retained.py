@@ -105,7 +105,7 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     teacher = str(shared / "teacher")
     for language in languages:
-        cache = cache_of("default", language, shared, teacher, folder, tokens)
+        cache = cache_of("views as by default", language, shared, teacher, folder, tokens)
         seconds = 60 * minutes * threads
         students = [
             trained(arm, cache, size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", seconds)

@@ -47,6 +47,7 @@ class Training:
     heads: int | None = None
     seed: int = 0
     epochs: float | None = None
+    cache: str = "default"  # a key of CACHES
 
     @property
     def name(self) -> str:
@@ -56,10 +57,14 @@ class Training:
         parts += [] if self.rate is None else [f"rate {self.rate:g}"]
         parts += [] if self.heads is None else [f"{self.heads} heads"]
         parts += [self.objective.name] * (self.objective is not DEFAULT) + [f"seed {self.seed}"] * bool(self.seed)
+        parts += [self.cache] * (self.cache != "default")
         return " ".join(parts)
 
 
 WIDE, SMALL, NANO = (6, 128), (6, 96), (6, 32)
+ATTENTION_CACHES = (
+    "default", "whole maps", "12 keys", "8 keys", "one query in 4, 8 keys", "one query in 16", "one query in 32",
+)  # fmt: skip
 PARTS: dict[str, list[Training]] = {
     "wide": [Training(WIDE, 300, init, "full") for init in ("start", "cache")],
     "small": [Training(SMALL, 900, init) for init in ("start", "cache")] + [Training(SMALL, 900, objective=PLAIN)],
@@ -70,7 +75,10 @@ PARTS: dict[str, list[Training]] = {
     "rate": [Training(WIDE, 300, rate=rate) for rate in (5e-4, 7e-4, 1e-3)]
     + [Training(SMALL, 900, rate=rate) for rate in (7e-4, 1e-3, 1.5e-3, 2e-3)]
     + [Training((6, 48), 900, rate=rate) for rate in (1e-3, 2e-3, 4e-3)],
-    "attention": [Training(SMALL, 900, objective=objective) for objective in (NO_ATTENTION, LITTLE_ATTENTION)],
+    "attention": [Training(SMALL, 900, objective=objective) for objective in (NO_ATTENTION, LITTLE_ATTENTION)]
+    + [Training(SMALL, 900, cache=cache) for cache in ATTENTION_CACHES],
+    "views": [Training(SMALL, 900, cache="four views")]
+    + [Training(SMALL, 3000, cache=cache) for cache in ("default", "four views", "sample of 512")],
     "shapes": [Training(shape, 900) for shape in ((4, 112), (3, 120), (2, 136))]
     + [Training(shape, 900) for shape in ((6, 64), (4, 72), (3, 80))]
     + [Training(shape, 900) for shape in ((6, 40), (3, 48))],
@@ -134,13 +142,14 @@ def at_full_width(cache: Cache, shared: Path, language: str, teacher: str) -> fl
 def main(shared: Path, folder: Path, language: str, tokens: int, parts: Sequence[str], threads: int) -> None:
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
-    cache = cache_of("default", language, shared, str(shared / "teacher"), folder, tokens)
-    whole = at_full_width(cache, shared, language, str(shared / "teacher"))
+    teacher = str(shared / "teacher")
+    held = partial(cache_of, language=language, shared=shared, teacher=teacher, folder=folder, tokens=tokens)
+    whole = at_full_width(held("default"), shared, language, teacher)
     print(f"all layers at full width, untrained: dense KL {whole:.2e}")
     asked = {"language": language, "tokens": tokens, "threads": threads}
     for training in dict.fromkeys(training for part in parts or PARTS for training in PARTS[part]):
         path = folder / f"{language}-{named(training.name)}.json"
-        found = finished(path, asked, partial(trained, training, cache))
+        found = finished(path, asked, lambda t=training: trained(t, held(t.cache)))  # type: ignore[misc]
         cells = (f"{name} {value:.3f}" for name, value in found.items() if name not in ("parameters", "best_step"))
         print(f"{training.name:<44} {found['parameters']:>9,} parameters  {'  '.join(cells)}", flush=True)
 

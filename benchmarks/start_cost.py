@@ -62,7 +62,7 @@ def main(shared: Path, turns: int, threads: int) -> None:
         text.write_text(training_lines(shared, "kin"), encoding="utf-8")
         settings = BuildSettings(
             out=Path(folder) / "kin.zarr", language="kin", teacher=str(shared / "teacher"), text=(str(text),),
-            max_tokens=200_000, rows_per_shard=256, device="cpu",
+            max_tokens=200_000, rows_per_shard=256, device="cpu", views=1,
         )  # fmt: skip
         inputs = find_inputs(settings)
         teacher, tokenizer = inputs.load_teacher()

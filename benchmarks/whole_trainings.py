@@ -64,7 +64,7 @@ def starts(folder: Path, shared: Path) -> dict[str, Any]:
     """After equal steps on a real teacher, from the cache's start and from a random one."""
     settings = BuildSettings(
         out=folder / "real.zarr", language="kin", teacher=str(shared / "teacher"),
-        text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=200_000,
+        text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=200_000, views=1,
     )  # fmt: skip
     cache, result = build_cache(settings), {}
     for vocabulary in ("full", "trimmed"):
@@ -86,7 +86,7 @@ def memory_with_ten_times_the_cache(folder: Path, shared: Path) -> dict[str, Any
     for tokens in (100_000, 1_000_000):
         settings = BuildSettings(
             out=folder / f"{tokens}.zarr", language="kin", teacher=SAMPLE_TEACHER,
-            text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=tokens, rows_per_shard=64,
+            text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=tokens, rows_per_shard=64, views=1,
         )  # fmt: skip
         in_child(build, settings)
         peaks[tokens] = in_child(train, settings.out, folder / f"of-{tokens}")["peak_mib"]

@@ -11,8 +11,10 @@ from cache_tools.signals import FAMILIES, LOGITS
 HUB_PREFIX = "hf:"  # marks a data set of the hub, where a file is also allowed
 ATTENTION_KEYS = 16
 START_WIDTH = 512
+VIEW_TOKENS = 2_000_000  # of a text in all its views, by default, and
+MOST_VIEWS = 8
 AUTO = "auto"
-HUB_TOKENS = 50_000_000  # about 2 GB of cache, and more text than most students need
+HUB_TOKENS = 50_000_000  # about 1.3 GB of cache, and more text than most students need
 LARGEST_BATCH = 2**20
 MOST_TOKENS = 2**63 - 1
 LAYERS = re.compile(r"last|all|none|(?:spread|every):[1-9]\d{0,8}|\s*[+-]?\d{1,9}\s*(?:,\s*[+-]?\d{1,9}\s*)*")
@@ -34,7 +36,7 @@ class BuildSettings:
     max_tokens: int | None = None
     exclude: tuple[str, ...] = ()
     seq_len: int = 128
-    views: int = 1
+    views: int | None = None
     mask_prob: float = 0.15
     seed: int = 0
     keep: str = "threshold"
@@ -62,7 +64,7 @@ class BuildSettings:
             require(ok, option, given, "names of files or folders")
         require(len(self.text) > 0, "--text", "()", "at least one file, folder or hf:NAME")
         require(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
-        require(1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
+        require(self.views is None or 1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
         require(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
         require(self.keep in LOGITS, "--keep", self.keep, " or ".join(LOGITS))
@@ -100,6 +102,14 @@ class BuildSettings:
         """Tokens of text at which reading stops: `max_tokens`, else HUB_TOKENS if any text is from the hub."""
         from_hub = any(is_hub_text(text) for text in self.text)
         return self.max_tokens if self.max_tokens is not None else HUB_TOKENS if from_hub else None
+
+    def views_of(self, tokens: int) -> int:
+        """Return the masked views of each row of a text of so many tokens: `views`, else as many as make VIEW_TOKENS,
+        at most MOST_VIEWS.
+
+        A student that reads the same masks and draws many times learns them by heart.
+        """
+        return self.views if self.views is not None else min(max(-(-VIEW_TOKENS // tokens), 1), MOST_VIEWS)
 
     @property
     def keys(self) -> int:

@@ -81,10 +81,11 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         provenance = _make_provenance(inputs, spool, int(spool.counts[tokenizer.unk_token_id]))
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
-        share = validation_share(settings.mask_prob * settings.views * spool.total)
+        views = settings.views_of(spool.total)
+        share = validation_share(settings.mask_prob * views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         masking = _masking_of(settings, spool, tokenizer)
-        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, start_shape)
+        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
@@ -132,10 +133,11 @@ def _make_recipe(
     tokenizer: PreTrainedTokenizerFast,
     rows: dict[str, PackedRows],
     masking: Masking,
+    views: int,
     start: StartShape,
 ) -> Recipe:
     config = teacher.model.config
-    train_rows = len(rows["train"].length) * settings.views
+    train_rows = len(rows["train"].length) * views
     return Recipe(
         **identity(teacher, tokenizer),
         tokens_sha256=rows_sha256(rows),
@@ -143,10 +145,10 @@ def _make_recipe(
         seen_size=len(masking.seen),
         embedding_width=min(EMBEDDING_WIDTH, config.hidden_size, widest_embedding(len(masking.seen))),
         train_rows=train_rows,
-        validation_rows=len(rows["validation"].length) * settings.views,
+        validation_rows=len(rows["validation"].length) * views,
         seq_len=settings.seq_len,
         max_targets=max_targets(settings.seq_len, settings.mask_prob),
-        views=settings.views,
+        views=views,
         mask_prob=settings.mask_prob,
         seed=settings.seed,
         keep=settings.keep,

@@ -34,7 +34,7 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
         "teacher weights sha256": (teacher.sha256, recipe.teacher_sha256),
         "tokenizer sha256": (tokenizer_sha256(tokenizer), recipe.tokenizer_sha256),
         "--seq-len": (settings.seq_len, recipe.seq_len),
-        "--views": (settings.views, recipe.views),
+        "--views": (settings.views_of(int(provenance["text_tokens"])), recipe.views),
         "--mask-prob": (settings.mask_prob, recipe.mask_prob),
         "--seed": (settings.seed, recipe.seed),
         "--keep": (settings.keep, recipe.keep),

@@ -11,12 +11,11 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.info import show_human
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
-from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, START_WIDTH, BuildSettings
+from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, MOST_VIEWS, START_WIDTH, VIEW_TOKENS, BuildSettings
 from cache_tools.signals import LOGITS
 from cache_tools.text.languages import find_language
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
-SAMPLE_VIEWS = 8
 SAMPLE_LANGUAGE = "kin"
 
 
@@ -61,7 +60,9 @@ EXAMPLES = (
               help="Evaluation file or folder (also .tsv, .csv, CoNLL): exclude documents that share 8 words in a row "
               "with it. Repeatable.")  # fmt: skip
 @click.option("--seq-len", default=BuildSettings.seq_len, help="Tokens per row.")
-@click.option("--views", type=int, help=f"Masked views of each row.  [default: 1; with --sample {SAMPLE_VIEWS}]")
+@click.option("--views", type=int,
+              help="Masked views of each row.  "
+              f"[default: as many as make {VIEW_TOKENS // 10**6} million tokens, at most {MOST_VIEWS}]")  # fmt: skip
 @click.option("--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that each view masks.")
 @click.option("--top-k", default=BuildSettings.top_k, help="Most tokens kept at each target.")
 @click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,
@@ -131,7 +132,7 @@ def build(
         language=code,
         teacher=DEFAULT_TEACHER if teacher is None else teacher,
         text=text,
-        views=views if views is not None else SAMPLE_VIEWS if sample else 1,
+        views=views,
         **options,
     )
 

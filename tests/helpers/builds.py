@@ -124,7 +124,7 @@ def run_command(module: str, arguments: list[str], log: str, environment: dict[s
 
 def build_arguments(out: Path, teacher: Path | str, text: Path | str, **options: object) -> list[str]:
     """`build …` for Kinyarwanda; an option `top_k=8` becomes `--top-k 8`."""
-    pairs = {"lang": "kin", "teacher": teacher, "text": text, "out": out, "device": "cpu"} | options
+    pairs = {"lang": "kin", "teacher": teacher, "text": text, "out": out, "views": 1, "device": "cpu"} | options
     return ["build", *(part for name, value in pairs.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
 
 

@@ -5,7 +5,9 @@ from typing import Any
 
 from cache_tools.settings import BuildSettings
 
-SMALL: dict[str, Any] = {"max_tokens": 1500, "seq_len": 48, "rows_per_shard": 16, "top_k": 8, "attention_keys": 6}
+SMALL: dict[str, Any] = {
+    "max_tokens": 1500, "seq_len": 48, "views": 1, "rows_per_shard": 16, "top_k": 8, "attention_keys": 6,
+}  # fmt: skip
 
 
 def build_settings(out: Path, teacher: Path, *text: Path, **changes: Any) -> BuildSettings:

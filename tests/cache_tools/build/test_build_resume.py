@@ -268,7 +268,9 @@ OTHER_OPTIONS: dict[str, Any] = {
 def refusal(whole: Build, **changes: Any) -> str:
     """What the call with other settings is refused with; in this process, for speed."""
     with pytest.raises(CometError) as caught:
-        build_cache(BuildSettings(**{"out": whole.folder, "language": "kin", "device": "cpu"} | OPTIONS | changes))
+        build_cache(
+            BuildSettings(**{"out": whole.folder, "language": "kin", "views": 1, "device": "cpu"} | OPTIONS | changes)
+        )
     assert caught.value.exit_code == 2
     assert digests(whole.folder) == whole.digests
     return str(caught.value)
@@ -278,6 +280,11 @@ def test_other_options_are_refused_by_name(whole: Build, sample_teacher: Path, s
     said = refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), **OTHER_OPTIONS)
     for name in OTHER_OPTIONS:
         assert f"--{name.replace('_', '-')}: asked" in said
+
+
+def test_the_default_views_of_a_small_text_are_other_ones(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+    said = refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), views=None)
+    assert "(--views: asked 8, the cache has 1)" in said
 
 
 def test_another_language_is_refused(whole: Build, sample_teacher: Path, sample_text: Path) -> None:

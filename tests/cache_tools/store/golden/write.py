@@ -47,6 +47,7 @@ SHAPE: dict[str, Any] = {
 }
 SIGNALS: dict[str, Any] = {
     "seq_len": 16,
+    "views": 1,
     "rows_per_shard": 4,
     "top_k": 6,
     "temperatures": (1.0, 2.0),
