@@ -282,9 +282,9 @@ def test_other_options_are_refused_by_name(whole: Build, sample_teacher: Path, s
         assert f"--{name.replace('_', '-')}: asked" in said
 
 
-def test_the_default_views_of_a_small_text_are_other_ones(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
+def test_other_views_than_the_default_are_refused(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
     said = refusal(whole, teacher=str(sample_teacher), text=(str(sample_text),), views=None)
-    assert "(--views: asked 8, the cache has 1)" in said
+    assert "(--views: asked 8, the cache has 2)" in said
 
 
 def test_another_language_is_refused(whole: Build, sample_teacher: Path, sample_text: Path) -> None:
