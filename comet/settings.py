@@ -4,16 +4,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache_tools.checks import LARGEST_SEED, as_path, require_number, require_text, require_truth, require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.student.family import StudentShape
-from comet.student.vocabulary import StudentVocabulary
-from comet.train.arguments import checked_settings
+from comet.student.sizes import require_size
 from comet.train.objective import DEFAULT, Objective
-from comet.train.validation import Validation
+
+if TYPE_CHECKING:
+    from comet.student.family import StudentShape
+    from comet.student.vocabulary import StudentVocabulary
+    from comet.train.validation import Validation
 
 CHOICES = {"vocabulary": ("auto", "full", "trimmed"), "dtype": ("auto", "float32", "bfloat16")}
 
@@ -51,6 +53,7 @@ class StudentConfig:
         object.__setattr__(self, "output", as_path(self.output, "--output"))
         for name in ("student", "vocabulary", "init", "dtype"):
             require_text(getattr(self, name), f"--{name}", CHOICES.get(name, ()))
+        require_size(self.student)
         if not isinstance(self.objective, Objective):
             raise CometError(f"objective: expected an Objective, found {type(self.objective).__name__}", exit_code=2)
         for name in ("steps", "batch_size", "validate_steps"):
@@ -65,7 +68,10 @@ class StudentConfig:
         require_number(self.save_minutes, "--save-minutes")
         require_whole(self.seed, "--seed", 0, LARGEST_SEED)
         require_truth(self.resume, "--resume")
-        object.__setattr__(self, "arguments", checked_settings(self.arguments))
+        if self.arguments != ():
+            from comet.train.arguments import checked_settings  # which loads torch
+
+            object.__setattr__(self, "arguments", checked_settings(self.arguments))
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,13 @@ class Distilled:
     """
 
     output: Path
-    shape: StudentShape
+    shape: "StudentShape"
     begins_with: str
-    vocabulary: StudentVocabulary
+    vocabulary: "StudentVocabulary"
     parameters: int
     teacher_parameters: int
-    before: Validation
-    after: Validation
+    before: "Validation"
+    after: "Validation"
     steps: int
     best_step: int
     seconds: float

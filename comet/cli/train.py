@@ -1,6 +1,7 @@
 """comet-train: train a student from caches, without the teacher."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def train(
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
     from cache_tools.store.reader import open_cache
+    from comet.settings import StudentConfig
+    from comet.train.objective import choose_objective
 
     names = [name_of(location).removesuffix(".zarr") for location in locations]
     output = output or Path("-".join(names) + "-student")
@@ -101,22 +104,17 @@ def train(
     for location in locations:
         if not is_url(location):
             open_cache(location)
+    arguments = tuple(_split_setting(text) for text in settings)
+    config = StudentConfig(output=output, objective=choose_objective(objective), **options)
 
     # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.distillation import distill
     from comet.preparation import open_for_training
     from comet.report.summary import summary
-    from comet.settings import StudentConfig
     from comet.train.distributed import end_processes
-    from comet.train.objective import choose_objective
 
     quiet_libraries()
-    config = StudentConfig(
-        output=output,
-        objective=choose_objective(objective),
-        arguments=tuple(_split_setting(text) for text in settings),
-        **options,
-    )
+    config = replace(config, arguments=arguments)
     caches = open_for_training(locations, local)
     result = distill(caches, config, say=click.echo)
     if end_processes():

@@ -1,7 +1,6 @@
 """The shapes of students: the paper's, those that are a given share smaller than their teacher, or any from a file."""
 
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -11,11 +10,9 @@ from cache_tools.checks import require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.recipe import Recipe
 from comet.student.family import StudentFamily, StudentShape, family_of
+from comet.student.sizes import AUTO, PAPER, SHAPE_FIELDS, SMALLER, require_size
 
-COMET = StudentShape("comet", 6, 256, 8, 1024)  # the paper's
-SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
-"""How much smaller than the teacher a student of this name is; `auto` is small."""
-AUTO = "auto"
+COMET = StudentShape(PAPER, 6, 256, 8, 1024)
 UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
 MOST_PARAMETERS = 2**27  # of a shape by its size, whatever size a cache says that its teacher has
 LARGEST = 2**31  # parameters of a shape from a file: 8 GiB of float32
@@ -29,6 +26,7 @@ def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShap
     """
     if requested == COMET.name:
         return COMET
+    require_size(requested)
     name = "small" if requested == AUTO else requested
     if name in SMALLER:
         return _widest(name, recipe, vocab_size)
@@ -63,18 +61,14 @@ def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
 
 def _from_file(requested: str, family: StudentFamily, vocab_size: int) -> StudentShape:
     path = Path(requested)
-    names = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-    if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that no disk takes
-        expected = f"auto, {', '.join((COMET.name, *SMALLER))}, or a JSON file with {', '.join(names)}"
-        raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        layers, hidden, heads, intermediate = (config[name] for name in names)
+        layers, hidden, heads, intermediate = (config[name] for name in SHAPE_FIELDS)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CometError(
             f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
         ) from None
-    for name in names:
+    for name in SHAPE_FIELDS:
         require_whole(config[name], f"--student {requested}: {name}", 1, 2**20)
     if hidden % heads:
         raise CometError(f"--student {requested}: {hidden} is not a multiple of {heads} heads", exit_code=2)

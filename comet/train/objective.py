@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CometError
-from comet.train.losses import ATTENTION_LOSSES
-from comet.train.signals import LOGIT_LOSSES
 
 SHAPES = ("linear", "cosine")
 
@@ -93,9 +91,10 @@ def described(value: object) -> str:
 
 
 MOST = 2**31 - 1
-CHOICES = {"logit_loss": LOGIT_LOSSES, "attention_loss": tuple(ATTENTION_LOSSES)}
+CHOICES = {"logit_loss": ("kl", "residual"), "attention_loss": ("cross_entropy", "mse", "projection")}
+"""The losses of `comet.train.signals` and `comet.train.losses` by name: torch is not loaded to refuse another one."""
 WEIGHTS = ("kd_weight", "hard_weight", "attention_weight")
-START_STEPS = 1000  # after which longer trainings from the start came no nearer
+START_STEPS = 1000  # after which longer trainings from the start, on one view of a text, came no nearer
 NOT_IN_FILES = ("name", "differs_from_paper")
 
 
@@ -118,7 +117,7 @@ class Objective:
     temperature: Temperature
     hard_weight: Weight
     attention_weight: Weight
-    attention_loss: str  # a name in ATTENTION_LOSSES
+    attention_loss: str
     dropout: float
     learning_rate: float
     start_learning_rate: float
@@ -127,7 +126,7 @@ class Objective:
     start_epochs: int
     patience: int  # validations without a better one after which training stops
     batch_size: int
-    logit_loss: str = "kl"  # a name in LOGIT_LOSSES
+    logit_loss: str = "kl"
     layer_map: LayerMap | None = None
     differs_from_paper: tuple[str, ...] = ()
 

@@ -153,7 +153,6 @@ class ThresholdTargets:
 
 TeacherTargets = TopkTargets | ThresholdTargets
 _CLASSES: dict[str, type[TeacherTargets]] = {"threshold": ThresholdTargets, "topk": TopkTargets}
-LOGIT_LOSSES = tuple(dict.fromkeys(name for of in _CLASSES.values() for name in of.losses))
 
 
 def teacher_targets(recipe: Recipe) -> TeacherTargets:

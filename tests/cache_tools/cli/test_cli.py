@@ -194,6 +194,11 @@ print(json.dumps(sorted(set(sys.modules) & set({SLOW[:3]}))))
         ("comet train --cache CACHE --output CACHE/s", "error: --output CACHE/s: lies in the cache"),
         ("comet train --cache nowhere.zarr", "error: nowhere.zarr: no such cache"),
         ("comet train --cache CACHE --local-size x", "error: --local-size x"),
+        ("comet train --cache CACHE --steps 0", "error: --steps 0: expected a whole number from 1"),
+        ("comet train --cache CACHE --steps 1 --epochs 2", "error: --epochs and --steps: expected one of them"),
+        ("comet train --cache CACHE --student smal", "error: --student smal: expected auto, comet, small, "),
+        ("comet train --cache CACHE --recipe papr", "error: --recipe papr: expected default, paper, or a TOML file"),
+        ("comet train --cache CACHE --set warmup", "error: --set warmup: expected name=value"),
         ("comet eval --model there --task afrisent --lang kin", "error: --task afrisent: expected afrisenti, "),
         ("comet eval --model there --task sib200 --lang kin --seeds 0", "error: --seeds 0: expected a whole number"),
         (

@@ -11,7 +11,9 @@ from cache_tools.errors import CometError
 from comet.preparation import default_epochs, peak_learning_rate
 from comet.settings import StudentConfig
 from comet.student.family import StudentShape
+from comet.train.losses import ATTENTION_LOSSES
 from comet.train.objective import (
+    CHOICES,
     DEFAULT,
     PAPER,
     Schedule,
@@ -23,6 +25,7 @@ from comet.train.objective import (
     is_used,
     temperatures_of,
 )
+from comet.train.signals import ThresholdTargets, TopkTargets
 
 FILE = """
 base = "paper"
@@ -169,3 +172,11 @@ def test_a_body_that_has_learnt_is_trained_for_fewer_epochs(init: str, rows: int
     assert default_epochs(replace(config, objective=PAPER), rows) == 15
     assert default_epochs(replace(config, batch_size=32), 2 * rows) == epochs
     assert default_epochs(replace(config, objective=replace(DEFAULT, epochs=3)), rows) == 3, "as a recipe says"
+
+
+def test_the_losses_that_are_named_are_those_that_there_are() -> None:
+    of_logits = {name for targets in (ThresholdTargets, TopkTargets) for name in targets.losses}
+    assert {name: set(choices) for name, choices in CHOICES.items()} == {
+        "logit_loss": of_logits,
+        "attention_loss": set(ATTENTION_LOSSES),
+    }
