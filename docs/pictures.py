@@ -1,7 +1,7 @@
 """Draws flow.svg and maps.svg beside itself: attention of teacher and student on a row that it was not trained on.
 
 comet-cache build --lang kin --teacher ../shared/teacher --text ../shared/data/text/kin.txt.xz --max-tokens 400000
-comet-train --cache kin.zarr --steps 1500
+comet-train --cache kin.zarr --vocabulary full --steps 300
 python docs/pictures.py --cache kin.zarr --student kin-student
 """
 

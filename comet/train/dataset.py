@@ -208,8 +208,8 @@ def collate(arrays: Arrays, recipe: Recipe) -> Batch:
         if family_of(name) != "attention" and "target" in ARRAYS[name].axes:
             values = torch.from_numpy(array.reshape(-1, *array.shape[2:]).take(used, axis=0))
             batch[name] = values.float() if values.is_floating_point() else values.long()  # faster than by numpy
-    attention = AttentionTargets(recipe)
-    return batch | (attention.decode(arrays) if attention.arrays and arrays.keys() >= set(attention.arrays) else {})
+    has_attention = any(family_of(name) == "attention" for name in arrays)
+    return batch | (AttentionTargets(recipe).decode(arrays) if has_attention else {})
 
 
 def held_recipe(caches: Sequence[Cache]) -> Recipe:

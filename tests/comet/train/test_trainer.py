@@ -30,7 +30,7 @@ def trainer(cache: Cache, tmp_path: Path) -> DistillationTrainer:
     distiller = Distiller(
         new_student(shape, [cache], full_vocabulary(cache.recipe), dropout=0.0, seed=0), cache.recipe, DEFAULT
     )
-    rows = CacheRows(shards_of([cache], "train"), [n for n in cache.extent.arrays if n != "row_key"])
+    rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays)
     arguments = training_arguments(config, shape)
     arguments.output_dir = str(tmp_path)
     return DistillationTrainer(distiller, arguments, rows, validation_rows(shards_of([cache], "validation")))
