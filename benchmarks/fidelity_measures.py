@@ -40,8 +40,8 @@ def bytes_per_position(arrays: list[dict[str, NDArray]], targets: int) -> float:
     total = 0
     for name in arrays[0]:
         width = max(part[name].shape[-1] for part in arrays)
-        unused = -1 if name.endswith("id") else 0 if name == "count" else -np.inf
         parts = [part[name] for part in arrays]
+        unused = -1 if name.endswith("id") else -np.inf if parts[0].dtype.kind == "f" else 0
         if parts[0].ndim > 1:
             slots = [[(0, 0)] * (part.ndim - 1) + [(0, width - part.shape[-1])] for part in parts]
             parts = [np.pad(part, pad, constant_values=unused) for part, pad in zip(parts, slots, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
-from cache_tools.attention import AttentionCapture, decode_keys
+from cache_tools.attention import AttentionCapture, decode_keys, encode_keys
 from cache_tools.signals import UNUSED_POSITION
 from cache_tools.teacher.attention import keep_keys
 from cache_tools.teacher.model import Teacher
@@ -52,8 +52,7 @@ def attention_kept(
                 theirs = rows_of(teacher.model.base_model, of_teacher, batch, query)
             offset = torch.from_numpy(key_offsets(drawn, of_teacher, slots))
             key, code = keep_keys(theirs, length, is_query, k, offset)
-            gap = torch.diff(key, dim=3, prepend=torch.full_like(key[..., :1], -1)) - 1
-            gap = gap.masked_fill(key < 0, seq_len)
+            gap = encode_keys(key, seq_len)
             stored.append(arrays(gap, code))
             sampled = SampledRows(*decode_keys(gap, code, seq_len), length)
             losses = attention_cross_entropy(sampled, rows_of(student.roberta, of_student, batch, query))

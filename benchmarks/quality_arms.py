@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, XLMRobertaForMaskedLM
+from transformers.trainer_utils import IntervalStrategy
 
 from cache_tools import Cache
 from cache_tools.attention import AttentionCapture
@@ -197,7 +198,8 @@ def train(
         if arm.online
         else Distiller(model, cache.recipe, arm.objective, vocabulary)
     )
-    arguments = training_arguments(replace(config, arguments=(("eval_strategy", "no"),)), shape)
+    arguments = training_arguments(config, shape)
+    arguments.eval_strategy = IntervalStrategy.NO
     arguments.output_dir = str(folder)
     trainer = DistillationTrainer(
         distiller,

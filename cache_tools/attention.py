@@ -39,6 +39,12 @@ def encode_weights(weight: Tensor) -> Tensor:
     return weight.sqrt().mul(WEIGHT_STEPS).round().to(torch.uint8)
 
 
+def encode_keys(key: Tensor, seq_len: int) -> Tensor:
+    """Return the gaps […, k] of ascending keys […, k], −1 in unused slots, which come last; see `decode_keys`."""
+    gap = torch.diff(key, dim=-1, prepend=torch.full_like(key[..., :1], -1)) - 1
+    return gap.masked_fill(key < 0, seq_len)
+
+
 def decode_keys(gap: Tensor, code: Tensor, seq_len: int) -> tuple[Tensor, Tensor]:
     """Return the keys […, k] int64, 0 in unused slots, and their weights […, k] float32: 0 there, else of sum 1.
 

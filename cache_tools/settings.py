@@ -72,7 +72,7 @@ class BuildSettings:
         require(logits.fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{logits.fewest} to 16384")
         largest = min(self.seq_len, 4096)
         require(1 <= self.attention_queries <= 1024, "--attention-queries", self.attention_queries, "1 to 1024")
-        require(1 <= self.keys <= largest, "--attention-keys", self.keys, f"1 to {largest}")
+        require(1 <= self.keys_kept <= largest, "--attention-keys", self.keys_kept, f"1 to {largest}")
         for option, layers in (("--attention-layers", self.attention_layers), ("--start-layers", self.start_layers)):
             ok = LAYERS.fullmatch(layers) is not None or (layers == AUTO and option == "--start-layers")
             require(ok, option, layers, LAYER_FORMS)
@@ -109,10 +109,10 @@ class BuildSettings:
 
         A student that reads the same masks and draws many times learns them by heart.
         """
-        return self.views if self.views is not None else min(max(-(-VIEW_TOKENS // tokens), 1), MOST_VIEWS)
+        return self.views if self.views is not None else min(-(-VIEW_TOKENS // max(tokens, 1)), MOST_VIEWS)
 
     @property
-    def keys(self) -> int:
+    def keys_kept(self) -> int:
         """The most keys kept of a query: `attention_keys`, else ATTENTION_KEYS, or all if rows are shorter."""
         return self.attention_keys if self.attention_keys is not None else min(ATTENTION_KEYS, self.seq_len)
 

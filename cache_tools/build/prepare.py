@@ -156,7 +156,7 @@ def _make_recipe(
         temperatures=settings.temperatures,
         attention_layers=parse_layers(settings.attention_layers, config.num_hidden_layers),
         attention_queries=settings.attention_queries,
-        attention_keys=settings.keys,
+        attention_keys=settings.keys_kept,
         rows_per_shard=settings.rows_per_shard,
         start_layers=start.layers,
         start_width=start.width,

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_tools.attention import encode_weights
+from cache_tools.attention import encode_keys, encode_weights
 from cache_tools.signals import WEIGHT_STEPS
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.comparison import Arrays, Errors, both_ways, looked_up
@@ -58,13 +58,9 @@ class SampledAttention:
     recipe: Recipe
 
     def compute(self, observed: Observation, head: BlockedHead) -> dict[str, Tensor]:
-        capture, is_query = observed.capture, observed.is_query
-        key, code = keep_keys(
-            capture.rows(), observed.length, is_query, self.recipe.attention_keys, observed.key_offset
-        )
-        gap = torch.diff(key, dim=3, prepend=torch.full_like(key[..., :1], -1)) - 1
-        gap = gap.masked_fill(key < 0, self.recipe.seq_len)
-        return {"attention_gap": gap.to(torch.uint16), "attention_weight": code}
+        rows, is_query, k = observed.capture.rows(), observed.is_query, self.recipe.attention_keys
+        key, code = keep_keys(rows, observed.length, is_query, k, observed.key_offset)
+        return {"attention_gap": encode_keys(key, self.recipe.seq_len).to(torch.uint16), "attention_weight": code}
 
     def recompute(self, stored: Arrays, features: Tensor, head: BlockedHead) -> dict[str, Tensor]:
         return {}

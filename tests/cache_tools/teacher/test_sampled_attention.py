@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache_tools.attention import decode_keys
+from cache_tools.attention import decode_keys, encode_keys
 from cache_tools.signals import WEIGHT_STEPS
 from cache_tools.teacher.attention import keep_keys
 
@@ -22,8 +22,7 @@ def row_of(seed: int, length: int, sharpness: float) -> Tensor:
 
 def decoded(key: Tensor, code: Tensor, seq_len: int) -> Tensor:
     """Whole rows [..., L] of weights, of what `keep_keys` returns."""
-    gap = torch.diff(key, dim=-1, prepend=torch.full_like(key[..., :1], -1)) - 1
-    kept, weight = decode_keys(gap.masked_fill(key < 0, seq_len), code, seq_len)
+    kept, weight = decode_keys(encode_keys(key, seq_len), code, seq_len)
     return weight.new_zeros(*key.shape[:-1], seq_len).scatter_add(-1, kept, weight)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache_tools.attention import decode_keys
+from cache_tools.attention import decode_keys, encode_keys
 from cache_tools.teacher.attention import keep_keys
 from cache_tools.teacher.head import BlockedHead, Head
 from cache_tools.teacher.threshold import keep_threshold_sample
@@ -264,8 +264,7 @@ def test_over_all_draws_the_mean_gradient_of_attention_is_that_of_whole_rows(los
     at = torch.from_numpy(attention_queries(keys, length.numpy(), (3,), every, slots).astype(np.int64))  # [draws, 1, S]
     offset = torch.from_numpy(key_offsets(keys, (3,), slots))
     kept, code = keep_keys(teacher[at], length, torch.ones_like(at, dtype=torch.bool), k, offset)
-    gap = torch.diff(kept, dim=3, prepend=torch.full_like(kept[..., :1], -1)) - 1
-    key, weight = decode_keys(gap.masked_fill(kept < 0, n), code, n)
+    key, weight = decode_keys(encode_keys(kept, n), code, n)
     found = loss(SampledRows(key, weight.double(), length), student[at]).mean()
     expected = loss(whole(teacher[None, None], torch.tensor([n])), student[None, None]).mean()
     if loss is attention_cross_entropy:
