@@ -79,3 +79,13 @@ def test_a_text_given_twice_in_other_bytes_is_said(
     (texts / "a.txt.gz").write_bytes(gzip.compress((texts / "a.txt").read_bytes()))
     build_cache(settings(texts, sample_teacher, "a.txt", "a.txt.gz", max_tokens=None))
     assert "100 of 200 documents repeat another word for word: is a text given twice" in capsys.readouterr().out
+
+
+def test_more_views_than_one_by_default_are_said(
+    texts: Path, sample_teacher: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They multiply the teacher's time."""
+    for views, is_said in ((None, True), (2, False)):
+        found = estimate(settings(texts, sample_teacher, "a.txt", views=views, max_tokens=300))
+        said = f"8 masked views of each row, since the text has only {found.text_tokens} tokens (--views)\n"
+        assert (said in capsys.readouterr().out) == is_said
