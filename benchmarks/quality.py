@@ -33,6 +33,8 @@ from quality_measures import (
     unseen_text,
 )
 
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
 from cache_tools.signals import ATTENTION
@@ -47,8 +49,10 @@ QUICK = ("plain", "online", "default", "no attention", "best 16", "sample of 32"
 Results = dict[tuple[str, int], dict[str, Any]]
 
 
-def cache_of(name: str, language: str, shared: Path, teacher: str, folder: Path, tokens: int) -> Cache:
-    """One of CACHES, all of the same rows and masks, built if it is not there yet."""
+def cache_of(
+    name: str, language: str, shared: Path, teacher: str, folder: Path, tokens: int, views: int | None = 1
+) -> Cache:
+    """One of CACHES, all of the same rows and masks, built if it is not there yet. No views: as many as by default."""
     out = folder / f"{language}-{named(name)}.zarr"
     if not out.exists():
         text = folder / f"{language}.txt"
@@ -57,8 +61,23 @@ def cache_of(name: str, language: str, shared: Path, teacher: str, folder: Path,
         settings = BuildSettings(
             out=out, language=language, teacher=teacher, text=(str(text),), max_tokens=tokens, rows_per_shard=256
         )
-        build_cache(replace(settings, **{"views": 1} | CACHES[name]))
+        build_cache(replace(settings, **{"views": views} | CACHES[name]))
     return open_cache(out)
+
+
+def sharpened(source: str, factor: float, folder: Path) -> str:
+    """Return the folder of a teacher whose logits are the source's times a factor, written if it is not there yet."""
+    out = folder / f"teacher-times-{factor:g}"
+    if not out.exists():
+        model = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32)
+        model.config.tie_word_embeddings = False
+        decoder = model.lm_head.decoder
+        decoder.weight = torch.nn.Parameter(factor * decoder.weight.detach())
+        decoder.bias = torch.nn.Parameter(factor * decoder.bias.detach())
+        model.lm_head.bias = torch.nn.Parameter(decoder.bias.detach().clone())  # shared, it would not be saved
+        model.save_pretrained(out)
+        AutoTokenizer.from_pretrained(source).save_pretrained(out)
+    return str(out)
 
 
 def named(text: str) -> str:
@@ -193,6 +212,8 @@ class Experiment:
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to go on from.")
 @click.option("--teacher", help="Folder of another teacher.  [default: the shared one]")
+@click.option("--sharpness", default=1.0, show_default=True, help="Factor of the teacher's logits.")
+@click.option("--views", type=int, help="Of the caches.  [default: as a build chooses them]")
 @click.option("--language", "languages", multiple=True, default=("kin",), show_default=True)
 @click.option("--student", default="auto", show_default=True)
 @click.option("--tokens", default=400_000, show_default=True)
@@ -205,6 +226,8 @@ def main(
     shared: Path,
     folder: Path,
     teacher: str | None,
+    sharpness: float,
+    views: int | None,
     languages: tuple[str, ...],
     student: str,
     tokens: int,
@@ -218,13 +241,15 @@ def main(
     if quick:
         tokens, steps, seeds, wanted, epochs = 100_000, 150, (0, 1), wanted or QUICK, 0
     folder.mkdir(parents=True, exist_ok=True)
-    asked = {"teacher": Path(source).name, "student": student, "tokens": tokens, "steps": steps}
+    if sharpness != 1:
+        source = sharpened(source, sharpness, folder)
+    asked = {"teacher": Path(source).name, "views": views, "student": student, "tokens": tokens, "steps": steps}
     loaded = load_teacher(source)
     arms = [arm for arm in ARMS if not wanted or arm.name in wanted]
     names = dict.fromkeys(arm.cache for arm in arms)
     by_arm: dict[str, list[np.ndarray]] = {}
     for language in languages:
-        caches = {name: cache_of(name, language, shared, source, folder, tokens) for name in names}
+        caches = {name: cache_of(name, language, shared, source, folder, tokens, views) for name in names}
         first = next(iter(caches.values()))
         if len({cache.recipe.tokens_sha256 for cache in caches.values()}) > 1:
             raise SystemExit(f"{folder}: the caches of {language} hold other rows; take another --folder")
