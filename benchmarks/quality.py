@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 from quality_arms import ARMS, CACHES, Arm, TeacherInTheLoop, teacher_in_the_loop, train
 from quality_measures import (
     EPOCHS,
@@ -32,7 +33,6 @@ from quality_measures import (
     training_lines,
     unseen_text,
 )
-
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache, build_cache, open_cache

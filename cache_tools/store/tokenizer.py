@@ -46,6 +46,9 @@ def parse_tokenizer(data: bytes, vocab_size: int, where: str) -> Json:
     for name, ids in (("model", known), ("added_tokens", [token.get("id") for token in added])):
         if not all(type(i) is int and 0 <= i < vocab_size for i in ids) or len(set(ids)) != len(ids):
             raise CometError(f"{where}: {name}: expected different ids below {vocab_size}, found others")
+    merges = model.get("merges", [])
+    if model["type"] == "BPE" and not (isinstance(merges, list) and all(map(_is_merge, merges))):
+        raise CometError(f"{where}: merges: expected pairs of tokens, found others")
     unknown = model.get("unk_id")
     if unknown is not None and not (type(unknown) is int and 0 <= unknown < len(known)):
         raise CometError(f"{where}: unk_id: expected an id below {len(known)}, found {str(unknown)[:80]!r}")
@@ -75,6 +78,11 @@ def _model_ids(model: Json, where: str) -> Iterator[Any]:
 
 def _is_scored(entry: Any) -> bool:
     return isinstance(entry, list) and [type(part) for part in entry] in ([str, int], [str, float])
+
+
+def _is_merge(entry: Any) -> bool:
+    pair = entry.split(" ") if isinstance(entry, str) else entry
+    return isinstance(pair, list) and [type(part) for part in pair] == [str, str]
 
 
 def _parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:

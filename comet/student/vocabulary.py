@@ -1,14 +1,11 @@
-"""The vocabulary of a student: all of the teacher's tokens, or those of the corpus and single characters.
+"""The vocabulary of a student: all of the teacher's tokens, or those of the corpus.
 
-A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and every token of a single
-character, so that no text that the teacher could read becomes unknown. Text whose tokens are all kept is tokenised as
-before: a Unigram model takes the best of all segmentations, WordPiece the longest token, and the best or longest of all
-tokens is still that among fewer.
+A trimmed vocabulary keeps the ids that occur in the corpus (V_seen), the special tokens, and what its tokenizer needs
+to read text of kept tokens as before, and no text that the teacher could read as unknown.
 """
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,11 +20,9 @@ from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import TEXT_FORM, Recipe
 from cache_tools.text.tokenizer import build_tokenizer, load_tokenizer, read_settings, read_tokenizer_file
+from comet.student.trimming import TRIMMED_EXACTLY, required_ids, trimmed_state
 
-TRIMMED_EXACTLY = ("Unigram", "WordPiece")
 COMPOSING = (TEXT_FORM, "NFKC")
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-CONTINUATION = "##"  # WordPiece's mark of a token inside a word
 
 
 @dataclass(frozen=True)
@@ -72,12 +67,12 @@ def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
 
 
 def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
-    """Return V_seen with the special tokens and those of `_required_tokens`. Raises CometError if `why_not_trimmed`."""
+    """Return V_seen with the special tokens and those of `required_ids`. Raises CometError if `why_not_trimmed`."""
     if (reason := why_not_trimmed(caches)) is not None:
         raise CometError(f"--vocabulary trimmed: {reason}", exit_code=2)
     recipe, seen = caches[0].recipe, caches[0].vocabulary.id
-    required = _required_tokens(read_tokenizer(caches[0])["model"])
-    kept = np.unique(np.concatenate([seen, recipe.special_ids, required]).astype(np.int64))
+    kept = np.union1d(seen, recipe.special_ids).astype(np.int64)
+    kept = np.union1d(kept, required_ids(read_tokenizer(caches[0])["model"], kept.tolist())).astype(np.int64)
     scored = np.zeros(recipe.vocab_size, dtype=bool)
     scored[seen] = True
     return StudentVocabulary(kept, recipe.vocab_size, scored)
@@ -97,19 +92,10 @@ def why_not_trimmed(caches: Sequence[Cache]) -> str | None:
     kind = read_tokenizer(caches[0])["model"]["type"]
     if kind not in TRIMMED_EXACTLY:
         return (
-            f"a {kind} tokenizer builds its tokens from one another, so that removing some changes how other text is "
-            "tokenised; use --vocabulary full"
+            f"expected a {', '.join(TRIMMED_EXACTLY[:-1])} or {TRIMMED_EXACTLY[-1]} tokenizer, found {kind}, of which "
+            "it is not known how it reads with fewer tokens; use --vocabulary full"
         )
     return None
-
-
-def _required_tokens(model: dict[str, Any]) -> list[int]:
-    """Return the ids of a tokenizer's tokens of a single character; of a Unigram model also those of a single byte,
-    which spell other characters, and of the least likely token, which sets the cost of an unknown character."""
-    if model["type"] == "WordPiece":
-        return [i for token, i in model["vocab"].items() if len(token.removeprefix(CONTINUATION)) == 1]
-    single = [i for i, (token, _) in enumerate(model["vocab"]) if len(token) == 1 or BYTE.fullmatch(token)]
-    return [*single, int(np.argmin([score for _, score in model["vocab"]]))]
 
 
 def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrainedTokenizerBase:
@@ -142,37 +128,3 @@ def composing(normalizer: dict[str, Any] | None) -> dict[str, Any]:
     if steps and steps[0]["type"] in COMPOSING:
         return {"type": "Sequence", "normalizers": steps}
     return {"type": "Sequence", "normalizers": [{"type": TEXT_FORM}, *steps]}
-
-
-def trimmed_state(state: dict[str, Any], student_id: list[int]) -> dict[str, Any]:
-    """Return a tokenizer.json with the kept tokens under their new ids. `student_id` is −1 for the others."""
-
-    def moved(ids: list[int]) -> list[int]:
-        return [student_id[i] for i in ids]
-
-    model = dict(state["model"])
-    if model["type"] == "Unigram":
-        model["vocab"] = [entry for i, entry in enumerate(model["vocab"]) if student_id[i] >= 0]
-        model["unk_id"] = None if model.get("unk_id") is None else student_id[model["unk_id"]]
-    else:
-        model["vocab"] = {token: student_id[i] for token, i in model["vocab"].items() if student_id[i] >= 0}
-    kept = [token for token in state.get("added_tokens", []) if student_id[token["id"]] >= 0]
-    added = [token | {"id": student_id[token["id"]]} for token in kept]
-    return state | {
-        "model": model,
-        "added_tokens": added,
-        "post_processor": moved_ids(state.get("post_processor"), moved),
-    }
-
-
-def moved_ids(processor: Any, moved: Callable[[list[int]], list[int]]) -> Any:
-    """Return a post-processor of a tokenizer.json, itself or one of a sequence, with its ids moved."""
-    if not isinstance(processor, dict):
-        return processor
-    changed = dict(processor)
-    if "processors" in processor:
-        changed["processors"] = [moved_ids(one, moved) for one in processor["processors"]]
-    if "special_tokens" in processor:
-        tokens = {name: token | {"ids": moved(token["ids"])} for name, token in processor["special_tokens"].items()}
-        changed["special_tokens"] = tokens
-    return changed | {n: [processor[n][0], *moved(processor[n][1:])] for n in ("sep", "cls") if n in processor}

@@ -12,7 +12,6 @@ from helpers.trainings import start_training, wait_for_checkpoint
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools import Cache
-from cache_tools.errors import CometError
 from comet import StudentConfig, distill
 from comet.evaluate.evaluation import evaluate
 from comet.evaluate.settings import EvaluationSettings
@@ -28,7 +27,9 @@ TRAINED = {
     "bert": ("BertForMaskedLM", "full"),
     "trimmed bert": ("BertForMaskedLM", "trimmed"),
     "roberta": ("XLMRobertaForMaskedLM", "full"),
+    "trimmed roberta": ("XLMRobertaForMaskedLM", "trimmed"),
     "modernbert": ("ModernBertForMaskedLM", "full"),
+    "trimmed modernbert": ("ModernBertForMaskedLM", "trimmed"),
 }
 
 
@@ -99,7 +100,7 @@ def test_a_training_that_was_stopped_gives_the_same_student(
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["trimmed bert", "modernbert"])
+@pytest.mark.parametrize("name", ["trimmed bert", "trimmed modernbert"])
 def test_a_student_is_evaluated_and_exported(
     name: str, student_of: Callable[[str], tuple[Cache, Distilled]], tmp_path: Path
 ) -> None:
@@ -120,11 +121,3 @@ def test_a_student_is_evaluated_and_exported(
     said: list[str] = []
     folder = export(ExportSettings(Path(student), output=tmp_path / "onnx"), said.append)
     assert (folder / "model.onnx").is_file() and "largest difference of a logit to torch" in said[-1]
-
-
-def test_byte_pairs_cannot_be_trimmed(cache_of: Callable[[str], Cache], tmp_path: Path) -> None:
-    with pytest.raises(CometError, match="--vocabulary trimmed: a BPE tokenizer builds its tokens from one another"):
-        distill(
-            [cache_of("roberta")],
-            StudentConfig(tmp_path / "student", student="nano", vocabulary="trimmed", steps=1),
-        )

@@ -21,7 +21,8 @@ from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill
 from comet.settings import StudentConfig
 from comet.student.model import earlier_student, new_student
-from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_state, trimmed_vocabulary
+from comet.student.trimming import trimmed_state
+from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed_vocabulary
 from comet.train.dataset import collate, in_vocabulary, shards_of, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
@@ -198,7 +199,7 @@ def test_several_caches_are_refused(narrow: Cache, cache: Cache) -> None:
         trimmed_vocabulary([narrow, cache])
 
 
-def test_word_pieces_are_trimmed_and_bpe_is_refused() -> None:
+def test_word_pieces_are_trimmed() -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##ed", "p", "##l"]
     word = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
     word.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
@@ -229,9 +230,11 @@ def test_other_files_beside_a_tokenizer_are_not_read(narrow: Cache, tmp_path: Pa
     assert (tokenizer.mask_token, tokenizer.chat_template, len(tokenizer)) == ("<mask>", None, 8000)
 
 
-def test_bpe_is_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("comet.student.vocabulary.read_tokenizer", lambda _: {"model": {"type": "BPE", "vocab": {}}})
-    with pytest.raises(CometError, match=r"--vocabulary trimmed: a BPE tokenizer builds its tokens from one another"):
+def test_other_kinds_are_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = {"model": {"type": "WordLevel", "vocab": {}}}
+    monkeypatch.setattr("comet.student.vocabulary.read_tokenizer", lambda _: kind)
+    expected = r"--vocabulary trimmed: expected a Unigram, WordPiece or BPE tokenizer, found WordLevel, of which it is"
+    with pytest.raises(CometError, match=expected):
         trimmed_vocabulary([open_cache(narrow.root)])
 
 
