@@ -91,6 +91,7 @@ ARMS = (
     Arm("half true tokens", "default", replace(DEFAULT, name="half", kd_weight=0.5, hard_weight=0.5)),
     Arm("paper", "best 64", PAPER),
     Arm("trimmed", "default", vocabulary="trimmed"),
+    Arm("trimmed, online", "default", vocabulary="trimmed", online=True),
     Arm("embeddings only", "default", init="cache"),
     Arm("random start", "default", init="random"),
     Arm("plain, random start", "default", PLAIN, init="random"),
@@ -140,17 +141,23 @@ def all_keys(maps: Tensor, length: Tensor) -> SampledRows:
 
 
 class OnlineDistiller(Distiller):
-    """The teacher in the loop: dense logits at every target, and whole attention maps or the cache's sample."""
+    """The teacher in the loop: dense logits at every target, and whole attention maps or the cache's sample.
+
+    With a trimmed vocabulary the teacher is conditioned on the tokens of the corpus, as with a cache.
+    """
 
     def __init__(
         self,
         student: XLMRobertaForMaskedLM,
         cache: Any,
         objective: Objective,
+        vocabulary: StudentVocabulary,
         teacher: TeacherInTheLoop,
         whole_maps: bool,
     ) -> None:
-        super().__init__(student, cache, objective)
+        super().__init__(student, cache, objective, vocabulary)
+        self.scored = torch.from_numpy(vocabulary.teacher_id)[~self.unscored.view(-1)]  # as the teacher's ids
+        self.teacher_id = torch.from_numpy(vocabulary.teacher_id)
         self.teacher = [teacher]  # not a module of its own: nothing of it is trained or saved
         self.whole_maps = whole_maps
 
@@ -165,12 +172,15 @@ class OnlineDistiller(Distiller):
             ours = AttentionCapture(layers, every_query(len(length), len(layers), seq_len))
         else:
             ours = AttentionCapture(layers, batch["attention_query"][:, self.cached_index])
-        p, maps = teacher(batch)  # [T, V], [B, layers, L, L]
+        of_all, maps = teacher(batch | {"input_ids": self.teacher_id[batch["input_ids"]]})  # [T, V], [B, layers, L, L]
+        mass = of_all[:, self.scored].logsumexp(1)  # [T] of the tokens that the student is scored for
+        p = of_all[:, self.scored] - mass[:, None]
         body = self.student.roberta(batch["input_ids"], attention_mask=mask, attention_capture=ours if layers else None)
         head = self.student.lm_head
         hidden = body.last_hidden_state[batch["target_row"], batch["target_position"]]  # [T, H]
-        q = head.decoder(head.layer_norm(torch.nn.functional.gelu(head.dense(hidden)))).log_softmax(1)
-        parts = {"kd": (p.exp() * (p - q)).sum(1).mean()}
+        logits = head.decoder(head.layer_norm(torch.nn.functional.gelu(head.dense(hidden))))
+        q = logits[:, ~self.unscored.view(-1)].log_softmax(1)
+        parts = {"kd": (mass.exp() * (p.exp() * (p - q)).sum(1)).mean()}
         if layers and self.whole_maps:
             theirs = maps[:, [teacher.layers.index(layer) for layer, _ in self.matched]]
             parts["attention"] = attention_cross_entropy(all_keys(theirs, length), ours.rows()).mean()
@@ -194,7 +204,7 @@ def train(
     model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init)
     config = StudentConfig(folder, student=student, init=arm.init, objective=arm.objective, steps=steps, seed=seed)
     distiller = (
-        OnlineDistiller(model, cache.recipe, arm.objective, online(shape.layers), arm.whole_maps)
+        OnlineDistiller(model, cache.recipe, arm.objective, vocabulary, online(shape.layers), arm.whole_maps)
         if arm.online
         else Distiller(model, cache.recipe, arm.objective, vocabulary)
     )

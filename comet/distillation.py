@@ -72,7 +72,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
         _train(trainer, best, checkpoints, prepared, say)
         student.load_state_dict(best.weights)
-        result = _result(prepared, student, best, trainer.state.global_step)
+        result = _result(prepared, student, best, trainer)
         if processes.first:
             _save(prepared, trainer, best, student, result, checkpoints)
         processes.wait()
@@ -167,7 +167,7 @@ def _train(
 def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, say: Say) -> None:
     vocabulary, shards = prepared.vocabulary, prepared.training
     outside = teacher_mass_outside(prepared.validation, vocabulary) if vocabulary.trimmed else None
-    say(announcement(prepared.caches[0], distiller, prepared.shape, vocabulary, outside))
+    say(announcement(prepared.caches, distiller, prepared.shape, vocabulary, outside))
     say(f"it begins with {begins_with(prepared.config.init, prepared.shape, prepared.caches)}")
     for cache in prepared.caches:
         if cache.shard_files:
@@ -176,7 +176,9 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
     say(sample_row(rows[0]))
 
 
-def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, steps: int) -> Distilled:
+def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, trainer: DistillationTrainer) -> Distilled:
+    caches = {shard.cache.name: shard.cache for shard in prepared.validation} if len(prepared.caches) > 1 else {}
+    rows = {name: validation_rows([s for s in prepared.validation if s.cache is caches[name]]) for name in caches}
     return Distilled(
         output=prepared.config.output,
         shape=prepared.shape,
@@ -186,7 +188,8 @@ def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, ste
         teacher_parameters=prepared.recipe.teacher_parameters,
         before=best.start,
         after=best.validation,
-        steps=steps,
+        steps=trainer.state.global_step,
         best_step=best.step,
         seconds=best.seconds,
+        of_each_cache={name: trainer.validate(of_one) for name, of_one in rows.items()},
     )

@@ -12,7 +12,7 @@ from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
 from comet.report.page import History, page
-from comet.report.summary import facts, kl_note, model_card
+from comet.report.summary import by_cache, facts, kl_note, model_card
 from comet.settings import Distilled
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
@@ -89,11 +89,12 @@ def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: Keep
     return page(
         result.output.name,
         facts(caches, prepared.config.objective, result, prepared.identity),
-        kl_note(caches[0], result.vocabulary.trimmed),
+        kl_note(caches, result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
         result.after,
         seen,
+        by_cache(caches, result),
     )
 
 

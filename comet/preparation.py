@@ -55,7 +55,7 @@ class Preparation:
     def save_tokenizer(self, folder: Path) -> None:
         """Write the student's tokenizer. Raises CometError if what was written reads otherwise than the teacher's."""
         inputs = family_of(self.recipe).model_inputs
-        save_student_tokenizer(self.tokenizer, inputs, folder, self.caches[0], self.vocabulary)
+        save_student_tokenizer(self.tokenizer, inputs, folder, self.caches, self.vocabulary)
 
     @property
     def collator(self) -> Collator:

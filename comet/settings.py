@@ -1,8 +1,8 @@
 """The settings of a training, and its result."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,8 @@ class StudentConfig:
 class Distilled:
     """The result of a training: the student's folder, what it began with, and its validation before and after.
 
-    The student is the best checkpoint, that of `best_step`.
+    The student is the best checkpoint, that of `best_step`. `of_each_cache` is its validation on the rows of each
+    that has some, by name, if there are several.
     """
 
     output: Path
@@ -92,6 +93,7 @@ class Distilled:
     steps: int
     best_step: int
     seconds: float
+    of_each_cache: Mapping[str, "Validation"] = field(default_factory=dict)
 
 
 def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, Any]:

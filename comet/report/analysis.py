@@ -180,7 +180,8 @@ def _decode_row(
     targets = torch.nonzero(batch["target_row"] == row)[:, 0]
     shown = targets[:MOST_POSITIONS]
     weight, bias = distiller.output_layer()
-    logits = torch.addmm(bias, features[shown], weight.T)  # [positions, V]
+    corpus = distiller.corpus(batch)
+    logits = torch.addmm(bias if corpus is None else bias[corpus[shown]], features[shown], weight.T)  # [positions, V]
     student = logits.softmax(1).topk(min(GUESSES, logits.shape[1]))
     kept_id = distiller.targets.kept_id(batch, 1.0)[shown]
     teacher = distiller.targets.teacher_logprob(batch)[shown].exp().topk(min(GUESSES, kept_id.shape[1]))

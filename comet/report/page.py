@@ -9,7 +9,7 @@ import numpy as np
 from cache_tools.templates import render
 from comet.report.analysis import Analysis, MapPair, by_frequency, calibration, expected_calibration_error
 from comet.report.charts import Line, Point, Series, bar_chart, heat_map, line_chart, number, percent
-from comet.report.summary import measures
+from comet.report.summary import BY_CACHE, measures
 from comet.train.validation import Validation
 
 MOST_POINTS = 240
@@ -50,12 +50,15 @@ def page(
     before: Validation,
     after: Validation,
     analysis: Analysis,
+    by_cache: Sequence[tuple[str, ...]] = (),
 ) -> str:
-    """Return the report as HTML. `kl_note` says how the KL is measured; `facts` are names and values for a table."""
+    """Return the report as HTML. `kl_note` says how the KL is measured; `facts` are names and values for a table;
+    `by_cache` the cells under `BY_CACHE`, one row for each of several caches."""
     looked = len(analysis.target_id)
     return render(
         "comet.report", "page.html.jinja", title=title, facts=facts, kl_note=kl_note, analysis=analysis,
         best_step=history.best_step, targets=after.targets, measures=measures(before, after),
+        header=BY_CACHE, by_cache=by_cache,
         some=f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
         training=[*_validation_curve(history), *_loss_curves(history)],
         frequency=_frequency(analysis), calibration=_calibration_charts(analysis),

@@ -23,10 +23,26 @@ from comet.train.validation import Validation
 SAMPLE_TARGETS = 4
 
 
-def kl_note(cache: Cache, trimmed: bool) -> str:
-    """Return a sentence on how the validation KL is measured from this cache."""
-    among = " among the tokens of the corpus" if trimmed else ""
-    return f"The KL{among} is {teacher_targets(cache.recipe).kl_note}."
+def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
+    """Return a sentence on how the validation KL is measured from these caches."""
+    corpus = "the corpus" if len(caches) == 1 else "each target's own corpus"
+    among = f" among the tokens of {corpus}" if trimmed else ""
+    return f"The KL{among} is {teacher_targets(caches[0].recipe).kl_note}."
+
+
+BY_CACHE = ("cache", "targets", "KL, nats", "accuracy", "teacher's accuracy", "same best token")
+
+
+def by_cache(caches: Sequence[Cache], result: Distilled) -> list[tuple[str, ...]]:
+    """Return the cells under BY_CACHE for each of several caches with validation rows; none for one."""
+    measured = [(cache, result.of_each_cache[cache.name]) for cache in caches if cache.name in result.of_each_cache]
+    return [
+        (
+            f"{cache.provenance.get('language_name')} ({Path(cache.name).name})", f"{of_one.targets:,}",
+            _nats(of_one.kl), f"{of_one.accuracy:.1%}", f"{of_one.teacher_accuracy:.1%}", f"{of_one.agreement:.1%}",
+        )
+        for cache, of_one in measured
+    ]  # fmt: skip
 
 
 def measures(before: Validation, after: Validation) -> list[tuple[str, str, str, str]]:
@@ -64,7 +80,8 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
             f"{result.steps} steps in {result.seconds:.0f} s; best checkpoint at step {result.best_step}, measured on "
             f"{result.after.targets:,} validation targets:",
             *lines,
-            kl_note(caches[0], result.vocabulary.trimmed),
+            kl_note(caches, result.vocabulary.trimmed),
+            *(aligned([BY_CACHE, *each]) if (each := by_cache(caches, result)) else ()),
             f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}, a page about it in "
             f"{result.output}.html. Load it with",
             f'  AutoModelForMaskedLM.from_pretrained("{result.output}")',
@@ -74,17 +91,22 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
 
 
 def announcement(
-    cache: Cache, distiller: Distiller, shape: StudentShape, vocabulary: StudentVocabulary, outside: float | None
+    caches: Sequence[Cache],
+    distiller: Distiller,
+    shape: StudentShape,
+    vocabulary: StudentVocabulary,
+    outside: float | None,
 ) -> str:
     """Return the first lines of `comet-train`: student, vocabulary, matched layers, objective.
 
     `outside` is the result of `teacher_mass_outside`.
     """
     objective = distiller.objective
-    lines = [f"student: {shape}, for a teacher of {cache.recipe.teacher_parameters:,} parameters"]
+    lines = [f"student: {shape}, for a teacher of {caches[0].recipe.teacher_parameters:,} parameters"]
     if vocabulary.trimmed:
         lines.append(
-            f"vocabulary: {len(vocabulary):,} of {vocabulary.teacher_size:,} tokens, among them all of the corpus"
+            f"vocabulary: {len(vocabulary):,} of {vocabulary.teacher_size:,} tokens, among them all of the "
+            + ("corpus" if len(caches) == 1 else f"{len(caches)} corpora; each target is asked over those of its own")
             + (f"; the teacher gives the others {outside:.1%} of its probability" if outside is not None else "")
         )
     if distiller.matched:
@@ -134,9 +156,10 @@ def sample_row(example: AnnotatedRow) -> str:
 def _vocabulary_line(vocabulary: StudentVocabulary) -> str:
     if not vocabulary.trimmed:
         return f"all {len(vocabulary):,} tokens of the teacher"
+    corpus, own = ("corpora", "corpus that a text is from") if len(vocabulary.unscored) > 1 else ("corpus", "corpus")
     return (
-        f"{len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: those of the corpus, single "
-        "characters and special tokens. The student is trained and measured among the tokens of the corpus"
+        f"{len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: those of the {corpus}, special "
+        f"tokens, and those that spell other text. The student is trained and measured among the tokens of the {own}"
     )
 
 
@@ -156,5 +179,6 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled)
         texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
         vocabulary=_vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
-        seq_len=caches[0].recipe.seq_len, kl_note=kl_note(caches[0], result.vocabulary.trimmed),
+        seq_len=caches[0].recipe.seq_len, kl_note=kl_note(caches, result.vocabulary.trimmed),
+        header=BY_CACHE, by_cache=by_cache(caches, result),
     )  # fmt: skip

@@ -38,16 +38,17 @@ class SparseHead(torch.autograd.Function):
     @staticmethod
     def forward(
         context: Any, features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, label_id: Tensor,
-        temperatures: tuple[float, ...], grad_buffer: list[Tensor] | None,
+        temperatures: tuple[float, ...], grad_buffer: list[Tensor] | None, corpus: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         targets = len(features)
+        corpus = None if corpus is None else nn.functional.pad(corpus, (0, -targets % ALIGNMENT))  # [T']
         features, kept_id = _aligned(features, 0.0), _aligned(kept_id, -1).T  # [T', H], [k, T']
         label_id = _aligned(label_id[:, None], 0).T  # [1, T']
         kept = features.new_full(kept_id.shape, -torch.inf)
         label = features.new_full(label_id.shape, -torch.inf)
         rest = features.new_full((len(temperatures), len(features)), -torch.inf)  # [n_T, T']
         for start, stop in slices(len(weight)):
-            logits = slice_logits(features, weight, bias, start, stop)  # [C + 1, T']
+            logits = slice_logits(features, weight, bias, start, stop, corpus)  # [N + 1, T']
             at, known = _rows_of(kept_id, start, stop)
             kept = torch.where(known, logits.gather(0, at), kept)
             label_at, label_known = _rows_of(label_id, start, stop)
@@ -58,22 +59,23 @@ class SparseHead(torch.autograd.Function):
             for index, temperature in enumerate(temperatures):
                 total = torch.mul(logits, LOG2_E / temperature).exp2_().sum(0).log() + largest / temperature
                 rest[index] = torch.logaddexp(rest[index], total)
-        context.save_for_backward(features, weight, bias, kept_id, label_id, rest)
+        context.save_for_backward(features, weight, bias, kept_id, label_id, rest, corpus)
         context.temperatures, context.grad_buffer = temperatures, grad_buffer
         return kept.T[:targets], label[0, :targets], rest.T[:targets]
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, kept_id, label_id, rest = context.saved_tensors
+        features, weight, bias, kept_id, label_id, rest, corpus = context.saved_tensors
         targets = len(gradients[1])
         d_kept, d_label, d_rest = (_aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
         finite_rest = rest.masked_fill(rest == -torch.inf, 0.0)  # an empty rest passes no gradient
         d_features = torch.zeros_like(features)
-        d_weight, d_bias = torch.empty_like(weight), torch.empty_like(bias)
+        d_weight, d_bias = torch.empty_like(weight), torch.zeros_like(bias)
         for start, stop in slices(len(weight)):
             at, _ = _rows_of(kept_id, start, stop)
             label_at, _ = _rows_of(label_id, start, stop)
-            logits = slice_logits(features, weight, bias, start, stop).scatter_(0, at, -torch.inf)  # [C + 1, T']
+            logits = slice_logits(features, weight, bias, start, stop, corpus)  # [N + 1, T']
+            logits.scatter_(0, at, -torch.inf)
             parts = (
                 torch.sub(logits, finite_rest[index] * temperature)
                 .mul_(LOG2_E / temperature)
@@ -85,14 +87,17 @@ class SparseHead(torch.autograd.Function):
             for part in parts:
                 d_logits += part
             d_logits.scatter_add_(0, at, d_kept).scatter_add_(0, label_at, d_label)
-            inside = d_logits[:-1]  # [C, T']
+            inside = d_logits[:-1]  # [N, T']
             d_features.addmm_(inside.T, weight[start:stop])
             torch.mm(inside, features, out=d_weight[start:stop])
-            torch.sum(inside, 1, out=d_bias[start:stop])
+            if corpus is None:
+                d_bias[0, start:stop] = inside.sum(1)
+            else:
+                d_bias[:, start:stop].index_add_(0, corpus, inside.T)
         if context.grad_buffer is None:
-            return d_features[:targets], d_weight, d_bias, None, None, None, None
+            return d_features[:targets], d_weight, d_bias, None, None, None, None, None
         context.grad_buffer.append(d_weight)
-        return d_features[:targets], None, d_bias, None, None, None, None
+        return d_features[:targets], None, d_bias, None, None, None, None, None
 
 
 def _aligned(values: Tensor, fill: float) -> Tensor:
@@ -104,11 +109,16 @@ def slices(vocab_size: int) -> list[tuple[int, int]]:
     return [(s, min(s + VOCABULARY_SLICE, vocab_size)) for s in range(0, vocab_size, VOCABULARY_SLICE)]
 
 
-def slice_logits(features: Tensor, weight: Tensor, bias: Tensor, start: int, stop: int) -> Tensor:
-    """Return logits [C + 1, T] of ids start … stop; the last row, of every id outside, is −∞."""
+def slice_logits(
+    features: Tensor, weight: Tensor, bias: Tensor, start: int, stop: int, corpus: Tensor | None = None
+) -> Tensor:
+    """Return logits [N + 1, T] of N ids start … stop; the last row, of every id outside, is −∞.
+
+    `bias` [C, V] has a row for each value of `corpus` [T], or one only.
+    """
     logits = features.new_empty(stop - start + 1, len(features))
     torch.mm(weight[start:stop], features.T, out=logits[:-1])
-    logits[:-1] += bias[start:stop, None]
+    logits[:-1] += (bias[:, start:stop] if corpus is None else bias[corpus, start:stop]).T
     logits[-1] = -torch.inf
     return logits
 
@@ -127,14 +137,17 @@ def lookup(weight: Tensor, ids: Tensor, grad_buffer: list[Tensor]) -> Tensor:
 
 def sparse_head(
     features: Tensor, weight: Tensor, bias: Tensor, kept_id: Tensor, label_id: Tensor, temperatures: tuple[float, ...],
-    grad_buffer: list[Tensor] | None = None,
+    grad_buffer: list[Tensor] | None = None, corpus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return (kept [T, k], label [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias [V].
+    """Return (kept [T, k], label [T], rest [T, n_T]), differentiable in features [T, H], weight [V, H] and bias: [V],
+    or [C, V] of which each target takes the row `corpus` [T].
 
     kept: logits at `kept_id` [T, k] int64, −∞ for id −1. label: logits at `label_id` [T].
     rest: log Σ exp(logit / T) over all ids that are not kept, for each of `temperatures`; −∞ if none is left.
     A bias of −∞ excludes an id altogether. With a list `grad_buffer`, the gradient of the weight goes through it to the
     `lookup` that the features come from, which returns the sum of both.
     """
-    kept, label, rest = SparseHead.apply(features, weight, bias, kept_id, label_id, temperatures, grad_buffer)
+    kept, label, rest = SparseHead.apply(
+        features, weight, torch.atleast_2d(bias), kept_id, label_id, temperatures, grad_buffer, corpus
+    )
     return kept, label, rest

@@ -4,7 +4,7 @@ A student was trained on the teacher's tokens of the corpus. Whoever loads its f
 """
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +36,13 @@ FOREIGN = (
 
 
 def save_student_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, inputs: Iterable[str], folder: Path, cache: Cache, vocabulary: StudentVocabulary
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Iterable[str],
+    folder: Path,
+    caches: Sequence[Cache],
+    vocabulary: StudentVocabulary,
 ) -> None:
-    """Write a student's tokenizer, then read lines of the corpus and of other languages with what was written.
+    """Write a student's tokenizer, then read lines of all corpora and of other languages with what was written.
 
     `inputs` are the names of the student's inputs. Raises CometError if it reads a line otherwise than the teacher's
     tokenizer, OSError if the disk refuses.
@@ -47,8 +51,9 @@ def save_student_tokenizer(
     tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = list(inputs)
     save_tokenizer(tokenizer, folder)
     saved = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    teacher = load_tokenizer(cache.tokenizer_folder, cache.recipe.vocab_size)
-    require_same_reading(saved, teacher, vocabulary, [*corpus_lines(cache, teacher), *FOREIGN])
+    teacher = load_tokenizer(caches[0].tokenizer_folder, caches[0].recipe.vocab_size)
+    lines = (line for cache in caches for line in corpus_lines(cache, teacher))
+    require_same_reading(saved, teacher, vocabulary, [*lines, *FOREIGN])
 
 
 def require_same_reading(

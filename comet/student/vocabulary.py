@@ -29,8 +29,8 @@ COMPOSING = (TEXT_FORM, "NFKC")
 class StudentVocabulary:
     """The student's tokens as ids of the teacher.
 
-    `teacher_id` [V'] int64, ascending: the teacher's id of each student id. `scored` [V] bool: the teacher's ids that a
-    trimmed student is scored for, V_seen; None if the vocabulary is full.
+    `teacher_id` [V'] int64, ascending: the teacher's id of each student id. `scored` [C, V] bool: of each of C corpora,
+    the teacher's ids that a trimmed student is scored for, its V_seen; None if the vocabulary is full.
     """
 
     teacher_id: NDArray[np.int64]
@@ -53,13 +53,26 @@ class StudentVocabulary:
 
     @cached_property
     def scored_id(self) -> Tensor:
-        """As `student_id`, but −1 also for tokens that are not scored."""
-        return self.student_id if self.scored is None else self.student_id.where(torch.from_numpy(self.scored), -1)
+        """As `student_id`, for each corpus, but −1 also for tokens that it lacks; [C, V]."""
+        if self.scored is None:
+            return self.student_id[None]
+        return self.student_id.where(torch.from_numpy(self.scored), -1)
 
     @cached_property
     def unscored(self) -> Tensor:
-        """The student's tokens that are never scored, since the corpus lacks them; [V'] bool."""
-        return self.scored_id[torch.from_numpy(self.teacher_id)] < 0
+        """The student's tokens that are not scored in a corpus, since it lacks them; [C, V'] bool."""
+        return self.scored_id[:, torch.from_numpy(self.teacher_id)] < 0
+
+    def scored_ids(self, ids: Tensor, corpus: Tensor | None = None) -> Tensor:
+        """Return the student's ids of the teacher's `ids` [T, …], −1 for those that the target's corpus lacks.
+
+        `corpus` [T] int64 is that of each target. Raises ValueError if there are several and it is None.
+        """
+        if len(self.scored_id) == 1:
+            return self.scored_id[0][ids]
+        if corpus is None:
+            raise ValueError(f"{len(self.scored_id)} corpora: expected that of each target")
+        return self.scored_id[corpus.view(-1, *[1] * (ids.dim() - 1)), ids]
 
 
 def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
@@ -67,14 +80,18 @@ def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
 
 
 def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
-    """Return V_seen with the special tokens and those of `required_ids`. Raises CometError if `why_not_trimmed`."""
+    """Return V_seen of all caches with the special tokens and those of `required_ids`.
+
+    Raises CometError if `why_not_trimmed`.
+    """
     if (reason := why_not_trimmed(caches)) is not None:
         raise CometError(f"--vocabulary trimmed: {reason}", exit_code=2)
-    recipe, seen = caches[0].recipe, caches[0].vocabulary.id
-    kept = np.union1d(seen, recipe.special_ids).astype(np.int64)
+    recipe = caches[0].recipe
+    scored = np.zeros((len(caches), recipe.vocab_size), dtype=bool)
+    for corpus, cache in enumerate(caches):
+        scored[corpus, cache.vocabulary.id] = True
+    kept = np.union1d(np.flatnonzero(scored.any(0)), recipe.special_ids).astype(np.int64)
     kept = np.union1d(kept, required_ids(read_tokenizer(caches[0])["model"], kept.tolist())).astype(np.int64)
-    scored = np.zeros(recipe.vocab_size, dtype=bool)
-    scored[seen] = True
     return StudentVocabulary(kept, recipe.vocab_size, scored)
 
 
@@ -84,11 +101,6 @@ def read_tokenizer(cache: Cache) -> dict[str, Any]:
 
 def why_not_trimmed(caches: Sequence[Cache]) -> str | None:
     """Return why the vocabulary of these caches cannot be trimmed exactly, None if it can."""
-    if len(caches) > 1:
-        return (
-            "takes one --cache, since every cache holds the tail over the tokens of its own corpus only; use "
-            "--vocabulary full, or build one cache of all texts"
-        )
     kind = read_tokenizer(caches[0])["model"]["type"]
     if kind not in TRIMMED_EXACTLY:
         return (

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import combinations
 from threading import Thread, current_thread
 
@@ -26,19 +27,20 @@ Collator = Callable[[Arrays], Batch]
 
 @dataclass(frozen=True)
 class CacheShard:
-    """One shard of a group in a cache, with its number of rows."""
+    """One shard of a group in a cache, its number of rows, and the number of its cache among those of a training."""
 
     cache: Cache
     group: str
     index: int
     rows: int
+    corpus: int = 0
 
 
 def shards_of(caches: Sequence[Cache], group: str) -> list[CacheShard]:
     """Return the shards of a group in the extents of all caches, in order."""
     return [
-        CacheShard(cache, group, index, cache.recipe.shard_rows(group, index))
-        for cache in caches
+        CacheShard(cache, group, index, cache.recipe.shard_rows(group, index), corpus)
+        for corpus, cache in enumerate(caches)
         for index in cache.extent.indices(group)
     ]
 
@@ -121,12 +123,13 @@ class CacheRows(Dataset[Arrays]):
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Arrays:
-        """Return the arrays of these rows, in this order, axis 0 the rows.
+        """Return the arrays of these rows, in this order, axis 0 the rows, and the `corpus` [B] int64 of each.
 
         Cuts from one buffer at a time, so rows should come buffer by buffer. Raises CometError for a damaged shard and
         IndexError for a row that does not exist.
         """
-        index = np.asarray(rows)
+        index = np.asarray(rows, dtype=np.int64)
+        shard = np.searchsorted(self.starts, index, side="right") - 1
         parts = []
         while len(index):
             buffer, arrays = self._buffer(int(index[0]))
@@ -139,8 +142,10 @@ class CacheRows(Dataset[Arrays]):
             self._ahead = following, self._reading(following)
         if not parts:
             specs = self.shards[0].cache.specs[self.shards[0].group]
-            return {name: np.empty((0, *specs[name].chunk[1:]), specs[name].dtype) for name in self.names}
-        return parts[0] if len(parts) == 1 else {n: np.concatenate([part[n] for part in parts]) for n in self.names}
+            parts = [{name: np.empty((0, *specs[name].chunk[1:]), specs[name].dtype) for name in self.names}]
+        corpus = np.array([shard.corpus for shard in self.shards], dtype=np.int64)[shard]
+        arrays = parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts]) for n in self.names}
+        return arrays | {"corpus": corpus}
 
     def sampler(self, seed: int, alpha: float = 1.0) -> ShardShuffleSampler:
         """Return the order of an epoch's rows; shards are read ahead while it is iterated."""
@@ -193,9 +198,10 @@ class CacheRows(Dataset[Arrays]):
 def collate(arrays: Arrays, recipe: Recipe) -> Batch:
     """Make a batch of tensors from rows [B, …] of a cache, their T used target slots side by side.
 
-    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, and from the other arrays in
-    `arrays`: at targets [T, …] int64 or float32; attention as `AttentionTargets.decode` gives it. row_key is left out:
-    no loss reads it. Raises CometError for an array that the table of signals does not declare.
+    input_ids [B, L'] int64 (L' the longest row), length [B] int64, target_row [T] int64, target_corpus [T] int64 if the
+    rows have a `corpus`, and from the other arrays in `arrays`: at targets [T, …] int64 or float32; attention as
+    `AttentionTargets.decode` gives it. row_key is left out: no loss reads it. Raises CometError for an array that the
+    table of signals does not declare.
     """
     slots = arrays["target_position"].shape[1]
     used = np.flatnonzero(arrays["target_position"] != UNUSED_POSITION)
@@ -204,12 +210,15 @@ def collate(arrays: Arrays, recipe: Recipe) -> Batch:
         "length": torch.from_numpy(arrays["length"].astype(np.int64)),
         "target_row": torch.from_numpy(used // slots),
     }
-    for name, array in arrays.items():
+    if (corpus := arrays.get("corpus")) is not None:
+        batch["target_corpus"] = torch.from_numpy(corpus[used // slots])
+    stored = {name: array for name, array in arrays.items() if name != "corpus"}
+    for name, array in stored.items():
         if family_of(name) != "attention" and "target" in ARRAYS[name].axes:
             values = torch.from_numpy(array.reshape(-1, *array.shape[2:]).take(used, axis=0))
             batch[name] = values.float() if values.is_floating_point() else values.long()  # faster than by numpy
-    has_attention = any(family_of(name) == "attention" for name in arrays)
-    return batch | (AttentionTargets(recipe).decode(arrays) if has_attention else {})
+    has_attention = any(family_of(name) == "attention" for name in stored)
+    return batch | (AttentionTargets(recipe).decode(stored) if has_attention else {})
 
 
 def held_recipe(caches: Sequence[Cache]) -> Recipe:
@@ -268,17 +277,15 @@ def require_compatible(caches: Sequence[Cache]) -> None:
 
 def in_vocabulary(batch: Batch, vocabulary: StudentVocabulary, recipe: Recipe) -> Batch:
     """Return a batch of `collate` in the student's ids; for a trimmed vocabulary, with the teacher conditioned on the
-    tokens of the corpus.
+    tokens of each target's corpus.
 
-    Kept tokens outside the corpus get id −1 and log-probability −∞, and the tail or entropy becomes that of the corpus.
+    Kept tokens outside it get id −1 and log-probability −∞, and the tail or entropy becomes that of the corpus.
     """
     if vocabulary.scored is None:
         return batch
-    ids = {
-        "input_ids": vocabulary.student_id[batch["input_ids"]],
-        "target_id": vocabulary.scored_id[batch["target_id"]],
-    }
-    return batch | ids | teacher_targets(recipe).condition(batch, vocabulary.scored_id)
+    scored = partial(vocabulary.scored_ids, corpus=batch.get("target_corpus"))
+    ids = {"input_ids": vocabulary.student_id[batch["input_ids"]], "target_id": scored(batch["target_id"])}
+    return batch | ids | teacher_targets(recipe).condition(batch, scored)
 
 
 def student_collator(recipe: Recipe, vocabulary: StudentVocabulary) -> Collator:
@@ -295,6 +302,6 @@ def teacher_mass_outside(shards: Sequence[CacheShard], vocabulary: StudentVocabu
     targets, names = teacher_targets(recipe), arrays_to_read(recipe, attention=False)
     outside: list[Tensor] = []
     for shard in shards:
-        batch = collate(shard.cache.read_shard(shard.group, shard.index, names), recipe)
+        batch = collate(CacheRows([shard], names).__getitems__(range(shard.rows)), recipe)
         outside.append(targets.mass_outside(batch, in_vocabulary(batch, vocabulary, recipe)))
     return torch.cat(outside).mean().item()

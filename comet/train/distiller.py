@@ -122,7 +122,7 @@ class Distiller(nn.Module):
         self.eval()
         features, attention = self.features(batch)
         student = self.logits(features, batch, 1.0)
-        best, best_logit = self.best_token(features)
+        best, best_logit = self.best_token(features, self.corpus(batch))
         kept_id = self.targets.kept_id(batch, 1.0)
         first = first_kept(kept_id)  # [T, 1]
         evaluation = Evaluation(
@@ -162,22 +162,28 @@ class Distiller(nn.Module):
         weight, bias = self.output_layer()
         temperatures = (temperature,) if temperature == 1.0 else (temperature, 1.0)
         kept_id = self.targets.kept_id(batch, temperature)
-        kept, label, rest = sparse_head(features, weight, bias, kept_id, batch["target_id"], temperatures, grad_buffer)
+        kept, label, rest = sparse_head(
+            features, weight, bias, kept_id, batch["target_id"], temperatures, grad_buffer, self.corpus(batch)
+        )
         return StudentLogits(kept, label, rest[:, 0], rest[:, -1])
 
     def output_layer(self) -> tuple[Tensor, Tensor]:
-        """Return weight [V, H] and bias [V] of the last layer; a bias of −∞ excludes the unscored tokens."""
+        """Return weight [V, H] and bias [C, V] of the last layer; a bias of −∞ excludes tokens from a corpus."""
         decoder = output_layer(self.student)
         return decoder.weight, decoder.bias.masked_fill(self.unscored, -torch.inf)
 
+    def corpus(self, batch: Batch) -> Tensor | None:
+        """Return the corpus [T] of each target, None if there is one only."""
+        return batch["target_corpus"] if len(self.unscored) > 1 else None
+
     @torch.no_grad()
-    def best_token(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def best_token(self, features: Tensor, corpus: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the student's most probable token [T], of equal ones the lowest id, and its logit [T]."""
         weight, bias = self.output_layer()
         best = features.new_full((len(features),), -torch.inf)
         token = torch.zeros_like(best, dtype=torch.int64)
         for start, stop in slices(len(weight)):
-            value, index = slice_logits(features, weight, bias, start, stop).max(0)  # [T]
+            value, index = slice_logits(features, weight, bias, start, stop, corpus).max(0)  # [T]
             token = torch.where(value > best, index + start, token)
             best = torch.maximum(value, best)
         return token, best

@@ -36,17 +36,19 @@ class StudentLogits:
     rest_at_one: Tensor
 
 
+ScoredIds = Callable[[Tensor], Tensor]
+"""Returns the student's ids of the teacher's [T, …], −1 for tokens outside the corpus."""
 LogitLoss = Callable[[Batch, StudentLogits, float], Tensor]
 """[T] distance to the teacher at a stored temperature."""
 
 
-def in_student_ids(kept_id: Tensor, values: Tensor, scored_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Condition kept tokens and their log-probabilities or log weights, […, k], on the tokens of the corpus.
+def in_student_ids(kept_id: Tensor, values: Tensor, scored: ScoredIds) -> tuple[Tensor, Tensor]:
+    """Condition kept tokens and their log-probabilities or log weights, [T, …, k], on the tokens of the corpus.
 
-    `scored_id` [V] int64 maps the teacher's ids to the student's, −1 for those outside the corpus. Their slots are left
-    out: the id becomes −1, as in empty slots, and the value −∞. With the tail or entropy over the corpus this is exact.
+    The slots of tokens outside it are left out: the id becomes −1, as in empty slots, and the value −∞. With the tail
+    or entropy over the corpus this is exact.
     """
-    kept_id = torch.where(kept_id < 0, -1, scored_id[kept_id])
+    kept_id = torch.where(kept_id < 0, -1, scored(kept_id.clamp(min=0)))
     return kept_id, values.masked_fill(kept_id < 0, -torch.inf)
 
 
@@ -72,9 +74,9 @@ class TopkTargets:
         """Return the kept tokens [T, k], the most probable first, −1 in empty slots."""
         return batch["topk_id"]
 
-    def condition(self, batch: Batch, scored_id: Tensor) -> Batch:
+    def condition(self, batch: Batch, scored: ScoredIds) -> Batch:
         """Return the arrays of the teacher conditioned on the tokens of the corpus, as `in_student_ids`."""
-        kept_id, logprob = in_student_ids(batch["topk_id"], batch["topk_logprob"], scored_id)
+        kept_id, logprob = in_student_ids(batch["topk_id"], batch["topk_logprob"], scored)
         return {"topk_id": kept_id, "topk_logprob": logprob, "tail_logmass": batch["tail_logmass_seen"]}
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:
@@ -123,8 +125,8 @@ class ThresholdTargets:
         """Return the sampled tokens [T, k]. Raises ValueError if `temperature` is not stored."""
         return batch["sample_id"][:, self.temperatures.index(temperature)]
 
-    def condition(self, batch: Batch, scored_id: Tensor) -> Batch:
-        kept_id, logweight = in_student_ids(batch["sample_id"], batch["sample_logweight"], scored_id)
+    def condition(self, batch: Batch, scored: ScoredIds) -> Batch:
+        kept_id, logweight = in_student_ids(batch["sample_id"], batch["sample_logweight"], scored)
         return {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:

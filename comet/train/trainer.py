@@ -147,11 +147,11 @@ class DistillationTrainer(Trainer):
         batch = self.collator(self.rows.__getitems__(range(count)))
         return {name: tensor.to(self.args.device) for name, tensor in batch.items()}
 
-    def validate(self) -> Validation:
-        """Measure the student on the validation rows."""
+    def validate(self, rows: CacheRows | None = None) -> Validation:
+        """Measure the student on these rows, by default on all validation rows."""
         distiller: Any = self.accelerator.unwrap_model(self.model)
         size, device = self.args.per_device_eval_batch_size, self.args.device
-        return validate(distiller, self.validation_rows, size, device, self.collator, self.processes)
+        return validate(distiller, rows or self.validation_rows, size, device, self.collator, self.processes)
 
 
 @contextmanager

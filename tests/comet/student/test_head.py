@@ -55,6 +55,32 @@ def test_values_and_gradients_equal_the_dense_head(
         torch.testing.assert_close(ours.double(), reference.double(), rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("slice_size", [16, 64])
+def test_each_target_takes_the_bias_of_its_corpus(slice_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one head for each corpus, in values and gradients; what a corpus lacks has a bias of −∞."""
+    monkeypatch.setattr(comet.student.head, "VOCABULARY_SLICE", slice_size)
+    features, weight, bias, kept_id, truth_id = inputs(50, 5, 0)
+    excluded = torch.zeros(3, 50, dtype=torch.bool)
+    excluded[0, 30:], excluded[1, :10], excluded[2, ::2] = True, True, True
+    corpus = torch.tensor([0, 2, 1, 0, 1, 2, 2])
+    biases = bias.masked_fill(excluded, -torch.inf)  # [C, V]
+    kept, label, rest = sparse_head(features, weight, biases, kept_id, truth_id, (1.0, 2.0), corpus=corpus)
+    finite = kept.masked_fill(kept == -torch.inf, 0).sum() + rest.sum()
+    found = torch.autograd.grad(finite, (features, weight, bias))
+    wanted = [torch.zeros_like(gradient) for gradient in found]
+    for number in range(3):
+        mine = corpus == number
+        one = bias.masked_fill(excluded[number], -torch.inf)
+        alone = sparse_head(features[mine], weight, one, kept_id[mine], truth_id[mine], (1.0, 2.0))
+        for whole, part in zip((kept, label, rest), alone, strict=True):
+            torch.testing.assert_close(whole[mine], part)
+        finite = alone[0].masked_fill(alone[0] == -torch.inf, 0).sum() + alone[2].sum()
+        for total, gradient in zip(wanted, torch.autograd.grad(finite, (features, weight, bias)), strict=True):
+            total += gradient
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
 def test_an_empty_rest_is_minus_infinity_and_passes_no_gradient() -> None:
     features, weight, bias, _, truth_id = inputs(20, 1, 0)
     everything = torch.arange(20).expand(TARGETS, -1)

@@ -91,7 +91,7 @@ def cache_with(sample_text: Path, tmp_path_factory: pytest.TempPathFactory) -> C
 
 def save(cache: Cache, vocabulary: StudentVocabulary, folder: Path) -> Any:
     tokenizer = student_tokenizer(cache, vocabulary)
-    save_student_tokenizer(tokenizer, ["input_ids", "attention_mask"], folder, cache, vocabulary)
+    save_student_tokenizer(tokenizer, ["input_ids", "attention_mask"], folder, [cache], vocabulary)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -161,7 +161,7 @@ def test_a_tokenizer_that_reads_otherwise_is_not_saved(cache: Cache, tmp_path: P
     assert str(e.value).endswith("this tokenizer cannot be trimmed; use --vocabulary full")
     other.model_max_length = 512
     with pytest.raises(CometError, match=r"^the student's tokenizer reads '"):
-        save_student_tokenizer(other, ["input_ids"], tmp_path, cache, vocabulary)
+        save_student_tokenizer(other, ["input_ids"], tmp_path, [cache], vocabulary)
     state["model"]["vocab"] = [entry for entry in state["model"]["vocab"] if len(entry[0]) > 1]
     state["model"]["unk_id"] = [entry[0] for entry in state["model"]["vocab"]].index("<unk>")
     without_letters = Tokenizer.from_str(json.dumps(state | {"added_tokens": []}))

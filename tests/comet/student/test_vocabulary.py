@@ -126,7 +126,9 @@ def test_the_loss_is_that_of_a_teacher_conditioned_on_the_corpus(
         logits = student.lm_head.decoder(features).masked_fill(vocabulary.unscored, -torch.inf)
     asked = logits.logsumexp(1)
     torch.testing.assert_close(torch.logaddexp(found.kept.logsumexp(1), found.rest), asked, rtol=1e-5, atol=1e-5)
-    assert (vocabulary.scored_id[torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)[0]] >= 0).all()
+    assert (
+        vocabulary.scored_id[0][torch.from_numpy(vocabulary.teacher_id)][distiller.best_token(features)[0]] >= 0
+    ).all()
 
 
 def test_the_mass_outside_is_what_the_cache_says(narrow: Cache) -> None:
@@ -192,11 +194,6 @@ def test_a_random_start_is_farther_away(narrow: Cache, tmp_path: Path) -> None:
         for init in ("cache", "random")
     ]
     assert begun[0] < begun[1]
-
-
-def test_several_caches_are_refused(narrow: Cache, cache: Cache) -> None:
-    with pytest.raises(CometError, match=r"--vocabulary trimmed: takes one --cache"):
-        trimmed_vocabulary([narrow, cache])
 
 
 def test_word_pieces_are_trimmed() -> None:

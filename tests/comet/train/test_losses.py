@@ -120,7 +120,7 @@ def test_the_trimmed_loss_is_the_dense_loss_given_seen_ids(temperature: float) -
     unseen = torch.ones(VOCABULARY, dtype=torch.bool).index_fill(0, seen, False)
     others = logprob.scatter(1, kept_id, -torch.inf).masked_fill(unseen, -torch.inf)
     tail = (others / temperature).logsumexp(1)
-    kept, conditioned = in_student_ids(kept_id, logprob.gather(1, kept_id), student_id)
+    kept, conditioned = in_student_ids(kept_id, logprob.gather(1, kept_id), student_id.__getitem__)
     padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1)
     at = torch.where(kept < 0, len(seen), kept)
     rest = (padded.scatter(1, at, -torch.inf) / temperature).logsumexp(1)
@@ -142,7 +142,7 @@ def mean_over_samples(
     head = BlockedHead(Head(teacher.T.float(), torch.zeros(VOCABULARY)), seen)
     offset = ((torch.arange(DRAWS) + 0.5) / DRAWS).double().repeat_interleave(TARGETS)  # [DRAWS × T]
     drawn = keep_threshold_sample(torch.eye(TARGETS).repeat(DRAWS, 1), head, 12, (temperature,), offset)
-    kept_id, logweight = in_student_ids(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id)
+    kept_id, logweight = in_student_ids(drawn.ids[:, 0], drawn.logweight[:, 0].double(), student_id.__getitem__)
     entropy = (drawn.entropy if seen.all() else drawn.entropy_seen)[:, 0].double()
     padded = torch.cat([student, torch.full((TARGETS, 1), -torch.inf, dtype=student.dtype)], 1).repeat(DRAWS, 1)
     at = torch.where(kept_id < 0, student.shape[1], kept_id)
@@ -193,7 +193,7 @@ def test_a_slot_left_out_changes_neither_value_nor_gradient() -> None:
 def test_ids_that_are_left_out_stay_so() -> None:
     """−1 in a sample of fewer than k tokens must not become some token's id."""
     student_id = torch.tensor([5, -1, 7])
-    kept, value = in_student_ids(torch.tensor([[2, 1, 0, -1]]), torch.zeros(1, 4), student_id)
+    kept, value = in_student_ids(torch.tensor([[2, 1, 0, -1]]), torch.zeros(1, 4), student_id.__getitem__)
     assert kept.tolist() == [[7, -1, 5, -1]]
     assert value.tolist() == [[0.0, -torch.inf, 0.0, -torch.inf]]
 
