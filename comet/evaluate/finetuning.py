@@ -6,12 +6,15 @@ The number of epochs is fixed: choosing one by its score would select on the spl
 import math
 import tempfile
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Encoding
 from tqdm import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
@@ -118,13 +121,16 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
 
 def encode(tokenizer: Any, examples: Sequence[Example], task: Task, max_length: int) -> Encoded:
     """Tokenise examples in form NFC, as caches are, cut to `max_length` tokens with the special tokens kept, and locate
-    their labels."""
+    their labels.
+
+    The words of a sentence are joined by spaces: one by one, many tokenizers would see them without the mark of a
+    beginning word that they had in pre-training (https://github.com/huggingface/transformers/issues/38564).
+    """
     parts = [[unicodedata.normalize(TEXT_FORM, part) for part in example.parts] for example in examples]
-    texts = parts if task.tagging else [part for part, *_ in parts]
-    batch = tokenizer(texts, is_split_into_words=task.tagging, truncation=True, max_length=max_length)
+    batch = tokenizer([" ".join(words) for words in parts], truncation=True, max_length=max_length)
     positions = [[0]] * len(examples)
     if task.tagging:
-        positions = [first_tokens(batch.word_ids(i), len(example.parts)) for i, example in enumerate(examples)]
+        positions = [first_tokens(tokens, words) for tokens, words in zip(batch.encodings, parts, strict=True)]
     return Encoded(
         inputs=[{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in batch["input_ids"]],
         positions=positions,
@@ -134,11 +140,18 @@ def encode(tokenizer: Any, examples: Sequence[Example], task: Task, max_length: 
     )
 
 
-def first_tokens(word_ids: Sequence[int | None], words: int) -> list[int]:
-    """Return the position of each word's first token, UNSEEN for a word without one."""
-    found = [UNSEEN] * words
-    for position, word in reversed(list(enumerate(word_ids))):
-        if word is not None:
+def first_tokens(encoding: Encoding, words: Sequence[str]) -> list[int]:
+    """Return the position of each word's first token in a text of these words, joined by spaces; UNSEEN for a word
+    without one.
+
+    A token belongs to the word that it begins in, one that begins with the space before a word to that word.
+    """
+    ends = list(accumulate(len(word) + 1 for word in words))  # each after the space that follows the word
+    found = [UNSEEN] * len(words)
+    tokens = enumerate(zip(encoding.offsets, encoding.special_tokens_mask, strict=True))
+    for position, ((start, _), special) in reversed(list(tokens)):
+        word = bisect_right(ends, start + 1)  # a space, at ends[word] - 1, belongs to the word after it
+        if not special and word < len(words):
             found[word] = position
     return found
 

@@ -1,13 +1,17 @@
 """A real small model learns small tasks, the same way for the same seed, and is scored on all that it was given."""
 
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from helpers.small_tasks import write_entities, write_topics
+from helpers.tiny_teachers import byte_pairs
 from safetensors.torch import load_file, save_file
+from tokenizers import Encoding, Tokenizer, models, normalizers, processors
+from transformers import AutoTokenizer
 
 from cache_tools.errors import CometError
 from cache_tools.models import max_positions
@@ -99,8 +103,61 @@ def test_only_the_first_token_of_each_word_has_its_label(sample_teacher: Path) -
     assert len(targets) == len(tokens) and (targets != IGNORED).sum() == 4
 
 
-def test_a_word_without_a_piece_is_unseen() -> None:
-    assert first_tokens([None, 0, 0, 2, None], words=4) == [1, UNSEEN, 3, UNSEEN]
+def by_hand(tokens: list[str], mark: str = "▁") -> Encoding:
+    """The encoding of a text in these tokens, spaces marked, after a <s>; truncated if the text goes on."""
+    merges = [(left, right) for token in tokens for left, right in parts_of(token)]
+    symbols = dict.fromkeys([*"".join(tokens), *(left + right for left, right in merges)])
+    vocab = {symbol: i for i, symbol in enumerate([*symbols, "<s>"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.normalizer = normalizers.Replace(" ", mark)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    encoding = tokenizer.encode("".join(tokens).replace(mark, " "))
+    assert encoding.tokens == ["<s>", *tokens]
+    return encoding
+
+
+def parts_of(token: str) -> list[tuple[str, str]]:
+    return [(token[:i], token[i]) for i in range(1, len(token))]
+
+
+def test_a_token_belongs_to_the_word_that_it_begins_in() -> None:
+    words = ["ab", "c", "de"]
+    assert first_tokens(by_hand(["ab", "▁c", "▁de"]), words) == [1, 2, 3]
+    assert first_tokens(by_hand(["a", "b", "▁", "c", "▁d", "e"]), words) == [1, 3, 5]  # ▁ alone begins the next word
+    assert first_tokens(by_hand(["ab▁", "c▁", "de"]), words) == [1, 2, 3]
+    assert first_tokens(by_hand(["ab▁c", "▁de"]), words) == [1, UNSEEN, 2]  # no token of its own
+    assert first_tokens(by_hand(["ab", "▁c"]), words) == [1, 2, UNSEEN]  # beyond the longest input
+
+
+@pytest.mark.parametrize("name", ["sample", "bytes"])
+def test_words_are_read_as_in_running_text(name: str, sample_teacher: Path, sample_text: Path, tmp_path: Path) -> None:
+    """With the mark of a beginning word, which byte-level tokenizers lose if they get the words one by one."""
+    if name == "bytes":
+        byte_pairs(tmp_path, sample_text)
+    tokenizer = AutoTokenizer.from_pretrained(sample_teacher if name == "sample" else tmp_path)
+    lines = [unicodedata.normalize("NFC", line) for line in sample_text.read_text(encoding="utf-8").splitlines()]
+    task = find_task("masakhaner")
+    examples = [Example(tuple(line.split()), ("O",) * len(line.split())) for line in lines]
+    encoded = encode(tokenizer, examples, task, 512)
+    assert encoded.unseen == encoded.truncated == 0
+    for line, inputs, positions in zip(lines, encoded.inputs, encoded.positions, strict=True):
+        text = " ".join(line.split())
+        assert inputs["input_ids"] == tokenizer(text)["input_ids"]
+        marks = [i for i, t in enumerate(tokenizer.convert_ids_to_tokens(inputs["input_ids"])) if t[0] in "▁Ġ"]
+        assert positions == (marks if name == "sample" else [1, *marks])
+
+
+def test_xlm_r_finds_the_words_where_it_did(sample_teacher: Path, sample_text: Path) -> None:
+    """Its tokenizer marks every word, also those that it gets one by one: scores stay comparable."""
+    tokenizer = AutoTokenizer.from_pretrained(sample_teacher)
+    words = [unicodedata.normalize("NFC", line).split() for line in sample_text.read_text("utf-8").splitlines()]
+    task = find_task("masakhaner")
+    encoded = encode(tokenizer, [Example(tuple(row), ("O",) * len(row)) for row in words], task, 24)
+    one_by_one = tokenizer(words, is_split_into_words=True, truncation=True, max_length=24)
+    for row, positions in enumerate(encoded.positions):
+        assert encoded.inputs[row]["input_ids"] == one_by_one["input_ids"][row]
+        ids = one_by_one.word_ids(row)
+        assert positions == [ids.index(word) if word in ids else UNSEEN for word in range(len(words[row]))]
 
 
 @pytest.mark.parametrize(("name", "missing"), [("masakhaner", "O"), ("masakhapos", "_")])
