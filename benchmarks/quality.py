@@ -70,11 +70,10 @@ def sharpened(source: str, factor: float, folder: Path) -> str:
     out = folder / f"teacher-times-{factor:g}"
     if not out.exists():
         model = AutoModelForMaskedLM.from_pretrained(source, dtype=torch.float32)
-        model.config.tie_word_embeddings = False
-        decoder = model.lm_head.decoder
-        decoder.weight = torch.nn.Parameter(factor * decoder.weight.detach())
-        decoder.bias = torch.nn.Parameter(factor * decoder.bias.detach())
-        model.lm_head.bias = torch.nn.Parameter(decoder.bias.detach().clone())  # shared, it would not be saved
+        with torch.no_grad():
+            for name in ("weight", "bias"):
+                getattr(model.lm_head.layer_norm, name).mul_(factor)
+            model.lm_head.bias.mul_(factor)
         model.save_pretrained(out)
         AutoTokenizer.from_pretrained(source).save_pretrained(out)
     return str(out)

@@ -58,17 +58,13 @@ class Merging:
         """The marks of a symbol inside a word and of one that ends it."""
         return self.model.get("continuing_subword_prefix") or "", self.model.get("end_of_word_suffix") or ""
 
-    @cached_property
-    def spells_in_bytes(self) -> bool:
-        """Whether a character that is not in the vocabulary becomes its bytes."""
-        return bool(self.model.get("byte_fallback")) and all(f"<0x{i:02X}>" in self.model["vocab"] for i in range(256))
-
     def spells_with(self, token: str) -> bool:
-        """Return whether text without kept tokens is spelt with this one."""
-        if self.spells_in_bytes:
-            return BYTE.fullmatch(token) is not None
-        prefix, suffix = self.affixes
-        return len(token.removeprefix(prefix).removesuffix(suffix)) == 1
+        """Return whether this token spells text of no kept tokens: a byte, or a character that no bytes spell."""
+        if not self.model.get("byte_fallback"):
+            prefix, suffix = self.affixes
+            return len(token.removeprefix(prefix).removesuffix(suffix)) == 1
+        in_bytes = all(f"<0x{byte:02X}>" in self.model["vocab"] for byte in token.encode())
+        return BYTE.fullmatch(token) is not None or (len(token) == 1 and not in_bytes)
 
     def joined(self, merge: Merge) -> str:
         return merge[0] + merge[1][len(self.affixes[0]) :]

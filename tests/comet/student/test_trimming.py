@@ -44,7 +44,8 @@ def byte_fallback(lines: list[str]) -> Tokenizer:
     learnt.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL, show_progress=False))
     state = json.loads(learnt.to_str()) | {"pre_tokenizer": None}
     state["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
-    state["model"]["vocab"] |= {byte: len(state["model"]["vocab"]) + i for i, byte in enumerate(BYTES)}
+    others = [byte for byte in BYTES if byte != "<0x6B>"] + ["ł", "ሰ"]  # k is a character only, as is a tab in Gemma
+    state["model"]["vocab"] |= {token: len(state["model"]["vocab"]) + i for i, token in enumerate(others)}
     return Tokenizer.from_str(json.dumps(state))
 
 
@@ -99,6 +100,15 @@ def test_text_of_kept_tokens_is_read_as_before(kind: str, lines: list[str]) -> N
     for line in [*lines, *OTHER_TEXT]:
         unknown = [tokenizer.encode(line).tokens.count("<unk>") for tokenizer in (whole, trimmed)]
         assert unknown[0] == unknown[1], line
+
+
+def test_characters_that_bytes_spell_are_not_kept(lines: list[str]) -> None:
+    whole = byte_fallback(lines)
+    trimmed, _ = trim(whole, set(whole.encode("aba").ids))
+    kept = trimmed.get_vocab()
+    assert {"a", "b", "k", "<0xFF>"} <= set(kept) and not {"ł", "ሰ", "e"} & set(kept)
+    assert trimmed.encode("ke").tokens == ["k", "<0x65>"]
+    assert trimmed.encode("ł").tokens == ["<0xC5>", "<0x82>"] and whole.encode("ł").tokens == ["ł"]
 
 
 @pytest.mark.parametrize("kind", ["byte level", "byte fallback"])
