@@ -4,6 +4,7 @@ A row of attention is that of one query over the keys of its text, averaged over
 its keys the gaps between them, and their weights; with weight 0 for the other keys, the expectation is the whole row.
 """
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -71,6 +72,12 @@ class AttentionCapture:
     def __init__(self, layers: tuple[int, ...], queries: Tensor) -> None:
         self.layers, self.queries = layers, queries
         self.collected: dict[int, Tensor] = {}
+        self._unnumbered = count()
+
+    def layer_of(self, module: nn.Module) -> int:
+        """Return the layer of an attention module; those that transformers does not number come in their order."""
+        number: int | None = getattr(module, "layer_idx", None)
+        return next(self._unnumbered) if number is None else number
 
     def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None) -> None:
         at = self.queries[:, self.layers.index(layer)]  # [B, S]
@@ -100,8 +107,7 @@ def _capturing_sdpa(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Run transformers' own SDPA attention; pass query and key to a capture, too."""
-    layer: Any = getattr(module, "layer_idx", None)  # which some models do not number
-    if attention_capture is not None and layer in attention_capture.layers:
+    if attention_capture is not None and (layer := attention_capture.layer_of(module)) in attention_capture.layers:
         with torch.autocast(query.device.type, enabled=False):  # autocast would round the weights to half precision
             attention_capture.collect(layer, query, key, attention_mask, scaling)
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)

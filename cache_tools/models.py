@@ -90,11 +90,25 @@ def loading_errors(what: str, expected: str = TEACHER_FILES, exit_code: int = 1)
 
 def head_transform(model: Any) -> Callable[[Tensor], Tensor] | None:
     """Return what the head of a masked LM does before its last linear layer, None if its kind is unknown."""
+    if isinstance(getattr(model, "lm_head", None), nn.Linear):  # EuroBERT
+        return nn.Identity()
     if hasattr(model, "lm_head") and hasattr(model.lm_head, "layer_norm"):  # RoBERTa, XLM-R, CamemBERT …
         head = model.lm_head
         return lambda hidden: head.layer_norm(nn.functional.gelu(head.dense(hidden)))
-    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT
-        return model.cls.predictions.transform
+    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):  # BERT; RemBERT
+        predictions = model.cls.predictions
+        return getattr(predictions, "transform", None) or _dense_then_norm(predictions)
+    if hasattr(model, "predictions"):  # ALBERT
+        return _dense_then_norm(model.predictions)
+    if hasattr(model, "generator_predictions"):  # the generators of ELECTRA and ConvBERT
+        predict: Callable[[Tensor], Tensor] = model.generator_predictions
+        return predict
+    if hasattr(model, "vocab_transform"):  # DistilBERT
+        return lambda hidden: model.vocab_layer_norm(model.activation(model.vocab_transform(hidden)))
     if hasattr(model, "head") and hasattr(model, "decoder"):  # ModernBERT
         return model.head
     return None
+
+
+def _dense_then_norm(head: Any) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: head.LayerNorm(head.activation(head.dense(hidden)))

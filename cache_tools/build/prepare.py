@@ -145,7 +145,7 @@ def _make_recipe(
         tokens_sha256=rows_sha256(rows),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),
-        embedding_width=min(EMBEDDING_WIDTH, config.hidden_size, widest_embedding(len(masking.seen))),
+        embedding_width=min(EMBEDDING_WIDTH, teacher.input_embedding.shape[1], widest_embedding(len(masking.seen))),
         train_rows=train_rows,
         validation_rows=len(rows["validation"].length) * views,
         seq_len=settings.seq_len,

@@ -33,7 +33,8 @@ def choose_batch_size(teacher: Teacher, seq_len: int, device: torch.device, dtyp
     head = teacher.head.weight.numel() * (4 if kind == "cpu" else width) + 6 * LOGITS_AT_ONCE[kind]
     weights = teacher.parameters * width if kind == "cuda" else 0  # on a CPU they are loaded already
     # one layer's query, key, value, attention output, two residuals, and its feed-forward before and after gelu
-    row = seq_len * width * (6 * config.hidden_size + 2 * config.intermediate_size)
+    feed_forward = getattr(config, "intermediate_size", 4 * config.hidden_size)  # DistilBERT has another name for it
+    row = seq_len * width * (6 * config.hidden_size + 2 * feed_forward)
     rows = min(TOKENS_AT_ONCE[kind] // seq_len, int((MEMORY_SHARE * free - head - weights) / row))
     return 1 << max(rows, 1).bit_length() - 1
 

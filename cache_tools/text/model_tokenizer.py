@@ -76,9 +76,10 @@ def load_teacher_tokenizer(name: str, lines: Iterable[str] = ()) -> PreTrainedTo
         raise CometError(f"teacher {name}: {type(tokenizer).__name__} has no fast version, which packing needs")
     for role in ("mask", "cls", "sep", "pad", "unk"):
         if getattr(tokenizer, f"{role}_token_id") is None:
+            why = ", so it cannot teach masked words" if role == "mask" else ", which rows of a cache need"
             raise CometError(
-                f"teacher {name}: its tokenizer has no {role} token, so it cannot teach masked words; "
-                "choose a masked LM such as Davlan/afro-xlmr-large"
+                f"teacher {name}: its tokenizer has no {role} token{why}; choose a masked LM such as "
+                "Davlan/afro-xlmr-large"
             )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

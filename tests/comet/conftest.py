@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from helpers.settings import build_settings
-from helpers.tiny_teachers import TEACHERS
+from helpers.tiny_teachers import OTHER_HEADS, TEACHERS
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.settings import BuildSettings
@@ -39,7 +39,7 @@ def cache_of(settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) 
     def build(family: str) -> Cache:
         folder = tmp_path_factory.mktemp(family)
         (folder / "teacher").mkdir()
-        TEACHERS[family](folder / "teacher", Path(settings.text[0]))
+        (TEACHERS | OTHER_HEADS)[family](folder / "teacher", Path(settings.text[0]))
         return build_cache(replace(settings, out=folder / "kin.zarr", teacher=str(folder / "teacher"), seq_len=48))
 
     return build

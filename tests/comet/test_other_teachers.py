@@ -29,6 +29,8 @@ TRAINED = {
     "roberta": ("XLMRobertaForMaskedLM", "full"),
     "trimmed roberta": ("XLMRobertaForMaskedLM", "trimmed"),
     "modernbert": ("ModernBertForMaskedLM", "full"),
+    "trimmed mmbert": ("ModernBertForMaskedLM", "trimmed"),
+    "electra": ("XLMRobertaForMaskedLM", "full"),
     "trimmed modernbert": ("ModernBertForMaskedLM", "trimmed"),
 }
 
@@ -100,7 +102,7 @@ def test_a_training_that_was_stopped_gives_the_same_student(
     assert first == second
 
 
-@pytest.mark.parametrize("name", ["trimmed bert", "trimmed modernbert"])
+@pytest.mark.parametrize("name", ["trimmed bert", "trimmed modernbert", "trimmed mmbert"])
 def test_a_student_is_evaluated_and_exported(
     name: str, student_of: Callable[[str], tuple[Cache, Distilled]], tmp_path: Path
 ) -> None:

@@ -1,20 +1,35 @@
 """Masked LMs of other families than XLM-R: real classes and tokenizers, random weights, a tokenizer learnt from a
 text. Each function writes one into an empty folder."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers import (
+    BertWordPieceTokenizer,
+    ByteLevelBPETokenizer,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from tokenizers.processors import RobertaProcessing
 from transformers import (
+    AlbertForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    DistilBertForMaskedLM,
+    ElectraForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    RemBertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -31,14 +46,45 @@ NAMES = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_tok
 SPECIAL_IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 
 
-def bert(folder: Path, text: Path, **changes: Any) -> None:
-    """WordPiece, 500 pieces."""
+def word_pieces(folder: Path, text: Path) -> int:
+    """A WordPiece tokenizer with BERT's special tokens; its number of pieces."""
     pieces = BertWordPieceTokenizer(lowercase=False)
     pieces.train([str(text)], vocab_size=500, show_progress=False)
     pieces.save_model(str(folder))
     BertTokenizer(str(folder / "vocab.txt"), do_lower_case=False).save_pretrained(folder)
+    return int(pieces.get_vocab_size())
+
+
+def bert(folder: Path, text: Path, **changes: Any) -> None:
+    """WordPiece, 500 pieces."""
+    size = word_pieces(folder, text)
     torch.manual_seed(0)
-    BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), **TINY | changes)).save_pretrained(folder)
+    BertForMaskedLM(BertConfig(vocab_size=size, **TINY | changes)).save_pretrained(folder)
+
+
+def of_kind(model: type[PreTrainedModel], **settings: Any) -> Callable[[Path, Path], None]:
+    """A teacher of a class with WordPiece and random weights, biases and norms among them."""
+
+    def write(folder: Path, text: Path) -> None:
+        size = word_pieces(folder, text)
+        torch.manual_seed(0)
+        chosen = {name: value for name, value in (TINY | settings).items() if value is not None}
+        teacher = model(model.config_class(vocab_size=size, **chosen))  # type: ignore[misc]
+        for parameter in teacher.parameters():
+            if parameter.ndim == 1:
+                torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        teacher.save_pretrained(folder)
+
+    return write
+
+
+OTHER_HEADS = {
+    "electra": of_kind(ElectraForMaskedLM, embedding_size=24),  # as in Serengeti-E250
+    "distilbert": of_kind(DistilBertForMaskedLM, dim=32, n_layers=2, n_heads=4, hidden_dim=48, intermediate_size=None),
+    "albert": of_kind(AlbertForMaskedLM, embedding_size=24),
+    "rembert": of_kind(RemBertForMaskedLM, input_embedding_size=16, output_embedding_size=40),
+}
+"""Teachers whose students are of another family, XLM-R's."""
 
 
 def byte_pairs(folder: Path, text: Path) -> int:
@@ -73,4 +119,49 @@ def modernbert(folder: Path, text: Path, **changes: Any) -> None:
     model.save_pretrained(folder)
 
 
-TEACHERS: dict[str, Callable[[Path, Path], None]] = {"bert": bert, "roberta": roberta, "modernbert": modernbert}
+BYTES = [f"<0x{i:02X}>" for i in range(256)]
+GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+
+
+def byte_fallback(lines: list[str], special: list[str], without: tuple[str, ...] = ()) -> Tokenizer:
+    """A BPE as Gemma's: spaces are characters, a line is one word, unknown characters become bytes; learnt from words.
+
+    `without` are bytes that it lacks.
+    """
+    learnt = Tokenizer(models.BPE())
+    learnt.normalizer = normalizers.Replace(" ", "▁")
+    learnt.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    learnt.train_from_iterator(lines, trainer)
+    state = json.loads(learnt.to_str()) | {"pre_tokenizer": None}
+    state["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
+    size, missing = len(state["model"]["vocab"]), [byte for byte in BYTES if byte not in without]
+    state["model"]["vocab"] |= {byte: size + i for i, byte in enumerate(missing)}
+    return Tokenizer.from_str(json.dumps(state))
+
+
+def mmbert(folder: Path, text: Path) -> None:
+    """As mmBERT is published: a ModernBERT with Gemma's tokenizer, whose cls is <bos>, though config.json says that it
+    is 1; weights as a pickle only."""
+    pieces = byte_fallback(text.read_text(encoding="utf-8").splitlines(), GEMMA)
+    pieces.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
+    )
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=pieces, cls_token="<bos>", sep_token="<eos>", **names).save_pretrained(
+        folder
+    )
+    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "cls_token_id": 1, "sep_token_id": 1}
+    others = {"num_hidden_layers": 4, "local_attention": 8}
+    torch.manual_seed(0)
+    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=pieces.get_vocab_size(), **TINY | ids | others))
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+TEACHERS: dict[str, Callable[[Path, Path], None]] = {
+    "bert": bert,
+    "roberta": roberta,
+    "modernbert": modernbert,
+    "mmbert": mmbert,
+}

@@ -14,7 +14,7 @@ import torch
 import zarr
 from helpers.builds import Running, assert_one_error_line, build, build_arguments, digests
 from safetensors.torch import load_file, save_file
-from transformers import DistilBertConfig, DistilBertForMaskedLM, GPT2Config, XLMRobertaModel
+from transformers import FlaubertConfig, FlaubertWithLMHeadModel, GPT2Config, XLMRobertaModel
 
 QUICK: dict[str, Any] = {"max_tokens": 200, "seq_len": 32, "top_k": 4, "attention_keys": 4}
 
@@ -151,9 +151,9 @@ def no_masked_lm(folder: Path) -> None:
 
 
 def unknown_head(folder: Path) -> None:
-    config = DistilBertConfig(vocab_size=8000, n_layers=1, dim=8, hidden_dim=8, n_heads=1)
+    config = FlaubertConfig(vocab_size=8000, n_layers=1, emb_dim=8, n_heads=1)
     (folder / "model.safetensors").unlink()
-    DistilBertForMaskedLM(config).save_pretrained(folder)
+    FlaubertWithLMHeadModel(config).save_pretrained(folder)
 
 
 def no_mask_token(folder: Path) -> None:

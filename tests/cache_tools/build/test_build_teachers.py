@@ -13,10 +13,10 @@ import torch
 import zarr
 from helpers.attention import differing_draws
 from helpers.builds import assert_one_error_line, build, build_whole, digests
-from helpers.tiny_teachers import TINY, bert, modernbert, roberta
+from helpers.tiny_teachers import OTHER_HEADS, TINY, bert, mmbert, modernbert, of_kind, roberta
 from safetensors.torch import load_file, save_file
 from tokenizers import BertWordPieceTokenizer
-from transformers import AutoModelForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers import AutoModelForMaskedLM, ConvBertForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from cache_tools import open_cache
 
@@ -51,7 +51,7 @@ def assert_is_what_the_teacher_says(out: Path, teacher: Path) -> None:
         for row, n in enumerate(arrays["length"]):
             ids = torch.from_numpy(arrays["input_ids"][row, :n].astype(np.int64))[None]
             with torch.no_grad():
-                output = model(ids, output_attentions=True)
+                output = model(ids, output_attentions=bool(recipe.attention_layers))
             used = arrays["target_position"][row] != 65535
             at = torch.from_numpy(arrays["target_position"][row][used].astype(np.int64))
             logprob = output.logits[0, at].double().log_softmax(1).numpy()
@@ -59,6 +59,8 @@ def assert_is_what_the_teacher_says(out: Path, teacher: Path) -> None:
             np.testing.assert_allclose(stored, -np.sort(-logprob, axis=1)[:, : stored.shape[1]], rtol=1e-3, atol=1e-3)
             chosen = np.take_along_axis(logprob, arrays["topk_id"][row][used].astype(np.int64), axis=1)
             np.testing.assert_allclose(stored, chosen, rtol=1e-3, atol=1e-3)
+            if not recipe.attention_layers:
+                continue
             attention = torch.cat(output.attentions).double().mean(1).numpy()  # [layers, n, n]
             differ += differing_draws(attention, arrays, row, recipe)
             kept += int((arrays["attention_gap"][row] < recipe.seq_len).sum())
@@ -177,10 +179,33 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
     build_whole(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 64})
 
 
-@pytest.mark.parametrize("family", [roberta, modernbert])
+@pytest.mark.parametrize(
+    "family", [roberta, modernbert, mmbert, *(OTHER_HEADS[name] for name in ("electra", "distilbert", "albert"))]
+)
 def test_other_families(tmp_path: Path, sample_text: Path, family: Callable[[Path, Path], None]) -> None:
     teacher = tmp_path / "teacher"
     teacher.mkdir()
     family(teacher, sample_text)
     build_whole(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS)
     assert_is_what_the_teacher_says(tmp_path / "kin.zarr", teacher)
+
+
+def test_a_model_without_the_attention_interface_gives_its_logits(tmp_path: Path, sample_text: Path) -> None:
+    """RemBERT computes attention in its own way, and its head has no transform of its own."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    OTHER_HEADS["rembert"](teacher, sample_text)
+    refused = build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS)
+    assert_one_error_line(refused, 2, "could not be captured", "build without attention: --attention-layers none")
+    build_whole(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"attention_layers": "none"})
+    assert_is_what_the_teacher_says(tmp_path / "kin.zarr", teacher)
+
+
+def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, sample_text: Path) -> None:
+    """ConvBERT's convolutions reach into the padding behind a row."""
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    of_kind(ConvBertForMaskedLM, embedding_size=32, head_ratio=2, conv_kernel_size=3)(teacher, sample_text)
+    options = OPTIONS | {"attention_layers": "none"}
+    refused = build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **options)
+    assert_one_error_line(refused, 2, "ConvBertForMaskedLM reads a row otherwise beside another, or with padding")

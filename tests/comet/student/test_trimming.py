@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tiny_teachers import BYTES, byte_fallback
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors, trainers
 
 from comet.student.trimming import Merging, required_ids, trimmed_state
 
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>", "<mask>"]
-BYTES = [f"<0x{i:02X}>" for i in range(256)]
 OTHER_TEXT = ["Zażółć gęślą jaźń 👩🏽‍💻", "ልጆቹ ወደ ትምህርት ቤት", "<s> x </s>", "", "  two  spaces\tand a tab"]
 
 
@@ -36,16 +36,11 @@ def byte_level(lines: list[str], ignore_merges: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def byte_fallback(lines: list[str]) -> Tokenizer:
-    """As in Gemma: spaces are characters, a line is one word, unknown characters become bytes."""
-    learnt = Tokenizer(models.BPE())
-    learnt.normalizer = normalizers.Replace(" ", "▁")
-    learnt.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    learnt.train_from_iterator(lines, trainers.BpeTrainer(vocab_size=900, special_tokens=SPECIAL, show_progress=False))
-    state = json.loads(learnt.to_str()) | {"pre_tokenizer": None}
-    state["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
-    others = [byte for byte in BYTES if byte != "<0x6B>"] + ["ł", "ሰ"]  # k is a character only, as is a tab in Gemma
-    state["model"]["vocab"] |= {token: len(state["model"]["vocab"]) + i for i, token in enumerate(others)}
+def gemma(lines: list[str]) -> Tokenizer:
+    """As in Gemma, where a tab is a character only, here k; and characters that the text lacks."""
+    whole = byte_fallback(lines, SPECIAL, without=("<0x6B>",))
+    state = json.loads(whole.to_str())
+    state["model"]["vocab"] |= {token: whole.get_vocab_size() + i for i, token in enumerate("łሰ")}
     return Tokenizer.from_str(json.dumps(state))
 
 
@@ -63,7 +58,7 @@ def marked(lines: list[str]) -> Tokenizer:
 KINDS: dict[str, Callable[[list[str]], Tokenizer]] = {
     "byte level": byte_level,
     "byte level, whole words first": lambda lines: byte_level(lines, ignore_merges=True),
-    "byte fallback": byte_fallback,
+    "byte fallback": gemma,
     "marked": marked,
 }
 
@@ -103,7 +98,7 @@ def test_text_of_kept_tokens_is_read_as_before(kind: str, lines: list[str]) -> N
 
 
 def test_characters_that_bytes_spell_are_not_kept(lines: list[str]) -> None:
-    whole = byte_fallback(lines)
+    whole = gemma(lines)
     trimmed, _ = trim(whole, set(whole.encode("aba").ids))
     kept = trimmed.get_vocab()
     assert {"a", "b", "k", "<0xFF>"} <= set(kept) and not {"ł", "ሰ", "e"} & set(kept)
