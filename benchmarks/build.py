@@ -76,7 +76,12 @@ def random_teacher(folder: Path, shape: Shape) -> Path:
 
 def settings_for(out: Path, teacher: Path, **options: Any) -> BuildSettings:
     return BuildSettings(
-        out=out, language="kin", teacher=str(teacher), text=(str(SAMPLE / "text.txt"),), **{"views": 1} | options
+        out=out,
+        language="kin",
+        teacher=str(teacher),
+        text=(str(SAMPLE / "text.txt"),),
+        weak_teacher=True,
+        **{"views": 1} | options,
     )
 
 

@@ -290,6 +290,7 @@ def main(shared: Path, output: Path, only: tuple[str, ...]) -> None:
         settings = BuildSettings(
             out=cache, language="kin", teacher=str(small_teacher(folder / "teacher", shared)),
             text=(str(shared / "data/text/kin.txt.xz"),), max_tokens=150_000, rows_per_shard=256, views=1,
+            weak_teacher=True,
         )  # fmt: skip
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "against plain training": lambda: in_child(against_plain, cache),

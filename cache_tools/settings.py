@@ -51,6 +51,7 @@ class BuildSettings:
     dtype: str = "auto"
     device: str = "auto"
     batch_size: int | None = None
+    weak_teacher: bool = False
 
     def __post_init__(self) -> None:
         def require(ok: bool, option: str, value: object, expected: str) -> None:

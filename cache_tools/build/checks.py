@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -13,6 +15,7 @@ from cache_tools.errors import CometError, first_line, visible
 from cache_tools.models import max_positions
 from cache_tools.places.foreign import named
 from cache_tools.settings import BuildSettings, parse_layers
+from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
 from cache_tools.store.records import read_bounded
 from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
@@ -27,6 +30,8 @@ MANY_REPEATED = 0.25  # of all documents
 MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
 SHORTEST = 2  # tokens of a row that the teacher is tried with
 SAME = 1e-3  # relative to the largest feature, in float32
+TOKENS_TRIED, ROWS_AT_ONCE = 4096, 8
+FEWEST_JUDGED = 100  # masked tokens: by fewer a teacher is not refused
 
 
 def check_against_teacher(settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -112,6 +117,56 @@ def check_unknown_tokens(teacher: str, spool: Spool, tokenizer: PreTrainedTokeni
         )
     if share >= MANY_UNKNOWN:
         tqdm.write(f"{said}: no student will know them either; is this its script?")
+
+
+@torch.no_grad()
+def check_accuracy(
+    settings: BuildSettings,
+    teacher: Teacher,
+    device: torch.device,
+    rows: dict[str, NDArray],
+    counts: NDArray,
+    mask_id: int,
+) -> None:
+    """Print how many masked tokens the teacher names in the first of these rows of a shard, beside a unigram model.
+
+    `counts` [V] are the occurrences of each token of the corpus, 0 of special ones. The teacher reads the rows on
+    `device`, and is on the CPU before and after. Raises CometError if it is no better than always saying the most
+    frequent token, unless `weak_teacher` is set.
+    """
+    reading = teacher.to(device, torch.float32)
+    named_right = frequent = tried = 0
+    for first in range(0, min(-(-TOKENS_TRIED // settings.seq_len), len(rows["length"])), ROWS_AT_ONCE):
+        ids, length, position, label = (
+            torch.from_numpy(rows[name][first : first + ROWS_AT_ONCE].astype(np.int64))
+            for name in ("input_ids", "length", "target_position", "target_id")
+        )
+        row, slot = torch.nonzero(position != UNUSED_POSITION, as_tuple=True)
+        masked = ids[row, position[row, slot]] == mask_id  # other targets are shown, or shown as other tokens
+        row, slot = row[masked], slot[masked]
+        mask = torch.arange(ids.shape[1]) < length[:, None]
+        hidden = reading.hidden_states(ids.to(device), mask.to(device), None)
+        logits = reading.head.logits(reading.transform(hidden[row, position[row, slot]]))  # [T, V]
+        truth = label[row, slot]
+        named_right += int((logits.argmax(1).cpu() == truth).sum())
+        frequent += int((truth == int(counts.argmax())).sum())
+        tried += len(truth)
+    teacher.to(torch.device("cpu"), torch.float32)
+    if not tried:
+        return
+    said = (
+        f"the teacher names {named_right / tried:.1%} of {tried:,} masked tokens of this text, always saying its most "
+        f"frequent token {frequent / tried:.1%}"
+    )
+    if named_right > frequent or settings.weak_teacher or tried < FEWEST_JUDGED:
+        tqdm.write(said)
+        return
+    raise CometError(
+        f"teacher {settings.teacher}: {said}: it was not trained to fill masks, or not on this language, or its "
+        "weights or tokenizer are not those it was trained with; choose another teacher, or give --weak-teacher to "
+        "build anyway",
+        exit_code=2,
+    )
 
 
 def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:

@@ -17,7 +17,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from cache_tools.anatomy import why_no_start
-from cache_tools.build.checks import check_against_teacher, check_tokenizer, check_unknown_tokens, say_what_was_read
+from cache_tools.build.checks import (
+    check_accuracy,
+    check_against_teacher,
+    check_tokenizer,
+    check_unknown_tokens,
+    say_what_was_read,
+)
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
 from cache_tools.errors import CometError
@@ -89,6 +95,10 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         masking = _masking_of(settings, spool, tokenizer)
         recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
+        read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
+        device = choose_device(settings.device)
+        counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)
+        check_accuracy(settings, teacher, device, read_tokens(0), counts, masking.mask_id)
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
@@ -96,8 +106,6 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
             "settings": _run_settings(settings, teacher),
         }
         vocabulary = _vocabulary(teacher, spool, masking, recipe)
-        read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
-        device = choose_device(settings.device)
         start = compute_start(teacher, recipe, read_tokens, vocabulary["id"], vocabulary["count"], device)
         seal(root, recipe, attributes, vocabulary, start, digests)
         publish(root, out)

@@ -33,7 +33,7 @@ SECTIONS = {
     "Start of students": ("start_layers", "start_width"),
     "Execution": (
         *("dtype", "device", "batch_size", "rows_per_shard", "max_hours", "worker", "push_to", "i_may_share_this"),
-        "dry_run",
+        *("weak_teacher", "dry_run"),
     ),
 }
 EXAMPLES = (
@@ -89,6 +89,11 @@ EXAMPLES = (
 @click.option("--batch-size", type=int, help="Rows per forward pass.  [default: as device and memory allow]")
 @click.option("--rows-per-shard", default=BuildSettings.rows_per_shard,
               help="Rows per file of each array; a crash loses at most one shard.")  # fmt: skip
+@click.option(
+    "--weak-teacher",
+    is_flag=True,
+    help="Build even if the teacher names masked tokens no better than the most frequent token would.",
+)
 @click.option("--seed", default=0, help="Seed of the masking.")
 @click.option("--max-hours", type=float,
               help="Start no shard after this many hours; run again to continue.  [default: no limit]")  # fmt: skip

@@ -83,8 +83,27 @@ def load_teacher_tokenizer(name: str, lines: Iterable[str] = ()) -> PreTrainedTo
             )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
+    _require_its_own_ends(tokenizer, name)
     tokenizer.backend_tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _require_its_own_ends(tokenizer: PreTrainedTokenizerFast, name: str) -> None:
+    """Raise CometError if the tokenizer puts other tokens around a text than its cls and sep, which rows get."""
+    plain, whole = (tokenizer.backend_tokenizer.encode("a", add_special_tokens=add).ids for add in (False, True))
+    before = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
+    if before is None:
+        return
+    ends = {"cls": whole[:before][:1], "sep": whole[before + len(plain) :][-1:]}
+    for role, found in ends.items():
+        expected = getattr(tokenizer, f"{role}_token_id")
+        if found and found != [expected]:
+            token, other = (tokenizer.convert_ids_to_tokens(i) for i in (expected, *found))
+            raise CometError(
+                f"teacher {name}: its tokenizer.json puts {other} {'before' if role == 'cls' else 'after'} a text, but "
+                f"its {role} token is {token}: the teacher would read rows as it never saw them; correct "
+                f"{role}_token in a copy of its tokenizer_config.json"
+            )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -123,9 +123,13 @@ def run_command(module: str, arguments: list[str], log: str, environment: dict[s
 
 
 def build_arguments(out: Path, teacher: Path | str, text: Path | str, **options: object) -> list[str]:
-    """`build …` for Kinyarwanda; an option `top_k=8` becomes `--top-k 8`."""
+    """`build …` for Kinyarwanda, of any teacher; an option `top_k=8` becomes `--top-k 8`, True one without a value."""
     pairs = {"lang": "kin", "teacher": teacher, "text": text, "out": out, "views": 1, "device": "cpu"} | options
-    return ["build", *(part for name, value in pairs.items() for part in (f"--{name.replace('_', '-')}", str(value)))]
+    arguments = ["build"] if "weak_teacher" in options else ["build", "--weak-teacher"]
+    for name, value in pairs.items():
+        if value is not False:
+            arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return arguments
 
 
 def build(out: Path, teacher: Path | str, text: Path | str, log: Path, **options: object) -> Ended:

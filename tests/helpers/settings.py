@@ -7,6 +7,7 @@ from cache_tools.settings import BuildSettings
 
 SMALL: dict[str, Any] = {
     "max_tokens": 1500, "seq_len": 48, "views": 1, "rows_per_shard": 16, "top_k": 8, "attention_keys": 6,
+    "weak_teacher": True,  # many are of random weights
 }  # fmt: skip
 
 

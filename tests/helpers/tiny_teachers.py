@@ -25,6 +25,7 @@ from transformers import (
     BertTokenizer,
     DistilBertForMaskedLM,
     ElectraForMaskedLM,
+    GteForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
     PreTrainedModel,
@@ -82,6 +83,7 @@ OTHER_HEADS = {
     "electra": of_kind(ElectraForMaskedLM, embedding_size=24),  # as in Serengeti-E250
     "distilbert": of_kind(DistilBertForMaskedLM, dim=32, n_layers=2, n_heads=4, hidden_dim=48, intermediate_size=None),
     "albert": of_kind(AlbertForMaskedLM, embedding_size=24),
+    "gte": of_kind(GteForMaskedLM),
     "rembert": of_kind(RemBertForMaskedLM, input_embedding_size=16, output_embedding_size=40),
 }
 """Teachers whose students are of another family, XLM-R's."""

@@ -156,11 +156,14 @@ def unknown_head(folder: Path) -> None:
     FlaubertWithLMHeadModel(config).save_pretrained(folder)
 
 
-def no_mask_token(folder: Path) -> None:
-    file = folder / "tokenizer_config.json"
-    settings = json.loads(file.read_text())
-    del settings["mask_token"]
-    file.write_text(json.dumps(settings))
+def without_token(role: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text())
+        del settings[f"{role}_token"]
+        file.write_text(json.dumps(settings))
+
+    return damage
 
 
 def too_small_a_head(folder: Path) -> None:
@@ -196,7 +199,8 @@ TEACHERS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no masked-LM head": (no_head, ("no masked-LM head",)),
     "not a masked LM": (no_masked_lm, ("gpt2", "not a masked LM")),
     "unknown head": (unknown_head, ("head of an unknown kind",)),
-    "no mask token": (no_mask_token, ("mask token",)),
+    "no mask token": (without_token("mask"), ("no mask token, so it cannot teach masked words",)),
+    "no cls token": (without_token("cls"), ("no cls token, which rows of a cache need",)),
     "tokenizer larger than the head": (too_small_a_head, ("8000", "7999")),
     "NaN in the weights": (not_a_number, ("nan",)),
     "cut config": (cut("config.json"), ("cannot be loaded",)),

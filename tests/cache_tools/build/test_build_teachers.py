@@ -180,7 +180,7 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", [roberta, modernbert, mmbert, *(OTHER_HEADS[name] for name in ("electra", "distilbert", "albert"))]
+    "family", [roberta, modernbert, mmbert, *(OTHER_HEADS[name] for name in ("electra", "distilbert", "albert", "gte"))]
 )
 def test_other_families(tmp_path: Path, sample_text: Path, family: Callable[[Path, Path], None]) -> None:
     teacher = tmp_path / "teacher"

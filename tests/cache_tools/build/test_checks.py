@@ -2,6 +2,8 @@
 transformers computes, and texts that the teacher cannot read."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,9 @@ from transformers import (
     Data2VecTextConfig,
     DebertaV2Config,
     FNetConfig,
-    GteConfig,
+    MobileBertConfig,
     MPNetConfig,
     PretrainedConfig,
-    RemBertConfig,
 )
 
 from cache_tools import build_cache, open_cache
@@ -112,7 +113,7 @@ def of_family(folder: Path, text: Path, config: type[PretrainedConfig], **fields
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # DeBERTa until transformers 5.20
-@pytest.mark.parametrize("config", [MPNetConfig, DebertaV2Config, GteConfig])
+@pytest.mark.parametrize("config", [MPNetConfig, DebertaV2Config])
 def test_where_no_attention_can_be_captured_a_build_without_maps_is_advised_and_works(
     tmp_path: Path, sample_text: Path, config: type[PretrainedConfig]
 ) -> None:
@@ -141,8 +142,9 @@ def test_positions_that_begin_after_the_padding_id(
 
 
 def test_a_head_of_an_unknown_kind(tmp_path: Path, sample_text: Path) -> None:
-    folder = of_family(tmp_path / "teacher", sample_text, RemBertConfig, input_embedding_size=16)
-    assert "RemBertForMaskedLM is a masked LM of an unknown kind" in refused(folder, sample_text)
+    """MobileBERT's last layer is two matrices side by side."""
+    folder = of_family(tmp_path / "teacher", sample_text, MobileBertConfig, embedding_size=16, intra_bottleneck_size=16)
+    assert "MobileBertForMaskedLM is a masked LM of an unknown kind" in refused(folder, sample_text)
 
 
 def test_a_vocabulary_with_gaps(tmp_path: Path, sample_text: Path) -> None:
@@ -223,3 +225,63 @@ def test_a_tokenizer_with_another_padding_id(tmp_path: Path, sample_text: Path) 
     change_config(folder, pad_token_id=3)
     message = refused(folder, sample_text)
     assert "its positions begin after the padding id 3, but the padding id of its tokenizer is 1" in message
+
+
+def test_how_many_masked_tokens_the_teacher_names_is_said(
+    sample_teacher: Path, sample_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against plain transformers, on the masked tokens of the first rows."""
+    settings = build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, weak_teacher=False, rows_per_shard=64)
+    cache = build_cache(settings)
+    said = next(line for line in capsys.readouterr().out.splitlines() if "masked tokens of this text" in line)
+    model = AutoModelForMaskedLM.from_pretrained(sample_teacher, dtype=torch.float32).eval()
+    rows = cache.read_shard("train", 0)
+    counts = dict(zip(cache.vocabulary.id.tolist(), cache.vocabulary.count.tolist(), strict=True))
+    frequent = max(counts, key=lambda i: counts[i])
+    right = often = tried = 0
+    for ids, length, positions, labels in zip(
+        *(rows[name] for name in ("input_ids", "length", "target_position", "target_id")), strict=True
+    ):
+        inputs = torch.from_numpy(ids[: int(length)].astype("int64"))
+        with torch.no_grad():
+            best = model(inputs[None]).logits[0].argmax(1)
+        for position, label in zip(positions.tolist(), labels.tolist(), strict=True):
+            if position != 65535 and int(inputs[position]) == cache.recipe.mask_id:
+                right, often, tried = right + (int(best[position]) == label), often + (label == frequent), tried + 1
+    assert said == (
+        f"the teacher names {right / tried:.1%} of {tried:,} masked tokens of this text, always saying its most "
+        f"frequent token {often / tried:.1%}"
+    )
+    assert right > 2 * often > 0
+
+
+def test_a_teacher_that_knows_nothing_is_refused(
+    sample_teacher: Path, sample_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its embeddings moved by one, as with a tokenizer of other ids: no error anywhere else."""
+    teacher = Path(shutil.copytree(sample_teacher, tmp_path / "teacher"))
+    tensors = load_file(teacher / "model.safetensors")
+    name = "roberta.embeddings.word_embeddings.weight"
+    tensors[name] = tensors[name].roll(1, 0)
+    save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
+    settings = build_settings(tmp_path / "kin.zarr", teacher, sample_text, weak_teacher=False, rows_per_shard=64)
+    with pytest.raises(
+        CometError, match=rf"^teacher {teacher}: the teacher names 0\.\d% of \d+ masked .* --weak-teacher"
+    ):
+        build_cache(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+    build_cache(replace(settings, weak_teacher=True))
+    assert "the teacher names 0." in capsys.readouterr().out
+
+
+def test_rows_that_begin_otherwise_than_in_pretraining(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> None:
+    teacher = Path(shutil.copytree(sample_teacher, tmp_path / "teacher"))
+    file = teacher / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"cls_token": "<pad>"}))
+    said = r"its tokenizer.json puts <s> before a text, but its cls token is <pad>: the teacher would read rows as it"
+    with pytest.raises(CometError, match=said):
+        build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text))
+    file.write_text(json.dumps(config | {"sep_token": "<s>"}))
+    with pytest.raises(CometError, match=r"puts </s> after a text, but its sep token is <s>: .* correct sep_token in"):
+        build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text))
