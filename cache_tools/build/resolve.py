@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from cache_tools.errors import CometError, visible
 from cache_tools.places.destinations import require_folder
 from cache_tools.settings import BuildSettings
+from cache_tools.store.provenance import teacher_restriction
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
 from cache_tools.text.hub_text import HubText, pin_revision
@@ -71,7 +72,8 @@ def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
     """Return the same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
 
     `begun` is the provenance of that cache, empty for a new one. Of a new cache, prints the texts from the hub and the
-    teacher, with their licences. Raises CometError if the hub cannot provide them, and if a text is given twice.
+    teacher, with their licences, and whether that of the teacher restricts its use. Raises CometError if the hub cannot
+    provide them, and if a text is given twice.
     """
     texts = tuple(resolve_text(text, begun) if isinstance(text, HubText) else text for text in inputs.texts)
     from_hub = dict.fromkeys(text for text in texts if isinstance(text, HubText))
@@ -83,6 +85,8 @@ def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
         name, revision = split_revision(teacher)
         tqdm.write(f"teacher: {name} ({str(revision)[:7]}; {visible(teacher_licence(teacher))})")
     pinned = replace(inputs, texts=texts, settings=replace(inputs.settings, teacher=teacher))
+    if not begun and (restriction := teacher_restriction(pinned.teacher_provenance())) is not None:
+        tqdm.write(restriction)
     _require_different(pinned)
     return pinned
 

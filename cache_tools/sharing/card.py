@@ -1,6 +1,5 @@
 """The card of a shared cache: a README.md on its content, the licences of its text, and its use."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import CARD as CARD
 from cache_tools.store.ledger import Extent
-from cache_tools.store.provenance import attach_call, texts_read
+from cache_tools.store.provenance import attach_call, restricts_use, texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.start import describe_start
@@ -20,7 +19,6 @@ from cache_tools.text.hub import UNKNOWN_LICENCE
 
 MARK = "<!-- written by comet-cache push -->"
 MAX_CARD_BYTES = 2**20
-NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary|gated)\b")
 
 
 def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
@@ -42,7 +40,7 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
     return [
         f"{name} ({licence})"
         for name, licence in licences.items()
-        if licence.startswith(UNKNOWN_LICENCE) or NOT_FREE.search(licence.lower())
+        if licence.startswith(UNKNOWN_LICENCE) or restricts_use(licence)
     ]
 
 

@@ -1,11 +1,12 @@
 """The provenance of a cache: where it comes from, beside its recipe. It proves nothing, but its types are relied on."""
 
+import re
 import shlex
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, printable
 from cache_tools.settings import LARGEST_BATCH
 
 TEXTS = ("language_name", "teacher", "teacher_revision", "teacher_licence")
@@ -15,6 +16,21 @@ SOURCE_TEXTS = ("name", "revision", "licence")
 OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_NAMED = 3  # texts in one command
+NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary|gated)\b")
+
+
+def restricts_use(licence: str) -> bool:
+    """Return whether a licence by its name restricts what may be done under it."""
+    return NOT_FREE.search(licence.lower()) is not None
+
+
+def teacher_restriction(provenance: Mapping[str, Any]) -> str | None:
+    """Return a sentence if the licence of a cache's teacher restricts its use, None otherwise."""
+    licence = printable(provenance.get("teacher_licence") or "")
+    if not restricts_use(licence):
+        return None
+    teacher = printable(provenance.get("teacher") or "")
+    return f"the licence of the teacher {teacher} ({licence}) restricts its use, and that of students made from it"
 
 
 def check_provenance(provenance: Any, settings: Any, where: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from cache_tools.errors import printable
+from cache_tools.store.provenance import teacher_restriction
 from cache_tools.store.reader import Cache
 from cache_tools.templates import render
 from comet.report.analysis import AnnotatedRow
@@ -109,6 +110,8 @@ def announcement(
             + ("corpus" if len(caches) == 1 else f"{len(caches)} corpora; each target is asked over those of its own")
             + (f"; the teacher gives the others {outside:.1%} of its probability" if outside is not None else "")
         )
+    if (restriction := teacher_restriction(caches[0].provenance)) is not None:
+        lines.append(restriction)
     if distiller.matched:
         pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in distiller.matched)
         lines.append(f"attention matched in layer (student ← teacher): {pairs}")
@@ -175,6 +178,7 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled)
     return render(
         "comet.report", "student.md.jinja", result=result, objective=objective, described=described,
         metadata=ModelCardData(language=languages, library_name="transformers", pipeline_tag="fill-mask"),
+        restriction=teacher_restriction(provenance),
         teacher=_licensed(provenance.get("teacher"), provenance.get("teacher_licence")),
         texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],

@@ -1,0 +1,33 @@
+"""The licence of a teacher, from its card to the student's."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers.settings import build_settings
+
+from cache_tools import build_cache
+from comet.distillation import distill
+from comet.settings import StudentConfig
+
+
+@pytest.mark.parametrize(("licence", "restricts"), [("cc-by-nc-sa-4.0", True), ("mit", False)])
+def test_a_licence_that_restricts_use_is_said_at_every_stage(
+    sample_teacher: Path,
+    sample_text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    licence: str,
+    restricts: bool,
+) -> None:
+    teacher = Path(shutil.copytree(sample_teacher, tmp_path / "afro"))
+    (teacher / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
+    cache = build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text))
+    built = capsys.readouterr().out
+    said: list[str] = []
+    result = distill([cache], StudentConfig(tmp_path / "student", student="nano", steps=1), said.append)
+    card = (result.output / "README.md").read_text(encoding="utf-8")
+    assert f"the teacher afro ({licence})" in card
+    for text in (built, said[0], card):
+        sentence = f"the licence of the teacher afro ({licence}) restricts its use, and that of students made from it"
+        assert (sentence in text) == restricts
