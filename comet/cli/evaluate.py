@@ -13,12 +13,13 @@ TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 
 
 SECTIONS = {
-    "What": ("models", "task", "language", "data"),
+    "What": ("models", "task", "languages", "data"),
     "Fine-tuning": ("seeds", "epochs", "batch_size", "learning_rate", "max_length", "device"),
     "Output": ("results", "output"),
 }
 EXAMPLES = (
     "comet-eval --model Davlan/afro-xlmr-large --model kin-student --task afrisenti --lang kin",
+    "comet-eval --model Davlan/afro-xlmr-large --model student --task afrisenti --lang kin --lang swa --lang hau",
     "comet-eval --model kin-student --task masakhaner --lang kin --data masakhane-ner/data --output kin-names",
 )
 
@@ -32,7 +33,13 @@ EXAMPLES = (
 @click.option("--model", "models", multiple=True, required=True,
               help="Folder or hub name of a masked LM. Repeatable: the first is the reference.")  # fmt: skip
 @click.option("--task", required=True, help=f"{TASK_NAMES}.")
-@click.option("--lang", "language", required=True, help="ISO 639-3 (kin, swa, hau, ibo, yor, …).")
+@click.option(
+    "--lang",
+    "languages",
+    multiple=True,
+    required=True,
+    help="ISO 639-3 (kin, swa, hau, ibo, yor, …). Repeatable: a table of languages and their mean.",
+)
 @click.option("--data", type=click.Path(path_type=Path),
               help="Folder of the original files, or of LANG folders.  [default: the hub]")  # fmt: skip
 @click.option("--seeds", default=3, help="Number of fine-tunings per model, with seeds 0, 1, ….")
@@ -43,32 +50,39 @@ EXAMPLES = (
 @click.option("--max-length", type=int, help="Longest input in tokens.  [default: 128 or 256, by task]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Device to fine-tune on.")
 @click.option("--results", type=click.Path(path_type=Path),
-              help="File of all runs; runs in it are not repeated.  [default: ./eval-TASK-LANG.json]")  # fmt: skip
+              help="File of all runs; runs in it are not repeated. Several --lang add their names to it.  "
+              "[default: ./eval-TASK-LANG.json]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
               help="Folder for the best fine-tuned model; of several models the best after the first.")  # fmt: skip
 @config_option
 @version_option
 @one_line_errors
-def evaluate_models(**options: Any) -> None:
-    """Fine-tune masked LMs on a task and compare their scores, sizes and speed.
+def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
+    """Fine-tune masked LMs on a task, in one or several languages, and compare their scores, sizes and speed.
 
     Run the same command again after a stop, or with more seeds or models: it resumes.
     """
-    from comet.evaluate.settings import EvaluationSettings, require_places
+    from comet.evaluate.settings import of_each_language, require_places
     from comet.evaluate.tasks import find_task
 
-    settings = EvaluationSettings(**options)
-    find_task(settings.task)
-    require_places(settings)
+    settings = of_each_language(languages, **options)
+    find_task(settings[0].task)
+    for one in settings:
+        require_places(one)
 
     # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.evaluate.evaluation import evaluate
-    from comet.evaluate.scoreboard import score_table
+    from comet.evaluate.scoreboard import language_table, score_table
 
     quiet_libraries()
-    evaluation = evaluate(settings, say=click.echo)
-    click.echo(score_table(evaluation.data, evaluation.models))
-    click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
+    found = []
+    for one in settings:
+        evaluation = evaluate(one, say=click.echo)
+        click.echo(score_table(evaluation.data, evaluation.models))
+        click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
+        found.append((evaluation.data, evaluation.models))
+    if len(found) > 1:
+        click.echo(language_table(found))
 
 
 if __name__ == "__main__":

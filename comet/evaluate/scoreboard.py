@@ -1,5 +1,6 @@
 """The summary of an evaluation: lines and a table in the terminal, a page with charts, a model card."""
 
+import statistics
 from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
@@ -75,6 +76,26 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
 def score_table(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the last lines of `comet-eval`."""
     return "\n".join([*aligned([COLUMNS, *(_row(model, models[0]) for model in models)]), *_notes(data, models)])
+
+
+def language_table(found: Sequence[tuple[TaskData, Sequence[ModelResult]]]) -> str:
+    """Return scores by language and model, their means, and the mean share of the first model's score.
+
+    `found` holds the data and the same models in each language.
+    """
+    models = range(len(found[0][1]))
+    means = [statistics.mean(results[model].mean for _, results in found) for model in models]
+    shares = [
+        statistics.mean(retained(results[model].scores, results[0].scores) for _, results in found) for model in models
+    ]
+    return "\n".join(
+        aligned([
+            (found[0][0].task.metric, *(result.name for result in found[0][1])),
+            *((data.language, *map(_score_text, results)) for data, results in found),
+            ("mean", *(f"{100 * mean:.1f}" for mean in means)),
+            ("retained, mean", "reference", *(f"{share:.1%}" for share in shares[1:])),
+        ])
+    )  # fmt: skip
 
 
 def best_candidate(models: Sequence[ModelResult]) -> tuple[ModelResult, Run]:

@@ -1,8 +1,10 @@
 """The options of `comet-eval`, and where it writes."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cache_tools.checks import as_path, require_number, require_text, require_whole
 from cache_tools.errors import CometError
@@ -65,6 +67,33 @@ class EvaluationSettings:
     def page_path(self) -> Path:
         """The page of scores, beside the results."""
         return self.results_path.with_suffix(".html")
+
+
+def of_each_language(languages: Sequence[str], results: Path | None = None, **options: Any) -> list[EvaluationSettings]:
+    """Return the settings of an evaluation in each language; of several, each has its own results: NAME-LANGUAGE.json.
+
+    Raises CometError as `EvaluationSettings` does, for a language given twice, and for an output with several.
+    """
+    codes = [find_language(language).code for language in languages]
+    if repeated := sorted({code for code in codes if codes.count(code) > 1}):
+        raise CometError(f"--lang {repeated[0]}: given twice", exit_code=2)
+    if len(codes) == 1:
+        return [EvaluationSettings(language=languages[0], results=results, **options)]
+    if options.get("output") is not None:
+        raise CometError(
+            f"--output {options['output']}: a fine-tuned model is of one language, found --lang {', '.join(codes)}; "
+            "give one of them, or omit --output",
+            exit_code=2,
+        )
+    named = None if results is None else as_path(results, "--results")
+    return [
+        EvaluationSettings(
+            language=language,
+            results=None if named is None else named.with_name(f"{named.stem}-{code}{named.suffix}"),
+            **options,
+        )
+        for language, code in zip(languages, codes, strict=True)
+    ]
 
 
 def require_places(settings: EvaluationSettings) -> None:

@@ -355,3 +355,42 @@ def test_real_sentences_are_learnt(shared: Path, sample_teacher: Path, tmp_path:
     gold = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["gold"]
     majority = max(task.score(gold, [[label] * len(item) for item in gold]) for label in task.labels)
     assert model.mean > majority + 0.2
+
+
+def test_several_languages_in_one_call(sample_teacher: Path, student: Path, tmp_path: Path) -> None:
+    """Each has its own results; the last table has them all, with their mean, from what those files hold."""
+    for language in ("kin", "swa"):
+        write_topics(tmp_path / "data" / language)
+    models = ["--model", str(sample_teacher), "--model", str(student)]
+    command = [*models, "--task", "sib200", "--lang", "rw", "--lang", "swa", "--data", str(tmp_path / "data")]
+    command += ["--seeds", "1", "--epochs", "1", "--batch-size", "4", "--results", str(tmp_path / "all.json")]
+    done = CliRunner().invoke(evaluate_models, command)
+    assert done.exit_code == 0, done.output
+    scores = []
+    for language in ("kin", "swa"):
+        stored = json.loads((tmp_path / f"all-{language}.json").read_text())
+        scores.append([model["runs"][0]["score"] for model in stored["models"]])
+    lines = [line.split() for line in done.stdout.splitlines()[-5:]]
+    assert lines[0] == ["weighted", "F1", str(sample_teacher), str(student)]
+    for line, language, both in zip(lines[1:3], ("kin", "swa"), scores, strict=True):
+        assert line == [language, *(f"{100 * score:.1f}" for score in both)]
+    means = [sum(of_model) / 2 for of_model in zip(*scores, strict=True)]
+    assert lines[3] == ["mean", *(f"{100 * mean:.1f}" for mean in means)]
+    shares = [student / teacher for teacher, student in scores]
+    assert lines[4] == ["retained,", "mean", "reference", f"{sum(shares) / 2:.1%}"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lang", "rw", "--lang", "kin"], "--lang kin: given twice"),
+        (
+            ["--lang", "kin", "--lang", "swa", "--output", "best"],
+            "--output best: a fine-tuned model is of one language",
+        ),
+    ],
+)
+def test_languages_that_do_not_go_together(options: list[str], message: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(evaluate_models, ["--model", "none", "--task", "sib200", *options])
+    assert done.exit_code == 2
+    assert message in done.stderr
