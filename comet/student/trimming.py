@@ -50,7 +50,7 @@ class Merging:
     @cached_property
     def rank(self) -> dict[Merge, int]:
         """The place of each merge; the last one counts if it is listed twice, as in the library."""
-        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in self.model["merges"])
+        merges = (merge.split(" ") if isinstance(merge, str) else merge for merge in self.model.get("merges", []))
         return {(left, right): place for place, (left, right) in enumerate(merges)}
 
     @cached_property
@@ -63,7 +63,7 @@ class Merging:
         if not self.model.get("byte_fallback"):
             prefix, suffix = self.affixes
             return len(token.removeprefix(prefix).removesuffix(suffix)) == 1
-        in_bytes = all(f"<0x{byte:02X}>" in self.model["vocab"] for byte in token.encode())
+        in_bytes = all(f"<0x{byte:02X}>" in self.model["vocab"] for byte in token.encode(errors="surrogatepass"))
         return BYTE.fullmatch(token) is not None or (len(token) == 1 and not in_bytes)
 
     def joined(self, merge: Merge) -> str:
