@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,8 @@ def test_a_signal_stops_after_the_current_shard(
     left = len(records(whole.folder)) - len(records(out))
     assert 0 < left < len(records(whole.folder)) - 1
     assert ended.code == 1
-    said, done = ended.stdout.splitlines()
+    of_teacher, said, done = ended.stdout.splitlines()
+    assert of_teacher.startswith("the teacher names ")
     assert said == "stopping after the shard in work (once more to stop at once)"
     assert re.fullmatch(r"teacher: [\d,]+ tokens in [\d.]+ s \([\d,]+ a second\), device idle \d+\.\d%", done)
     assert ended.stderr == f"error: {out}: stopped with {left} shards to go; run the same command again to go on\n"
@@ -206,7 +207,8 @@ def test_files_that_vanish_during_a_build(tmp_path: Path, whole: Build, start: C
             vanished += 1
     ended = running.wait()
     if ended.code:
-        assert_one_error_line(ended, 1, "kin.zarr", "No such file or directory")
+        assert ended.stdout.startswith("the teacher names ") and ended.stdout.count("\n") == 1
+        assert_one_error_line(replace(ended, stdout=""), 1, "kin.zarr", "No such file or directory")
     assert vanished
     ended = start().wait()
     assert (ended.code, ended.stderr) == (0, "")
