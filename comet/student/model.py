@@ -58,6 +58,8 @@ def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
         recipe = cache.recipe
         layers = ", ".join(str(recipe.start_layers[index]) for index in start_layers(recipe, shape.layers))
         width = "at its own width" if shape.hidden == recipe.teacher_hidden else f"cut to width {shape.hidden}"
+        if len(caches) > 1 and shape.hidden < recipe.teacher_hidden:
+            width += f", by the components of the text of {Path(cache.name).name}: other texts begin farther away"
         without = [Path(other.name).name for other in caches if not other.recipe.start_layers]
         mean = f"; tokens of {', '.join(without)} alone begin at the mean, for want of a start there" if without else ""
         return f"layers {layers} of the teacher's 0–{recipe.teacher_layers - 1}, {width}{mean}"
