@@ -155,8 +155,8 @@ def check_accuracy(
     if not tried:
         return
     said = (
-        f"the teacher names {named_right / tried:.1%} of {tried:,} masked tokens of this text, always saying its most "
-        f"frequent token {frequent / tried:.1%}"
+        f"the teacher names {named_right / tried:.1%} of {tried:,} masked tokens of this text; its most frequent token "
+        f"alone would be right for {frequent / tried:.1%}"
     )
     if named_right > frequent or settings.weak_teacher or tried < FEWEST_JUDGED:
         tqdm.write(said)
