@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from cache_tools import Cache
 from comet.cli.train import train
 
-STEPS = ("--steps", "12", "--batch-size", "16", "--init", "cache", "--vocabulary", "full")
+KIND = ("--batch-size", "16", "--init", "cache", "--vocabulary", "full")
+STEPS = ("--steps", "12", *KIND)
 
 
 @pytest.fixture
@@ -44,6 +45,11 @@ def here(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chunks(server: Server) -> dict[str, int]:
     """How often each file of a shard was asked for."""
     return {path: count for path, count in server.requests.items() if "/train/" in path and "/c/" in path}
+
+
+def files_below(folder: Path) -> list[str]:
+    """All of them, also those that nobody has asked for yet, as a server of the folder names them."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def same_students(one: Path, other: Path) -> bool:
@@ -80,8 +86,8 @@ def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, h
         url = f"{server.url}/kin.zarr"
         running = start_training(url, output, *options)
         wait_for_checkpoint(running, output, 2)
-        for name in list(server.requests):
-            server.mischief[name] = hostile.answering(404), None
+        for file in files_below(cache.root.parent):
+            server.mischief[file] = hostile.answering(404), None
         ended = running.wait()
         assert ended.code == 1
         assert ended.stderr.splitlines()[-1].startswith(f"error: {url}/train/")
@@ -96,12 +102,19 @@ def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, h
 def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_path: Path) -> None:
     output = tmp_path / "afar"
     with hostile.serving(cache.root.parent) as server:
-        options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
-        running = start_training(f"{server.url}/kin.zarr", output, *options)
+        options = (
+            "--local-cache",
+            str(tmp_path / "local"),
+            "--local-size",
+            "60kB",
+            "--steps",
+            "200",
+        )  # so that it never ends by itself
+        running = start_training(f"{server.url}/kin.zarr", output, *KIND, *options)
         wait_for_checkpoint(running, output, 2)
-        for name in list(server.requests):
-            server.mischief[name] = hostile.silent, None
         before = server.requests.total()
+        for file in files_below(cache.root.parent):
+            server.mischief[file] = hostile.silent, None
         while server.requests.total() == before:
             time.sleep(0.01)
         time.sleep(1.0)  # by now the step in work is done, and the trainer waits

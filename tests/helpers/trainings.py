@@ -59,6 +59,7 @@ def wait_for_checkpoint(running: Running | subprocess.Popen[str], output: Path, 
         if any(int(path.name.split("-")[1]) >= step for path in folder.glob("checkpoint-*")):
             return
         time.sleep(0.002)
+    raise AssertionError(f"no checkpoint of step {step} in {folder}")
 
 
 def losses(checkpoint: Path) -> list[tuple[float, ...]]:
