@@ -1,7 +1,6 @@
-"""What the starts of all teachers share: the basis and the orders, the embeddings, and the moments of the head."""
+"""What the starts of all teachers share: the frame of their arrays, the embeddings, and the moments of the head."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +12,7 @@ from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
 
-FEATURE_WEIGHT = 0.3  # of the head's features among the residual streams, when directions are weighed
 RIDGE = 1e-3  # of the mean variance, added in the head's fit
-FAINT = 1e-5  # of the mean variance: what a direction of less does is lost in the rounding of float32
 
 
 @dataclass(frozen=True)
@@ -38,44 +35,6 @@ def within_heads(moments: Tensor, recipe: Recipe) -> Tensor:
     heads = recipe.teacher_heads
     blocks = moments.unflatten(1, (heads, -1)).unflatten(0, (heads, -1))  # [heads, dh, heads, dh]
     return torch.stack([blocks[head, :, head] for head in range(heads)])
-
-
-def falling(values: Tensor) -> Tensor:
-    """Return the order [n] of values [n], the largest first, equal ones as they stand."""
-    return values.argsort(descending=True, stable=True)
-
-
-def principal_basis(streams: Sequence[Tensor], features: Tensor, apart: Sequence[int] = ()) -> Tensor:
-    """Return [H, H]: directions by falling variance over residual streams and head features, given covariances [H, H].
-
-    The embeddings serve both ends, so the basis must hold what the head's features need. Channels that are set `apart`
-    are directions of their own. Each direction's largest entry is made positive, so that the result does not depend on
-    the eigensolver's choice of sign.
-    """
-    total = torch.stack(list(streams)).sum(0)
-    together = total / total.trace() + FEATURE_WEIGHT * features / features.trace()
-    rest = torch.tensor([channel for channel in range(len(total)) if channel not in apart])
-    basis = torch.zeros_like(total)
-    basis[list(apart), range(len(apart))] = 1.0
-    basis[rest, len(apart) :] = torch.linalg.eigh(together[rest][:, rest]).eigenvectors
-    return with_signs(basis[:, falling(((together @ basis) * basis).sum(0))])
-
-
-def slopes(together: Tensor, variance: Tensor) -> Tensor:
-    """Return the slope [w] of outputs by inputs in each direction, from their covariances and the inputs' variances:
-    of directions without variance the common slope of all."""
-    common = together.sum() / variance.sum()
-    return torch.where(variance > FAINT * variance.mean(), together / variance, common)
-
-
-def with_signs(columns: Tensor) -> Tensor:
-    """Return columns [n, m] with the largest entry of each made positive."""
-    return columns * signs_of(columns)
-
-
-def signs_of(columns: Tensor) -> Tensor:
-    """Return the sign [m] of the largest entry of each column [n, m]."""
-    return columns.gather(0, columns.abs().argmax(0, keepdim=True))[0].sign()
 
 
 def project_embeddings(

@@ -24,19 +24,11 @@ from cache_tools.anatomy import (
     VALUE,
     Anatomy,
 )
+from cache_tools.components import falling, principal_basis, signs_of, slopes, with_signs
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import (
-    StartFrame,
-    falling,
-    of_heads,
-    principal_basis,
-    signs_of,
-    slopes,
-    with_signs,
-    within_heads,
-)
+from cache_tools.teacher.start.frame import StartFrame, of_heads, within_heads
 
 SMALLEST = 1e-9
 APART = 1e-3  # share of a norm's output

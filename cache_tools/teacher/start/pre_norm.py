@@ -22,10 +22,11 @@ from cache_tools.anatomy import (
     MODERN_UP,
     Anatomy,
 )
+from cache_tools.components import falling, principal_basis, slopes
 from cache_tools.store.recipe import Recipe
 from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
-from cache_tools.teacher.start.frame import StartFrame, falling, of_heads, principal_basis, slopes, within_heads
+from cache_tools.teacher.start.frame import StartFrame, of_heads, within_heads
 
 
 def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations) -> StartFrame:

@@ -15,11 +15,10 @@ from helpers.tiny_teachers import modernbert
 from torch import Tensor, nn
 from transformers import AutoModelForMaskedLM, PreTrainedModel
 
-from cache_tools import Cache, build_cache
+from cache_tools import Cache, build_cache, components
 from cache_tools.anatomy import GLOBAL, LOCAL, anatomy_of
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError
-from cache_tools.teacher.start import frame
 from comet import StudentConfig, distill
 from comet.student.family import StudentShape, hidden_states, word_embeddings
 from comet.student.model import new_student
@@ -167,7 +166,7 @@ def within_15_dimensions(model: Any) -> None:
 
 def test_a_rotation_is_exact(built: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     """All products of hidden states are those of the teacher, in half of its dimensions."""
-    monkeypatch.setattr(frame, "FEATURE_WEIGHT", 0.0)  # the head is not linear, and may need more dimensions
+    monkeypatch.setattr(components, "FEATURE_WEIGHT", 0.0)  # the head is not linear, and may need more dimensions
     cache = built(within_15_dimensions)
     ids, mask = rows_of(cache)
     products = []
