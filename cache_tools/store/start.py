@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cache_tools.store.reader import Cache
 
 START = "start"
+HEAD_ORDER, NEURON_ORDER = "head_order", "neuron_order"
 SMALLEST_BLOCK = 256
 MOST_BLOCKS = 8  # along one axis
 
@@ -55,8 +56,8 @@ def _shared_arrays(recipe: Recipe) -> dict[str, Declared]:
                       ("layer", "matrix", "head_dimension", "component")),
         "head": ((3, width, width), (3, block, block), "float32", ("moment", "component_out", "component_in")),
         "head_mean": ((width,), (width,), "float32", ("component",)),
-        "head_order": ((layers, recipe.teacher_heads), (layers, recipe.teacher_heads), "int32", ("layer", "head")),
-        "neuron_order": ((layers, neurons), (layers, neurons), "int32", ("layer", "neuron")),
+        HEAD_ORDER: ((layers, recipe.teacher_heads), (layers, recipe.teacher_heads), "int32", ("layer", "head")),
+        NEURON_ORDER: ((layers, neurons), (layers, neurons), "int32", ("layer", "neuron")),
         **_exact({"head_dense": (hidden + 1, hidden)}, recipe, ("channel_out", "channel_in")),
     }  # fmt: skip
 
@@ -135,7 +136,7 @@ def read_start(cache: "Cache", name: str, *region: slice) -> NDArray:
     """Return a region of an array of the start; only the chunks that it touches are read.
 
     A slice without a step for each of the leading axes; the others are whole. Raises CometError if the cache has no
-    such array, a file is not the sealed one, or a value is not finite.
+    such array, a file is not the sealed one, a value is not finite, or an order is none.
     """
     specs = start_arrays(cache.recipe)
     if name not in specs:
@@ -153,7 +154,21 @@ def read_start(cache: "Cache", name: str, *region: slice) -> NDArray:
         _copy_overlap(chunk, at, found, wanted)
     if not np.isfinite(found).all():
         raise CometError(f"{cache.name}: start/{name}: a value is not finite; the cache is damaged")
+    if name in (HEAD_ORDER, NEURON_ORDER):
+        _check_order(cache, name, found)
     return found
+
+
+def _check_order(cache: "Cache", name: str, order: NDArray) -> None:
+    """Raise CometError unless all numbers of a layer [n, …] are different ones of the teacher's heads or neurons."""
+    recipe = cache.recipe
+    neurons = recipe.teacher_hidden * recipe.start_neurons // recipe.start_width  # of the teacher's, at most
+    most = recipe.teacher_heads if name == HEAD_ORDER else neurons
+    if order.min() < 0 or order.max() >= most or (np.diff(np.sort(order, axis=1), axis=1) == 0).any():
+        raise CometError(
+            f"{cache.name}: start/{name}: expected different numbers below {most} in each layer, found others; the "
+            "cache is damaged"
+        )
 
 
 def _copy_overlap(chunk: NDArray, at: tuple[slice, ...], out: NDArray, region: tuple[slice, ...]) -> None:

@@ -17,7 +17,7 @@ from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
 from comet.student.shape import count_parameters
-from comet.student.start import begin_with_start, start_cache, start_layers, start_settings
+from comet.student.start import begin_with_start, joined_caches, start_cache, start_layers, start_settings
 from comet.student.vocabulary import StudentVocabulary, student_tokenizer
 
 EMBEDDING_STD = 0.1
@@ -58,8 +58,8 @@ def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
         recipe = cache.recipe
         layers = ", ".join(str(recipe.start_layers[index]) for index in start_layers(recipe, shape.layers))
         width = "at its own width" if shape.hidden == recipe.teacher_hidden else f"cut to width {shape.hidden}"
-        if len(caches) > 1 and shape.hidden < recipe.teacher_hidden:
-            width += f", by the components of the text of {Path(cache.name).name}: other texts begin farther away"
+        if len(joined := joined_caches(shape, caches)) > 1:
+            width += f" in the components of the texts of {', '.join(Path(one.name).name for one in joined)} together"
         without = [Path(other.name).name for other in caches if not other.recipe.start_layers]
         mean = f"; tokens of {', '.join(without)} alone begin at the mean, for want of a start there" if without else ""
         return f"layers {layers} of the teacher's 0–{recipe.teacher_layers - 1}, {width}{mean}"

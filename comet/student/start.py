@@ -3,10 +3,11 @@
 See `cache_tools.teacher.start` for what the arrays are, `store/FORMAT.md` for their shapes. A student as wide as the
 teacher has the teacher's own channels again, and equals it, layer for layer, but for the rounding of float16. A
 narrower one lives in the leading principal components, turned so that its norms, which subtract the mean of a vector,
-lose the least important component and no other.
+lose the least important component and no other. Of several caches these are the components of all their texts; see
+`comet.student.joint_start`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +23,8 @@ from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import read_start
 from comet.student import post_norm, pre_norm
-from comet.student.family import StudentShape, output_layer, word_embeddings
+from comet.student.family import Read, StudentShape, output_layer, word_embeddings
+from comet.student.joint_start import JointStart, join_starts
 from comet.student.vocabulary import StudentVocabulary
 
 LINEAR = 8.0  # added to inputs of standard deviation 1, so that gelu passes them on as they are
@@ -31,6 +33,17 @@ LINEAR = 8.0  # added to inputs of standard deviation 1, so that gelu passes the
 def start_cache(caches: Sequence[Cache]) -> Cache | None:
     """Return the first cache that has a start, None if there is none."""
     return next((cache for cache in caches if cache.recipe.start_layers), None)
+
+
+def joined_caches(shape: StudentShape, caches: Sequence[Cache]) -> list[Cache]:
+    """Return the caches whose starts are joined to that of a student: the first that has one, and those of the same
+    layers. A student as wide as its teacher needs the first only."""
+    cache = start_cache(caches)
+    if cache is None:
+        return []
+    if shape.hidden == cache.recipe.teacher_hidden:
+        return [cache]
+    return [one for one in caches if one.recipe.start_layers == cache.recipe.start_layers]
 
 
 def start_layers(recipe: Recipe, layers: int) -> tuple[int, ...]:
@@ -111,35 +124,38 @@ def _set_weights(
     cache: Cache,
     vocabulary: StudentVocabulary,
 ) -> None:
-    """Set all weights from the start of `cache`, and embeddings that it lacks from those of others in `caches`."""
+    """Set all weights from the start of `cache`, joined with those of others in `caches`."""
     width, whole = shape.hidden, shape.hidden == cache.recipe.teacher_hidden
-    turn = _read(cache, "basis").T if whole else _turn(width)  # [components, channels]
-    _set_embeddings(student, caches, cache, vocabulary, turn)
-    mean = _read(cache, "head_mean", slice(width))
+    joined = joined_caches(shape, caches)
+    reads = [partial(_read, one) for one in joined]
+    joint = join_starts([one.recipe for one in joined], reads) if len(joined) > 1 else None
+    read: Read = reads[0] if joint is None else joint.read
+    turn = read("basis").T if whole else _turn(width)  # [components, channels]
+    of_tokens = list(_token_rows(caches, joined, joint, read, width))
+    _set_embeddings(student, of_tokens, vocabulary, turn, whole)
+    mean = read("head_mean", slice(width))
     chosen = start_layers(cache.recipe, shape.layers)
     if cache.recipe.start_rope:
         mean[-1] = 0.0  # which the final norm removes and, without a bias, does not give back
         body_weights = pre_norm.body_weights
     else:
-        _set_positions(student, anatomy, cache, turn)
+        _set_positions(student, anatomy, read, turn)
         body_weights = post_norm.body_weights
-    for name, weight in body_weights(partial(_read, cache), cache.recipe, anatomy, chosen, shape, turn).items():
+    for name, weight in body_weights(read, cache.recipe, anatomy, chosen, shape, turn).items():
         student.get_parameter(name).copy_(weight)
-    _set_head(student, anatomy, cache, mean, turn, whole)
+    _set_head(student, anatomy, read, mean, turn, whole)
 
 
-def _set_head(
-    student: PreTrainedModel, anatomy: Anatomy, cache: Cache, mean: Tensor, turn: Tensor, whole: bool
-) -> None:
+def _set_head(student: PreTrainedModel, anatomy: Anatomy, read: Read, mean: Tensor, turn: Tensor, whole: bool) -> None:
     """Set dense layer and norm of the head. `mean` [d] is that of its input, in components."""
     layer, norm = (student.get_submodule(name) for name in (anatomy.head_dense, anatomy.head_norm))
     width = len(mean)
     if whole:
-        dense, last = _read(cache, "head_dense"), _read(cache, "norm_weight")[-1]  # [H + 1, H], [H] or [2, H]
+        dense, last = read("head_dense"), read("norm_weight")[-1]  # [H + 1, H], [H] or [2, H]
         _copy(layer, dense[:-1], dense[-1])
         _copy(norm, *last.view(-1, width))
         return
-    dense, bias, scale = fit_head(_read(cache, "head", slice(3), slice(width), slice(width)), turn)
+    dense, bias, scale = fit_head(read("head", slice(3), slice(width), slice(width)), turn)
     _copy(layer, dense, bias - dense @ (mean @ turn))
     _copy(norm, torch.full((width,), scale), *([] if norm.bias is None else [torch.zeros(width)]))
 
@@ -177,32 +193,42 @@ def fit_head(moments: Tensor, turn: Tensor) -> tuple[Tensor, Tensor, float]:
     return turn.T @ (dense / scale) @ turn, torch.full((len(dense),), LINEAR, dtype=torch.float64), scale.item()
 
 
+TokenRows = tuple[Cache, Tensor, Tensor]
+"""A cache, and `embedding` [n, w] and `head_bias` [2, n] of its tokens in the components of the student."""
+
+
+def _token_rows(
+    caches: Sequence[Cache], joined: Sequence[Cache], joint: JointStart | None, read: Read, width: int
+) -> Iterator[TokenRows]:
+    """Yield those of the caches that give the start, then those of others with one, moved to its components."""
+    if joint is None:
+        yield joined[0], read("embedding", slice(None), slice(width)), read("head_bias")
+    else:
+        yield from zip(joined, joint.rows, joint.bias, strict=True)
+    for other in caches:
+        if other.recipe.start_layers and other not in joined:
+            move = _read(other, "basis").T @ read("basis", slice(None), slice(width))
+            yield other, _read(other, "embedding") @ move, _read(other, "head_bias")
+
+
 def _set_embeddings(
-    student: PreTrainedModel,
-    caches: Sequence[Cache],
-    cache: Cache,
-    vocabulary: StudentVocabulary,
-    turn: Tensor,
+    student: PreTrainedModel, found: Sequence[TokenRows], vocabulary: StudentVocabulary, turn: Tensor, whole: bool
 ) -> None:
-    """Set word embeddings and the head's bias. Tokens that only another cache holds take their embedding
-    from that one's start, and those of none the mean of all that the first cache lacks."""
-    weight, decoder, components = word_embeddings(student), output_layer(student), len(turn)
-    kind = 0 if turn.shape[1] == cache.recipe.teacher_hidden else 1  # with or without the mean feature
-    embedding, bias = _read(cache, "embedding", slice(None), slice(components)), _read(cache, "head_bias")[kind]
-    weight.copy_((embedding[-1] @ turn).expand_as(weight))
-    decoder.bias.fill_(bias[-1])
-    with_start = [one for one in caches if one.recipe.start_layers and one is not cache]
-    for other in reversed(with_start):
-        change = _read(other, "basis").T @ _read(cache, "basis", slice(None), slice(components))
-        rows = _read(other, "embedding") @ change @ turn
-        _set_tokens(weight, decoder.bias, other, vocabulary, rows, _read(other, "head_bias")[kind])
-    _set_tokens(weight, decoder.bias, cache, vocabulary, embedding @ turn, bias)
+    """Set word embeddings and the head's bias. The first cache with a token decides; tokens of none begin at the mean
+    of all that the first cache lacks."""
+    weight, decoder = word_embeddings(student), output_layer(student)
+    kind = 0 if whole else 1  # without or with the mean feature
+    _, embedding, bias = found[0]
+    weight.copy_((embedding[-1, : len(turn)] @ turn).expand_as(weight))
+    decoder.bias.fill_(bias[kind, -1])
+    for cache, rows, values in reversed(found):
+        _set_tokens(weight, decoder.bias, cache, vocabulary, rows[:, : len(turn)] @ turn, values[kind])
 
 
-def _set_positions(student: PreTrainedModel, anatomy: Anatomy, cache: Cache, turn: Tensor) -> None:
+def _set_positions(student: PreTrainedModel, anatomy: Anatomy, read: Read, turn: Tensor) -> None:
     table = anatomy.embeddings(student, POSITIONS)
     first = 0 if table.padding_idx is None else table.padding_idx + 1
-    positions = _read(cache, "position", slice(None), slice(len(turn))) @ turn
+    positions = read("position", slice(None), slice(len(turn))) @ turn
     count = min(len(positions), len(table.weight) - first)
     table.weight[first : first + count] = positions[:count].float()
     anatomy.embeddings(student, TOKEN_TYPES).weight.zero_()

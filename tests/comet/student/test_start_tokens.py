@@ -14,7 +14,7 @@ from cache_tools.models import max_positions
 from cache_tools.settings import BuildSettings
 from cache_tools.store.start import read_start
 from comet.student.family import StudentShape, output_layer, word_embeddings
-from comet.student.model import new_student
+from comet.student.model import begins_with, new_student
 from comet.student.start import LINEAR
 from comet.student.vocabulary import full_vocabulary, trimmed_vocabulary
 
@@ -108,27 +108,33 @@ def test_tokens_of_another_cache_take_its_embeddings(halves: tuple[Cache, Cache]
     one, two = halves
     shape = StudentShape("any", 4, 96, 6, 384)
     vocabulary = full_vocabulary(one.recipe)
-    both, first = (new_student(shape, caches, vocabulary, 0.0, 0, "start") for caches in ([one, two], [one]))
+    both = new_student(shape, [one, two], vocabulary, 0.0, 0, "start")
     ids = [torch.from_numpy(cache.vocabulary.id.astype(np.int64)) for cache in halves]
     only = ids[1][~torch.isin(ids[1], ids[0])]
     assert len(only) > 100
-    # all as the first start alone has it, but for these tokens
-    for name, parameter in first.state_dict().items():
-        found = both.state_dict()[name]
-        if len(parameter) == len(vocabulary):
-            keep = torch.ones(len(vocabulary), dtype=torch.bool)
-            keep[only] = False
-            torch.testing.assert_close(found[keep], parameter[keep], rtol=0, atol=0)
-        else:
-            torch.testing.assert_close(found, parameter, rtol=0, atol=0)
     teacher = AutoModelForMaskedLM.from_pretrained(sample_teacher, dtype=torch.float32)
-    basis = torch.from_numpy(read_start(one, "basis")).double()
+    basis = torch.from_numpy(read_start(one, "basis")).double()  # which all components of a student lie within
     expected = word_embeddings(teacher)[only].double() @ basis
     found = word_embeddings(both)[only].double()
     torch.testing.assert_close(found @ found.T, expected @ expected.T, rtol=1e-2, atol=5e-2)
-    shift = torch.from_numpy(read_start(two, "head_bias"))[1]
-    at = torch.isin(ids[1], only).nonzero()[:, 0]
-    torch.testing.assert_close(output_layer(both).bias[only].detach(), shift[at])
+
+
+def test_of_starts_of_other_layers_only_the_tokens_are_taken(
+    settings: BuildSettings, halves: tuple[Cache, Cache], tmp_path: Path
+) -> None:
+    one, two = halves
+    some = build_cache(
+        replace(settings, out=tmp_path / "some.zarr", text=(str(two.root.with_name("two.txt")),), start_layers="1,3")
+    )
+    shape, vocabulary = StudentShape("any", 4, 96, 6, 384), full_vocabulary(one.recipe)
+    both, first = (new_student(shape, caches, vocabulary, 0.0, 0, "start") for caches in ([one, some], [one]))
+    known = torch.isin(torch.arange(len(vocabulary)), torch.from_numpy(one.vocabulary.id.astype(np.int64)))
+    known |= torch.isin(torch.arange(len(vocabulary)), torch.tensor(one.recipe.special_ids))
+    for name, parameter in first.state_dict().items():
+        kept = known if len(parameter) == len(vocabulary) else slice(None)
+        torch.testing.assert_close(both.state_dict()[name][kept], parameter[kept], rtol=0, atol=0)
+    assert not torch.equal(word_embeddings(both), word_embeddings(first))
+    assert "together" not in begins_with("start", shape, [one, some])
 
 
 def test_several_caches_with_starts_after_one_without(halves: tuple[Cache, Cache], unstarted: Cache) -> None:
