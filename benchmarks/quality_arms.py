@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PrinterCallback, XLMRobertaForMaskedLM
+from transformers import PrinterCallback, TrainerCallback, XLMRobertaForMaskedLM
 from transformers.trainer_utils import IntervalStrategy
 
 from cache_tools import Cache
@@ -107,10 +107,10 @@ class Said:
 
 
 class TeacherInTheLoop:
-    """The teacher's own forward pass, row by row; what it said of a row once, it is not asked again."""
+    """The teacher's own forward pass, row by row. If it `remembers`, it does not run on a row again."""
 
-    def __init__(self, teacher: Teacher, layers: tuple[int, ...], seq_len: int) -> None:
-        self.teacher, self.layers, self.seq_len = teacher, layers, seq_len
+    def __init__(self, teacher: Teacher, layers: tuple[int, ...], seq_len: int, remembers: bool = True) -> None:
+        self.teacher, self.layers, self.seq_len, self.remembers = teacher, layers, seq_len, remembers
         self.said: dict[bytes, Said] = {}
 
     @torch.no_grad()
@@ -125,6 +125,8 @@ class TeacherInTheLoop:
             features, maps = self.teacher.transform(hidden[row, batch["target_position"]]), capture.rows()
             self.said |= {key: Said(features[row == i], maps[i]) for i, key in enumerate(keys)}
         said = [self.said[key] for key in keys]
+        if not self.remembers:
+            self.said.clear()
         logits = self.teacher.head.logits(torch.cat([one.features for one in said]))
         return logits.log_softmax(1), torch.stack([one.maps for one in said])
 
@@ -190,15 +192,19 @@ class OnlineDistiller(Distiller):
         return {"loss": torch.stack([weights[n] * part for n, part in parts.items()]).sum()} | parts
 
 
-def teacher_in_the_loop(teacher: Teacher, cache: Cache, student_layers: int) -> TeacherInTheLoop:
+def teacher_in_the_loop(
+    teacher: Teacher, cache: Cache, student_layers: int, remembers: bool = True
+) -> TeacherInTheLoop:
     layers = tuple(layer for layer, _ in match_layers(cache.recipe, student_layers))
-    return TeacherInTheLoop(teacher, layers, cache.recipe.seq_len)
+    return TeacherInTheLoop(teacher, layers, cache.recipe.seq_len, remembers)
 
 
 def train(
-    arm: Arm, cache: Cache, online: Callable[[int], TeacherInTheLoop], student: str, steps: int, seed: int, folder: Path
-) -> tuple[XLMRobertaForMaskedLM, StudentVocabulary]:
-    """The student of the last step, and its vocabulary. `online` gives the teacher for a student of so many layers."""
+    arm: Arm, cache: Cache, online: Callable[[int], TeacherInTheLoop], student: str, steps: int, seed: int,
+    folder: Path, watch: Callable[[DistillationTrainer], TrainerCallback] | None = None,
+) -> tuple[XLMRobertaForMaskedLM, StudentVocabulary]:  # fmt: skip
+    """The student of the last step, and its vocabulary. `online` gives the teacher for a student of so many layers,
+    `watch` a callback of the trainer."""
     vocabulary = choose_vocabulary(arm.vocabulary, [cache])
     shape = choose_shape(student, cache.recipe, len(vocabulary))
     model = new_student(shape, [cache], vocabulary, arm.objective.dropout, seed, arm.init)
@@ -221,5 +227,7 @@ def train(
         collator=student_collator(cache.recipe, vocabulary),
     )
     trainer.remove_callback(PrinterCallback)
+    if watch is not None:
+        trainer.add_callback(watch(trainer))
     trainer.train()
     return model.eval(), vocabulary

@@ -15,13 +15,13 @@ from cache_tools.store.reader import Cache
 from comet.output import save_outputs
 from comet.paths import require_free
 from comet.preparation import Preparation, prepare, require_inputs, training_arguments
-from comet.report.analysis import look_at_rows
+from comet.report.analysis import AnnotatedRow, look_at_rows
 from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
 from comet.student.model import begins_with
 from comet.train.callbacks import KeepBest, LiveLine
 from comet.train.checkpoints import STATE, Checkpoints, SaveCheckpoints, is_finished
-from comet.train.dataset import CacheRows, arrays_to_read, teacher_mass_outside
+from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
 from comet.train.trainer import DistillationTrainer, choose_bf16
@@ -70,9 +70,11 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
         distiller.bf16 = chosen["bf16"]
         shared = f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
         say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
+        row_before = _first_row(prepared, trainer, distiller, prepared.validation)
         _train(trainer, best, checkpoints, prepared, say)
         student.load_state_dict(best.weights)
-        result = _result(prepared, student, best, trainer)
+        row_after = _first_row(prepared, trainer, distiller, prepared.validation)
+        result = _result(prepared, student, best, trainer, row_before, row_after)
         if processes.first:
             _save(prepared, trainer, best, student, result, checkpoints)
         processes.wait()
@@ -165,18 +167,32 @@ def _train(
 
 
 def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, say: Say) -> None:
-    vocabulary, shards = prepared.vocabulary, prepared.training
+    vocabulary = prepared.vocabulary
     outside = teacher_mass_outside(prepared.validation, vocabulary) if vocabulary.trimmed else None
     say(announcement(prepared.caches, distiller, prepared.shape, vocabulary, outside))
     say(f"it begins with {begins_with(prepared.config.init, prepared.shape, prepared.caches)}")
     for cache in prepared.caches:
         if cache.shard_files:
             say(cache.shard_files.described)
+    say(sample_row(_first_row(prepared, trainer, distiller, prepared.training)))
+
+
+def _first_row(
+    prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, shards: list[CacheShard]
+) -> AnnotatedRow:
+    """Return the first row of these shards, and what teacher and student predict in it."""
     _, rows = look_at_rows(distiller, shards, prepared.tokenizer, trainer.args.device, prepared.collator)
-    say(sample_row(rows[0]))
+    return rows[0]
 
 
-def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, trainer: DistillationTrainer) -> Distilled:
+def _result(
+    prepared: Preparation,
+    student: PreTrainedModel,
+    best: KeepBest,
+    trainer: DistillationTrainer,
+    row_before: AnnotatedRow,
+    row_after: AnnotatedRow,
+) -> Distilled:
     caches = {shard.cache.name: shard.cache for shard in prepared.validation} if len(prepared.caches) > 1 else {}
     rows = {name: validation_rows([s for s in prepared.validation if s.cache is caches[name]]) for name in caches}
     return Distilled(
@@ -188,6 +204,8 @@ def _result(prepared: Preparation, student: PreTrainedModel, best: KeepBest, tra
         teacher_parameters=prepared.recipe.teacher_parameters,
         before=best.start,
         after=best.validation,
+        row_before=row_before,
+        row_after=row_after,
         steps=trainer.state.global_step,
         best_step=best.step,
         seconds=best.seconds,

@@ -13,6 +13,7 @@ from comet.student.sizes import require_size
 from comet.train.objective import DEFAULT, Objective
 
 if TYPE_CHECKING:
+    from comet.report.analysis import AnnotatedRow
     from comet.student.family import StudentShape
     from comet.student.vocabulary import StudentVocabulary
     from comet.train.validation import Validation
@@ -78,8 +79,9 @@ class StudentConfig:
 class Distilled:
     """The result of a training: the student's folder, what it began with, and its validation before and after.
 
-    The student is the best checkpoint, that of `best_step`. `of_each_cache` is its validation on the rows of each
-    that has some, by name, if there are several.
+    The student is the best checkpoint, that of `best_step`. `row_before` and `row_after` are its predictions in the
+    first validation row. `of_each_cache` is its validation on the rows of each that has some, by name, if there are
+    several.
     """
 
     output: Path
@@ -90,6 +92,8 @@ class Distilled:
     teacher_parameters: int
     before: "Validation"
     after: "Validation"
+    row_before: "AnnotatedRow"
+    row_after: "AnnotatedRow"
     steps: int
     best_step: int
     seconds: float

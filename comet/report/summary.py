@@ -12,7 +12,7 @@ from cache_tools.errors import printable
 from cache_tools.store.provenance import teacher_restriction
 from cache_tools.store.reader import Cache
 from cache_tools.templates import render
-from comet.report.analysis import AnnotatedRow
+from comet.report.analysis import AnnotatedRow, Guess
 from comet.settings import Distilled
 from comet.student.family import StudentShape
 from comet.student.vocabulary import StudentVocabulary
@@ -22,6 +22,7 @@ from comet.train.signals import teacher_targets
 from comet.train.validation import Validation
 
 SAMPLE_TARGETS = 4
+WORDS_AFTER = 8  # tokens that are shown after the last of these targets
 
 
 def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
@@ -60,10 +61,14 @@ def _nats(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table for the terminal, its first column to the left and the others to the right."""
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Return the lines of a table for the terminal, the first columns to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+    def cell(column: int, text: str) -> str:
+        return text.ljust(widths[column]) if column < left else text.rjust(widths[column])
+
+    return ["  ".join(cell(column, text) for column, text in enumerate(row)).rstrip() for row in rows]
 
 
 def summary(caches: Sequence[Cache], result: Distilled) -> str:
@@ -82,6 +87,7 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
             f"{result.after.targets:,} validation targets:",
             *lines,
             kl_note(caches, result.vocabulary.trimmed),
+            *filled_in(result.row_before, result.row_after),
             *(aligned([BY_CACHE, *each]) if (each := by_cache(caches, result)) else ()),
             f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}, a page about it in "
             f"{result.output}.html. Load it with",
@@ -154,6 +160,30 @@ def sample_row(example: AnnotatedRow) -> str:
         guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in masked.teacher)
         lines.append(printable(f"  at token {masked.position}: {masked.label.strip('▁')}; the teacher says {guesses}"))
     return "\n".join(lines)
+
+
+def filled_in(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
+    """Return the beginning of a row with its first targets numbered, and a table of what is predicted at them."""
+    shown = list(zip(before.positions, after.positions, strict=True))[:SAMPLE_TARGETS]
+    if not shown:
+        return []
+    tokens = before.tokens[: shown[-1][0].position + WORDS_AFTER]
+    for number, (masked, _) in enumerate(shown, 1):
+        tokens[masked.position] = f"{'▁' if masked.label.startswith('▁') else ''}[{number}]"
+    text = "".join(tokens).replace("▁", " ").strip()
+    rows = [
+        (f"  [{number}]", masked.label.strip("▁"), *map(_best, (masked.teacher, masked.student, later.student)))
+        for number, (masked, later) in enumerate(shown, 1)
+    ]
+    header = ("", "label", "teacher", "student before", "student after")
+    return [
+        f"a validation row, and the best token at its first targets: {printable(text)}",
+        *aligned([header, *(tuple(map(printable, cells)) for cells in rows)], left=len(header)),
+    ]
+
+
+def _best(guesses: Sequence[Guess]) -> str:
+    return f"{guesses[0].text.strip('▁')} {guesses[0].probability:.0%}" if guesses else "–"
 
 
 def _vocabulary_line(vocabulary: StudentVocabulary) -> str:

@@ -87,5 +87,5 @@ def test_more_views_than_one_by_default_are_said(
     """They multiply the teacher's time."""
     for views, is_said in ((None, True), (2, False)):
         found = estimate(settings(texts, sample_teacher, "a.txt", views=views, max_tokens=300))
-        said = f"8 masked views of each row, since the text has only {found.text_tokens} tokens (--views)\n"
+        said = f"16 masked views of each row, since the text has only {found.text_tokens} tokens (--views)\n"
         assert (said in capsys.readouterr().out) == is_said

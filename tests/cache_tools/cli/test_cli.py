@@ -103,7 +103,7 @@ def test_the_dry_run_estimates_and_leaves_nothing(
     assert done.exit_code == 0, done.output
     recipe = open_cache(sample_cache).recipe
     of_views, of_teacher, costs = done.stdout.splitlines()
-    assert of_views.startswith("8 masked views of each row, ")
+    assert of_views.startswith("16 masked views of each row, ")
     assert of_teacher.startswith("the teacher names ")
     assert costs.startswith(f"dry run, nothing kept: {recipe.train_rows + recipe.validation_rows:,} rows from ")
     estimated = float(done.stdout.split("about ")[1].split(" MB")[0]) * 1e6

@@ -159,6 +159,19 @@ def test_the_student_is_measured_by_language(trained: tuple[Distilled, list[str]
         assert np.average(parts, weights=targets) == pytest.approx(getattr(result.after, name), rel=1e-5)
 
 
+def test_the_student_before_and_after_is_that_of_the_trained(trained: tuple[Distilled, list[str]]) -> None:
+    result, said = trained
+    before, after = result.row_before, result.row_after
+    assert (before.tokens, before.targets) == (after.tokens, after.targets)
+    for one, other in zip(before.positions, after.positions, strict=True):
+        assert (one.label, one.teacher) == (other.label, other.teacher)
+        assert one.student != other.student
+    lines = said[-1].splitlines()
+    table = lines[next(i for i, line in enumerate(lines) if line.startswith("a validation row")) + 2 :]
+    best = after.positions[0].student[0]
+    assert table[0].endswith(f"{best.text.strip('▁')} {best.probability:.0%}")
+
+
 def test_a_single_cache_has_no_line_of_its_own(corpora: list[Cache], tmp_path: Path) -> None:
     result = distill(corpora[:1], StudentConfig(tmp_path / "one", student="nano", steps=2, batch_size=8))
     assert result.of_each_cache == {}
