@@ -1,4 +1,4 @@
-"""Draws flow.svg and maps.svg beside itself: attention of teacher and student on a row that it was not trained on.
+"""Draws maps.svg beside itself: attention of teacher and student on a row that it was not trained on.
 
 comet-cache build --lang kin --teacher ../shared/teacher --text ../shared/data/text/kin.txt.xz --max-tokens 400000
 comet-train --cache kin.zarr --vocabulary full --steps 300
@@ -22,41 +22,14 @@ from comet.train.objective import DEFAULT
 
 HERE = Path(__file__).parent
 SIDE, GAP = 170, 14
-STYLE = """text{font:13px system-ui,sans-serif;fill:#1f2933}.small{font-size:11px;fill:#5b6470}
-.box{fill:#fff;stroke:#2469c4;stroke-width:1.5}.file{fill:#eef4fc}.arrow{stroke:#5b6470;stroke-width:1.5;marker-end:url(#head)}"""
-HEAD = """<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">
-<path d="M0 0L8 4L0 8z" fill="#5b6470"/></marker>"""
-FLOW = (
-    ("file", "text", ("corpus.txt.xz",)),
-    ("box", "comet-cache build", ("teacher, once,", "borrowed GPU")),
-    ("file", "kin.zarr", ("sampled logits,", "attention maps")),
-    ("box", "comet-train", ("no teacher,", "any laptop")),
-    ("file", "kin-student/", ("an ordinary", "transformers model")),
-    ("box", "comet-eval, comet-export", ("fine-tune, compare,", "ONNX for a phone")),
-)
+STYLE = "text{font:13px system-ui,sans-serif;fill:#1f2933}.small{font-size:11px;fill:#5b6470}"
 
 
 def svg(width: int, height: int, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><style>{STYLE}</style>'
-        f'<defs>{HEAD}</defs><rect width="100%" height="100%" fill="#fff"/>' + "\n".join(parts) + "</svg>\n"
+        '<rect width="100%" height="100%" fill="#fff"/>' + "\n".join(parts) + "</svg>\n"
     )
-
-
-def flow() -> str:
-    """What becomes what: files shaded, programs not."""
-    parts, x = [], 10
-    for place, (kind, name, lines) in enumerate(FLOW):
-        width = 30 + 8 * max(len(name), *(len(line) - 2 for line in lines))
-        if place:
-            parts.append(f'<line class="arrow" x1="{x - 26}" y1="50" x2="{x - 3}" y2="50"/>')
-        shade = " file" if kind == "file" else ""
-        parts.append(f'<rect class="box{shade}" x="{x}" y="12" width="{width}" height="76" rx="6"/>')
-        for row, line in enumerate((name, *lines)):
-            look = ' font-weight="600"' if row == 0 else ' class="small"'
-            parts.append(f'<text{look} x="{x + width / 2}" y="{38 + 18 * row}" text-anchor="middle">{line}</text>')
-        x += width + 30
-    return svg(x - 20, 100, parts)
 
 
 def maps(pairs: Sequence[MapPair]) -> str:
@@ -91,7 +64,6 @@ def map_pairs(cache: Cache, folder: Path) -> list[MapPair]:
 @click.option("--cache", type=click.Path(path_type=Path), required=True)
 @click.option("--student", type=click.Path(path_type=Path), required=True, help="Trained from it, full vocabulary.")
 def main(cache: Path, student: Path) -> None:
-    (HERE / "flow.svg").write_text(flow(), encoding="utf-8")
     (HERE / "maps.svg").write_text(maps(map_pairs(open_cache(cache), student)), encoding="utf-8")
 
 

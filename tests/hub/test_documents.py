@@ -1,5 +1,5 @@
-"""Every command of README.md and docs/ as it stands, one page after another, each in a folder of its own; and that the
-pages fit the code."""
+"""Every command of README.md, CONTRIBUTING.md and docs/ as it stands, one page after another, each in a folder of its
+own; and that the pages fit the code."""
 
 import lzma
 import re
@@ -18,7 +18,7 @@ from cache_tools.store.recipe import Recipe
 from comet.student.family import XLM_R
 from comet.student.shape import COMET, SMALLER, choose_shape, count_parameters
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 OURS = {
     "comet-cache": ("cache_tools", []),
     "comet-train": ("comet", ["train"]),
