@@ -12,6 +12,10 @@ class CometError(Exception):
         self.exit_code = exit_code
 
 
+class Stopped(CometError):
+    """Work that ended before its end as asked, by a signal or by the time given: no error of anybody."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

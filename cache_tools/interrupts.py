@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cache_tools.errors import CometError, noop
+from cache_tools.errors import Stopped, noop
 
 
-class StoppedAtOnce(CometError):
+class StoppedAtOnce(Stopped):
     """Raised on a second interrupt, or on the first if there is nothing to finish first."""
 
 

@@ -11,6 +11,15 @@ IN_A_LOG = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} gone, {remaini
 ENDLESS = "{desc}: {n_fmt}, {rate_fmt}, {elapsed} gone{postfix}"
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit that suits it: 80 s, 12 min, 1.5 h, 3.2 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
 class _Lines:
     """A log for a bar that would be drawn over itself: each of its states is a line."""
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerState, TrainingArguments
 
-from cache_tools.errors import CometError, noop
+from cache_tools.errors import CometError, Stopped, noop
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import is_out_of_memory
 from cache_tools.places.destinations import writing
@@ -69,7 +69,7 @@ def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> 
         )
         distiller.bf16 = chosen["bf16"]
         shared = f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
-        say(f"the body trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
+        say(f"the student trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
         row_before = _first_row(prepared, trainer, distiller, prepared.validation)
         _train(trainer, best, checkpoints, prepared, say)
         student.load_state_dict(best.weights)
@@ -157,7 +157,7 @@ def _train(
             prepared.close()
             raise
         if saver.stop and not best.gives_up and trainer.state.global_step < trainer.state.max_steps:
-            raise CometError(f"stopped after step {trainer.state.global_step}; run again with --resume to continue")
+            raise Stopped(f"stopped after step {trainer.state.global_step}; run again with --resume to continue")
         if best.measured_at < trainer.state.global_step:
             trainer.evaluate()
     finally:

@@ -15,7 +15,7 @@ from cache_tools.build.resolve import at_commits, find_inputs
 from cache_tools.build.restore import restore_lost
 from cache_tools.build.workers import ALONE, Worker, wait_for_seal
 from cache_tools.checks import require_type, shown
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, Stopped
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
 from cache_tools.places.foreign import named
@@ -74,11 +74,13 @@ def build_cache(
     destination.fetch(cache, missing_shards(cache, worker))
     restore_lost(cache, missing_shards(cache, worker), inputs.texts, inputs.excluded, tokenizer)
     before = committed_shards(cache, worker)
+    if before and (left := missing_shards(cache, worker)):
+        tqdm.write(f"{out}: {len(before):,} of {len(before) + len(left):,} shards are there; going on with the others")
     with stop_event(max_hours) as stop, destination.pushing(cache, before, stop) as committed:
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
     if left := missing_shards(cache, worker):
-        raise CometError(f"{out}: stopped with {len(left)} shards to go; run the same command again to go on")
+        raise Stopped(f"{out}: stopped with {len(left)} shards to go; run the same command again to go on")
     return cache
 
 

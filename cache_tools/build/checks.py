@@ -31,6 +31,7 @@ MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
 SHORTEST = 2  # tokens of a row that the teacher is tried with
 SAME = 1e-3  # relative to the largest feature, in float32
 TOKENS_TRIED, ROWS_AT_ONCE = 4096, 8
+HARDLY_BETTER = 2.0  # times a unigram model's accuracy
 FEWEST_JUDGED = 100  # masked tokens: by fewer a teacher is not refused
 
 
@@ -159,7 +160,8 @@ def check_accuracy(
         f"alone would be right for {frequent / tried:.1%}"
     )
     if named_right > frequent or settings.weak_teacher or tried < FEWEST_JUDGED:
-        tqdm.write(said)
+        doubt = "; that is hardly more: is the text in a language of this teacher?"
+        tqdm.write(said + (doubt if named_right < HARDLY_BETTER * frequent else ""))
         return
     raise CometError(
         f"teacher {settings.teacher}: {said}: it was not trained to fill masks, or not on this language, or its "

@@ -12,6 +12,7 @@ from cache_tools.build.pipeline import ShardBuffer
 from cache_tools.build.prepare import prepare
 from cache_tools.build.resolve import at_commits, find_inputs
 from cache_tools.models import choose_device
+from cache_tools.progress import duration
 from cache_tools.settings import BuildSettings
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import ShardKey
@@ -39,15 +40,9 @@ class Estimate:
         return (
             f"dry run, nothing kept: {self.rows:,} rows from {self.text_tokens:,} tokens; "
             f"about {self.bytes / 1e6:,.1f} MB, of them {self.start_bytes / 1e6:,.1f} MB layers of the teacher for "
-            f"students to begin with; about {_duration(self.prepare_seconds)} to prepare the text "
-            f"and {_duration(self.teacher_seconds)} for the teacher on this machine"
+            f"students to begin with; about {duration(self.prepare_seconds)} to prepare the text "
+            f"and {duration(self.teacher_seconds)} for the teacher on this machine"
         )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def estimate(settings: BuildSettings) -> Estimate:

@@ -97,8 +97,13 @@ def _require_different(inputs: BuildInputs) -> None:
     for text, record in zip(inputs.texts, inputs.text_records, strict=True):
         content = (record.get("sha256"), record.get("revision"), None if "sha256" in record else text.name)
         shown = str(text.path) if isinstance(text, TextFile) else text.name
-        if record.get("bytes") != 0 and (same := first.setdefault(content, shown)) is not shown:
-            raise CometError(f"--text {shown}: the same text as {same}, which would count twice; omit one", exit_code=2)
+        if record.get("bytes") == 0:
+            continue
+        if content in first:
+            raise CometError(
+                f"--text {shown}: the same text as {first[content]}, which would count twice; omit one", exit_code=2
+            )
+        first[content] = shown
 
 
 def resolve_text(text: HubText, begun: Mapping[str, Any]) -> HubText:

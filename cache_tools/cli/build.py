@@ -46,7 +46,7 @@ EXAMPLES = (
 
 
 @click.command(cls=GroupedHelp, sections=SECTIONS, examples=EXAMPLES)
-@click.option("--lang", "language", required=True, help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
+@click.option("--lang", "language", help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
 @click.option("--teacher", help=f"Folder or hub name (NAME[@REVISION]) of a masked LM.  [default: {DEFAULT_TEACHER}]")
 @click.option("--text", multiple=True,
               help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet, or hf:NAME[:CONFIG] on the hub. "
@@ -110,7 +110,7 @@ EXAMPLES = (
 @config_option
 @one_line_errors
 def build(
-    language: str, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
+    language: str | None, teacher: str | None, text: tuple[str, ...], sample: bool, out: Path | None, views: int | None,
     dry_run: bool, max_hours: float | None, worker: str | None, push_to: str | None,
     i_may_share_this: bool, **options: Any,
 ) -> None:  # fmt: skip
@@ -118,11 +118,13 @@ def build(
 
     Run the same command again after a crash or a stop to continue.
     """
-    code = find_language(language).code
+    if language is None and not sample:
+        raise CometError("--lang: expected the language of the text, such as kin (comet-cache languages)", exit_code=2)
+    code = find_language(SAMPLE_LANGUAGE if language is None else language).code
     folder = Path(str(files("cache_tools.sample")))
     if sample:
         if code != SAMPLE_LANGUAGE:
-            raise CometError(f"--sample is in {SAMPLE_LANGUAGE} only, found --lang {code}; omit one", exit_code=2)
+            raise CometError(f"--sample is in {SAMPLE_LANGUAGE}, found --lang {code}; omit one of them", exit_code=2)
         teacher = str(folder / "teacher") if teacher is None else teacher
         text = text or (str(folder / "text.txt"),)
     text = text or find_language(code).corpora

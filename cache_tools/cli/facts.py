@@ -17,6 +17,8 @@ from cache_tools.store.staging import STAGING
 from cache_tools.store.start import describe_start, start_chunks
 from cache_tools.text.hub_text import parse_hub_text
 
+WITHOUT_START = ", without the start"
+
 
 def describe(cache: Cache) -> dict[str, object]:
     """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
@@ -55,7 +57,9 @@ def describe(cache: Cache) -> dict[str, object]:
         "bytes": size,
     }
     if text_tokens and not missing and is_whole:
-        facts["bytes_per_token"] = round((size - start_bytes) / (text_tokens * recipe.views), 1)
+        each = (size - start_bytes) / (text_tokens * recipe.views)
+        views = ", of each view" * (recipe.views > 1)
+        facts["bytes_per_token"] = f"{each:,.1f}{views}{WITHOUT_START * bool(start_bytes)}"
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
@@ -68,7 +72,7 @@ def numerics_of(cache: Cache) -> list[str]:
     records = (cache.record(*key) for key in cache.extent.keys())
     kinds = Counter(tuple(sorted(record.numerics.items())) for record in records if record is not None)
     return [
-        f"{count:,} shards with {', '.join(f'{name} {value}' for name, value in kind)}"
+        f"{count:,} shard{'s' if count > 1 else ''} with {', '.join(f'{name} {value}' for name, value in kind)}"
         for kind, count in kinds.most_common()
     ]
 

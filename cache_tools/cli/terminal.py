@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from cache_tools.errors import CometError, printable, visible
+from cache_tools.errors import CometError, Stopped, printable, visible
 from cache_tools.places.urls import without_secrets
 
 
@@ -34,7 +34,10 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             known = isinstance(error, CometError)
             text = str(error) if known else f"unexpected {type(error).__name__}: {error} (--debug shows where)"
-            _show_error(text)
+            if isinstance(error, Stopped):
+                click.echo(visible(without_secrets(text)), err=True)
+            else:
+                _show_error(text)
             sys.exit(error.exit_code if isinstance(error, CometError) else 1)
 
     return click.option("--debug", is_flag=True, help="Show the traceback of an error.")(run)

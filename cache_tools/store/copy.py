@@ -157,9 +157,10 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
     first = caches[0]
     for other in caches[1:]:
         if unlike := first.recipe.differences(other.recipe):
+            same_teacher = first.recipe.teacher_sha256 == other.recipe.teacher_sha256
             raise CometError(
-                f"{other.root}: another recipe than {first.root} ({'; '.join(unlike)}); caches of different text or "
-                "teachers cannot be merged: give them to `comet-train` together",
+                f"{other.root}: another recipe than {first.root} ({shortened(unlike)}); merge joins parts of one cache"
+                + ("; give caches of several texts to comet-train together" if same_teacher else ""),
                 exit_code=2,
             )
         if unlike := _token_differences(first, other) + _array_differences(first.extent, other.extent):

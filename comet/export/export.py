@@ -64,7 +64,7 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
 def _require_packages() -> None:
     """Raise CometError with the command that installs them if packages of the extra `onnx` are absent."""
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise CometError(f"comet-export needs {', '.join(absent)}: pip install 'comet-distill[onnx]'")
+        raise CometError(f"comet-export needs {', '.join(absent)}: in the checkout, pip install '.[onnx]'")
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

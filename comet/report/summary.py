@@ -29,7 +29,8 @@ def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
     """Return a sentence on how the validation KL is measured from these caches."""
     corpus = "the corpus" if len(caches) == 1 else "each target's own corpus"
     among = f" among the tokens of {corpus}" if trimmed else ""
-    return f"The KL{among} is {teacher_targets(caches[0].recipe).kl_note}."
+    note = f"The KL{among} is {teacher_targets(caches[0].recipe).kl_note}."
+    return note + " Accuracies are among the same tokens, the teacher's, too." * trimmed
 
 
 BY_CACHE = ("cache", "targets", "KL, nats", "accuracy", "teacher's accuracy", "same best token")
@@ -89,10 +90,11 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
             kl_note(caches, result.vocabulary.trimmed),
             *filled_in(result.row_before, result.row_after),
             *(aligned([BY_CACHE, *each]) if (each := by_cache(caches, result)) else ()),
-            f"The student is {smaller:.0%} smaller than its teacher and lies in {result.output}, a page about it in "
-            f"{result.output}.html. Load it with",
-            f'  AutoModelForMaskedLM.from_pretrained("{result.output}")',
-            f'  AutoTokenizer.from_pretrained("{result.output}")',
+            f"The student is {smaller:.0%} smaller than its teacher.",
+            f"  a page about it:  {result.output}.html",
+            f'  load it:          AutoModelForMaskedLM.from_pretrained("{result.output}"), and AutoTokenizer',
+            f"  fine-tune it:     comet-eval --model {result.output} --task … --lang … --output …",
+            f"  export it:        comet-export {result.output}",
         ]
     )
 
@@ -112,9 +114,10 @@ def announcement(
     lines = [f"student: {shape}, for a teacher of {caches[0].recipe.teacher_parameters:,} parameters"]
     if vocabulary.trimmed:
         lines.append(
-            f"vocabulary: {len(vocabulary):,} of {vocabulary.teacher_size:,} tokens, among them all of the "
-            + ("corpus" if len(caches) == 1 else f"{len(caches)} corpora; each target is asked over those of its own")
-            + (f"; the teacher gives the others {outside:.1%} of its probability" if outside is not None else "")
+            f"vocabulary: {len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: all that the "
+            + ("corpus uses" if len(caches) == 1 else f"{len(caches)} corpora use, each target over those of its own")
+            + ", and those that spell other text"
+            + (f"; {outside:.1%} of the teacher's probability lies elsewhere" if outside is not None else "")
         )
     if (restriction := teacher_restriction(caches[0].provenance)) is not None:
         lines.append(restriction)

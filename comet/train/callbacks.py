@@ -1,6 +1,7 @@
 """Callbacks of the trainer: the progress bar, and the best checkpoint."""
 
 import json
+import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -11,33 +12,46 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from cache_tools.progress import show_progress
+from cache_tools.progress import duration, show_progress
 from comet.train.trainer import DistillationTrainer
 from comet.train.validation import Validation
 
+WARM_UP, TIMED = 2, 8  # steps: the first ones are slower
+WORTH_SAYING = 60.0  # seconds
+WIDE = 120  # columns of a terminal with room for all that follows
+MOST_IMPORTANT = ("kd", "eval_kl")
 SHOWN = {"kd": "kd", "hard": "hard", "attention": "attention", "eval_kl": "validation", "tokens_per_second": "tokens/s"}
 
 
 class LiveLine(TrainerCallback):
-    """Show the parts of the loss, the last validation and tokens per second beside the progress.
+    """Show the parts of the loss, the last validation and tokens per second beside the progress, and say after the
+    first steps how long the rest will take.
 
     Of several processes in the first only.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.shown: dict[str, str] = {}
+        self.steps = 0
         self.bar = show_progress(
             what="train", unit="step", total=state.max_steps, disable=not state.is_world_process_zero
         )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.began = time.monotonic()
+        if self.steps == WARM_UP + TIMED and state.is_world_process_zero:
+            left = (time.monotonic() - self.began) / TIMED * (state.max_steps - state.global_step)
+            if left > WORTH_SAYING:
+                tqdm.write(f"about {duration(left)} more for the {state.max_steps:,} steps, on this machine")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         self.shown |= {
             SHOWN[name]: f"{value:,.0f}" if name == "tokens_per_second" else f"{value:.3f}"
             for name, value in (logs or {}).items()
-            if name in SHOWN
+            if name in (SHOWN if shutil.get_terminal_size().columns >= WIDE else MOST_IMPORTANT)
         }
         self.bar.set_postfix(self.shown, refresh=False)
 
@@ -109,7 +123,7 @@ class KeepBest(TrainerCallback):
         found = Validation(**{name.removeprefix("eval_"): value for name, value in metrics.items()})
         self.validations.append((state.global_step, found))
         if state.is_world_process_zero:
-            tqdm.write(f"epoch {state.epoch:.3g}: {found}", file=sys.stderr)
+            tqdm.write(f"step {state.global_step:,} (epoch {state.epoch:.2g}): {found}", file=sys.stderr)
         if found.distance < self.validation.distance:
             self.remember(found, state.global_step)
             self.worse = 0

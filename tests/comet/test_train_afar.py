@@ -125,9 +125,7 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
         ended = running.wait()
         assert time.monotonic() - before < 10
     assert ended.code == 1
-    assert ended.stderr.splitlines()[-1].startswith(
-        "error: stopped at once; --resume continues from the last checkpoint in "
-    )
+    assert ended.stderr.splitlines()[-1].startswith("stopped at once; --resume continues from the last checkpoint in ")
     assert checkpoints_of(output)
 
 

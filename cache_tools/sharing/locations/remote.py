@@ -48,7 +48,7 @@ class Remote:
             raise CometError(f"{self.name}: fsspec does not support {self.scheme}://", exit_code=2)
         package, extra = PACKAGES.get(self.scheme, ("fsspec", ""))
         if find_spec(package) is None:
-            raise CometError(f"{self.name}: needs {package}; pip install 'comet-distill[{extra}]'", exit_code=2)
+            raise CometError(f"{self.name}: needs {package}; in the checkout, pip install '.[{extra}]'", exit_code=2)
         if self.scheme in HTTP:
             self.client = HttpClient(policy.timeout)
             return

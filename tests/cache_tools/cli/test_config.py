@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 def test_the_command_line_wins(tmp_path: Path) -> None:
     path = written(tmp_path, 'lang = "yor"\ntop-k = 0\nsample = true\nseq-len = 4\n')
     done = CliRunner().invoke(main, ["build", "--config", str(path)])
-    assert done.stderr.startswith("error: --sample is in kin only, found --lang yor")
+    assert done.stderr.startswith("error: --sample is in kin, found --lang yor")
     done = CliRunner().invoke(main, ["build", "--config", str(path), "--lang", "kin", "--seq-len", "64"])
     assert done.stderr.startswith("error: --top-k 0: expected 2 to 16384")
 

@@ -147,7 +147,7 @@ def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str
     assert running.wait_until(lambda: machine.built() >= 2)
     ended = running.send(signal.SIGTERM)
     assert ended.code == 1
-    assert f"error: {machine.out}: stopped with " in ended.stderr
+    assert f"{machine.out}: stopped with " in ended.stderr
     assert shards_at(url) == machine.built()
     name, left = locate(url, POLICY).name, re.search(r"stopped with (\d+) shards", ended.stderr)
     assert left is not None and f"{name}: {left[1]} shards are not there yet" in ended.stdout.splitlines()

@@ -202,7 +202,7 @@ def test_without_the_extra_one_line_says_what_to_install(
     monkeypatch.setattr(exporting.importlib.util, "find_spec", find)
     result = command(str(student), "--output", str(tmp_path / "exported"))
     assert result.exit_code == 1
-    assert "comet-export needs onnxruntime: pip install 'comet-distill[onnx]'" in result.output
+    assert "comet-export needs onnxruntime: in the checkout, pip install '.[onnx]'" in result.output
 
 
 @pytest.mark.parametrize(

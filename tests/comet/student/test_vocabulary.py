@@ -158,7 +158,7 @@ def test_a_trimmed_vocabulary_gives_an_ordinary_student(narrow: Cache, tmp_path:
     said: list[str] = []
     config = StudentConfig(tmp_path / "student", student="nano", vocabulary="trimmed", steps=20, batch_size=8)
     result = distill([narrow], config, say=said.append)
-    assert f"vocabulary: {len(result.vocabulary):,} of 8,000 tokens, among them all of the corpus" in said[0]
+    assert f"vocabulary: {len(result.vocabulary):,} of the teacher's 8,000 tokens: all that the corpus" in said[0]
     assert result.after.kl < result.before.kl
     model = AutoModelForMaskedLM.from_pretrained(config.output)
     tokenizer = AutoTokenizer.from_pretrained(config.output)

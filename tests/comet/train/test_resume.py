@@ -74,7 +74,7 @@ def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
             ended = running.send(signal.SIGTERM)
             assert ended.code == 1
             assert "stopping after a last checkpoint" in ended.stderr
-            assert ended.stderr.splitlines()[-1].startswith("error: stopped after step ")
+            assert ended.stderr.splitlines()[-1].startswith("stopped after step ")
             assert ended.stderr.splitlines()[-1].endswith("run again with --resume to continue")
             assert not output.exists()
             running = start(cache, output, *options, "--resume", steps=60)
