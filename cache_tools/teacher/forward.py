@@ -108,13 +108,13 @@ def host_batch(recipe: Recipe, tokens: dict[str, NDArray], pinned: bool = False)
 class TeacherPass:
     """A teacher on a device, ready to compute the signals of a recipe.
 
-    `teacher` is on the device, in its compute dtype; `seen` [V] bool marks the ids that occur in the corpus.
+    `teacher` is on the device, in its compute dtype; `seen` [V] bool, on the CPU, marks the ids in the corpus.
     """
 
     def __init__(self, teacher: Teacher, recipe: Recipe, seen: Tensor) -> None:
         self.teacher, self.recipe = teacher, recipe
         self.device = teacher.head.weight.device
-        self.head = BlockedHead(teacher.head, seen.to(self.device))
+        self.head = BlockedHead(teacher.head, seen)
         self.signals = teacher_signals(recipe)
 
     @torch.inference_mode()

@@ -97,15 +97,15 @@ class BlockLogits:
 
 
 class BlockedHead:
-    """A head with its tokens in blocks: those of the corpus (`seen` [V] bool) first, each kind by rising id.
+    """A head with its tokens in blocks: those of the corpus first, each kind by rising id.
 
-    Owns the memory for the logits of one batch of targets.
+    `seen` [V] bool, on the CPU, marks the tokens of the corpus. Owns the memory for the logits of one batch of targets.
     """
 
     def __init__(self, head: Head, seen: Tensor) -> None:
         self.plain, vocab_size = head, len(head.weight)
         ids = [_in_blocks(kind.nonzero()[:, 0], vocab_size) for kind in (seen, ~seen)]  # [n, BLOCK]
-        self.ids = torch.cat(ids).int()
+        self.ids = torch.cat(ids).int().to(head.weight.device)
         self.seen_blocks = len(ids[0])
         token = self.ids.flatten().long()
         present = token < vocab_size
