@@ -113,6 +113,14 @@ def _capturing_sdpa(
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
+def _mask_by_shapes(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Return transformers' own mask for SDPA. Only on a CPU may it look whether all of a mask is true, to leave it out:
+    on a GPU the answer would wait for all work queued there."""
+    looks = attention_mask is None or attention_mask.device.type == "cpu"
+    kwargs["allow_is_bidirectional_skip"] = looks and kwargs.get("allow_is_bidirectional_skip", False)
+    return sdpa_mask(attention_mask=attention_mask, **kwargs)
+
+
 def enable_capture(model: PreTrainedModel) -> None:
     """Switch a model to SDPA attention that an AttentionCapture can collect rows from.
 
@@ -120,7 +128,7 @@ def enable_capture(model: PreTrainedModel) -> None:
     """
     # Without the second registration transformers silently drops the padding mask.
     AttentionInterface.register(IMPLEMENTATION, _capturing_sdpa)
-    AttentionMaskInterface.register(IMPLEMENTATION, sdpa_mask)
+    AttentionMaskInterface.register(IMPLEMENTATION, _mask_by_shapes)
     try:
         model.set_attn_implementation(IMPLEMENTATION)
     except (ValueError, NotImplementedError) as error:

@@ -128,7 +128,9 @@ class TeacherPass:
             )
         )  # fmt: skip
         longest = input_ids.shape[1]
-        mask = torch.arange(longest, device=device) < length[:, None]  # [B, L']
+        # without padding there is none to mask, and attention has faster kernels
+        is_full = bool((batch.length == longest).all())
+        mask = None if is_full else torch.arange(longest, device=device) < length[:, None]  # [B, L']
         is_query = query != UNUSED_POSITION
         capture = AttentionCapture(recipe.attention_layers, query.masked_fill(~is_query, 0))
         hidden = self.teacher.hidden_states(input_ids, mask, capture)  # [B, L', H]

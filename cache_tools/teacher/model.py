@@ -47,8 +47,8 @@ class Teacher:
         """The input embeddings [V, H]."""
         return self.model.get_input_embeddings().weight  # type: ignore[return-value]
 
-    def hidden_states(self, input_ids: Tensor, mask: Tensor, capture: AttentionCapture | None) -> Tensor:
-        """Return the last layer's hidden states [B, L, H]. `input_ids` and `mask` [B, L]."""
+    def hidden_states(self, input_ids: Tensor, mask: Tensor | None, capture: AttentionCapture | None) -> Tensor:
+        """Return the last layer's hidden states [B, L, H]. `input_ids` [B, L]; `mask` [B, L], None without padding."""
         body: Any = self.model.base_model
         captured = {"attention_capture": capture} if capture is not None and capture.layers else {}
         return body(input_ids, attention_mask=mask, **captured).last_hidden_state
