@@ -49,6 +49,7 @@ class Distiller(nn.Module):
     Raises CometError on creation if the cache lacks a temperature, layer or signal of the objective.
     """
 
+    cached_index: Tensor
     unscored: Tensor
 
     def __init__(
@@ -80,7 +81,9 @@ class Distiller(nn.Module):
         else:
             matched = _explicit_layers(objective.layer_map, cache, layers)
         self.matched = matched if self.matches_attention else ()
-        self.cached_index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
+        index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
+        # not a list, whose copy to a GPU each step would wait for
+        self.register_buffer("cached_index", torch.tensor(index, dtype=torch.int64), persistent=False)
         self.projection: nn.Parameter | None = None
         if self.matches_attention and self.attention_loss.projects:
             self.projection = nn.Parameter(torch.eye(min(cache.attention_slots, MOST_BLOCKS) ** 2))

@@ -5,7 +5,7 @@ with the methods of `TopkTargets`; `kl_note`, how its KL is measured, for report
 names of the losses in an objective, `kl` among them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
@@ -203,6 +203,6 @@ class AttentionTargets:
             "attention_weight": weight,
         }
 
-    def sampled(self, batch: Batch, layers: Sequence[int]) -> SampledRows:
-        """Return the teacher's rows in some of the cached layers, by index."""
+    def sampled(self, batch: Batch, layers: Tensor) -> SampledRows:
+        """Return the teacher's rows in some of the cached layers, by index [layers] int64."""
         return SampledRows(batch["attention_key"][:, layers], batch["attention_weight"][:, layers], batch["length"])
