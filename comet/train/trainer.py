@@ -66,6 +66,7 @@ class DistillationTrainer(Trainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
+        pinned = self.args.dataloader_pin_memory
         loader: DataLoader = DataLoader(
             self.rows,
             batch_sampler=SharedBatches(
@@ -76,9 +77,11 @@ class DistillationTrainer(Trainer):
             ),
             collate_fn=self.collator,  # type: ignore[arg-type]
             num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            pin_memory=pinned,
         )
-        return prepare_data_loader(loader, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader, self.args.device, num_processes=1, process_index=0, put_on_device=True, non_blocking=pinned
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
