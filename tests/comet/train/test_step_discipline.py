@@ -47,6 +47,15 @@ def test_a_step_only_queues_work_on_one_device(of_each_family: Cache, attention_
     assert {p.grad.device for p in distiller.parameters() if p.grad is not None} == {DEVICE}
 
 
+def test_a_batch_is_measured_without_a_wait(of_each_family: Cache) -> None:
+    vocabulary = full_vocabulary(of_each_family.recipe)
+    distiller = distiller_on_the_device(of_each_family, EVERYTHING, vocabulary)
+    batch = batch_on_the_device(of_each_family, vocabulary)
+    with disciplined():
+        found = distiller.evaluate(batch)
+    assert {tensor.device for tensor in vars(found).values()} == {DEVICE}
+
+
 def test_a_step_from_a_sample_does_too(threshold_cache: Cache) -> None:
     vocabulary = full_vocabulary(threshold_cache.recipe)
     distiller = distiller_on_the_device(threshold_cache, EVERYTHING, vocabulary)
