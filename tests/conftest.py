@@ -17,6 +17,11 @@ SAMPLE = Path(cache_tools.sample.__file__).parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("no GPU is here")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small matrices, and a machine that may be busy: torch's threads would wait for each other more than compute."""
