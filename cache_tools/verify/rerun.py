@@ -89,7 +89,7 @@ class TeacherRerun:
         while start < len(numbers):
             rows = slice(start, start + batch_size)
             try:
-                parts.append(_recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}))
+                parts.append(recompute(teacher_pass, {n: a[rows] for n, a in stored.items()}))
                 start = rows.stop
             except RuntimeError as error:
                 batch_size = smaller_batch(error, batch_size)
@@ -159,7 +159,7 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
 
 
 @torch.inference_mode()
-def _recompute(teacher_pass: TeacherPass, stored: Arrays) -> Arrays:
+def recompute(teacher_pass: TeacherPass, stored: Arrays) -> Arrays:
     """Return the teacher's arrays of the rows `stored`, computed as in a build, and those that only the comparison
     needs."""
     tokens = {name: stored[name] for name in TOKEN_ARRAYS if name in stored}
