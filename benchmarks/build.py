@@ -29,7 +29,7 @@ import torch
 from measuring import in_child
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 
-from cache_tools import build_cache, open_cache
+from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.dry_run import estimate
 from cache_tools.build.pipeline import Throughput, fill
 from cache_tools.build.prepare import prepare
@@ -111,13 +111,18 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def against_the_floor(out: Path, device: torch.device) -> dict[str, Any]:
-    """Build and floor over the same rows, in turns.
+    cache = open_cache(out)
+    teacher = load_teacher(str(out.parent / "teacher")).to(device, getattr(torch, cache.settings["dtype"]))
+    return beside_the_floor(cache, teacher, device, REPEATS)
+
+
+def beside_the_floor(cache: Cache, teacher: Teacher, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Build a prepared cache and run the floor over the same rows, in turns. `teacher` is on the device, in the dtype
+    of the cache.
 
     The floor is the body under SDPA and the head's product at the targets, in slices into the same memory, as fast as
     we know how; the plain floor forms the product in one piece.
     """
-    cache = open_cache(out)
-    teacher = load_teacher(str(out.parent / "teacher")).to(device, getattr(torch, cache.settings["dtype"]))
     batches = [
         host_batch(cache.recipe, {n: a[start : start + size] for n, a in tokens.items()})
         for group in cache.specs
@@ -126,26 +131,26 @@ def against_the_floor(out: Path, device: torch.device) -> dict[str, Any]:
         for size in [cache.settings["batch_size"]]
         for start in range(0, len(tokens["length"]), size)
     ]
-    weight = teacher.head.weight
+    weight = teacher.head.weight.float() if device.type == "cpu" else teacher.head.weight  # as in the build
     memory = torch.empty(SLICE * max(len(b.row) for b in batches), device=device)
 
     @torch.inference_mode()
     def floor(plain: bool) -> None:
         for batch in batches:
-            features = bare_forward(teacher, batch, device)
+            features = bare_forward(teacher, batch, device).to(weight.dtype)
             if plain:
                 (features @ weight.T).float()
             else:
                 for part in weight.split(SLICE):
                     product(part, features.T, out=memory[: len(part) * len(features)].view(len(part), -1))
 
-    filled(out, teacher, device)
+    filled(cache.root, teacher, device)
     floor(plain=False)
     ratios: dict[str, list[float]] = {"floor": [], "plain floor": []}
     idle, speeds = [], []
-    for turn in range(REPEATS):
+    for turn in range(repeats):
         bare = seconds(lambda: floor(plain=False), device)
-        build = filled(out, teacher, device)
+        build = filled(cache.root, teacher, device)
         ratios["floor"].append(bare / build.seconds)
         if turn % 2:
             ratios["plain floor"].append(seconds(lambda: floor(plain=True), device) / build.seconds)
@@ -166,7 +171,8 @@ def against_the_floor(out: Path, device: torch.device) -> dict[str, Any]:
 def bare_forward(teacher: Teacher, batch: HostBatch, device: torch.device) -> torch.Tensor:
     """[T, H] features at the targets."""
     ids, length, row, position = (t.to(device) for t in (batch.input_ids, batch.length, batch.row, batch.position))
-    mask = torch.arange(ids.shape[1], device=device) < length[:, None]
+    is_full = bool((batch.length == ids.shape[1]).all())
+    mask = None if is_full else torch.arange(ids.shape[1], device=device) < length[:, None]
     return teacher.transform(teacher.hidden_states(ids, mask, None)[row, position])
 
 

@@ -37,6 +37,7 @@ from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
 
 REPEATS = 7
+CPU = torch.device("cpu")
 Batch = dict[str, Tensor]
 
 
@@ -68,19 +69,26 @@ class Step:
     """One training step of the paper's student, 6 × 256, from the cache: forward, backward, fused AdamW."""
 
     def __init__(
-        self, cache: Cache, vocabulary: str, attention: float, bf16: bool = False, recompute: bool = False
+        self,
+        cache: Cache,
+        vocabulary: str,
+        attention: float,
+        bf16: bool = False,
+        recompute: bool = False,
+        device: torch.device = CPU,
     ) -> None:
-        self.vocabulary = choose_vocabulary(vocabulary, [cache])
+        self.device, self.vocabulary = device, choose_vocabulary(vocabulary, [cache])
         student = new_student(COMET, [cache], self.vocabulary, dropout=0.0, seed=0)
         recipe = replace(DEFAULT, attention_weight=attention)
-        self.distiller = Distiller(student, cache.recipe, recipe, self.vocabulary, bf16).train()
+        self.distiller = Distiller(student, cache.recipe, recipe, self.vocabulary, bf16).train().to(device)
         if recompute:
             self.distiller.activation_checkpointing_enable()
         self.optimizer = torch.optim.AdamW(self.distiller.parameters(), lr=1e-4, fused=True)
 
     def batch(self, cache: Cache, rows: int) -> Batch:
         arrays = CacheRows(shards_of([cache], "train"), list(cache.extent.arrays)).__getitems__(range(rows))
-        return in_vocabulary(collate(arrays, cache.recipe), self.vocabulary, cache.recipe)
+        batch = in_vocabulary(collate(arrays, cache.recipe), self.vocabulary, cache.recipe)
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def __call__(self, batch: Batch) -> None:
         self.distiller(**batch)["loss"].backward()
@@ -96,9 +104,10 @@ class PlainStep(Step):
 
     def __call__(self, batch: Batch) -> None:
         student, head = self.distiller.student, self.distiller.student.lm_head
-        mask = torch.arange(batch["input_ids"].shape[1]) < batch["length"][:, None]
-        hidden = student.roberta(batch["input_ids"], attention_mask=mask).last_hidden_state
-        hidden = hidden[batch["target_row"], batch["target_position"]]
+        mask = torch.arange(batch["input_ids"].shape[1], device=self.device) < batch["length"][:, None]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.distiller.bf16):
+            hidden = student.roberta(batch["input_ids"], attention_mask=mask).last_hidden_state
+        hidden = hidden[batch["target_row"], batch["target_position"]].float()
         cross_entropy(head.decoder(head.layer_norm(gelu(head.dense(hidden)))), batch["target_id"]).backward()
         self.finish()
 
