@@ -1,0 +1,92 @@
+"""What can only be measured on a GPU: builds, training steps and the tests marked gpu, in ten minutes.
+
+Needs no network and no data: teachers of AfroXLMR-large's and mmBERT-base's shape get random weights on the device.
+The most important parts come first; each result is printed and written as soon as it is there, so that a run that is
+killed leaves what it had.
+
+    timeout 600 python benchmarks/gpu.py --output gpu.json
+    python benchmarks/gpu.py --device cpu --small
+"""
+
+import gc
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from gpu_build import Run, against_the_cpu, against_the_floor, facts, out_of_memory, two_workers
+from gpu_train import gpu_tests, resume, training
+
+from cache_tools.errors import first_line
+from cache_tools.models import choose_device
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def floor_of(name: str, seq_len: int, dtype: str) -> Callable[[Run], dict[str, Any]]:
+    return lambda run: against_the_floor(run, name, seq_len, DTYPES[dtype])
+
+
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "XLM-R 128 bf16": floor_of("XLM-R", 128, "bf16"),
+    "XLM-R values": lambda run: against_the_cpu(run, "XLM-R"),
+    "training": lambda run: training(run, "XLM-R"),
+    "XLM-R 512 bf16": floor_of("XLM-R", 512, "bf16"),
+    "resume": resume,
+    "XLM-R 128 fp16": floor_of("XLM-R", 128, "fp16"),
+    "ModernBERT 128 bf16": floor_of("ModernBERT", 128, "bf16"),
+    "out of memory": lambda run: out_of_memory(run, "XLM-R", "bfloat16"),
+    "tests": gpu_tests,
+    "ModernBERT values": lambda run: against_the_cpu(run, "ModernBERT"),
+    "two workers": lambda run: two_workers(run, "ModernBERT", "bfloat16"),
+    "ModernBERT 512 bf16": floor_of("ModernBERT", 512, "bf16"),
+    "XLM-R 512 fp16": floor_of("XLM-R", 512, "fp16"),
+    "ModernBERT 128 fp16": floor_of("ModernBERT", 128, "fp16"),
+    "ModernBERT 512 fp16": floor_of("ModernBERT", 512, "fp16"),
+}
+"""By importance."""
+
+
+def measured(part: Callable[[Run], dict[str, Any]], run: Run) -> dict[str, Any]:
+    """Run a part in a folder of its own. One that fails says why and ends no other."""
+    started = time.monotonic()
+    try:
+        with redirect_stdout(sys.stderr):
+            found = part(run)
+    except Exception as error:
+        traceback.print_exc()
+        found = {"failed": f"{type(error).__name__}: {first_line(error)}"}
+    gc.collect()
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return found | {"took": round(time.monotonic() - started, 1)}
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--device", default="auto", show_default=True)
+@click.option("--small", is_flag=True, help="Tiny teachers and few rows, to try this where there is no GPU.")
+@click.option("--only", multiple=True, type=click.Choice(list(PARTS)), help="Parts to run.  [default: all]")
+@click.option("--output", type=click.Path(path_type=Path), default="gpu.json", show_default=True)
+def main(device: str, small: bool, only: tuple[str, ...], output: Path) -> None:
+    chosen = choose_device(device)
+    results: dict[str, Any] = facts(chosen, small)
+    with tempfile.TemporaryDirectory() as root:
+        for number, name in enumerate(only or PARTS):
+            folder = Path(root) / str(number)
+            folder.mkdir()
+            results[name] = measured(PARTS[name], Run(chosen, folder, small))
+            print(json.dumps({name: results[name]}, ensure_ascii=False), flush=True)
+            output.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    if any("failed" in found for found in results.values() if isinstance(found, dict)):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

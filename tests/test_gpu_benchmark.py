@@ -1,0 +1,30 @@
+"""What is kept ready for ten minutes on a GPU still runs, on the CPU and small."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import REPOSITORY
+
+PARTS = ("ModernBERT 128 fp16", "XLM-R values")
+
+
+def test_parts_are_printed_and_written_one_by_one(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "gpu.py"), "--device", "cpu", "--small"]
+    command += ["--output", str(tmp_path / "gpu.json"), *(word for part in PARTS for word in ("--only", part))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    printed = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [name for part in printed for name in part] == list(PARTS)
+    written = json.loads((tmp_path / "gpu.json").read_text())
+    assert written["device"] == "cpu"
+    assert printed == [{name: written[name]} for name in PARTS]
+    floor, values = (written[name] for name in PARTS)
+    assert floor["dtype"] == "float16"
+    assert 0 < floor["median_build_to_floor"] < 2
+    for dtype in ("bfloat16", "float16"):
+        assert values[dtype]["within"], values[dtype]["beyond"]
+        assert "certain_id" in values[dtype]["differ"], "else nothing was compared but draws"
