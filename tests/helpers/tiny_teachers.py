@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import (
     BertWordPieceTokenizer,
     ByteLevelBPETokenizer,
@@ -19,18 +20,12 @@ from tokenizers import (
 )
 from tokenizers.processors import RobertaProcessing
 from transformers import (
-    AlbertForMaskedLM,
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
-    DistilBertForMaskedLM,
-    ElectraForMaskedLM,
-    GteForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
-    RemBertForMaskedLM,
     RobertaConfig,
     RobertaForMaskedLM,
 )
@@ -63,14 +58,15 @@ def bert(folder: Path, text: Path, **changes: Any) -> None:
     BertForMaskedLM(BertConfig(vocab_size=size, **TINY | changes)).save_pretrained(folder)
 
 
-def of_kind(model: type[PreTrainedModel], **settings: Any) -> Callable[[Path, Path], None]:
-    """A teacher of a class with WordPiece and random weights, biases and norms among them."""
+def of_kind(model_class: str, **settings: Any) -> Callable[[Path, Path], None]:
+    """A teacher of a class of transformers, by name, since older versions lack some; with WordPiece and random weights,
+    biases and norms among them."""
 
     def write(folder: Path, text: Path) -> None:
-        size = word_pieces(folder, text)
+        size, model = word_pieces(folder, text), getattr(transformers, model_class)
         torch.manual_seed(0)
         chosen = {name: value for name, value in (TINY | settings).items() if value is not None}
-        teacher = model(model.config_class(vocab_size=size, **chosen))  # type: ignore[misc]
+        teacher = model(model.config_class(vocab_size=size, **chosen))
         for parameter in teacher.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -80,11 +76,13 @@ def of_kind(model: type[PreTrainedModel], **settings: Any) -> Callable[[Path, Pa
 
 
 OTHER_HEADS = {
-    "electra": of_kind(ElectraForMaskedLM, embedding_size=24),  # as in Serengeti-E250
-    "distilbert": of_kind(DistilBertForMaskedLM, dim=32, n_layers=2, n_heads=4, hidden_dim=48, intermediate_size=None),
-    "albert": of_kind(AlbertForMaskedLM, embedding_size=24),
-    "gte": of_kind(GteForMaskedLM),
-    "rembert": of_kind(RemBertForMaskedLM, input_embedding_size=16, output_embedding_size=40),
+    "electra": of_kind("ElectraForMaskedLM", embedding_size=24),  # as in Serengeti-E250
+    "distilbert": of_kind(
+        "DistilBertForMaskedLM", dim=32, n_layers=2, n_heads=4, hidden_dim=48, intermediate_size=None
+    ),
+    "albert": of_kind("AlbertForMaskedLM", embedding_size=24),
+    "gte": of_kind("GteForMaskedLM"),
+    "rembert": of_kind("RemBertForMaskedLM", input_embedding_size=16, output_embedding_size=40),
 }
 """Teachers whose students are of another family, XLM-R's."""
 
