@@ -1,0 +1,70 @@
+"""A build with a teacher of full size, on a CPU: the memory and the seconds that no first try on a GPU should find out.
+
+The teacher has random weights in float16 and in a pytorch_model.bin, as AfroXLMR-large's are; the text is the sample's,
+about 12,000 tokens in three views.
+
+    python benchmarks/rehearsal.py --output rehearsal.json
+"""
+
+import json
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from build import SAMPLE
+from gpu_build import MODELS, SHARPER
+from main_job import run
+from transformers import set_seed
+
+from cache_tools import open_cache
+
+VIEWS = 3
+
+
+def write_teacher(folder: Path, name: str) -> None:
+    """Weights of full size with the sample's tokenizer, which knows the first 8,000 tokens."""
+    ours = shutil.ignore_patterns("model.safetensors", "config.json")
+    shutil.copytree(SAMPLE / "teacher", folder, ignore=ours)
+    set_seed(0)
+    model = MODELS[name](False).half()
+    model.get_output_embeddings().weight.data *= SHARPER
+    model.config.save_pretrained(folder)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def rehearse(folder: Path, name: str) -> dict[str, Any]:
+    write_teacher(folder / "teacher", name)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, said = run(
+        "cache_tools", "build", "--lang", "kin", "--text", str(SAMPLE / "text.txt"), "--teacher", "teacher",
+        "--weak-teacher", "--views", str(VIEWS), "--device", "cpu", "--out", "kin.zarr", folder=folder,
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cache = open_cache(folder / "kin.zarr")
+    cache.require_complete()
+    return {
+        "rows": cache.recipe.train_rows + cache.recipe.validation_rows,
+        "tokens": VIEWS * cache.provenance["text_tokens"],
+        "seconds": round(seconds),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+        "peak_mib": round(after.ru_maxrss / 1024),  # of the largest child so far
+        "said": said.splitlines()[-1],
+    }
+
+
+@click.command(help=__doc__.split("\n")[0])
+@click.option("--teacher", type=click.Choice(list(MODELS)), default="XLM-R", show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default="rehearsal.json", show_default=True)
+def main(teacher: str, output: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"teacher": teacher, "torch": torch.__version__} | rehearse(Path(folder), teacher)
+    print(json.dumps(result, indent=1, ensure_ascii=False))
+    output.write_text(json.dumps(result, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
