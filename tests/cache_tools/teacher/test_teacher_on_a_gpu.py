@@ -87,8 +87,8 @@ def test_the_batch_follows_the_free_memory(sample_teacher: Path) -> None:
     torch.cuda.empty_cache()
     most = choose_batch_size(teacher, seq_len, GPU, torch.bfloat16)
     assert most == TOKENS_AT_ONCE["cuda"] // seq_len, "on a card that is otherwise free"
-    taken = torch.empty(torch.cuda.mem_get_info(GPU)[0] - 4200 * 2**20, dtype=torch.uint8, device=GPU)
-    assert 1 <= choose_batch_size(teacher, seq_len, GPU, torch.bfloat16) < most
+    taken = torch.empty(torch.cuda.mem_get_info(GPU)[0] - 3 * 2**30, dtype=torch.uint8, device=GPU)
+    assert choose_batch_size(teacher, seq_len, GPU, torch.bfloat16) == 1, "the logits alone may take more"
     del taken
     torch.cuda.empty_cache()
 
