@@ -11,8 +11,9 @@ from comet.paths import options_path, report_path, require_free
 from comet.preparation import Preparation, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
+from comet.report.card import model_card
 from comet.report.page import History, page
-from comet.report.summary import by_cache, facts, kl_note, model_card
+from comet.report.summary import attention_note, by_cache, facts, headline, kl_note
 from comet.settings import Distilled
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
@@ -32,9 +33,10 @@ def save_outputs(
     The student in the trainer is the best one. Raises CometError if one of them has come to exist meanwhile.
     """
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
+    options = _used_options(prepared, distiller.bf16)
     beside = {
-        report_path(result.output): _make_report(prepared, trainer, best, result),
-        options_path(result.output): _options_file(prepared, distiller.bf16),
+        report_path(result.output): _make_report(prepared, trainer, best, result, options),
+        options_path(result.output): as_toml(options),
     }
     with published_folder(result.output) as folder:
         _write_student(prepared, student, result, folder)
@@ -49,32 +51,36 @@ def save_outputs(
     sync_folder(result.output.parent)
 
 
-def _options_file(prepared: Preparation, bf16: bool) -> str:
+def _used_options(prepared: Preparation, bf16: bool) -> dict[str, Any]:
     """The options of `comet-train` that train this student again, every automatic choice made."""
     config, objective = prepared.config, prepared.config.objective
-    return as_toml(
-        {
-            "cache": [cache.name for cache in prepared.caches],
-            "output": str(config.output),
-            "student": config.student,
-            "vocabulary": config.vocabulary,
-            "init": config.init,
-            "recipe": as_option(objective),
-            "epochs": None if config.steps else config.epochs,
-            "steps": config.steps,
-            "batch-size": config.batch_size or objective.batch_size,
-            "learning-rate": peak_learning_rate(config, prepared.shape),
-            "language-alpha": config.language_alpha,
-            "validate-steps": config.validate_steps,
-            "seed": config.seed,
-            "dtype": "bfloat16" if bf16 else "float32",
-            "save-minutes": config.save_minutes,
-            "set": dict(config.arguments),
-        }
-    )
+    return {
+        "cache": [cache.name for cache in prepared.caches],
+        "output": str(config.output),
+        "student": config.student,
+        "vocabulary": config.vocabulary,
+        "init": config.init,
+        "recipe": as_option(objective),
+        "epochs": None if config.steps else config.epochs,
+        "steps": config.steps,
+        "batch-size": config.batch_size or objective.batch_size,
+        "learning-rate": peak_learning_rate(config, prepared.shape),
+        "language-alpha": config.language_alpha,
+        "validate-steps": config.validate_steps,
+        "seed": config.seed,
+        "dtype": "bfloat16" if bf16 else "float32",
+        "save-minutes": config.save_minutes,
+        "set": dict(config.arguments),
+    }
 
 
-def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: KeepBest, result: Distilled) -> str:
+def _make_report(
+    prepared: Preparation,
+    trainer: DistillationTrainer,
+    best: KeepBest,
+    result: Distilled,
+    options: dict[str, Any],
+) -> str:
     """The page about a finished training."""
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     caches = prepared.caches
@@ -87,14 +93,15 @@ def _make_report(prepared: Preparation, trainer: DistillationTrainer, best: Keep
         if "loss" in line
     ]
     return page(
-        result.output.name,
-        facts(caches, prepared.config.objective, result, prepared.identity),
+        headline(caches, result),
+        facts(caches, prepared.config.objective, result, options),
         kl_note(caches, result.vocabulary.trimmed),
         History(losses, best.validations, best.step),
         result.before,
         result.after,
         seen,
         by_cache(caches, result),
+        attention_note(prepared.config.objective),
     )
 
 
@@ -103,5 +110,5 @@ def _write_student(prepared: Preparation, student: PreTrainedModel, result: Dist
     student.set_attn_implementation("sdpa")
     student.cpu().save_pretrained(folder)
     prepared.save_tokenizer(folder)
-    card = model_card(prepared.caches, prepared.config.objective, result)
+    card = model_card(prepared.caches, prepared.config.objective, result, prepared.config.init == "start")
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -51,16 +52,17 @@ def page(
     after: Validation,
     analysis: Analysis,
     by_cache: Sequence[tuple[str, ...]] = (),
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """Return the report as HTML. `kl_note` says how the KL is measured; `facts` are names and values for a table;
-    `by_cache` the cells under `BY_CACHE`, one row for each of several caches."""
+    `by_cache` the cells under `BY_CACHE`, one row for each of several caches; `notes` are on parts of the loss."""
     looked = len(analysis.target_id)
     return render(
         "comet.report", "page.html.jinja", title=title, facts=facts, kl_note=kl_note, analysis=analysis,
         best_step=history.best_step, targets=after.targets, measures=measures(before, after),
         header=BY_CACHE, by_cache=by_cache,
         some=f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
-        training=[*_validation_curve(history), *_loss_curves(history)],
+        training=[*_validation_curve(history), *_loss_curves(history, notes)],
         frequency=_frequency(analysis), calibration=_calibration_charts(analysis),
         maps=[(pair, _pictures(pair)) for pair in analysis.maps],
         rows=[(row, {masked.position: n for n, masked in enumerate(row.positions, 1)}) for row in analysis.examples],
@@ -80,13 +82,13 @@ def _validation_curve(history: History) -> list[Figure]:
     return [Figure(name, line_chart(name, [line], "step", mark=best), "nats")]
 
 
-def _loss_curves(history: History) -> Iterator[Figure]:
-    """Yield a chart of each part of the loss."""
+def _loss_curves(history: History, notes: Mapping[str, str]) -> Iterator[Figure]:
+    """Yield a chart of each part of the loss, with the note on it."""
     for name in dict.fromkeys(name for _, parts in history.losses for name in parts):
         points = [(step, parts[name]) for step, parts in history.losses if math.isfinite(parts.get(name, math.nan))]
         if points:
             title = f"{PART_NAMES.get(name, name)}, training"
-            yield Figure(title, line_chart(title, [Line("student", name, thin(points))], "step"))
+            yield Figure(title, line_chart(title, [Line("student", name, thin(points))], "step"), notes.get(name, ""))
 
 
 def thin(points: Sequence[Point]) -> list[Point]:

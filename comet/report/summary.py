@@ -1,17 +1,14 @@
 """The training summary: the lines of `comet-train`, and the card of the student."""
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from huggingface_hub import ModelCardData
 
 from cache_tools.errors import printable
 from cache_tools.store.provenance import teacher_restriction
 from cache_tools.store.reader import Cache
-from cache_tools.templates import render
 from comet.report.analysis import AnnotatedRow, Guess
 from comet.settings import Distilled
 from comet.student.family import StudentShape
@@ -21,6 +18,15 @@ from comet.train.objective import Objective, described, is_used
 from comet.train.signals import teacher_targets
 from comet.train.validation import Validation
 
+OF_OBJECTIVE = (
+    *("kd_weight", "logit_loss", "temperature", "hard_weight", "attention_weight", "attention_loss"),
+    *("dropout", "patience"),
+)
+"""The fields on the page; the others are defaults of options, of which it has the values that were used."""
+OF_OPTIONS = (
+    *("vocabulary", "init", "epochs", "steps", "batch-size", "learning-rate", "language-alpha", "validate-steps"),
+    *("seed", "dtype"),
+)
 SAMPLE_TARGETS = 4
 WORDS_AFTER = 8  # tokens that are shown after the last of these targets
 
@@ -31,6 +37,18 @@ def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
     among = f" among the tokens of {corpus}" if trimmed else ""
     note = f"The KL{among} is {teacher_targets(caches[0].recipe).kl_note}."
     return note + " Accuracies are among the same tokens, the teacher's, too." * trimmed
+
+
+ATTENTION_NOTES = {
+    "cross_entropy": "nats; at best the entropy of the teacher's attention, which is not 0 and not in the cache",
+    "mse": "squared difference, plus the scatter of the sample in the cache, so it need not fall to 0",
+}
+
+
+def attention_note(objective: Objective) -> dict[str, str]:
+    """Return what to know of the attention loss, by its name among the parts of the loss; nothing of some."""
+    note = ATTENTION_NOTES.get(objective.attention_loss)
+    return {"attention": note} if note else {}
 
 
 BY_CACHE = ("cache", "targets", "KL, nats", "accuracy", "teacher's accuracy", "same best token")
@@ -62,6 +80,11 @@ def _nats(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things: 1 step, 2,000 steps."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Return the lines of a table for the terminal, the first columns to the left and the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -84,8 +107,8 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
         lines.append("No epoch brought the student nearer; it is unchanged. Try a lower --learning-rate or more text.")
     return "\n".join(
         [
-            f"{result.steps} steps in {result.seconds:.0f} s; best checkpoint at step {result.best_step}, measured on "
-            f"{result.after.targets:,} validation targets:",
+            f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; best checkpoint at step {result.best_step}, "
+            f"measured on {counted(result.after.targets, 'validation target')}:",
             *lines,
             kl_note(caches, result.vocabulary.trimmed),
             *filled_in(result.row_before, result.row_after),
@@ -132,27 +155,50 @@ def announcement(
     return "\n".join(lines)
 
 
+def headline(caches: Sequence[Cache], result: Distilled) -> str:
+    """Return the title of the page: what the student is, of which language, teacher and text."""
+    languages = dict.fromkeys(str(cache.provenance.get("language_name") or "unnamed language") for cache in caches)
+    counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
+    text = "" if None in counts else f", distilled on {counted(sum(counts), 'token')} of text"
+    smaller = f"{1 - result.parameters / result.teacher_parameters:.0%} smaller"
+    teacher = caches[0].provenance.get("teacher")
+    return f"{result.output.name}: {', '.join(languages)}, {smaller} than the teacher {teacher}{text}"
+
+
 def facts(
     caches: Sequence[Cache], objective: Objective, result: Distilled, options: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """Return names and values: what the student is and how it was made. `options` are those of the training."""
+    """Return names and values: what the student is and how it was made. `options` are those that were used."""
     rows = [
         ("student", str(result.shape)),
         ("begins with", result.begins_with),
-        ("vocabulary", _vocabulary_line(result.vocabulary)),
+        ("vocabulary", vocabulary_line(result.vocabulary)),
         ("teacher", str(caches[0].provenance.get("teacher"))),
         ("objective", objective.name),
         ("steps", f"{result.steps:,}; best checkpoint at step {result.best_step:,}"),
     ]
+    rows += [(f"objective: {name.replace('_', ' ')}", described(getattr(objective, name))) for name in OF_OBJECTIVE]
+    rows.append(("objective: layers, student ← teacher", _layers(objective)))
+    rows += [("objective: differs from the paper", difference) for difference in objective.differs_from_paper]
     rows += [
-        (f"objective: {f.name.replace('_', ' ')}", described(getattr(objective, f.name))) for f in fields(objective)
+        (f"option: {name.replace('-', ' ')}", described(options[name]))
+        for name in OF_OPTIONS
+        if options[name] is not None
     ]
-    rows += [
-        (f"option: {name.replace('_', ' ')}", described(value))
-        for name, value in options.items()
-        if not name.startswith(("objective ", "cache "))
-    ]
+    rows += [(f"option: set {name}", _setting(value)) for name, value in options["set"].items()]
     return rows + [(f"cache {Path(cache.name).name}", cache.cache_id) for cache in caches]
+
+
+def _setting(value: object) -> str:
+    """Return the value of a setting of transformers, as `--set` takes it."""
+    return json.dumps(value) if isinstance(value, bool | dict | list | tuple) else described(value)
+
+
+def _layers(objective: Objective) -> str:
+    """Return which layers attention is matched in; −1 is the last."""
+    if objective.layer_map is None:
+        return "by depth"
+    return ", ".join(f"{student} ← {teacher}" for teacher, student in objective.layer_map)
 
 
 def sample_row(example: AnnotatedRow) -> str:
@@ -189,7 +235,8 @@ def _best(guesses: Sequence[Guess]) -> str:
     return f"{guesses[0].text.strip('▁')} {guesses[0].probability:.0%}" if guesses else "–"
 
 
-def _vocabulary_line(vocabulary: StudentVocabulary) -> str:
+def vocabulary_line(vocabulary: StudentVocabulary) -> str:
+    """Return which tokens of its teacher a student has."""
     if not vocabulary.trimmed:
         return f"all {len(vocabulary):,} tokens of the teacher"
     corpus, own = ("corpora", "corpus that a text is from") if len(vocabulary.unscored) > 1 else ("corpus", "corpus")
@@ -197,25 +244,3 @@ def _vocabulary_line(vocabulary: StudentVocabulary) -> str:
         f"{len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: those of the {corpus}, special "
         f"tokens, and those that spell other text. The student is trained and measured among the tokens of the {own}"
     )
-
-
-def _licensed(name: object, licence: object) -> str:
-    """Return the name of a source, with its licence where that is known."""
-    return f"{name} ({licence})" if licence else str(name)
-
-
-def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled) -> str:
-    """Return the README.md of a student folder."""
-    provenance, languages = caches[0].provenance, [str(cache.provenance.get("language")) for cache in caches]
-    sources = [source for cache in caches for source in cache.provenance.get("text", [])]
-    return render(
-        "comet.report", "student.md.jinja", result=result, objective=objective, described=described,
-        metadata=ModelCardData(language=languages, library_name="transformers", pipeline_tag="fill-mask"),
-        restriction=teacher_restriction(provenance),
-        teacher=_licensed(provenance.get("teacher"), provenance.get("teacher_licence")),
-        texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
-        caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
-        vocabulary=_vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
-        seq_len=caches[0].recipe.seq_len, kl_note=kl_note(caches, result.vocabulary.trimmed),
-        header=BY_CACHE, by_cache=by_cache(caches, result),
-    )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.settings import build_settings
+from huggingface_hub.repocard import metadata_load
 
 from cache_tools import build_cache
 from comet.distillation import distill
@@ -28,6 +29,10 @@ def test_a_licence_that_restricts_use_is_said_at_every_stage(
     result = distill([cache], StudentConfig(tmp_path / "student", student="nano", steps=1), said.append)
     card = (result.output / "README.md").read_text(encoding="utf-8")
     assert f"the teacher afro ({licence})" in card
+    assert metadata_load(result.output / "README.md") == {
+        "language": ["kin"], "license": licence, "library_name": "transformers", "pipeline_tag": "fill-mask",
+        "tags": ["distillation", "comet-distill"],
+    }  # fmt: skip
     for text in (built, said[0], card):
         sentence = f"the licence of the teacher afro ({licence}) restricts its use, and that of students made from it"
         assert (sentence in text) == restricts

@@ -11,6 +11,8 @@ from helpers.html_tree import Tree
 
 from comet.report.analysis import Analysis, AnnotatedRow, Guess, MapPair, MaskedPosition
 from comet.report.page import MOST_POINTS, History, page, thin
+from comet.report.summary import attention_note
+from comet.train.objective import DEFAULT
 from comet.train.validation import Validation
 
 HOSTILE = """</title></style><script>alert(1)</script><img src=http://x/y onerror=alert(2)>"'&]]>--><svg onload=x>"""
@@ -72,7 +74,7 @@ def test_every_figure_is_there() -> None:
         "Accuracy",
         "Reliability",
         "Confidence",
-        "Validation row 1, student layer 2",
+        "Validation row 1, student layer 1",
     ]
     assert Counter(tag for tag, _ in tree.elements)["svg"] == 7
     assert Counter(tag for tag, _ in tree.elements)["img"] == 2
@@ -86,7 +88,9 @@ def test_every_figure_is_there() -> None:
     first = labels.index("< 10")
     assert labels[first : first + 8] == ["< 10", "20", "≥ 10", "10", "≥ 100", "10", "≥ 10k", "10"]
     assert "best: 1.250" in labels
-    assert "that of step 100" in "".join(tree.of("p"))
+    text = "".join(tree.of("p"))
+    assert "that of step 100" in text and "of the teacher only those that the cache keeps" in text
+    assert [text for text in tree.of("div") if ", layer" in text] == ["teacher, layer 3", "student, layer 1"]
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:
@@ -151,6 +155,16 @@ def test_a_page_without_maps_curves_or_examples_is_whole() -> None:
     assert [h for h in HEADINGS if h not in Tree(html).of("h2")] == ["Attention"]
     assert "No epoch brought the student nearer" in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html)
+
+
+def test_a_note_stands_under_the_part_of_the_loss_that_it_is_on() -> None:
+    notes = attention_note(DEFAULT)
+    assert notes == {
+        "attention": "nats; at best the entropy of the teacher's attention, which is not 0 and not in the cache"
+    }
+    assert notes["attention"] in Tree(report(notes=notes)).of("small")
+    assert "need not fall to 0" in attention_note(replace(DEFAULT, attention_loss="mse"))["attention"]
+    assert attention_note(replace(DEFAULT, attention_loss="projection")) == {}
 
 
 def test_points_that_are_not_finite_are_left_out() -> None:
