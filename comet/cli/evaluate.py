@@ -8,6 +8,7 @@ import click
 from cache_tools.cli.config import config_option
 from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
+from cache_tools.errors import Stopped
 
 TASK_NAMES = "afrisenti, masakhaner, masakhanews, sib200, masakhapos"
 
@@ -77,12 +78,21 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
     quiet_libraries()
     found = []
     for one in settings:
-        evaluation = evaluate(one, say=click.echo)
+        try:
+            evaluation = evaluate(one, say=click.echo)
+        except KeyboardInterrupt:
+            raise Stopped(_where_it_stopped(one.results_path)) from None
         click.echo(score_table(evaluation.data, evaluation.models))
         click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
         found.append((evaluation.data, evaluation.models))
     if len(found) > 1:
         click.echo(language_table(found))
+
+
+def _where_it_stopped(results: Path) -> str:
+    if not results.exists():
+        return "stopped before the first fine-tuning was finished; nothing is kept"
+    return f"stopped; finished fine-tunings are in {results}, and the same command goes on after them"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,15 @@ from comet.evaluate.finetuning import (
     predict,
 )
 from comet.evaluate.results import ModelResult, Results, Run, Subject, add_to_results, open_results
-from comet.evaluate.scoreboard import best_candidate, finetuned_card, run_line, score_page, what_is_measured
+from comet.evaluate.scoreboard import (
+    best_candidate,
+    finetuned_card,
+    how_long,
+    run_line,
+    score_page,
+    what_is_ahead,
+    what_is_measured,
+)
 from comet.evaluate.settings import EvaluationSettings, require_places
 from comet.evaluate.tasks import Task, find_task
 from comet.publish import published_folder
@@ -66,18 +74,20 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     results = open_results(path, empty.subject, empty.gold)
     say(what_is_measured(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
-    finished = []
-    for model in _measure_models(settings, data, pinned):
-        earlier = results.find(model.sha256)
-        result = replace(model, runs=earlier.runs if earlier else ())
-        for seed in range(settings.seeds):
-            if seed not in [run.seed for run in result.runs]:
-                run, _ = _run_once(pinned[result.name], result, data, seed, device)
-                result = replace(result, runs=tuple(sorted((*result.runs, run), key=lambda run: run.seed)))
-                add_to_results(path, empty, result)
-                say(run_line(data.task, result, run))
-        add_to_results(path, empty, result)
-        finished.append(result.of_seeds(range(settings.seeds)))
+    found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned)}
+    missing = [(model, seed) for model in found.values() for seed in model.missing(settings.seeds)]
+    if missing:
+        say(what_is_ahead(settings, len(missing)))
+    for number, (model, seed) in enumerate(missing):
+        run, _ = _run_once(pinned[model.name], model, data, seed, device)
+        found[model.sha256] = found[model.sha256].with_run(run)
+        add_to_results(path, empty, found[model.sha256])
+        say(run_line(data.task, model, run))
+        if number == 0 and len(missing) > 1:
+            say(how_long(run.seconds / model.latency_ms, [other.latency_ms for other, _ in missing[1:]]))
+    for model in found.values():
+        add_to_results(path, empty, model)
+    finished = [model.of_seeds(range(settings.seeds)) for model in found.values()]
     evaluation = Evaluation(data, tuple(finished), path, settings.page_path)
     with writing(evaluation.page, f"all runs are in {path}; make room, then run the same command again"):
         evaluation.page.write_text(score_page(data, finished), encoding="utf-8")

@@ -4,6 +4,7 @@ Gold labels and predictions have the same form for all tasks, a sequence of labe
 one per word for a tagged sentence. Every score is a pure function of the two, in 0..1.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 
@@ -39,6 +40,12 @@ def entity_f1(gold: Labels, predicted: Labels) -> float:
 
 def _flat(labels: Labels) -> list[str]:
     return list(chain.from_iterable(labels))
+
+
+def most_frequent_alone(score: Score, train: Labels, gold: Labels) -> tuple[str, float]:
+    """Return the most frequent label of the training items, and the score of predicting it everywhere."""
+    label = Counter(_flat(train)).most_common(1)[0][0]
+    return label, score(gold, [[label] * len(item) for item in gold])
 
 
 def retained(scores: Sequence[float], reference: Sequence[float]) -> float:

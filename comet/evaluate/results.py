@@ -70,6 +70,13 @@ class ModelResult:
         """The sample standard deviation over the seeds, None for one seed."""
         return float(np.std(self.scores, ddof=1)) if len(self.runs) > 1 else None
 
+    def missing(self, seeds: int) -> list[int]:
+        """Return which of so many seeds have no run yet."""
+        return sorted(set(range(seeds)) - {run.seed for run in self.runs})
+
+    def with_run(self, run: Run) -> "ModelResult":
+        return replace(self, runs=tuple(sorted((*self.runs, run), key=lambda one: one.seed)))
+
     def of_seeds(self, seeds: Sequence[int]) -> "ModelResult":
         return replace(self, runs=tuple(run for run in self.runs if run.seed in seeds))
 
@@ -102,6 +109,11 @@ class Results:
 
     def find(self, sha256: str) -> ModelResult | None:
         return next((model for model in self.models if model.sha256 == sha256), None)
+
+    def with_runs(self, model: ModelResult) -> ModelResult:
+        """Return the model with the runs that are here of the same weights."""
+        there = self.find(model.sha256)
+        return replace(model, runs=there.runs if there else ())
 
     def updated(self, model: ModelResult) -> "Results":
         """Return the results with this model added. One of the same weights keeps its runs and takes over the rest."""

@@ -5,27 +5,55 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
+from cache_tools.progress import duration
 from cache_tools.templates import render
 from comet.evaluate.datasets import TaskData
-from comet.evaluate.metrics import retained
+from comet.evaluate.metrics import most_frequent_alone, retained
 from comet.evaluate.results import ModelResult, Run
+from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import Task
 from comet.report.charts import Series, bar_chart, number
 from comet.report.page import Figure
-from comet.report.summary import aligned
+from comet.report.summary import aligned, counted
 
 COLUMNS = ("model", "score", "retained", "parameters", "MiB", "ms")
+BASELINE = "most frequent label"
 NAME_CHARACTERS = 48  # what fits under a chart, for all names together
 
 
 def what_is_measured(data: TaskData) -> str:
     """Return a line that names task, split and its size: a score means nothing without them."""
+    return f"{_title(data)}: {_splits(data)}"
+
+
+def _title(data: TaskData) -> str:
+    return f"{data.task.title}, {data.language}"
+
+
+def _splits(data: TaskData) -> str:
     train, reported = data.train, data.reported
     dev = "; there is no test split" if reported.name == "dev" else ""
     return (
-        f"{data.task.title}, {data.language}: {data.task.metric} on {reported.name} "
-        f"({len(reported.examples):,} items of {reported.origin}{dev}), after training on "
-        f"{len(train.examples):,} items of {train.origin}"
+        f"{data.task.metric} on {reported.name} ({len(reported.examples):,} items of {reported.origin}{dev}), after "
+        f"training on {len(train.examples):,} items of {train.origin}"
+    )
+
+
+def what_is_ahead(settings: EvaluationSettings, missing: int) -> str:
+    """Return a line on how many fine-tunings there are, `missing` of them still to be done."""
+    models, seeds = len(settings.models), settings.seeds
+    again = f"; then the best once more, for --output {settings.output}" if settings.output else ""
+    return (
+        f"fine-tunings to do: {missing:,} of {models * seeds:,} ({counted(models, 'model')} × "
+        f"{counted(seeds, 'seed')}), {counted(settings.epochs, 'epoch')} each{again}"
+    )
+
+
+def how_long(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
+    """Return a line on how long further fine-tunings will take, if it is in proportion to the latency of each model."""
+    return (
+        f"about {duration(seconds_per_ms * sum(latencies_ms))} more for the other {len(latencies_ms):,}, to judge by "
+        "the speed of each model"
     )
 
 
@@ -51,14 +79,27 @@ def _row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
     )
 
 
+def _baseline(data: TaskData) -> tuple[str, float]:
+    """Return the most frequent label of train, and the score of a model that knows nothing else."""
+    train, gold = ([example.labels for example in split.examples] for split in (data.train, data.reported))
+    return most_frequent_alone(data.task.score, train, gold)
+
+
+def _rows(data: TaskData, models: Sequence[ModelResult]) -> list[tuple[str, ...]]:
+    """Return the cells of COLUMNS for each model, and for the most frequent label alone."""
+    baseline = (BASELINE, f"{100 * _baseline(data)[1]:.1f}", *[""] * len(COLUMNS[2:]))
+    return [*(_row(model, models[0]) for model in models), baseline]
+
+
 def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
     """Return lines on how to read the table, and on items that were cut for a model."""
     seeds, how = [run.seed for run in models[0].runs], models[0].how
     lines = [
         f"score: {data.task.metric} × 100 on {data.reported.name}, "
         + (f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})")
-        + f" after {how.epochs} epoch{'s' * (how.epochs > 1)} in batches of {how.batch_size}, the last epoch whatever "
+        + f" after {counted(how.epochs, 'epoch')} in batches of {how.batch_size}, the last epoch whatever "
         "its score",
+        f"{BASELINE}: {_baseline(data)[0]}, that of train, said of every {'word' if data.task.tagging else 'text'}",
         "retained: share of the first model's mean; MiB: weights in float32; ms: a forward pass on one text, median, "
         "one CPU thread",
         "learning rate: " + ", ".join(f"{model.how.learning_rate:.3g} ({model.name})" for model in models),
@@ -75,7 +116,7 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
 
 def score_table(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the last lines of `comet-eval`."""
-    return "\n".join([*aligned([COLUMNS, *(_row(model, models[0]) for model in models)]), *_notes(data, models)])
+    return "\n".join([*aligned([COLUMNS, *_rows(data, models)]), *_notes(data, models)])
 
 
 def language_table(found: Sequence[tuple[TaskData, Sequence[ModelResult]]]) -> str:
@@ -111,22 +152,25 @@ def finetuned_card(data: TaskData, model: ModelResult, run: Run) -> str:
     return render(
         "comet.report", "finetuned.md.jinja", data=data, model=model, run=run, measured=what_is_measured(data),
         metadata=ModelCardData(language=[data.language], library_name="transformers", pipeline_tag=pipeline),
-        over_seeds=_score_text(model),
+        over_seeds=_score_text(model), epochs=counted(model.how.epochs, "epoch"),
     )  # fmt: skip
 
 
 def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the evaluation as HTML: one file, without scripts, that opens without network."""
-    rows = [_row(model, models[0]) for model in models]
-    names = [(str(n), model.name[-NAME_CHARACTERS // len(models) :]) for n, model in enumerate(models, 1)]
+    rows = _rows(data, models)
+    shown = [model.name[-NAME_CHARACTERS // len(models) :] for model in models]
 
     def chart(title: str, note: str, column: int, values: Sequence[float]) -> Figure:
-        tooltips = [f"{cells[0]}: {cells[column]}" for cells in rows]
+        cells = rows[: len(models)]
+        names = [(str(n), name, row[column]) for n, (name, row) in enumerate(zip(shown, cells, strict=True), 1)]
+        tooltips = [f"{row[0]}: {row[column]}" for row in cells]
         return Figure(title, bar_chart(title, names, [Series("student", title, values, tooltips)], "", number), note)
 
     return render(
-        "comet.report", "evaluation.html.jinja", title=f"{data.task.title}, {data.language}", rows=rows,
-        columns=COLUMNS, measured=what_is_measured(data), notes=_notes(data, models), models=models,
+        "comet.report", "evaluation.html.jinja", title=_title(data), columns=("#", *COLUMNS),
+        rows=[(str(n) if n <= len(models) else "", *cells) for n, cells in enumerate(rows, 1)],
+        measured=_splits(data), notes=_notes(data, models), models=models,
         figures=[
             chart(f"{data.task.metric} × 100", "more is better", 1, [100 * model.mean for model in models]),
             chart("MiB of weights", "less is better", 4, [model.size_mib for model in models]),

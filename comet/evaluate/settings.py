@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_tools.checks import as_path, require_number, require_text, require_whole
 from cache_tools.errors import CometError
-from cache_tools.places.destinations import require_place
+from cache_tools.places.destinations import SEAL, require_place
 from cache_tools.text.languages import find_language
 
 MOST = 2**31 - 1
@@ -23,7 +23,7 @@ class EvaluationSettings:
     `data` is a folder of local files, None for the hub. `results` defaults to ./eval-TASK-LANGUAGE.json. The seeds are
     0 to `seeds` − 1. `learning_rate` defaults to a rule by hidden size, `max_length` (tokens) to the task's. `output`
     receives the best fine-tuned model: of several models the best after the reference. `device` is auto, cpu or cuda.
-    Raises CometError for a number not above 0, a repeated model and an output that exists.
+    Raises CometError for a number not above 0, a repeated model, a cache as a model, and an output that exists.
     """
 
     models: tuple[str, ...]
@@ -54,6 +54,12 @@ class EvaluationSettings:
             raise CometError("--model: expected at least one, in a tuple", exit_code=2)
         for name in self.models:
             require_text(name, "--model")
+            if os.path.isfile(os.path.join(name, SEAL)):
+                raise CometError(
+                    f"--model {name}: is a cache; expected the folder of a model, such as a student that "
+                    "`comet-train --cache` trained from it",
+                    exit_code=2,
+                )
         if repeated := sorted({name for name in self.models if self.models.count(name) > 1}):
             raise CometError(f"--model {repeated[0]}: given twice", exit_code=2)
         if self.output is not None and os.path.exists(self.output):

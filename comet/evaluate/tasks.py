@@ -1,6 +1,7 @@
 """The evaluation tasks: labels, score and source of the data."""
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from cache_tools.errors import CometError
 from comet.evaluate.metrics import Score, accuracy, entity_f1, weighted_f1
@@ -118,8 +119,10 @@ TASKS = (
 
 
 def find_task(name: str) -> Task:
-    """Return the task of this name. Raises CometError if there is none."""
-    for task in TASKS:
-        if task.name == name:
-            return task
-    raise CometError(f"--task {name}: expected {', '.join(task.name for task in TASKS)}", exit_code=2)
+    """Return the task of this name. Raises CometError, with the nearest name, if there is none."""
+    by_name = {task.name: task for task in TASKS}
+    if name not in by_name:
+        near = get_close_matches(name.lower(), by_name, n=1)
+        advice = f"did you mean {near[0]}? There are" if near else "expected"
+        raise CometError(f"--task {name}: no such task; {advice} {', '.join(by_name)}", exit_code=2)
+    return by_name[name]

@@ -59,7 +59,8 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, clients: Clients, topics: dict
     expected = "error: --task sib200: Davlan/sib200 has no 'lug_Latn'; it has kin_Latn, yor_Latn\n"
     assert (ended.code, ended.stderr) == (2, expected)
     ended = evaluate(clients, tmp_path, "lab/unheard")
-    assert ended.stderr.startswith("error: --model lab/unheard: not found on the hub; check the name, or")
+    expected = "error: --model lab/unheard (no such folder here): not found on the hub; check the name, or"
+    assert ended.stderr.startswith(expected)
     assert (ended.code, ended.stderr.count("\n")) == (1, 1)
     with hub.away():
         ended = clients.run(

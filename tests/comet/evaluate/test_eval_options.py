@@ -1,5 +1,6 @@
 """Every option of comet-eval and comet-export, with values that it can hardly mean."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import pytest
 from helpers import REPOSITORY
 from helpers.small_tasks import write_topics
 from helpers.sweep import VALUES, answer, cases
+from huggingface_hub import constants
 
 from cache_tools.errors import CometError
+from cache_tools.places.destinations import SEAL
 from comet.cli.evaluate import evaluate_models
 from comet.cli.export import export_model
 from comet.evaluate.settings import EvaluationSettings
@@ -43,6 +46,30 @@ def test_a_model_is_a_folder_or_a_name_on_the_hub(name: str, tmp_path: Path, mon
     options = ["--task", "sib200", "--lang", "kin", "--data", "data", "--model", VALUES[name]]
     said = answer(evaluate_models, options, tmp_path)
     assert said.code in (1, 2) and said.left == [] and "--model" in said.error, said
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("kin-smal", r"--model kin-smal \(no such folder here; did you mean kin-small\?\): not in the hub's cache"),
+        ("lab/kin", r"--model lab/kin \(no such folder here\): not in the hub's cache"),
+        (
+            "./trained/kin-smal",
+            r"--model \./trained/kin-smal \(no such folder here; did you mean trained/kin-smalls\?\)",
+        ),
+        ("kin.zarr", r"--model kin.zarr: is a cache; expected the folder of a model, such as a student that"),
+    ],
+)
+def test_a_model_that_is_not_here(given: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_topics(tmp_path / "data" / "kin")
+    for file in ("kin-small/config.json", "kin-smals/notes.txt", "trained/kin-smalls/config.json", "kin.zarr/" + SEAL):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    call = ["--task", "sib200", "--lang", "kin", "--data", "data", "--model", given]
+    said = answer(evaluate_models, call, tmp_path)
+    assert re.match(f"error: {message}", said.error), said
 
 
 @pytest.mark.parametrize("name", VALUES)

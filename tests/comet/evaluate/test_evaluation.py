@@ -150,9 +150,14 @@ def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str
         "SIB-200 (topics of sentences), kin: weighted F1 on test (12 items of test.tsv), after training on 24 items of "
         "train.tsv"
     )
-    assert [line.split(":")[0] for line in said[1:5]] == [
+    assert said[1] == (
+        f"fine-tunings to do: 4 of 4 (2 models × 2 seeds), 2 epochs each; then the best once more, for --output "
+        f"{evaluation.results.with_name('deployed')}"
+    )
+    assert [line.split(":")[0] for line in (said[2], *said[4:7])] == [
         f"{m.name}, seed {s}" for m in evaluation.models for s in (0, 1)
     ]
+    assert re.fullmatch(r"about \d+ s more for the other 3, to judge by the speed of each model", said[3])
     teacher, student = evaluation.models
     lines = score_table(evaluation.data, evaluation.models).splitlines()
     assert lines[0].split() == ["model", "score", "retained", "parameters", "MiB", "ms"]
@@ -161,8 +166,10 @@ def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str
         f"{teacher.parameters:,}",
     ]  # fmt: skip
     assert f"{student.mean / teacher.mean:.1%}" in lines[2]
-    assert "over 2 seeds after 2 epochs in batches of 4, the last epoch whatever its score" in lines[3]
-    assert f"0.0005 ({student.name})" in lines[5] and len(lines) == 6
+    assert re.split(r"\s{2,}", lines[3]) == ["most frequent label", "33.3"]  # half of the items, of two labels
+    assert "over 2 seeds after 2 epochs in batches of 4, the last epoch whatever its score" in lines[4]
+    assert lines[5] == "most frequent label: sports, that of train, said of every text"
+    assert f"0.0005 ({student.name})" in lines[7] and len(lines) == 8
 
 
 def test_one_seed_has_no_deviation_and_cut_items_are_said(evaluation: Evaluation) -> None:
@@ -170,7 +177,7 @@ def test_one_seed_has_no_deviation_and_cut_items_are_said(evaluation: Evaluation
     table = score_table(evaluation.data, [one])
     assert "±" not in table.splitlines()[1] and "one seed (0)" in table
     assert f"{one.name}: 3 of 12 items cut at 16 tokens" in table and "words" not in table
-    tagging = replace(evaluation.data, task=find_task("masakhaner"))
+    tagging = replace(evaluation.data, task=replace(evaluation.data.task, tagging=True))
     assert "cut at 16 tokens; 7 words were never shown" in score_table(tagging, [replace(one, unseen=7)])
 
 
@@ -180,7 +187,16 @@ def test_the_page_is_whole_and_loads_nothing(evaluation: Evaluation) -> None:
     assert evaluation.page.name == "results.html"
     assert tree.of("strong") == ["weighted F1 × 100", "MiB of weights", "ms a text"]
     assert [tag for tag, _ in tree.elements].count("rect") == 6
+    assert tree.of("p")[0].startswith("Weighted F1 on test (12 items of test.tsv), after")
     cells = tree.of("td")
+    assert {"most frequent label", "33.3"} <= set(cells)
+    assert [a["data-name"] for tag, a in tree.elements if tag == "td" and "data-name" in a][:3] == [
+        "#",
+        "model",
+        "score",
+    ]
+    teacher = evaluation.models[0]
+    assert f"{100 * teacher.mean:.1f} ± {100 * (teacher.deviation or 0):.1f}" in tree.of("text")
     for n, model in enumerate(evaluation.models, 1):
         assert {str(n), model.name, f"{model.parameters:,}"} <= set(cells)
     assert not {tag for tag, _ in tree.elements} & {"script", "link", "iframe", "img"}
@@ -202,6 +218,7 @@ def test_a_second_call_repeats_nothing_and_adds_seeds_and_models(
     repeated = evaluate(again, said.append)
     assert len(said) == 1 and [m.runs for m in repeated.models] == [m.runs for m in evaluation.models]
     more = evaluate(replace(again, seeds=3, models=(str(student),)), said.append)
+    assert "fine-tunings to do: 1 of 3 (1 model × 3 seeds), 2 epochs each" in said
     assert [line for line in said if ", seed " in line] == [said[-1]] and ", seed 2: weighted F1" in said[-1]
     assert more.models[0].runs[:2] == evaluation.models[1].runs and len(more.models) == 1
     assert len(json.loads(path.read_text(encoding="utf-8"))["models"]) == 2  # the other one is kept
@@ -219,7 +236,8 @@ def test_a_stopped_evaluation_goes_on_where_it_was(asked: EvaluationSettings, st
         evaluate(alone, stop_after_a_run)
     said: list[str] = []
     found = evaluate(alone, said.append)
-    assert [line.split(", ")[1][:6] for line in said[1:]] == ["seed 1"]
+    assert said[1] == "fine-tunings to do: 1 of 2 (1 model × 2 seeds), 1 epoch each"
+    assert [line.split(", ")[1][:6] for line in said[2:]] == ["seed 1"]
     assert [run.seed for run in found.models[0].runs] == [0, 1]
 
 
@@ -333,6 +351,23 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
     wrong = CliRunner().invoke(evaluate_models, call)
     assert (wrong.exit_code, wrong.stdout) == (2, "")
     assert wrong.stderr == f"error: --output {call[-1]}: exists; give another folder, or remove it\n"
+
+
+def test_a_stop_at_the_keyboard_says_where_finished_runs_are(
+    asked: EvaluationSettings, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(settings: EvaluationSettings, say: object) -> Evaluation:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("comet.evaluate.evaluation.evaluate", stopped)
+    path = tmp_path / "r.json"
+    call = ["--model", str(student), "--task", "sib200", "--lang", "kin", "--results", str(path)]
+    done = CliRunner().invoke(evaluate_models, call)
+    assert (done.exit_code, done.stderr) == (1, "stopped before the first fine-tuning was finished; nothing is kept\n")
+    path.write_text("{}")
+    done = CliRunner().invoke(evaluate_models, call)
+    expected = f"stopped; finished fine-tunings are in {path}, and the same command goes on after them\n"
+    assert (done.exit_code, done.stderr) == (1, expected)
 
 
 def test_the_console_script_starts_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

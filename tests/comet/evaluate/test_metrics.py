@@ -7,7 +7,7 @@ import pytest
 from seqeval.metrics import f1_score as seqeval_f1
 from sklearn.metrics import f1_score
 
-from comet.evaluate.metrics import accuracy, entity_f1, retained, retained_interval, weighted_f1
+from comet.evaluate.metrics import accuracy, entity_f1, most_frequent_alone, retained, retained_interval, weighted_f1
 
 # scikit-learn's example of f1_score, seqeval's of its README
 SKLEARN_GOLD, SKLEARN_PREDICTED = [[c] for c in "012012"], [[c] for c in "021001"]
@@ -81,3 +81,10 @@ def test_a_model_against_itself_has_no_spread() -> None:
 def test_a_reference_that_is_always_wrong_leaves_no_share() -> None:
     low, high = retained_interval(accuracy, [["a"]] * 3, [[["a"]] * 3], [[["b"]] * 3], resamples=5)
     assert math.isnan(low) and math.isnan(high)
+
+
+def test_the_most_frequent_label_alone() -> None:
+    train, gold = [["a"], ["b"], ["b"]], [["b"], ["a"], ["a"], ["a"]]
+    assert most_frequent_alone(accuracy, train, gold) == ("b", 0.25)
+    tagged = [["O", "O", "B-PER"], ["O", "B-LOC"]]
+    assert most_frequent_alone(entity_f1, tagged, tagged) == ("O", 0.0)

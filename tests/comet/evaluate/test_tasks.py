@@ -187,7 +187,7 @@ def test_the_command_line_names_every_task() -> None:
 
 
 def test_an_unknown_task_and_folder_are_wrong_calls(tmp_path: Path) -> None:
-    with pytest.raises(CometError, match=r"--task glue: expected afrisenti, masakhaner") as caught:
+    with pytest.raises(CometError, match=r"--task glue: no such task; expected afrisenti, masakhaner") as caught:
         find_task("glue")
     assert caught.value.exit_code == 2
     with pytest.raises(CometError, match=r"nowhere: no such folder; get the files from https://github.com/masakhane"):
