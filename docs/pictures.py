@@ -21,7 +21,7 @@ from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
 
 HERE = Path(__file__).parent
-SIDE, GAP = 170, 14
+SIDE, GAP, LINE = 170, 14, 14
 STYLE = "text{font:13px system-ui,sans-serif;fill:#1f2933}.small{font-size:11px;fill:#5b6470}"
 
 
@@ -40,14 +40,17 @@ def maps(pairs: Sequence[MapPair]) -> str:
         for row, (values, layer) in enumerate(((pair.teacher, pair.teacher_layer), (pair.student, pair.student_layer))):
             y, picture = 12 + row * (SIDE + 28), heat_map(values.clip(0) ** 0.5, most)
             place = f'x="{x}" y="{y}" width="{SIDE}" height="{SIDE}"'
-            note = f", {pair.overlap:.0%} on the same blocks" if row else ""
+            captions = [f"layer {layer}", f"{pair.overlap:.0%} on the same blocks"][: row + 1]
             parts += [
                 f'<rect {place} fill="#f4f6f8"/><image {place} style="image-rendering:pixelated" href="{picture}"/>',
-                f'<text class="small" x="{x}" y="{y + SIDE + 15}">layer {layer + 1}{note}</text>',
+                *(
+                    f'<text class="small" x="{x}" y="{y + SIDE + 15 + n * LINE}">{caption}</text>'
+                    for n, caption in enumerate(captions)
+                ),
             ]
     for row, name in enumerate(("teacher", "student")):
         parts.append(f'<text x="12" y="{12 + row * (SIDE + 28) + SIDE / 2}">{name}</text>')
-    return svg(80 + len(pairs) * (SIDE + GAP), 2 * (SIDE + 28) + 12, parts)
+    return svg(80 + len(pairs) * (SIDE + GAP), 2 * (SIDE + 28) + 12 + LINE, parts)
 
 
 def map_pairs(cache: Cache, folder: Path) -> list[MapPair]:
