@@ -143,8 +143,8 @@ def test_the_table_of_students_is_right(large: Recipe) -> None:
 
 
 OPTION = re.compile(r"(?<![\w-])--[a-z0-9][a-z0-9-]+")
-OTHERS = {"--nproc-per-node", "--dist", "--check", "--help", "--repo-type"}
-"""Of torchrun, pytest, ruff, hf, and of every command."""
+OTHERS = {"--nproc-per-node", "--dist", "--check", "--help", "--repo-type", "--small"}
+"""Of torchrun, pytest, ruff, hf, benchmarks, and of every command."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
