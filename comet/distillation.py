@@ -1,7 +1,7 @@
 """From caches to a student folder: the whole of `comet-train` as one function."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
@@ -11,10 +11,9 @@ from cache_tools.errors import CometError, Stopped, noop
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import is_out_of_memory
 from cache_tools.places.destinations import writing
-from cache_tools.store.reader import Cache
 from comet.output import save_outputs
 from comet.paths import require_free
-from comet.preparation import Preparation, prepare, require_inputs, training_arguments
+from comet.preparation import Preparation, Sources, opened, prepare, require_inputs, training_arguments
 from comet.report.analysis import AnnotatedRow, look_at_rows
 from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
@@ -30,14 +29,17 @@ from comet.train.validation import validation_rows
 Say = Callable[[str], object]
 
 
-def distill(caches: Sequence[Cache], config: StudentConfig, say: Say = noop) -> Distilled:
-    """Train a student from caches. Writes it to `config.output`, a report to `OUTPUT.html` and the options to
-    `OUTPUT.toml`; none may exist. `say` is called with each line of progress. Under torchrun all processes call this,
-    with the same arguments.
+def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distilled:
+    """Train a student from caches, or from the folders that they are in.
+
+    Writes it to `config.output`, a report to `OUTPUT.html` and the options to `OUTPUT.toml`; none may exist. `say` is
+    called with each line of progress. Under torchrun all processes call this, with the same arguments. Caches at URLs
+    need `open_for_training`, which takes the local cache for their shards.
 
     Raises CometError if an output exists or cannot be created, the caches or options do not fit, the training is
     stopped, it diverges, or memory or disk space runs out.
     """
+    caches = opened(caches)
     require_inputs(caches, config)
     require_free(config.output)
     prepared, student = prepare(caches, config)

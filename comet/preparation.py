@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -67,6 +67,10 @@ class Preparation:
             cache.close()
 
 
+Sources = str | Path | Sequence[str | Path] | Sequence[Cache]
+"""Caches, or the folders that they are in."""
+
+
 def open_for_training(locations: Sequence[str | Path], local: LocalCache | None = None) -> list[Cache]:
     """Open the caches in these folders or at these URLs; shards from a URL are read on demand and kept in `local`.
 
@@ -95,10 +99,19 @@ def _open_at(location: str, local: LocalCache | None) -> Cache:
     return open_remote(location, local, RetryPolicy())
 
 
+def opened(caches: Sources) -> Sequence[Cache]:
+    """Return these caches; those that are named are opened as `open_for_training` does. Raises CometError as that."""
+    if isinstance(caches, str | Path):
+        return open_for_training([caches])
+    if isinstance(caches, Sequence) and caches and all(isinstance(one, str | Path) for one in caches):
+        return open_for_training(cast("Sequence[str | Path]", caches))
+    return cast("Sequence[Cache]", caches)
+
+
 def require_inputs(caches: Sequence[Cache], config: StudentConfig) -> None:
     """Raise CometError unless these are caches, at least one, and settings."""
     if not isinstance(caches, Sequence) or not caches or not all(isinstance(cache, Cache) for cache in caches):
-        raise CometError("caches: expected those that open_for_training returns", exit_code=2)
+        raise CometError("caches: expected folders, or what open_for_training returns", exit_code=2)
     if not isinstance(config, StudentConfig):
         raise CometError(f"config: expected a StudentConfig, found {type(config).__name__}", exit_code=2)
 

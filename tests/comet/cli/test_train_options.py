@@ -59,10 +59,21 @@ def test_a_field_of_the_settings_takes_what_it_can_mean(field: str) -> None:
         assert field.replace("_", "-") in message or field in message or field == "arguments", message
 
 
+def test_a_cache_may_be_named_by_its_folder(cache: Cache, tmp_path: Path) -> None:
+    students = []
+    for number, caches in enumerate(([cache], cache.root, [str(cache.root)])):
+        output = tmp_path / str(number)
+        distill(caches, StudentConfig(output, student="nano", steps=1))
+        students.append((output / "model.safetensors").read_bytes())
+    assert students[0] == students[1] == students[2]
+
+
 def test_what_is_no_cache_and_no_settings_is_said(cache: Cache, tmp_path: Path) -> None:
     config = StudentConfig(tmp_path / "s", steps=1)
-    for caches in ("kin.zarr", [], ["kin.zarr"], cache, None):
-        assert "expected those that open_for_training returns" in refused(lambda c=caches: distill(c, config))  # type: ignore[misc]
+    for caches in ([], [cache, "kin.zarr"], cache, None):
+        assert "expected folders, or what open_for_training returns" in refused(lambda c=caches: distill(c, config))  # type: ignore[misc]
+    for named in (str(tmp_path / "kin.zarr"), [str(tmp_path / "kin.zarr")], tmp_path / "kin.zarr"):
+        assert "kin.zarr: no such cache" in refused(lambda c=named: distill(c, config))  # type: ignore[misc]
     assert "expected a StudentConfig" in refused(lambda: distill([cache], {"output": "s"}))  # type: ignore[arg-type]
     for locations in ("kin.zarr", [], tmp_path):
         assert "expected a list of folders or URLs" in refused(lambda at=locations: open_for_training(at))  # type: ignore[misc]
