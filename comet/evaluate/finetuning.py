@@ -35,7 +35,7 @@ from cache_tools.errors import CometError
 from cache_tools.models import is_out_of_memory, loading_errors
 from cache_tools.progress import show_progress
 from cache_tools.store.recipe import TEXT_FORM
-from cache_tools.text.hub import model_folder
+from cache_tools.text.hub import MODEL, model_folder
 from cache_tools.text.model_tokenizer import load_model_tokenizer
 from comet.evaluate.datasets import Example
 from comet.evaluate.tasks import Task
@@ -84,9 +84,9 @@ def model_files(name: str) -> Path:
     """Return the folder of a model's files. Raises CometError as `model_folder` does, with the nearest folder here."""
     if os.path.isdir(name):
         return Path(name)
-    near = get_close_matches(name, _models_beside(Path(name)), n=1)
-    advice = f"; did you mean {near[0]}?" if near else ""
-    return model_folder(name, f"--model {name} (no such folder here{advice})", "give --model FOLDER")
+    notes = ["no such folder here"] if MODEL.fullmatch(name) else []
+    notes += [f"did you mean {near}?" for near in get_close_matches(name, _models_beside(Path(name)), n=1)]
+    return model_folder(name, f"--model {name}" + f" ({'; '.join(notes)})" * bool(notes), "give --model FOLDER")
 
 
 def _models_beside(path: Path) -> list[str]:

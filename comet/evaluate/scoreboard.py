@@ -159,7 +159,7 @@ def finetuned_card(data: TaskData, model: ModelResult, run: Run) -> str:
 def score_page(data: TaskData, models: Sequence[ModelResult]) -> str:
     """Return the evaluation as HTML: one file, without scripts, that opens without network."""
     rows = _rows(data, models)
-    shown = [model.name[-NAME_CHARACTERS // len(models) :] for model in models]
+    shown = [model.name.rstrip("/").split("/")[-1][-NAME_CHARACTERS // len(models) :] for model in models]
 
     def chart(title: str, note: str, column: int, values: Sequence[float]) -> Figure:
         cells = rows[: len(models)]

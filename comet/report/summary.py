@@ -40,7 +40,7 @@ def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
 
 
 ATTENTION_NOTES = {
-    "cross_entropy": "nats; at best the entropy of the teacher's attention, which is not 0 and not in the cache",
+    "cross_entropy": "nats; falls at best to the entropy of the teacher's attention, not to 0; the cache lacks it",
     "mse": "squared difference, plus the scatter of the sample in the cache, so it need not fall to 0",
 }
 
@@ -159,10 +159,10 @@ def headline(caches: Sequence[Cache], result: Distilled) -> str:
     """Return the title of the page: what the student is, of which language, teacher and text."""
     languages = dict.fromkeys(str(cache.provenance.get("language_name") or "unnamed language") for cache in caches)
     counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
-    text = "" if None in counts else f", distilled on {counted(sum(counts), 'token')} of text"
+    text = "" if None in counts else f" on {counted(sum(counts), 'token')} of text"
     smaller = f"{1 - result.parameters / result.teacher_parameters:.0%} smaller"
     teacher = caches[0].provenance.get("teacher")
-    return f"{result.output.name}: {', '.join(languages)}, {smaller} than the teacher {teacher}{text}"
+    return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {smaller}"
 
 
 def facts(
@@ -232,7 +232,7 @@ def filled_in(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
 
 
 def _best(guesses: Sequence[Guess]) -> str:
-    return f"{guesses[0].text.strip('▁')} {guesses[0].probability:.0%}" if guesses else "–"
+    return f"{guesses[0].text.strip('▁') or '▁'} {guesses[0].probability:.0%}" if guesses else "–"
 
 
 def vocabulary_line(vocabulary: StudentVocabulary) -> str:

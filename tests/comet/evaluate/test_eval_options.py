@@ -55,7 +55,7 @@ def test_a_model_is_a_folder_or_a_name_on_the_hub(name: str, tmp_path: Path, mon
         ("lab/kin", r"--model lab/kin \(no such folder here\): not in the hub's cache"),
         (
             "./trained/kin-smal",
-            r"--model \./trained/kin-smal \(no such folder here; did you mean trained/kin-smalls\?\)",
+            r"--model \./trained/kin-smal \(did you mean trained/kin-smalls\?\): cannot be",
         ),
         ("kin.zarr", r"--model kin.zarr: is a cache; expected the folder of a model, such as a student that"),
     ],
