@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-import cache_tools.sample
 from cache_tools.errors import CometError
 from comet.export.onnx_model import open_session, run
 
@@ -39,13 +38,15 @@ class Comparison:
     variation: float
 
 
-def check_export(folder: Path, model: PreTrainedModel, tokenizer: Any, int8: bool) -> Comparison:
-    """Compare model.onnx and tokenizer.json in `folder` with the torch model and its tokenizer.
+def check_export(
+    folder: Path, model: PreTrainedModel, tokenizer: Any, int8: bool, sentences: Sequence[str]
+) -> Comparison:
+    """Compare model.onnx and tokenizer.json in `folder` with the torch model and its tokenizer, on these sentences.
 
     torch runs the texts one by one, the exported model in padded batches. Raises CometError if the tokens of a text or
     the outputs differ by more than is allowed.
     """
-    texts = _check_texts(tokenizer.mask_token if "MaskedLM" in type(model).__name__ else None)
+    texts = _check_texts(sentences, tokenizer.mask_token if "MaskedLM" in type(model).__name__ else None)
     ids = [tokenizer(text, truncation=True)["input_ids"] for text in texts]  # at model_max_length
     alone = _deployed_tokenizer(folder, tokenizer)
     for text, expected in zip(texts, ids, strict=True):
@@ -83,13 +84,12 @@ def _deployed_tokenizer(folder: Path, tokenizer: Any) -> Tokenizer:
     return deployed
 
 
-def _check_texts(mask_token: str | None) -> list[str]:
-    """Return an empty text, one longer than any input, and sentences, each with one word masked if a mask is given."""
-    lines = Path(cache_tools.sample.__file__).with_name("text.txt").read_text(encoding="utf-8").splitlines()
-    sentences = lines[:: max(1, len(lines) // SENTENCES)]
+def _check_texts(sentences: Sequence[str], mask_token: str | None) -> list[str]:
+    """Return an empty text, a long one, and some of the sentences, each with one word masked if a mask is given."""
+    some = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
     if mask_token is not None:
-        sentences = [_masked(line, i, mask_token) for i, line in enumerate(sentences)]
-    return ["", " ".join(lines), *sentences]
+        some = [_masked(line, i, mask_token) for i, line in enumerate(some)]
+    return ["", " ".join(sentences), *some]
 
 
 def _masked(sentence: str, index: int, mask_token: str) -> str:

@@ -41,23 +41,26 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
     from comet.export.card import card, last_lines
     from comet.export.check import check_export
     from comet.export.onnx_model import write_int8, write_onnx
+    from comet.export.texts import texts_for
 
     output, (model, tokenizer) = settings.folder, load(settings.model)
     with writing(output, "make room, then run the same command again"), published_folder(output) as folder:
-        say(f"exporting a {type(model).__name__} of {sum(p.numel() for p in model.parameters()):,} parameters")
+        parameters = sum(p.numel() for p in model.parameters())
+        say(f"exporting {settings.model}, {type(model).__name__} with {parameters:,} parameters")
         save_tokenizer(tokenizer, folder)
         model.config.save_pretrained(folder)
         write_onnx(model, folder / "model.onnx")
-        compared = check_export(folder, model, tokenizer, int8=False)
+        texts = texts_for(settings.model)
+        compared = check_export(folder, model, tokenizer, False, texts.sentences)
         if settings.int8:
             exact = (folder / "model.onnx").rename(folder / "float32.onnx")
             write_int8(exact, folder / "model.onnx")
             exact.unlink()
-            compared = check_export(folder, model, tokenizer, int8=True)
+            compared = check_export(folder, model, tokenizer, True, texts.sentences)
         size = (folder / "model.onnx").stat().st_size
-        text = card(model, tokenizer, output.name, settings.int8, size, compared)
+        text = card(model, tokenizer, output.name, settings.int8, size, compared, texts.language)
         (folder / "README.md").write_text(text, encoding="utf-8")
-    say(last_lines(output, settings.int8, size, compared))
+    say(last_lines(output, settings.int8, size, compared, texts.language))
     return output
 
 

@@ -62,7 +62,7 @@ def write_onnx(model: PreTrainedModel, path: Path) -> None:
             )
     except torch.onnx.OnnxExporterError as error:
         raise CometError(
-            f"{model.name_or_path}: torch cannot export a {type(model).__name__} ({first_line(error)})"
+            f"{model.name_or_path}: torch cannot export {type(model).__name__} ({first_line(error)})"
         ) from error
     onnx.save(_without_traces(program.model_proto), path)
 

@@ -10,17 +10,12 @@ from cache_tools.store.provenance import teacher_restriction
 from cache_tools.store.reader import Cache
 from cache_tools.templates import render
 from cache_tools.text.hub import GATED
+from comet.report.examples import example_comment
 from comet.report.summary import BY_CACHE, by_cache, kl_note, measures, vocabulary_line
 from comet.settings import Distilled
 from comet.train.objective import Objective, described
 
 IDENTIFIER, OTHER = re.compile(r"[a-z0-9.-]+"), "other"  # licences as the hub names them
-KINYARWANDA = {"kin", "rw"}  # the language of the sentences in cards
-
-
-def example_comment(languages: Sequence[str]) -> str:
-    """Return a comment on the examples in the card of a model of these languages, nothing if one is theirs."""
-    return "" if KINYARWANDA & set(languages) else "  # Kinyarwanda: put text in the model's own language here"
 
 
 def _languages(caches: Sequence[Cache]) -> list[str]:

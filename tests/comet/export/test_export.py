@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from helpers.students import NANO
+from huggingface_hub.repocard import metadata_load
 from onnx import numpy_helper
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
@@ -24,6 +26,7 @@ from cache_tools.errors import CometError
 from comet.cli.export import export_model
 from comet.export import export as exporting
 from comet.export import onnx_model
+from comet.export.card import card
 from comet.export.check import LARGEST_DIFFERENCE, LEAST_AGREEMENT, Comparison, compare, require_close
 from comet.export.export import export
 from comet.export.onnx_model import open_session, run
@@ -94,10 +97,12 @@ def test_the_command_says_what_it_made(exported: tuple[Path, Result]) -> None:
     output, result = exported
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    assert re.search(r"exporting a XLMRobertaForMaskedLM of [\d,]+ parameters", result.output)
+    assert re.search(r"exporting \S+kin-student, XLMRobertaForMaskedLM with [\d,]+ parameters", result.output)
     assert re.search(
         r"exported: [\d.]+ MiB; largest difference of a logit to torch \S+ \(allowed 0.0001\)", result.output
     )
+    assert re.search(r"at [\d,]+ positions of Kinyarwanda text\n", result.output)
+    assert "positions of Kinyarwanda text" in (output / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in output.iterdir()} == {
         "model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "README.md",
     }  # fmt: skip
@@ -127,6 +132,27 @@ def test_a_classifier_of_texts_says_its_labels(classifiers: dict[str, Path], tmp
         with torch.no_grad():
             best = int(model(**tokenizer(text, return_tensors="pt")).logits.argmax())
         assert lines[0] == f"{text} {LABELS[best]}"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "languages", "comment"),
+    [
+        ("language: [swa, hau]", ["swa", "hau"], "  # Kinyarwanda: put text in the model's own language here"),
+        ("language: rw", ["rw"], ""),
+        ("[", None, "  # Kinyarwanda: put text in the model's own language here"),
+    ],
+)
+def test_examples_in_another_language_are_said_to_be(
+    classifiers: dict[str, Path], tmp_path: Path, metadata: str, languages: list[str] | None, comment: str
+) -> None:
+    folder = Path(shutil.copytree(classifiers["texts"], tmp_path / "classifier"))
+    (folder / "README.md").write_text(f"---\n{metadata}\n---\n", encoding="utf-8")
+    model, tokenizer = exporting.load(folder)
+    text = card(model, tokenizer, "exported", False, 1, Comparison(1, 0.0, 1.0, 0.0), "Swahili")
+    assert f'texts = ["Umwana yagiye ku ishuri.", "Muraho neza"]{comment}\n' in text
+    (tmp_path / "README.md").write_text(text, encoding="utf-8")
+    assert metadata_load(tmp_path / "README.md").get("language") == languages
+    assert "at 1 positions of Swahili text" in text
 
 
 def test_a_classifier_of_tokens_says_one_label_a_word(classifiers: dict[str, Path], tmp_path: Path) -> None:

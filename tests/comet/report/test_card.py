@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from comet.report.card import card_metadata, example_comment
+from comet.report.card import card_metadata
+from comet.report.examples import example_comment
 
 HUB = {"teacher": "Davlan/afro-xlmr-large", "teacher_revision": "0" * 40, "language": "kin", "teacher_licence": "mit"}
 

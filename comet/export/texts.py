@@ -1,0 +1,53 @@
+"""The text that an exported model is compared with torch on: its own language where that is at hand."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import cache_tools.sample
+from cache_tools.errors import CometError, printable
+from cache_tools.signals import UNUSED_POSITION
+from cache_tools.store.reader import Cache, open_cache
+from cache_tools.text.tokenizer import load_cache_tokenizer
+from comet.paths import options_path
+
+MOST_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sentences, and the name of their language."""
+
+    language: str
+    sentences: list[str]
+
+
+def texts_for(model: Path) -> Texts:
+    """Return the validation text of the cache that the options beside a student name, if it is still there with its
+    text; for any other model the Kinyarwanda sample."""
+    try:
+        options = tomllib.loads(options_path(model.resolve()).read_text(encoding="utf-8"))
+        cache = open_cache(options["cache"][0])
+        cache.require_text()
+        sentences = _validation_text(cache)
+    except (OSError, ValueError, LookupError, TypeError, CometError):
+        sentences = []
+    if sentences:
+        return Texts(printable(cache.provenance.get("language_name")), sentences)
+    sample = Path(cache_tools.sample.__file__).with_name("text.txt").read_text(encoding="utf-8")
+    return Texts("Kinyarwanda", sample.splitlines())
+
+
+def _validation_text(cache: Cache) -> list[str]:
+    """Return the documents in the first validation rows of the first view, or what a row holds of them."""
+    recipe, (arrays, _) = cache.recipe, cache.read_tokens("validation", 0)
+    rows = min(len(arrays["length"]), recipe.validation_rows // recipe.views, MOST_ROWS)
+    tokens = arrays["input_ids"][:rows].copy()  # [R, L]
+    row, slot = np.nonzero(arrays["target_position"][:rows] != UNUSED_POSITION)
+    tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
+    tokenizer = load_cache_tokenizer(cache)
+    documents = [part for line in tokens for part in np.split(line, np.flatnonzero(line == recipe.eos_id))]
+    texts = (str(tokenizer.decode(document, skip_special_tokens=True)).strip() for document in documents)
+    return [text for text in texts if text]
