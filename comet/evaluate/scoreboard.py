@@ -33,9 +33,10 @@ def _title(data: TaskData) -> str:
 def _splits(data: TaskData) -> str:
     train, reported = data.train, data.reported
     dev = "; there is no test split" if reported.name == "dev" else ""
+    measured, learnt = (counted(len(split.examples), "item") for split in (reported, train))
     return (
-        f"{data.task.metric} on {reported.name} ({len(reported.examples):,} items of {reported.origin}{dev}), after "
-        f"training on {len(train.examples):,} items of {train.origin}"
+        f"{data.task.metric} on {reported.name} ({measured} of {reported.origin}{dev}), after training on {learnt} of "
+        f"{train.origin}"
     )
 
 
@@ -106,7 +107,7 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
     ]
     for model in models:
         if model.truncated or model.unseen:
-            words = f"; {model.unseen:,} words were never shown and count as not recognised" * data.task.tagging
+            words = f"; never shown, and not recognised: {counted(model.unseen, 'word')}" * data.task.tagging
             lines.append(
                 f"{model.name}: {model.truncated:,} of {len(data.reported.examples):,} items cut at "
                 f"{model.max_length} tokens{words}"

@@ -10,7 +10,7 @@ import numpy as np
 from cache_tools.templates import render
 from comet.report.analysis import Analysis, MapPair, by_frequency, calibration, expected_calibration_error
 from comet.report.charts import Line, Point, Series, bar_chart, heat_map, line_chart, number, percent
-from comet.report.summary import BY_CACHE, measures
+from comet.report.summary import BY_CACHE, counted, measures
 from comet.train.validation import Validation
 
 MOST_POINTS = 240
@@ -104,7 +104,7 @@ def _frequency(analysis: Analysis) -> list[Figure]:
     if not bins:
         return []
     names = [(f"≥ {number(b.low)}" if b.low else "< 10", number(b.targets)) for b in bins]
-    spans = [f"{b.low:,} to {b.high:,} times, {b.targets:,} targets" for b in bins]
+    spans = [f"{b.low:,} to {b.high:,} times, {counted(b.targets, 'target')}" for b in bins]
     kl = {"student": [b.kl for b in bins]}
     accuracy = {"student": [b.accuracy for b in bins], "teacher": [b.teacher_accuracy for b in bins]}
     charts = [_bars("Validation KL", "nats", FREQUENCY, names, spans, kl)] if np.isfinite(kl["student"]).all() else []
@@ -135,7 +135,7 @@ def _calibration_charts(analysis: Analysis) -> list[Figure]:
     lines, keys, shares = [Line("ideal", "", [(0.0, 0.0), (1.0, 1.0)])], [], {}
     for model, bins in models.items():
         points = [(b.confidence, b.accuracy) for b in bins]
-        notes = [f"{model}, {b.targets:,} targets: {b.accuracy:.1%} right at {b.confidence:.1%}" for b in bins]
+        notes = [f"{model}, {counted(b.targets, 'target')}: {b.accuracy:.1%} right at {b.confidence:.1%}" for b in bins]
         lines.append(Line(model, model, points, notes, dots=True, hollow=[b.targets < FEW for b in bins]))
         keys.append((model, f"{model}, ECE {expected_calibration_error(bins):.3f}"))
         found = {round(10 * b.high): b.targets / len(analysis.confidence) for b in bins}

@@ -130,7 +130,7 @@ def earlier_student(
         if found != family.model_type:
             raise CometError(
                 f"--init {folder}: expected a student of the family {family.name} ({family.model_type}), as all "
-                f"students of a {recipe.teacher_architecture} are, found {found}; give a student of these caches' "
+                f"students of {recipe.teacher_architecture} are, found {found}; give a student of these caches' "
                 "teacher, or --init cache",
                 exit_code=2,
             )

@@ -105,9 +105,8 @@ def begin_with_start(
     cache = _fitting_start(shape, caches)
     anatomy = anatomy_of(type(student).__name__)
     if anatomy is None:
-        raise CometError(
-            f"{cache.name}: has a start, but a {type(student).__name__} cannot begin with one; the cache is damaged"
-        )
+        kind = type(student).__name__
+        raise CometError(f"{cache.name}: has a start, but {kind} cannot begin with one; the cache is damaged")
     try:
         _set_weights(student, anatomy, shape, caches, cache, vocabulary)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]

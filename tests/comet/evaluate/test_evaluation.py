@@ -178,7 +178,9 @@ def test_one_seed_has_no_deviation_and_cut_items_are_said(evaluation: Evaluation
     assert "±" not in table.splitlines()[1] and "one seed (0)" in table
     assert f"{one.name}: 3 of 12 items cut at 16 tokens" in table and "words" not in table
     tagging = replace(evaluation.data, task=replace(evaluation.data.task, tagging=True))
-    assert "cut at 16 tokens; 7 words were never shown" in score_table(tagging, [replace(one, unseen=7)])
+    assert "cut at 16 tokens; never shown, and not recognised: 7 words" in score_table(
+        tagging, [replace(one, unseen=7)]
+    )
 
 
 def test_the_page_is_whole_and_loads_nothing(evaluation: Evaluation) -> None:

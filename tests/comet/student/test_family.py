@@ -152,7 +152,7 @@ def test_an_earlier_student_of_another_family_is_refused(
     student_tokenizer(bert, vocabulary).save_pretrained(tmp_path)
     assert type(earlier_student(tmp_path, [bert], vocabulary, 0.1)).__name__ == "BertForMaskedLM"
     expected = (
-        rf"^--init {tmp_path}: expected a student of the family XLM-R \(xlm-roberta\), as all students of a "
+        rf"^--init {tmp_path}: expected a student of the family XLM-R \(xlm-roberta\), as all students of "
         "XLMRobertaForMaskedLM are, found bert; give a student of these caches' teacher, or --init cache$"
     )
     with pytest.raises(CometError, match=expected):
