@@ -19,6 +19,7 @@ LEAST_AGREEMENT = 0.9  # of int8: share of the positions with torch's best class
 LARGEST_VARIATION = 0.05  # of int8: mean total variation
 BATCHES = (1, 1, 1, 2, 3, 5)  # texts per batch, repeated
 SENTENCES = 96
+LONG_TEXT = 20_000  # characters
 SLICE = 64  # positions compared at a time: a vocabulary may have 250,002 tokens
 
 Logits = NDArray[np.float32]
@@ -85,11 +86,13 @@ def _deployed_tokenizer(folder: Path, tokenizer: Any) -> Tokenizer:
 
 
 def _check_texts(sentences: Sequence[str], mask_token: str | None) -> list[str]:
-    """Return an empty text, a long one, and some of the sentences, each with one word masked if a mask is given."""
+    """Return an empty text, one longer than any input, and some of the sentences, each with one word masked if a mask
+    is given."""
     some = sentences[:: max(1, len(sentences) // SENTENCES)][:SENTENCES]
     if mask_token is not None:
         some = [_masked(line, i, mask_token) for i, line in enumerate(some)]
-    return ["", " ".join(sentences), *some]
+    once = " ".join(sentences)
+    return ["", " ".join([once] * (1 + LONG_TEXT // len(once))), *some]
 
 
 def _masked(sentence: str, index: int, mask_token: str) -> str:

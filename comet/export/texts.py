@@ -13,7 +13,7 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.text.tokenizer import load_cache_tokenizer
 from comet.paths import options_path
 
-MOST_ROWS = 256
+MOST_ROWS, LEAST_SENTENCES = 256, 8
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Texts:
 
 
 def texts_for(model: Path) -> Texts:
-    """Return the validation text of the cache that the options beside a student name, if it is still there with its
-    text; for any other model the Kinyarwanda sample."""
+    """Return the validation text of the cache that the options beside a student name, if it is still there with
+    enough text; for any other model the Kinyarwanda sample."""
     try:
         options = tomllib.loads(options_path(model.resolve()).read_text(encoding="utf-8"))
         cache = open_cache(options["cache"][0])
@@ -34,7 +34,7 @@ def texts_for(model: Path) -> Texts:
         sentences = _validation_text(cache)
     except (OSError, ValueError, LookupError, TypeError, CometError):
         sentences = []
-    if sentences:
+    if len(sentences) >= LEAST_SENTENCES:
         return Texts(printable(cache.provenance.get("language_name")), sentences)
     sample = Path(cache_tools.sample.__file__).with_name("text.txt").read_text(encoding="utf-8")
     return Texts("Kinyarwanda", sample.splitlines())
