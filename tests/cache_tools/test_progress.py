@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from cache_tools.progress import show_progress
+from cache_tools.progress import duration, show_progress
 
 LINE = re.compile(r"fill: (\d) of 4, +[\d.?]+(?:shard/s|s/shard), 00:00 gone, (?:00:00|\?) left")
 
@@ -72,3 +72,11 @@ def test_nothing_is_said_where_another_process_speaks(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "stderr", log := io.StringIO())
     assert list(show_progress(range(2), "fill", "shard", seconds=0, disable=True)) == [0, 1]
     assert log.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h"), (48 * 3600, "2.0 days")],
+)
+def test_a_duration_is_said_in_the_unit_that_suits_it(seconds: float, said: str) -> None:
+    assert duration(seconds) == said

@@ -141,5 +141,5 @@ def test_as_many_keys_are_kept_as_there_are_unless_asked_otherwise() -> None:
 
 def test_a_small_text_is_masked_in_more_views() -> None:
     tokens = (0, 1, 250_000, 400_000, 1_999_999, 2_000_000, 10**9)  # 0 where a cache does not say
-    assert [SETTINGS.views_of(n) for n in tokens] == [8, 8, 8, 5, 2, 1, 1]
+    assert [SETTINGS.views_of(n) for n in tokens] == [16, 16, 8, 5, 2, 1, 1]
     assert [replace(SETTINGS, views=3).views_of(n) for n in tokens] == [3] * len(tokens)

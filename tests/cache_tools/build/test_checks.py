@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from cache_tools import build_cache, open_cache
+from cache_tools.build import checks
 from cache_tools.cli.facts import describe
 from cache_tools.errors import CometError
 from cache_tools.verify.verify import verify
@@ -253,6 +254,15 @@ def test_how_many_masked_tokens_the_teacher_names_is_said(
         f"alone would be right for {often / tried:.1%}"
     )
     assert right > 2 * often > 0
+
+
+def test_a_teacher_that_is_hardly_better_than_one_token_is_doubted(
+    sample_teacher: Path, sample_text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(checks, "HARDLY_BETTER", 1000.0)
+    build_cache(build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, weak_teacher=False))
+    assert "; that is hardly more: is the text in a language of this teacher?\n" in capsys.readouterr().out
 
 
 def test_a_teacher_that_knows_nothing_is_refused(

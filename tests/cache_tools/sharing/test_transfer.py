@@ -322,7 +322,7 @@ def test_calls_that_cannot_be(whole: Cache, tmp_path: Path, arguments: tuple[str
 
 def test_what_is_missing_for_a_kind_of_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "find_spec", lambda name: None)
-    with pytest.raises(CometError, match=r"^s3://lab/kin: needs s3fs; pip install 'comet-distill\[s3\]'$"):
+    with pytest.raises(CometError, match=r"^s3://lab/kin: needs s3fs; in the checkout, pip install '.\[s3\]'$"):
         Remote("s3://lab/kin", POLICY)
 
 

@@ -66,7 +66,7 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
         ended = [one.wait() for one in start_together(cache, output, processes, *given, "--resume")]
         assert {one.code for one in ended} == {0}, ended
         said = "".join(one.stdout for one in ended)
-        assert said.count("resuming after step") == said.count("Load it with") == 1, "one of them speaks"
+        assert said.count("resuming after step") == said.count("load it:") == 1, "one of them speaks"
     steps = min(map(len, histories.values()))
     assert steps >= 4
     for one, three in zip(*(history[:steps] for history in histories.values()), strict=True):
