@@ -73,7 +73,7 @@ def test_the_student_is_the_one_that_was_nearest(
     """With a rate so high that later epochs are worse, the weights saved are those of the best epoch."""
     config = StudentConfig(tmp_path / "student", vocabulary="full", init="cache", epochs=8, learning_rate=0.02)
     result = distill([cache], config)
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch ")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     measured = [float(line.split("KL ")[1].split(",")[0]) for line in lines]
     assert len(measured) == measured.index(min(measured)) + 4, "it stops three epochs after the best"
     assert result.after.kl == pytest.approx(min(measured), abs=1e-3)
