@@ -1,5 +1,5 @@
 """One student of several languages against one student of each, of one shape and as many steps together: dense KL,
-loss and accuracy on unseen text of each language, and the parameters of all files.
+loss and accuracy on unseen text of each language, KL before the first step, and the parameters of all files.
 
     python benchmarks/languages.py --shared ../shared --folder languages
 """
@@ -20,9 +20,17 @@ from cache_tools import Cache
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill
 from comet.settings import StudentConfig
+from comet.student.model import new_student
+from comet.student.shape import choose_shape
+from comet.student.vocabulary import trimmed_vocabulary
+from comet.train.dataset import shards_of, student_collator
+from comet.train.distiller import Distiller
+from comet.train.objective import DEFAULT
+from comet.train.validation import validate, validation_rows
 
 LANGUAGES = ("kin", "swa", "hau", "ibo", "yor")
-UNSEEN_ROWS = 150
+UNSEEN_ROWS, BATCH_ROWS = 150, 32
+CPU = torch.device("cpu")
 
 
 def trained(caches: dict[str, Cache], shape: Path, steps: int, output: Path, shared: Path, teacher: str) -> Any:
@@ -36,6 +44,26 @@ def trained(caches: dict[str, Cache], shape: Path, steps: int, output: Path, sha
         unknown = load_tokenizer(cache.tokenizer_folder).unk_token_id
         found[language] = dense_measures(model, result.vocabulary, unseen, int(unknown))
     return found
+
+
+def kl_at_the_start(caches: dict[str, Cache], shape: Path) -> dict[str, float]:
+    """Return the validation KL in each language of a student of these caches before its first step."""
+    of_all = list(caches.values())
+    vocabulary = trimmed_vocabulary(of_all)
+    student = new_student(
+        choose_shape(str(shape), of_all[0].recipe, len(vocabulary)), of_all, vocabulary, 0.0, 0, "start"
+    )
+    distiller, collator = (
+        Distiller(student, of_all[0].recipe, DEFAULT, vocabulary),
+        student_collator(of_all[0].recipe, vocabulary),
+    )
+    shards = shards_of(of_all, "validation")
+    return {
+        language: validate(
+            distiller, validation_rows([s for s in shards if s.corpus == corpus]), BATCH_ROWS, CPU, collator
+        ).kl
+        for corpus, language in enumerate(caches)
+    }
 
 
 @click.command(help=__doc__.split("\n\n")[0])
@@ -66,6 +94,10 @@ def main(
         path = folder / f"student-{name}.json"
         return finished(path, asked, lambda: trained(chosen, shape, total, folder / f"student-{name}", shared, teacher))
 
+    begun = kl_at_the_start(caches, shape)
+    for one in languages:
+        own = kl_at_the_start({one: caches[one]}, shape)[one]
+        print(f"{one}: validation KL before the first step alone {own:.3f}, together {begun[one]:.3f}")
     alone = {one: measured([one]) for one in languages}
     together = measured(languages)
     for one in languages:

@@ -1,5 +1,7 @@
 """The one exception of the project, and text that is safe to print."""
 
+import re
+
 
 class CometError(Exception):
     """One line: what failed and where, what was found and expected, and what to do next.
@@ -22,6 +24,12 @@ def first_line(error: BaseException) -> str:
 
 
 LONGEST = 400  # characters of one fact
+SHA256 = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")
+
+
+def with_short_hashes(text: str) -> str:
+    """Return a message with only the beginning of each SHA-256, which tells it from another."""
+    return SHA256.sub(r"\1…", text)
 
 
 def noop(*arguments: object) -> None:

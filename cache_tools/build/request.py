@@ -6,15 +6,13 @@ from transformers import PreTrainedTokenizerFast
 
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import choose_start
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, with_short_hashes
 from cache_tools.settings import parse_layers
 from cache_tools.store.copy import shortened
 from cache_tools.store.reader import Cache
 from cache_tools.teacher.model import Teacher
 from cache_tools.text.languages import find_language
 from cache_tools.text.tokenizer import tokenizer_sha256
-
-SHA256_DIGITS, SHOWN_DIGITS = 64, 8
 
 
 def require_requested(
@@ -23,8 +21,9 @@ def require_requested(
     """Raise CometError, naming each option that differs, unless the cache at `where` is the one asked for."""
     if differences := _differences(inputs, teacher, tokenizer, cache):
         raise CometError(
-            f"{where}: exists and is another cache than the one asked for ({shortened(differences)}); "
-            f"choose another {option}, or give the options it was begun with to go on with it",
+            f"{where}: exists and is another cache than the one asked for "
+            f"({with_short_hashes(shortened(differences))}); choose another {option}, or give the options it was begun "
+            "with to go on with it",
             exit_code=2,
         )
 
@@ -62,9 +61,7 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
 
 
 def _shown(value: Any) -> str:
-    """Return a value in a few words: of hashes the beginning, of texts their names and what tells them apart."""
-    if isinstance(value, str) and len(value) == SHA256_DIGITS:
-        return f"{value[:SHOWN_DIGITS]}…"
+    """Return a value in a few words: of texts their names and what tells them apart."""
     if isinstance(value, list):
         return ", ".join(_shown_text(record) for record in value) or "none"
     return str(value)
@@ -72,7 +69,7 @@ def _shown(value: Any) -> str:
 
 def _shown_text(record: dict[str, Any]) -> str:
     content = record.get("sha256") or record.get("revision")
-    return f"{record.get('name')}" + (f" ({str(content)[:SHOWN_DIGITS]}…)" if content else "")
+    return f"{record.get('name')}" + (f" ({content})" if content else "")
 
 
 def _as_asked_for(recorded: Any) -> list[dict[str, Any]]:

@@ -46,7 +46,9 @@ EXAMPLES = (
 
 
 @click.command(cls=GroupedHelp, sections=SECTIONS, examples=EXAMPLES)
-@click.option("--lang", "language", help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …).")
+@click.option(
+    "--lang", "language", help="Language of the text, ISO 639-3 (kin, swa, hau, ibo, yor, …). With --sample it is kin."
+)
 @click.option("--teacher", help=f"Folder or hub name (NAME[@REVISION]) of a masked LM.  [default: {DEFAULT_TEACHER}]")
 @click.option("--text", multiple=True,
               help="File or folder of .txt, .jsonl (also .gz, .xz, .zst) or .parquet, or hf:NAME[:CONFIG] on the hub. "

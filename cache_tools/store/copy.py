@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, with_short_hashes
 from cache_tools.places.destinations import require_folder, writing
 from cache_tools.places.foreign import is_left_by_system, named
 from cache_tools.store.layout import max_file_bytes
@@ -159,7 +159,8 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
         if unlike := first.recipe.differences(other.recipe):
             same_teacher = first.recipe.teacher_sha256 == other.recipe.teacher_sha256
             raise CometError(
-                f"{other.root}: another recipe than {first.root} ({shortened(unlike)}); merge joins parts of one cache"
+                f"{other.root}: another recipe than {first.root} ({with_short_hashes(shortened(unlike))}); merge joins "
+                "parts of one cache"
                 + ("; give caches of several texts to comet-train together" if same_teacher else ""),
                 exit_code=2,
             )

@@ -37,3 +37,16 @@ def teacher(started: Cache, sample_teacher: Path) -> PreTrainedModel:
 def unstarted(settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> Cache:
     out = tmp_path_factory.mktemp("unstarted") / "kin.zarr"
     return build_cache(replace(settings, out=out, max_tokens=1500, start_layers="none"))
+
+
+@pytest.fixture(scope="module")
+def halves(settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, Cache]:
+    """Two caches of the teacher, each of some sentences, with starts of other widths."""
+    folder = tmp_path_factory.mktemp("halves")
+    lines = Path(settings.text[0]).read_text(encoding="utf-8").splitlines()
+    caches = []
+    for name, part, width in (("one", lines[:60], 96), ("two", lines[60:200], None)):
+        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
+        options = {"text": (str(folder / f"{name}.txt"),), "start_width": width}
+        caches.append(build_cache(replace(settings, out=folder / f"{name}.zarr", **options)))
+    return caches[0], caches[1]

@@ -18,7 +18,6 @@ from transformers import AutoModelForMaskedLM
 from cache_tools import Cache, build_cache
 from cache_tools.anatomy import anatomy_of
 from cache_tools.build.start import start_batches
-from cache_tools.settings import BuildSettings
 from cache_tools.store.start import read_start
 from cache_tools.teacher.activations import Activations, LayerMoments, Moments, observe
 from cache_tools.teacher.model import load_teacher
@@ -140,13 +139,33 @@ def test_its_arrays_are_those_of_all_texts(pair: list[Cache], sample_teacher: Pa
     assert hidden < 0.01, "the covariance of hidden states"
 
 
-def test_a_narrower_start_stays_within_its_components(settings: BuildSettings, tmp_path: Path) -> None:
-    lines = Path(settings.text[0]).read_text(encoding="utf-8").splitlines()
-    caches = []
-    for name, part, width in (("one", lines[:60], 96), ("two", lines[60:160], None)):
-        (tmp_path / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-        options = {"text": (str(tmp_path / f"{name}.txt"),), "start_width": width}
-        caches.append(build_cache(replace(settings, out=tmp_path / f"{name}.zarr", **options)))
+def test_what_tells_the_texts_apart_has_a_component(pair: list[Cache]) -> None:
+    """Means that are far apart in a direction in which neither text varies."""
+    cache, width = pair[0], pair[0].recipe.start_width
+    read, shift = reading(cache), torch.zeros(width).double()
+    shift[-1] = 100 * read("norm" if not cache.recipe.start_rope else "head_mean").abs().max()
+
+    def with_other_features(name: str, *region: slice) -> Tensor:
+        found = read(name, *region)
+        if name == "head_bias":
+            found[1] += read("embedding") @ shift
+        return found
+
+    def with_other_stream(name: str, *region: slice) -> Tensor:
+        found = read(name, *region)
+        if name == "norm":
+            found[:, 0] += shift
+        return found
+
+    others = [with_other_features] if cache.recipe.start_rope else [with_other_features, with_other_stream]
+    for other in others:
+        joint = join_starts([cache.recipe] * 2, [read, other])
+        leading = read("basis").T @ joint.arrays["basis"][:, 0]
+        assert abs(leading[-1]) > 0.99, other.__name__
+
+
+def test_a_narrower_start_stays_within_its_components(halves: tuple[Cache, Cache]) -> None:
+    caches = list(halves)
     joint = joined(*caches)
     basis, found = reading(caches[0])("basis"), joint.arrays["basis"]
     torch.testing.assert_close(basis @ basis.T, found @ found.T)

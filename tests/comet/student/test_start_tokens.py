@@ -91,19 +91,6 @@ def test_the_head_is_the_linear_map_whose_logits_are_nearest(family: str, starte
     assert float(bent.double().mean()) < 0.01, "it is linear in spite of its activation"
 
 
-@pytest.fixture(scope="module")
-def halves(settings: BuildSettings, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, Cache]:
-    """Two caches of the teacher, each of some sentences, with starts of other widths."""
-    folder = tmp_path_factory.mktemp("halves")
-    lines = Path(settings.text[0]).read_text(encoding="utf-8").splitlines()
-    caches = []
-    for name, part, width in (("one", lines[:60], 96), ("two", lines[60:200], None)):
-        (folder / f"{name}.txt").write_text("\n".join(part), encoding="utf-8")
-        options = {"text": (str(folder / f"{name}.txt"),), "start_width": width}
-        caches.append(build_cache(replace(settings, out=folder / f"{name}.zarr", **options)))
-    return caches[0], caches[1]
-
-
 def test_tokens_of_another_cache_take_its_embeddings(halves: tuple[Cache, Cache], sample_teacher: Path) -> None:
     one, two = halves
     shape = StudentShape("any", 4, 96, 6, 384)
