@@ -17,6 +17,32 @@ SAMPLE = Path(cache_tools.sample.__file__).parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", metavar="all|K/N", help="Run the slow tests, too: all, or the K-th of N shares of them.")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the slow tests that were not asked for, by the option or by name."""
+    asked = config.getoption("slow")
+    if asked == "all" or any("::" in argument for argument in config.args):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    share = share_of(slow, asked) if asked else []
+    left_out = set(slow) - set(share)
+    config.hook.pytest_deselected(items=[item for item in slow if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def share_of(items: list[pytest.Item], asked: str) -> list[pytest.Item]:
+    try:
+        number, of = map(int, asked.split("/"))
+        if 1 <= number <= of:
+            return items[number - 1 :: of]
+    except ValueError:
+        pass
+    raise pytest.UsageError(f"--slow is all or K/N with 1 <= K <= N, for example 2/7, not {asked!r}")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and not torch.cuda.is_available():
         pytest.skip("no GPU is here")

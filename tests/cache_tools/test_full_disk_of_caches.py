@@ -34,6 +34,7 @@ def kilobytes(cache: Cache, share: float) -> int:
     return max(int(4 * pages * share), 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
 def test_a_build_goes_on_after_room_was_made(
     share: float, settings: BuildSettings, whole: Cache, tmp_path: Path

@@ -27,6 +27,7 @@ def whole(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (output / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("students", "options", "said"),
     [

@@ -16,6 +16,7 @@ from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT, Schedule, Steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_the_options_of_a_training_train_the_same_student_again(
     own: bool,

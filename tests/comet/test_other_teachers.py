@@ -86,6 +86,7 @@ def test_plain_transformers_loads_the_student_that_was_trained(
     assert again.cross_entropy == pytest.approx(result.after.cross_entropy, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
 def test_a_training_that_was_stopped_gives_the_same_student(
     name: str, cache_of: Callable[[str], Cache], tmp_path: Path
@@ -102,6 +103,7 @@ def test_a_training_that_was_stopped_gives_the_same_student(
     assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trimmed bert", "trimmed modernbert", "trimmed mmbert"])
 def test_a_student_is_evaluated_and_exported(
     name: str, student_of: Callable[[str], tuple[Cache, Distilled]], tmp_path: Path

@@ -98,6 +98,7 @@ def test_what_one_holds_out_and_another_trains_is_refused(
         assert float(said.split("% of the text")[0].rpartition(" ")[2]) > 30
 
 
+@pytest.mark.slow
 def test_texts_that_are_split_alike_and_other_texts_pass(
     few: Cache, lines: list[str], sample_teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def main_job() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_a_student_of_real_text_is_near_its_teacher_on_new_text(
     shared: Path, main_job: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

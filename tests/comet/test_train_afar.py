@@ -68,6 +68,7 @@ def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, her
     assert server.requests and not chunks(server), "the second time only metadata is read"
 
 
+@pytest.mark.slow
 def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"))
     for running in start_together(f"{server.url}/kin.zarr", tmp_path / "afar", 2, *STEPS, *local):
@@ -78,6 +79,7 @@ def test_several_processes_fetch_every_file_once(server: Server, here: Path, tmp
     assert set(chunks(server).values()) == {1}
 
 
+@pytest.mark.slow
 def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, here: Path, tmp_path: Path) -> None:
     """With a local cache of one shard nothing is at hand of what comes next."""
     options = (*STEPS, "--local-cache", str(tmp_path / "local"), "--local-size", "60kB")
@@ -99,6 +101,7 @@ def test_a_training_that_loses_its_server_ends_and_resumes_later(cache: Cache, h
     assert same_students(here, output)
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_path: Path) -> None:
     output = tmp_path / "afar"
     with hostile.serving(cache.root.parent) as server:
@@ -129,6 +132,7 @@ def test_a_second_signal_does_not_wait_for_a_silent_server(cache: Cache, tmp_pat
     assert checkpoints_of(output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["student", None])
 def test_what_the_url_holds_of_secrets_is_written_nowhere(
     cache: Cache, tmp_path: Path, output: str | None, monkeypatch: pytest.MonkeyPatch

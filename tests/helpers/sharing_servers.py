@@ -157,3 +157,4 @@ SERVERS: dict[str, Callable[[Path], "contextmanager[Server]"]] = {
     "sshd": sshd,
     "s3": s3,
 }
+SLOW_SERVERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("sshd", "s3")]

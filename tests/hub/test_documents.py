@@ -37,6 +37,8 @@ ELSEWHERE = (
 """What `.ci/run` or another test runs."""
 FEW_STEPS = ["--steps", "4"]
 """Of every training; that students learn is for other tests to show."""
+ONE_VIEW = ["--views", "1"]
+"""Of every build of the sample, which has sixteen."""
 
 
 def blocks(page: Path) -> list[str]:
@@ -91,6 +93,8 @@ def test_every_command_of_a_page_runs(page: Path, clients: Clients, folder: Path
             continue  # test_servers.py has the servers; that the options exist is tested below
         if program == "comet-train":
             arguments += FEW_STEPS
+        if "--sample" in arguments:
+            arguments += ONE_VIEW
         ended = clients.run(module, [*first, *arguments], folder)
         assert ended.code == 0, (program, *arguments, ended)
 

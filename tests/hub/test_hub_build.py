@@ -61,6 +61,7 @@ def test_a_build_without_options(
     assert facts["teacher_revision"] == commits["Davlan/afro-xlmr-large"] and facts["teacher_licence"] == "cc-by-4.0"
 
 
+@pytest.mark.slow
 def test_a_build_resumes_at_its_commits_after_the_hub_moved_on(
     hub: Hub, clients: Clients, lines: list[str], sample_teacher: Path, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_the_dry_run_reads_from_the_hub_and_leaves_nothing(clients: Clients, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"stdout", "stderr"}
 
 
+@pytest.mark.slow
 def test_pickled_weights_are_taken_only_without_safetensors(
     hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +156,7 @@ def test_pickled_weights_are_taken_only_without_safetensors(
         assert "tf_model.h5" not in asked and not [r for r in hub.requests if "discussions" in r or "refs" in r]
 
 
+@pytest.mark.slow
 def test_a_commit_cached_in_part_is_completed(hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path) -> None:
     commit = hub.add("lab/part", files(sample_teacher))
     part = clients.home / "hub" / "models--lab--part" / "snapshots" / commit

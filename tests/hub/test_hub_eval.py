@@ -74,6 +74,7 @@ def test_what_cannot_be_had_is_one_line(hub: Hub, clients: Clients, topics: dict
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.slow
 def test_without_the_hub_data_of_an_earlier_call_is_used(
     hub: Hub, clients: Clients, topics: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_without_the_hub_data_of_an_earlier_call_is_used(
     assert there["subject"] == away["subject"]
 
 
+@pytest.mark.slow
 def test_a_build_never_takes_an_older_copy_of_its_text(
     hub: Hub, clients: Clients, topics: dict[str, bytes], tmp_path: Path
 ) -> None:

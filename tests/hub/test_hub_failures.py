@@ -40,6 +40,7 @@ def test_nobody_answers(hub: Hub, clients: Clients, tmp_path: Path) -> None:
         assert_one_line(ended, tmp_path, 1, f"teacher lab/unheard: {reason} give --teacher FOLDER")
 
 
+@pytest.mark.slow
 def test_nobody_answers_but_the_teacher_is_in_the_cache(
     hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path
 ) -> None:
@@ -63,6 +64,7 @@ def test_the_server_stalls(hub: Hub, clients: Clients, tmp_path: Path) -> None:
         assert_one_line(ended, tmp_path, 1, f"teacher lab/unheard: {reason} give --teacher FOLDER")
 
 
+@pytest.mark.slow
 def test_the_server_stalls_within_the_weights(hub: Hub, clients: Clients, sample_teacher: Path, tmp_path: Path) -> None:
     hub.add("lab/slow", {path.name: path.read_bytes() for path in sample_teacher.iterdir()})
     with hub.failing(lambda request: request.path.endswith("model.safetensors") and request.stall()):
@@ -71,6 +73,7 @@ def test_the_server_stalls_within_the_weights(hub: Hub, clients: Clients, sample
     assert run_teacher(clients, "lab/slow", tmp_path).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Request.stall, Request.hang_up])
 def test_the_text_breaks_off_for_good(
     fault: Fault, hub: Hub, clients: Clients, lines: list[str], tmp_path: Path
@@ -86,6 +89,7 @@ def test_the_text_breaks_off_for_good(
     assert_one_line(ended, tmp_path, 1, f"--text hf:lab/breaks: {reasons[fault]} {TEXT_WAY_OUT}")
 
 
+@pytest.mark.slow
 def test_the_text_breaks_off_for_a_while(hub: Hub, clients: Clients, lines: list[str], tmp_path: Path) -> None:
     hub.add("datasets/lab/recovers", {"a.parquet": parquet(lines[:90]), "b.parquet": parquet(lines[90:])})
     command = [*SAMPLE[:-2], "--text", "hf:lab/recovers", "--out"]
@@ -192,6 +196,7 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_data_set(hub: Hub, clien
     )
 
 
+@pytest.mark.slow
 def test_without_network_by_choice(hub: Hub, clients: Clients, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """HF_HUB_OFFLINE with a cache of the hub that holds one teacher, which works, and another, which is not there."""
     assert run_teacher(clients, "Davlan/afro-xlmr-large", tmp_path).code == 0

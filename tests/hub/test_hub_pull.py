@@ -45,6 +45,7 @@ def test_a_cache_of_the_hub_is_pulled_in_part_and_whole(clients: Clients, whole:
     assert pull(clients, tmp_path, URL, "kin.zarr").stdout.startswith("nothing to copy\n")
 
 
+@pytest.mark.slow
 def test_an_older_commit_stays_what_it_was(hub: Hub, clients: Clients, whole: Cache, tmp_path: Path) -> None:
     first = hub.add("datasets/lab/moved", files_of(whole))
     hub.add("datasets/lab/moved", {"README.md": b"gone"})
@@ -55,6 +56,7 @@ def test_an_older_commit_stays_what_it_was(hub: Hub, clients: Clients, whole: Ca
     assert ended.stderr == ("error: hf://datasets/lab/moved: no cache there, or an incomplete one: no zarr.json\n")
 
 
+@pytest.mark.slow
 def test_a_half_built_cache_of_the_hub(hub: Hub, clients: Clients, whole: Cache, tmp_path: Path) -> None:
     files = files_of(whole)
     hub.add(

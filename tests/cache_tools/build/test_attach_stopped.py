@@ -27,6 +27,7 @@ from cache_tools.store.ledger import SEAL, file_record, token_digest, without_te
 from cache_tools.verify.verify import verify
 
 
+@pytest.mark.slow
 def test_a_crash_at_any_step_leaves_it_detached_or_whole(whole: Cache, tmp_path: Path, corpus: Path) -> None:
     """Called again it is the whole, and what was there already stays as it was written."""
     expected = files(whole.root)

@@ -79,6 +79,7 @@ def refuse_from(call: int, where: str, real: Callable[..., Any], only_once: bool
     return refusing
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("threads_before")
 @pytest.mark.parametrize(
     ("function", "call", "only_once"),

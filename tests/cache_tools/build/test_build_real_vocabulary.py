@@ -67,6 +67,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
     return Build(open_cache(folder / "kin.zarr"), teacher, tokenizer, texts, ended.peak_bytes)
 
 
+@pytest.mark.slow
 def test_ids_above_two_to_the_17_survive(real: Build) -> None:
     recipe = real.cache.recipe
     assert recipe.vocab_size == VOCAB_SIZE

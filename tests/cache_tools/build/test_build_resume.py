@@ -96,7 +96,11 @@ def assert_same_as_whole(work: Path, whole: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second"), [((i + RANDOM_DELAYS.random()) / KILLS, RANDOM_DELAYS.random()) for i in range(KILLS)]
+    ("first", "second"),
+    [
+        pytest.param((i + RANDOM_DELAYS.random()) / KILLS, RANDOM_DELAYS.random(), marks=[pytest.mark.slow] * (i != 1))
+        for i in range(KILLS)
+    ],
 )
 def test_killed_twice_and_resumed_gives_the_same_bytes(
     first: float, second: float, tmp_path: Path, whole: Build, start: Callable[..., Running]
@@ -110,6 +114,7 @@ def test_killed_twice_and_resumed_gives_the_same_bytes(
     assert_same_as_whole(tmp_path / "work", whole)
 
 
+@pytest.mark.slow
 def test_a_build_killed_while_preparing_leaves_no_cache(
     tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
@@ -128,6 +133,7 @@ def test_a_build_killed_while_preparing_leaves_no_cache(
     assert_same_as_whole(work, whole)
 
 
+@pytest.mark.slow
 def test_what_was_committed_before_a_kill_is_never_written_again(
     tmp_path: Path, whole: Build, start: Callable[..., Running]
 ) -> None:
@@ -196,6 +202,7 @@ def test_a_second_signal_loses_at_most_the_current_shard(
     assert_same_as_whole(out.parent, whole)
 
 
+@pytest.mark.slow
 def test_files_that_vanish_during_a_build(tmp_path: Path, whole: Build, start: Callable[..., Running]) -> None:
     """Someone clears away the folder that a shard is being written in: an error in one line, or none, and no hang."""
     out, running = tmp_path / "work" / "kin.zarr", start()
@@ -214,6 +221,7 @@ def test_files_that_vanish_during_a_build(tmp_path: Path, whole: Build, start: C
     assert_same_as_whole(tmp_path / "work", whole)
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_make_one_cache(tmp_path: Path, whole: Build, start: Callable[..., Running]) -> None:
     both = [start("log 1"), start("log 2")]
     first_seen: dict[Path, tuple[int, int]] = {}

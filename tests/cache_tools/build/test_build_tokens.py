@@ -237,6 +237,7 @@ def test_a_text_that_is_too_short_for_both_groups(tmp_path: Path, texts: list[st
     assert not (tmp_path / "one.zarr").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [1, 800])
 def test_memory_does_not_grow_with_the_length_of_documents(
     tmp_path: Path, texts: list[str], sample_teacher: Path, documents: int

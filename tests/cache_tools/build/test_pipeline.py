@@ -31,6 +31,7 @@ def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSe
     return build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, keep="topk")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error",
     [
@@ -74,6 +75,7 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     assert len(tried) == 1
 
 
+@pytest.mark.slow
 def test_two_builders_of_the_same_shards_do_no_harm(settings: BuildSettings, tmp_path: Path) -> None:
     build_cache(settings)
     reference = digests(settings.out)

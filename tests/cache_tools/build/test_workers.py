@@ -31,6 +31,7 @@ def of_one(settings: BuildSettings) -> dict[str, str]:
     return digests(settings.out)
 
 
+@pytest.mark.slow
 def test_every_shard_is_one_worker_s(settings: BuildSettings, of_one: dict[str, str], tmp_path: Path) -> None:
     parts = replace(settings, out=tmp_path / "kin.zarr")
     build_cache(parts, Worker(0, 3))
@@ -96,6 +97,7 @@ def test_halves_built_in_two_places_merge_into_the_cache_of_one(
     assert {p: d for p, d in of_one.items() if p != "ledger/lock"} == digests(merged.root)
 
 
+@pytest.mark.slow
 def test_halves_of_other_numerics_merge_and_pass_the_teacher(settings: BuildSettings, tmp_path: Path) -> None:
     halves = [
         build_cache(replace(settings, out=tmp_path / dtype, dtype=dtype), Worker(index, 2))

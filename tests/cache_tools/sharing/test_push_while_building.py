@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 from helpers.builds import Ended, Running, build, build_arguments
 from helpers.settings import SMALL
-from helpers.sharing_servers import SERVERS, Server
+from helpers.sharing_servers import SERVERS, SLOW_SERVERS, Server
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample
     return open_cache(out)
 
 
-@pytest.fixture(scope="module", params=["folder", "sshd", "s3"])
+@pytest.fixture(scope="module", params=["folder", *SLOW_SERVERS])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     start = SERVERS[request.param]
     with start(tmp_path_factory.mktemp(request.param)) as running, pytest.MonkeyPatch.context() as patch:
@@ -140,6 +140,7 @@ def test_two_pushes_at_once_leave_one_sound_cache(server: Server, url: str, whol
     assert verify(tmp_path / "pulled", deep=True).damage == []
 
 
+@pytest.mark.slow
 @ONE_SERVER
 def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str) -> None:
     machine = machines[0]
@@ -153,6 +154,7 @@ def test_a_signal_waits_for_what_is_on_its_way(machines: list[Machine], url: str
     assert left is not None and f"{name}: {left[1]} shards are not there yet" in ended.stdout.splitlines()
 
 
+@pytest.mark.slow
 @ONE_SERVER
 def test_another_cache_is_refused_before_anything_is_built(machines: list[Machine], url: str) -> None:
     assert machines[0].build(url).code == 0
@@ -167,6 +169,7 @@ def test_another_cache_is_refused_before_anything_is_built(machines: list[Machin
     assert not machines[1].out.exists()
 
 
+@pytest.mark.slow
 @ONE_SERVER
 def test_what_is_built_here_and_what_is_there_come_together(machines: list[Machine], url: str, whole: Cache) -> None:
     """A machine that was switched off comes back when another one has gone on."""

@@ -9,7 +9,7 @@ import pytest
 from helpers.builds import digests
 from helpers.commands import run
 from helpers.settings import build_settings
-from helpers.sharing_servers import SERVERS, Server
+from helpers.sharing_servers import SERVERS, SLOW_SERVERS, Server
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.sharing.retry import RetryPolicy
@@ -23,7 +23,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sample
     return build_cache(build_settings(out, sample_teacher, sample_text, rows_per_shard=12))
 
 
-@pytest.fixture(scope="module", params=SERVERS)
+@pytest.fixture(scope="module", params=["folder", "nginx", *SLOW_SERVERS])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     start = SERVERS[request.param]
     with start(tmp_path_factory.mktemp(request.param)) as running, pytest.MonkeyPatch.context() as patch:

@@ -57,6 +57,7 @@ def arrived(folder: Path) -> dict[str, str]:
     return {path: d for path, d in found.items() if not path.startswith(STAGING) and path != "ledger/lock"}
 
 
+@pytest.mark.slow
 def test_a_pull_killed_anywhere_leaves_whole_files_and_resumes(whole: Cache, tmp_path: Path) -> None:
     sent = arrived(whole.root)
     with crashing(tmp_path / "count", None) as watch:

@@ -76,6 +76,7 @@ def test_every_shard_is_pushed_as_soon_as_it_is_committed(settings: BuildSetting
     assert without_locks(there) == without_locks(settings.out)
 
 
+@pytest.mark.slow
 def test_shards_committed_before_are_pushed_too(settings: BuildSettings, tmp_path: Path) -> None:
     build_cache(settings)
     build_cache(settings, push_to=str(tmp_path / "there"))
@@ -207,6 +208,7 @@ def test_places_that_nobody_can_push_to(settings: BuildSettings, url: str, said:
     assert not settings.out.exists()
 
 
+@pytest.mark.slow
 def test_an_upload_that_fails_for_good_ends_the_build(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -284,6 +286,7 @@ def until_waited_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[], bool]:
     return is_waiting.is_set
 
 
+@pytest.mark.slow
 def test_the_teacher_does_not_wait_for_uploads(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +320,7 @@ def test_a_signal_lets_uploads_end_and_says_so(
     assert f"{memory}: {5 - built} shards are not there yet" in lines
 
 
+@pytest.mark.slow
 def test_a_second_signal_waits_for_no_upload(
     settings: BuildSettings, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +390,7 @@ def test_an_error_of_the_build_lets_uploads_end(
     assert arrived(memory) == committed(settings.out) == 2
 
 
+@pytest.mark.slow
 def test_a_worker_pushes_its_own_shards_and_names_those_missing(
     settings: BuildSettings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -408,6 +413,7 @@ def test_a_part_without_arrays_is_not_built_on(settings: BuildSettings, tmp_path
         build_cache(settings, push_to=str(tmp_path / "there"))
 
 
+@pytest.mark.slow
 def test_the_first_shards_of_a_cache_are_built_on(settings: BuildSettings, tmp_path: Path) -> None:
     """What lies there is a smaller complete cache; it becomes the whole."""
     cache = build_cache(settings)
@@ -417,6 +423,7 @@ def test_the_first_shards_of_a_cache_are_built_on(settings: BuildSettings, tmp_p
     assert fresh.cache_id == cache.cache_id == open_cache(tmp_path / "there").cache_id
 
 
+@pytest.mark.slow
 def test_other_sealed_files_of_the_same_recipe_are_refused(settings: BuildSettings, tmp_path: Path) -> None:
     """Two machines have prepared the same text, each by itself."""
     build_cache(replace(settings, batch_size=2))

@@ -132,6 +132,7 @@ def regions(shape: tuple[int, ...]) -> st.SearchStrategy[tuple[slice, ...]]:
     return st.integers(0, len(shape)).flatmap(lambda axes: st.tuples(*(axis(size) for size in shape[:axes])))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=120)
 @given(st.data())
 def test_any_region_is_that_of_the_whole(wide: Path, arrays: dict[str, NDArray], data: st.DataObject) -> None:

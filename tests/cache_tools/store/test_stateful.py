@@ -24,6 +24,7 @@ RECIPE = small_recipe(attention_layers=(), top_k=2)
 PLACE = ("train", 1)
 
 
+@pytest.mark.slow
 def test_a_cache_holds_what_it_should_or_says_so() -> None:
     """`benchmarks/reliability.py` does the same five hundred times."""
     run_state_machine_as_test(
@@ -84,6 +85,7 @@ def instants(operations: int) -> list[int]:
     return sorted({*ends, *random.Random(operations).sample(range(operations), min(operations, 16))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_a_crash_at_any_step_loses_nothing_but_the_call(folder: Path, name: str) -> None:
     """Whatever the call had done, what there is is sound, and calling again ends where an undisturbed call ends."""

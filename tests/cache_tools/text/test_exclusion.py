@@ -254,6 +254,7 @@ def test_the_command_says_and_records_what_it_left_out(tmp_path: Path, lines: li
     assert digests(tmp_path / "kin.zarr") == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["afrisenti", "masakhaner", "masakhanews", "masakhapos", "sib200"])
 def test_every_item_of_the_real_sets_is_found_in_running_text(shared: Path, task: str) -> None:
     sources = find_sources((str(shared / "data" / task / "swa"),), "--exclude", ITEM_FORMATS)

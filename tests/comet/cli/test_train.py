@@ -96,6 +96,7 @@ def test_transformers_loads_the_student_without_this_project(trained: Path) -> N
     assert result["kind"] == "XLMRobertaForMaskedLM" and result["logits"][0] == 2 and result["logits"][2] == size < 8000
 
 
+@pytest.mark.slow
 def test_the_same_call_gives_the_same_student(trained: Path) -> None:
     done = train("--cache", "kin.zarr", "--steps", "30", "--output", "again", folder=trained)
     assert done.code == 0, done.stderr
@@ -158,6 +159,7 @@ def make_bad_caches(folder: Path, settings: BuildSettings) -> None:
     build_cache(replace(settings, out=folder / "other.zarr", top_k=3, attention_layers="last"))
 
 
+@pytest.mark.slow
 def test_a_threshold_cache_trains_too(threshold_cache: Cache, tmp_path: Path) -> None:
     done = train("--cache", str(threshold_cache.root), "--steps", "40", "--output", "student", folder=tmp_path)
     assert done.code == 0, done.stderr
@@ -176,6 +178,7 @@ layer_map = [[-1, 0]]
 """
 
 
+@pytest.mark.slow
 def test_an_own_recipe_with_frequent_validation_and_tensorboard(trained: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

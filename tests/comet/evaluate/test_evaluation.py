@@ -71,6 +71,7 @@ def evaluation(asked: EvaluationSettings, said: list[str]) -> Evaluation:
     return evaluate(asked, said.append)
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_predictions_in_the_file(evaluation: Evaluation, asked: EvaluationSettings) -> None:
     content = json.loads(evaluation.results.read_text(encoding="utf-8"))
     task = evaluation.data.task
@@ -379,6 +380,7 @@ def test_the_console_script_starts_it(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert "Fine-tune masked LMs on a task" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_real_sentences_are_learnt(shared: Path, sample_teacher: Path, tmp_path: Path) -> None:
     """On a part of MasakhaPOS the model is far better than the most frequent tag."""
     task = find_task("masakhapos")

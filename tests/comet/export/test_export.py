@@ -121,7 +121,7 @@ def test_a_masked_lm_fills_in_what_torch_fills_in(student: Path, exported: tuple
     assert said_by(exported[0])[0] == f"{text} {best}"
 
 
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_classifier_of_texts_says_its_labels(classifiers: dict[str, Path], tmp_path: Path, int8: bool) -> None:
     folder = export(ExportSettings(classifiers["texts"], int8, tmp_path / "exported"), say=lambda _: None)
     lines = said_by(folder)
@@ -155,6 +155,7 @@ def test_examples_in_another_language_are_said_to_be(
     assert "at 1 positions of Swahili text" in text
 
 
+@pytest.mark.slow
 def test_a_classifier_of_tokens_says_one_label_a_word(classifiers: dict[str, Path], tmp_path: Path) -> None:
     folder = export(ExportSettings(classifiers["tokens"], output=tmp_path / "exported"), say=lambda _: None)
     first, second = said_by(folder)
@@ -162,6 +163,7 @@ def test_a_classifier_of_tokens_says_one_label_a_word(classifiers: dict[str, Pat
     assert re.findall(r"\('(\w+)', '(?:negative|neutral|positive)'\)", second) == ["Muraho", "neza"]
 
 
+@pytest.mark.slow
 def test_a_trimmed_student_keeps_its_own_tokenizer(threshold_cache: Cache, student: Path, tmp_path: Path) -> None:
     vocabulary = trimmed_vocabulary([threshold_cache])
     trimmed = save(threshold_cache, vocabulary, tmp_path / "trimmed")
@@ -207,6 +209,7 @@ def test_an_existing_folder_stays_as_it_is(student: Path, tmp_path: Path) -> Non
     assert kept.read_text() == "mine" and len(list(kept.parent.iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_one_that_came_to_exist_meanwhile_stays_too(student: Path, tmp_path: Path) -> None:
     settings = ExportSettings(student, output=tmp_path / "exported")
     settings.folder.mkdir()
@@ -256,6 +259,7 @@ def rewrite(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
+@pytest.mark.slow
 def test_a_model_that_says_something_else_is_not_exported(
     student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,7 @@ def silent(line: str) -> None:
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kilobytes", [100, 5_000])
 def test_an_export_goes_on_after_room_was_made(kilobytes: int, sample_teacher: Path, tmp_path: Path) -> None:
     settings = ExportSettings(sample_teacher, output=tmp_path / "disk" / "onnx")
@@ -30,6 +31,7 @@ def test_an_export_goes_on_after_room_was_made(kilobytes: int, sample_teacher: P
         assert (export(settings, silent) / "model.onnx").stat().st_size > 1000 * kilobytes
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_after_room_was_made(sample_teacher: Path, tmp_path: Path) -> None:
     settings = EvaluationSettings(
         models=(str(sample_teacher),),

@@ -168,6 +168,7 @@ def test_a_trimmed_vocabulary_gives_an_ordinary_student(narrow: Cache, tmp_path:
     assert "tokens of the corpus" in (config.output / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_going_on_with_an_earlier_student(narrow: Cache, tmp_path: Path) -> None:
     first = StudentConfig(tmp_path / "first", student="nano", vocabulary="trimmed", steps=20, batch_size=8)
     one = distill([narrow], first)
@@ -188,6 +189,7 @@ def test_going_on_with_an_earlier_student(narrow: Cache, tmp_path: Path) -> None
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.slow
 def test_a_random_start_is_farther_away(narrow: Cache, tmp_path: Path) -> None:
     begun = [
         distill([narrow], StudentConfig(tmp_path / init, student="nano", init=init, steps=1)).before.kl
@@ -235,6 +237,7 @@ def test_other_kinds_are_refused(narrow: Cache, monkeypatch: pytest.MonkeyPatch)
         trimmed_vocabulary([open_cache(narrow.root)])
 
 
+@pytest.mark.slow
 def test_the_real_vocabulary_can_be_trimmed(shared: Path, tmp_path: Path) -> None:
     """XLM-R's own tokenizer: 250,002 pieces, <mask> the last of them."""
     source = shared / "data/xlm-roberta-tokenizer"

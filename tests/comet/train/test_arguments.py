@@ -199,6 +199,7 @@ EFFECTS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.slow
 def test_settings_of_the_optimiser_change_the_student_and_the_default_ones_do_not(train: Train) -> None:
     plain = weights(train())
     for name, (default, other) in EFFECTS.items():
@@ -218,6 +219,7 @@ HARMLESS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator is found")
 def test_the_others_do_not_change_it(train: Train) -> None:
     assert set(HARMLESS) == set(KEEPS_STUDENT)
@@ -232,6 +234,7 @@ def test_a_step_of_two_batches_reads_both(train: Train) -> None:
     assert trainer.state.epoch == pytest.approx(4 * 2 / len(trainer.get_train_dataloader()))
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_computes_layers_again(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.models.xlm_roberta.modeling_xlm_roberta import XLMRobertaIntermediate
 

@@ -288,6 +288,7 @@ def train(model: Recorder, cache: Cache, folder: Path, resume: Path | None = Non
     trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
 
 
+@pytest.mark.slow
 def test_a_resumed_training_sees_the_batches_that_were_left(
     cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +307,7 @@ def test_a_resumed_training_sees_the_batches_that_were_left(
         assert len(reads) < len(left) * 4 / 16 + 4 * BUFFER_SHARDS, "reading began where it had ended"
 
 
+@pytest.mark.slow
 def test_a_training_that_ends_or_fails_leaves_no_thread(cache: Cache, tmp_path: Path) -> None:
     before = threading.enumerate()
     train(Recorder(), cache, tmp_path / "whole")

@@ -48,6 +48,7 @@ def batch_with_a_small_last_one(cache: Cache, processes: int) -> str:
     return str(next(size for size in sizes if 0 < cache.recipe.train_rows % size < processes))
 
 
+@pytest.mark.slow
 def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Path) -> None:
     options = ["--batch-size", batch_with_a_small_last_one(cache, 3), "--epochs", "1"]
     histories = {}
@@ -78,6 +79,7 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == expected
 
 
+@pytest.mark.slow
 def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None:
     output = tmp_path / "student"
     running = start_torchrun(cache, output, 2, *options_of(2), "--batch-size", "4", "--epochs", "30")

@@ -19,6 +19,7 @@ def copy_of(cache: Cache, signals: str, folder: Path) -> Cache:
     return cut(cache, folder, part_extent(cache.recipe, cache.seal, cache.extent, records, Part(signals=signals), ""))
 
 
+@pytest.mark.slow
 def test_a_copy_without_attention_teaches_logits(cache: Cache, tmp_path: Path) -> None:
     lines: list[str] = []
     logits = copy_of(cache, "logits", tmp_path / "logits.zarr")

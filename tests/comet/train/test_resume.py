@@ -42,7 +42,7 @@ def undisturbed(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> str:
     return digest(output)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_killed_at_any_moment_and_resumed_gives_the_same_student(
     cache: Cache, undisturbed: str, tmp_path: Path, seed: int
 ) -> None:
@@ -62,6 +62,7 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_student(
     assert not output.with_name("student.checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_losses_go_on_to_the_last_bit(cache: Cache, tmp_path: Path) -> None:
     """Per step, in one that was stopped by SIGTERM and resumed, against one in a single run."""
     options = ["--set", "logging_steps=1"]
@@ -110,6 +111,7 @@ def stopped(cache: Cache, tmp_path: Path) -> StudentConfig:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"steps": 6}, {"epochs": 1, "batch_size": 64}, {"epochs": 9, "batch_size": 64, "learning_rate": 0.05}],
@@ -128,6 +130,7 @@ def test_killed_after_the_last_step_resumes_to_the_same_student(
     assert digest(killed.output) == digest(whole.output)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "said"),
     [
@@ -174,6 +177,7 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
         distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
 
 
+@pytest.mark.slow
 def test_another_cache_or_recipe_is_refused_by_what_differs(
     cache: Cache, threshold_cache: Cache, settings: BuildSettings, stopped: StudentConfig
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_student_is_the_one_that_was_nearest(
     assert again.kl == pytest.approx(result.after.kl, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path) -> None:
     config = StudentConfig(tmp_path / "student", steps=3, learning_rate=1e18)
     with pytest.raises(CometError, match="the training diverged: the validation loss is not finite"):
