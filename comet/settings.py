@@ -10,7 +10,7 @@ from cache_tools.checks import LARGEST_SEED, as_path, require_number, require_te
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
 from comet.student.sizes import require_size
-from comet.train.objective import DEFAULT, Objective
+from comet.train.objective import DEFAULT, Objective, choose_objective
 
 if TYPE_CHECKING:
     from comet.report.analysis import AnnotatedRow
@@ -29,8 +29,9 @@ class StudentConfig:
     the folder of an earlier student; `dtype`, of the body, auto, float32 or bfloat16; `arguments` are further fields of
     transformers' TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of
     `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every
-    `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. The output and the values of
-    `arguments` may be given as text. Raises CometError for a value that cannot be.
+    `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. The output, the objective, as
+    `--recipe` takes it, and the values of `arguments` may be given as text. Raises CometError for a value that cannot
+    be.
     """
 
     output: Path
@@ -55,8 +56,11 @@ class StudentConfig:
         for name in ("student", "vocabulary", "init", "dtype"):
             require_text(getattr(self, name), f"--{name}", CHOICES.get(name, ()))
         require_size(self.student)
+        if isinstance(self.objective, str):
+            object.__setattr__(self, "objective", choose_objective(self.objective))
         if not isinstance(self.objective, Objective):
-            raise CometError(f"objective: expected an Objective, found {type(self.objective).__name__}", exit_code=2)
+            found = type(self.objective).__name__
+            raise CometError(f"objective: expected an Objective, or what --recipe takes, found {found}", exit_code=2)
         for name in ("steps", "batch_size", "validate_steps"):
             if getattr(self, name) is not None:
                 require_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1)

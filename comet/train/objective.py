@@ -211,7 +211,9 @@ def choose_objective(requested: str | dict[str, Any]) -> Objective:
         return OBJECTIVES[requested]
     path = Path(requested)
     if not os.path.isfile(path):  # unlike Path.is_file, also False for a name that no disk takes
-        raise CometError(f"--recipe {requested}: expected {', '.join(OBJECTIVES)}, or a TOML file", exit_code=2)
+        raise CometError(
+            f"--recipe {requested}: no such objective; expected {', '.join(OBJECTIVES)}, or a TOML file", exit_code=2
+        )
     try:
         given = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # tomllib's and Unicode's errors

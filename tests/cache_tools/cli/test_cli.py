@@ -200,7 +200,10 @@ print(json.dumps(sorted(set(sys.modules) & set({SLOW[:3]}))))
         ("comet train --cache CACHE --steps 0", "error: --steps 0: expected a whole number from 1"),
         ("comet train --cache CACHE --steps 1 --epochs 2", "error: --epochs and --steps: expected one of them"),
         ("comet train --cache CACHE --student smal", "error: --student smal: expected auto, comet, small, "),
-        ("comet train --cache CACHE --recipe papr", "error: --recipe papr: expected default, paper, or a TOML file"),
+        (
+            "comet train --cache CACHE --recipe papr",
+            "error: --recipe papr: no such objective; expected default, paper, or a TOML file",
+        ),
         ("comet train --cache CACHE --set warmup", "error: --set warmup: expected name=value"),
         (
             "comet eval --model there --task afrisent --lang kin",

@@ -59,6 +59,13 @@ def test_a_field_of_the_settings_takes_what_it_can_mean(field: str) -> None:
         assert field.replace("_", "-") in message or field in message or field == "arguments", message
 
 
+def test_an_objective_may_be_given_as_the_command_takes_it(tmp_path: Path) -> None:
+    assert StudentConfig("s", objective="paper").objective == choose_objective("paper") != DEFAULT  # type: ignore[arg-type]
+    own = tmp_path / "own.toml"
+    own.write_text("hard_weight = 0.5")
+    assert StudentConfig("s", objective=str(own)).objective == replace(DEFAULT, name="own", hard_weight=0.5)  # type: ignore[arg-type]
+
+
 def test_a_cache_may_be_named_by_its_folder(cache: Cache, tmp_path: Path) -> None:
     students = []
     for number, caches in enumerate(([cache], cache.root, [str(cache.root)])):

@@ -93,7 +93,9 @@ def test_a_file_that_is_wrong_is_told_where(tmp_path: Path, line: str, said: str
 
 
 def test_a_recipe_that_is_not_there() -> None:
-    with pytest.raises(CometError, match=r"^--recipe papre: expected default, paper, or a TOML file$"):
+    with pytest.raises(
+        CometError, match=r"^--recipe papre: no such objective; expected default, paper, or a TOML file$"
+    ):
         choose_objective("papre")
 
 
