@@ -22,9 +22,11 @@ IMPLEMENTATION = "comet_sampled_sdpa"
 def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, at: Tensor) -> Tensor:
     """Return the attention [B, S, L] float32 of the queries `at` [B, S], the mean over heads. No L × L matrix is made.
 
-    `query` and `key` [B, H, L, d]; `mask` [B or 1, 1, L or 1, L] bool, True where a key may be attended to. The row of
-    a query without such a key, which only padding is, is uniform.
+    `query` [B, H, L, d] and `key` [B, H', L, d], of which each serves H ÷ H' heads; `mask` [B or 1, 1, L or 1, L] bool,
+    True where a key may be attended to. The row of a query without such a key, which only padding is, is uniform.
     """
+    if (heads_of_key := query.shape[1] // key.shape[1]) > 1:
+        key = key.repeat_interleave(heads_of_key, dim=1)  # [B, H, L, d]
     rows, scaling = torch.arange(len(at), device=at.device)[:, None], scaling or query.shape[3] ** -0.5
     chosen = query.transpose(1, 2)[rows, at].transpose(1, 2)  # [B, H, S, d]
     scores = chosen.float() @ key.float().transpose(2, 3) * scaling  # [B, H, S, L]

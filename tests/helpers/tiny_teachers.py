@@ -75,6 +75,7 @@ def of_kind(model_class: str, **settings: Any) -> Callable[[Path, Path], None]:
     return write
 
 
+EUROBERT_IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "mask_token_id": 4}
 OTHER_HEADS = {
     "electra": of_kind("ElectraForMaskedLM", embedding_size=24),  # as in Serengeti-E250
     "distilbert": of_kind(
@@ -82,6 +83,7 @@ OTHER_HEADS = {
     ),
     "albert": of_kind("AlbertForMaskedLM", embedding_size=24),
     "gte": of_kind("GteForMaskedLM"),
+    "eurobert": of_kind("EuroBertForMaskedLM", num_key_value_heads=2, **EUROBERT_IDS),  # two heads share their keys
     "rembert": of_kind("RemBertForMaskedLM", input_embedding_size=16, output_embedding_size=40),
 }
 """Teachers whose students are of another family, XLM-R's."""

@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "attention_keys": 10,
     "attention_layers": "all",
 }
+KINDS = "electra", "distilbert", "albert", "gte", "eurobert"
 BOS, PAD, EOS, UNKNOWN, MASK = 0, 1, 2, 3, 401  # where XLM-R has them around 400 pieces of sentencepiece
 
 
@@ -179,9 +180,7 @@ def test_a_bert_with_wordpiece(tmp_path: Path, sample_text: Path) -> None:
     build_whole(tmp_path / "other.zarr", teacher, sample_text, tmp_path / "log", **OPTIONS | {"seq_len": 64})
 
 
-@pytest.mark.parametrize(
-    "family", [roberta, modernbert, mmbert, *(OTHER_HEADS[name] for name in ("electra", "distilbert", "albert", "gte"))]
-)
+@pytest.mark.parametrize("family", [roberta, modernbert, mmbert, *(OTHER_HEADS[name] for name in KINDS)])
 def test_other_families(tmp_path: Path, sample_text: Path, family: Callable[[Path, Path], None]) -> None:
     teacher = tmp_path / "teacher"
     teacher.mkdir()
