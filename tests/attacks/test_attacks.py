@@ -34,6 +34,7 @@ def test_a_sound_cache_is_taken(ordinary: dict[str, Outcome]) -> None:
         assert (outcome.code, outcome.stderr, outcome.forbidden) == (0, "", []), command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_fails(name: str, warm: Warm, ordinary: dict[str, Outcome], tmp_path: Path) -> None:
     attack = ATTACKS[name]

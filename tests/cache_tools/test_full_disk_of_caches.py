@@ -50,6 +50,7 @@ def test_a_build_goes_on_after_room_was_made(
         assert [path.name for path in disk.iterdir()] == ["kin.zarr"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize(
     "command", [["pull"], ["subset", "--signals", "logits"], ["merge"], ["push", "--i-may-share-this"]]

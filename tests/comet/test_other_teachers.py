@@ -49,6 +49,7 @@ def student_of(
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_student_comes_nearer_and_cuts_as_its_teacher(
     name: str, student_of: Callable[[str], tuple[Cache, Distilled]], sample_text: Path

@@ -56,6 +56,7 @@ def same_students(one: Path, other: Path) -> bool:
     return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_it_trains_the_student_of_the_same_cache_on_the_disk(server: Server, here: Path, tmp_path: Path) -> None:
     local = ("--local-cache", str(tmp_path / "local"), "--local-size", "5MB")
     said = trained(f"{server.url}/kin.zarr", tmp_path / "afar", *local)

@@ -137,6 +137,7 @@ TEXTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_data_set_that_cannot_be_used(name: str, hub: Hub, clients: Clients, tmp_path: Path) -> None:
     content, code, message = TEXTS[name]
@@ -150,6 +151,7 @@ def test_a_data_set_that_cannot_be_used(name: str, hub: Hub, clients: Clients, t
     assert_one_line(ended, tmp_path, code, f"--text {expected.get(name, f'hf:lab/{name}: {message}')}")
 
 
+@pytest.mark.slow
 def test_a_part_that_there_is_not_and_a_part_that_was_not_named(hub: Hub, clients: Clients, tmp_path: Path) -> None:
     parts = {name: {"train": f"{name}/*"} for name in ("kin_Latn", "run_Latn", "swh_Latn")}
     hub.add("datasets/lab/parts", {"README.md": card("mit", parts)} | {f"{name}/a.parquet": ONE for name in parts})

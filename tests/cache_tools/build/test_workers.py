@@ -87,6 +87,7 @@ def test_workers_by_option_or_rank(text: str | None, environment: dict[str, str]
     assert parse_worker(text, environment) == expected
 
 
+@pytest.mark.slow
 def test_halves_built_in_two_places_merge_into_the_cache_of_one(
     settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_every_command_is_swept() -> None:
     assert set(CALLS) == set(main.commands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_no_value_of_an_option_gives_more_than_a_line(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)

@@ -66,6 +66,7 @@ def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
     assert not any(line.startswith("## Free") for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("licence", "is_in_doubt"),
     [

@@ -119,6 +119,7 @@ SLOW: dict[str, tuple[str, Mischief, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BROKEN | SLOW)
 def test_one_line_and_only_sound_files_have_names(
     server: Server, whole: Path, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
@@ -137,6 +138,7 @@ def test_one_line_and_only_sound_files_have_names(
     complete(pull(server.url, tmp_path), tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mischief",
     [
@@ -180,6 +182,7 @@ def test_a_connection_that_breaks_without_a_word_of_the_length_is_tried_again(
     complete(pull(server.url, tmp_path), tmp_path, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mischief", [hostile.answering(503), hostile.answering(429), hostile.reset, hostile.truncated])
 @pytest.mark.parametrize("path", [CHUNK, RECORD, "zarr.json"])
 def test_what_passes_is_waited_for(server: Server, whole: Path, tmp_path: Path, path: str, mischief: Mischief) -> None:
@@ -213,6 +216,7 @@ def test_files_are_asked_for_once_and_whole(server: Server, whole: Path, tmp_pat
     assert not any("/c/" in path for path in server.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mischief", [hostile.answering(401), hostile.wrong_bytes, hostile.reset, hostile.answering(503)]
 )
@@ -239,6 +243,7 @@ def test_credentials_follow_a_redirect_on_the_same_server_alone(server: Server, 
     assert given == {(server.url.removeprefix("http://"), "Basic YW5uOnNlY3JldA=="), (there, None)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["HTTP://HOST", "http://HOST/", "http://HOST//", "http://HOST/?", "http://HOST#x"])
 def test_forms_of_a_url(server: Server, whole: Path, tmp_path: Path, form: str) -> None:
     complete(pull(form.replace("HOST", server.url.removeprefix("http://")), tmp_path), tmp_path, whole)

@@ -40,6 +40,7 @@ def proxy(whole: Path) -> Iterator[Server]:
         yield running
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"])
 @pytest.mark.parametrize("form", ["http://localhost:PORT", "localhost:PORT", "127.0.0.1:PORT/", "//localhost:PORT"])
 def test_it_is_used(

@@ -85,6 +85,7 @@ def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, wh
     assert sum(path.stat().st_size for path in (local.folder / "files").iterdir()) <= small.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mischief", "said"),
     [
@@ -131,6 +132,7 @@ def test_what_lies_there_is_another_cache_than_before(server: Server, whole: Cac
     assert sorted(path.name for path in (local.folder / "caches").iterdir()) == sorted([whole.cache_id, other.cache_id])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: data + b"x"])
 def test_what_is_damaged_here_is_fetched_again(
     server: Server, whole: Cache, local: LocalCache, damage: Callable[[bytes], bytes]

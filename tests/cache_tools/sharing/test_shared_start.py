@@ -70,6 +70,7 @@ def test_a_copy_has_the_start(tmp_path: Path) -> None:
     assert "this cache contains layers of lab/teacher, under its licence (mit) |" in card
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("licence", [None, "cc-by-nc-4.0", "llama3, gated", "licence not stated, gated"])
 @pytest.mark.parametrize("option", [[], ["--detach-text"]])
 def test_layers_of_a_teacher_without_a_free_licence_need_consent(

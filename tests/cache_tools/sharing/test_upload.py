@@ -83,6 +83,7 @@ def test_shards_committed_before_are_pushed_too(settings: BuildSettings, tmp_pat
     assert without_locks(tmp_path / "there") == without_locks(settings.out)
 
 
+@pytest.mark.slow
 def test_a_half_pushed_shard_is_pushed_again(settings: BuildSettings, tmp_path: Path) -> None:
     there = tmp_path / "there"
     build_cache(settings, push_to=str(there))
@@ -120,6 +121,7 @@ def test_foreign_files_are_never_overwritten(settings: BuildSettings, tmp_path: 
     assert (there / "zarr.json").read_bytes() == b"mine"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_not_pushed(settings: BuildSettings, tmp_path: Path) -> None:
     build_cache(settings)
     shutil.copyfile(settings.out / "train/topk_id/c/1/0/0", settings.out / "train/topk_id/c/0/0/0")

@@ -61,6 +61,7 @@ def test_files_left_without_a_record_are_replaced(tmp_path: Path) -> None:
     assert files_of(root) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", range(7))
 def test_a_crash_at_any_step_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Six arrays and a record are renamed into place, the record last; until then the shard does not exist."""

@@ -231,6 +231,7 @@ def command(folder: Path, *more: str) -> list[str]:
     return [*call, "--exclude", str(folder / "dev.tsv"), "--exclude", str(folder / "test.txt")]
 
 
+@pytest.mark.slow
 def test_the_command_says_and_records_what_it_left_out(tmp_path: Path, lines: list[str]) -> None:
     (tmp_path / "dev.tsv").write_text(f"tweet\tlabel\n{lines[2].upper()}\tpositive\n")
     (tmp_path / "test.txt").write_text("\n".join([lines[4], lines[7], lines[-1]]))

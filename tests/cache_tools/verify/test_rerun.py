@@ -77,6 +77,7 @@ def test_a_sound_cache_is_given_again(built: dict[str, Path], again: RecheckSett
         assert run.worst[name].median == 0, f"{name}: other batches, the same numbers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["topk", "threshold"])
 @pytest.mark.parametrize(("built_in", "run_in"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_another_dtype_is_near_enough_and_not_the_same(
@@ -143,6 +144,7 @@ FORGED: dict[str, tuple[str, tuple[str, ...], Callable[[NDArray], NDArray], str]
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forged", FORGED)
 def test_values_that_the_teacher_does_not_give_are_damage(
     copy: Callable[[str], Path], again: RecheckSettings, forged: str

@@ -25,6 +25,7 @@ LEGAL = {
 """What an option may mean: then the training is prepared, and there is nothing to resume."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", sorted({option for option, _ in cases(train)}))
 def test_an_option_means_what_it_says_or_is_refused_by_name(
     option: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -110,6 +111,7 @@ SHAPE = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 4, "i
 JSON = ("NaN", "Infinity", "-1", "0", "2.5", "1" + "0" * 400, "1e400", '"x"', '"4"', "true", "null", "[]", "{}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", SHAPE)
 def test_a_field_of_a_shape_takes_what_it_can_mean(
     field: str, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

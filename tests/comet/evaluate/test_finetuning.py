@@ -50,6 +50,7 @@ def tuned(name: Path, data: TaskData, seed: int, how: FineTuning = HOW) -> tuple
     return model, predict(model, encode(tokenizer, data.reported.examples, data.task, 64), data.task, 8, CPU)
 
 
+@pytest.mark.slow
 def test_it_learns_to_classify_and_the_seed_decides_everything(sample_teacher: Path, topics: TaskData) -> None:
     gold = [example.labels for example in topics.reported.examples]
     model, predictions = tuned(sample_teacher, topics, seed=0)

@@ -183,6 +183,7 @@ def test_padding_and_the_rest_of_the_batch_change_nothing(exported: tuple[Path, 
         np.testing.assert_allclose(together[row, :length], alone[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_int8_is_smaller_and_says_how_near_it_is(student: Path, exported: tuple[Path, Result], tmp_path: Path) -> None:
     said: list[str] = []
     folder = export(ExportSettings(student, int8=True, output=tmp_path / "int8"), said.append)

@@ -94,6 +94,7 @@ def test_one_that_is_killed_ends_the_other(cache: Cache, tmp_path: Path) -> None
     assert not output.exists() and checkpoints_of(output), "and there is something to go on from"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "said"),
     [

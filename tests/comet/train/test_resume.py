@@ -209,6 +209,7 @@ def test_nothing_to_resume(cache: Cache, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "gone", "list gone", "list damaged"])
 def test_a_damaged_checkpoint_is_never_taken(stopped: StudentConfig, damage: str) -> None:
     first, second = sorted(checkpoints_of(stopped.output), key=lambda path: int(path.name.split("-")[1]))

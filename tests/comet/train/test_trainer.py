@@ -67,6 +67,7 @@ def test_evaluate_measures_the_validation_rows(trainer: DistillationTrainer, cac
     assert trainer.model.training or trainer.state.global_step == 0
 
 
+@pytest.mark.slow
 def test_the_student_is_the_one_that_was_nearest(
     cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
