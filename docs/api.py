@@ -13,6 +13,7 @@ from typing import Any
 PUBLIC = {
     "cache_tools": ("build_cache", "open_cache", "Cache"),
     "cache_tools.settings": ("BuildSettings",),
+    "cache_tools.attention": ("decode_keys",),
     "cache_tools.verify.verify": ("verify",),
     "cache_tools.build.attach": ("attach",),
     "comet": ("distill", "StudentConfig", "Distilled", "DistillationTrainer", "open_for_training"),
@@ -27,6 +28,25 @@ HEAD = """# Python
 
 The public interface; everything else may change. `python docs/api.py` writes this page from the docstrings, and a test
 checks that it is up to date. All errors of this project are `cache_tools.errors.CometError`.
+
+The two stages, on the sample that ships with the project:
+
+```python
+from importlib.resources import files
+from pathlib import Path
+
+from cache_tools import build_cache
+from cache_tools.settings import BuildSettings
+from comet import StudentConfig, distill
+
+sample = files("cache_tools.sample")
+teacher, text = str(sample / "teacher"), str(sample / "text.txt")
+build_cache(BuildSettings(out=Path("kin.zarr"), language="kin", teacher=teacher, text=(text,), views=2))
+result = distill("kin.zarr", StudentConfig(output=Path("kin-student"), steps=40), say=print)
+print(result.before, result.after, sep="\\n")
+```
+
+The [notebook](notebook.ipynb) also shows what a cache holds.
 """
 
 
@@ -43,7 +63,7 @@ def entry(found: Any, module: str) -> str:
     kind = "class " if isinstance(node, ast.ClassDef) else ""
     lines = [
         f"### {found.__name__}\n",
-        f"```python\n{kind}{module}.{called(node)}\n```\n",
+        f"```text\n{kind}{module}.{called(node)}\n```\n",
         ast.get_docstring(node) or "",
         "",
     ]

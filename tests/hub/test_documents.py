@@ -1,6 +1,7 @@
-"""Every command of README.md, CONTRIBUTING.md and docs/ as it stands, one page after another, each in a folder of its
-own; and that the pages fit the code."""
+"""Every command and all Python of README.md, CONTRIBUTING.md and docs/ as they stand, one page after another, each in a
+folder of its own; and that the pages fit the code."""
 
+import json
 import lzma
 import re
 import runpy
@@ -12,13 +13,16 @@ from helpers import REPOSITORY
 from helpers.hub_clients import Clients
 from helpers.hub_data import card
 from helpers.hub_server import Hub
+from helpers.python_of_pages import python_of
 from helpers.small_caches import small_recipe
 
 from cache_tools.store.recipe import Recipe
 from comet.student.family import XLM_R
 from comet.student.shape import COMET, SMALLER, choose_shape, count_parameters
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+NOTEBOOK = REPOSITORY / "docs" / "notebook.ipynb"
+WRITTEN = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [*WRITTEN, NOTEBOOK]
 OURS = {
     "comet-cache": ("cache_tools", []),
     "comet-train": ("comet", ["train"]),
@@ -86,7 +90,8 @@ def sentiments(hub: Hub, lines: list[str]) -> None:
 
 @pytest.mark.usefixtures("sentiments")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_a_page_runs(page: Path, clients: Clients, folder: Path) -> None:
+def test_all_that_a_page_shows_runs(page: Path, clients: Clients, folder: Path) -> None:
+    """Its commands, and then its Python, which finds what they made."""
     for program, *arguments in commands(page):
         module, first = OURS[program]
         if any("://" in argument for argument in arguments):
@@ -97,6 +102,9 @@ def test_every_command_of_a_page_runs(page: Path, clients: Clients, folder: Path
             arguments += ONE_VIEW
         ended = clients.run(module, [*first, *arguments], folder)
         assert ended.code == 0, (program, *arguments, ended)
+    if python_of(page):
+        ended = clients.run("helpers.python_of_pages", [str(page)], folder)
+        assert ended.code == 0, ended
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -108,6 +116,11 @@ def test_what_a_page_points_to_is_there(page: Path) -> None:
 def test_the_pages_have_commands() -> None:
     assert len(commands(REPOSITORY / "README.md")) >= 8
     assert len(commands(REPOSITORY / "docs" / "tutorial.md")) >= 10
+
+
+def test_the_notebook_is_kept_without_outputs() -> None:
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert cells and not [cell for cell in cells if cell["outputs"] or cell["execution_count"] is not None]
 
 
 def test_the_reference_is_that_of_the_docstrings() -> None:
