@@ -63,12 +63,14 @@ def require_consent(
     and `may_share` is not set; if the text is `detachable`, the message says how."""
     texts = in_doubt(text_licences(provenance)) if has_text else []
     layers = in_doubt(start_licences(provenance, has_start))
-    if (texts or layers) and not may_share:
+    if (doubtful := texts + layers) and not may_share:
+        one = len(doubtful) == 1
+        subject, doubt = ("licence", "is unknown or restricts its") if one else ("licences", "are unknown or restrict")
         ways = ["leave the text out with --detach-text"] * bool(texts and detachable)
         ways += ["build the cache with --start-layers none"] * bool(layers)
         raise CometError(
-            f"{where}: the licence of {', '.join(texts + layers)} is unknown or restricts its use; if you may share "
-            f"{'it' if len(texts + layers) == 1 else 'them'}, say so with --i-may-share-this"
+            f"{where}: the {subject} of {' and '.join(doubtful)} {doubt} use; if you may share "
+            f"{'it' if one else 'them'}, say so with --i-may-share-this"
             + (f"; if not, {', and '.join(ways)}" if ways else ""),
             exit_code=2,
         )

@@ -32,9 +32,9 @@ WIDE = replace(
 )
 
 
-def made(root: Path, licence: str | None, recipe: Recipe = NARROW) -> Cache:
-    """A complete small cache with a start, of a text that anyone may share."""
-    provenance = {"language": "kin", "teacher": "lab/teacher", "teacher_licence": licence, "text": [FREE]}
+def made(root: Path, licence: str | None, recipe: Recipe = NARROW, text: dict[str, str] = FREE) -> Cache:
+    """A complete small cache with a start, of a text that by default anyone may share."""
+    provenance = {"language": "kin", "teacher": "lab/teacher", "teacher_licence": licence, "text": [text]}
     shards = prepare_cache(root, recipe, attributes={"provenance": provenance})
     for key in shard_keys(recipe):
         commit(root, recipe, key, shards[key])
@@ -87,6 +87,17 @@ def test_layers_of_a_teacher_without_a_free_licence_need_consent(
         "may share it, say so with --i-may-share-this; if not, build the cache with --start-layers none\n"
     )
     assert CliRunner().invoke(main, [*command, "--i-may-share-this"]).exit_code == 0
+
+
+def test_text_and_layers_without_a_licence_are_named_together(tmp_path: Path) -> None:
+    cache = made(tmp_path / "kin.zarr", None, text={"name": "corpus.txt"})
+    done = CliRunner().invoke(main, ["push", str(cache.root), str(tmp_path / "there")])
+    assert (done.exit_code, done.stderr) == (
+        2,
+        f"error: {cache.root}: the licences of corpus.txt (licence not stated) and layers of lab/teacher (licence not "
+        "stated) are unknown or restrict use; if you may share them, say so with --i-may-share-this; if not, leave the "
+        "text out with --detach-text, and build the cache with --start-layers none\n",
+    )
 
 
 def test_without_a_start_the_teachers_licence_is_no_concern(tmp_path: Path) -> None:
