@@ -247,7 +247,7 @@ def find_sources(
             if _text_format(file) not in formats:
                 raise CometError(
                     f"{option} {given}: expected {', '.join(formats)} (all but .parquet also with "
-                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}",
+                    f"{', '.join(COMPRESSIONS)}), found {file.name!r}; save it as .txt, one document per line",
                     exit_code=2,
                 )
             sources.append(TextFile(file, file.name, file.stat().st_size))

@@ -170,7 +170,11 @@ def test_files_that_cannot_be_items(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path, f"the folder holds no {endings} file"),
         (tmp_path / "test.tsv", "no such file or folder"),
-        (tmp_path / "test.doc", f"expected {endings} (all but .parquet also with .gz, .xz, .zst), found 'test.doc'"),
+        (
+            tmp_path / "test.doc",
+            f"expected {endings} (all but .parquet also with .gz, .xz, .zst), found 'test.doc'; save it as .txt, one "
+            "document per line",
+        ),
     ):
         with pytest.raises(CometError) as caught:
             read(path)

@@ -157,12 +157,12 @@ def test_a_path_that_is_not_there(tmp_path: Path) -> None:
     assert error.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["kin.doc", "kin", "kin.parquet.gz", "kin.gz", "kin.txt.bz2"])
+@pytest.mark.parametrize("name", ["kin.csv", "kin.doc", "kin", "kin.parquet.gz", "kin.gz", "kin.txt.bz2"])
 def test_a_file_with_another_ending(tmp_path: Path, name: str) -> None:
     error = error_of(written(tmp_path / name, b"Mwaramutse"))
     assert str(error) == (
         f"--text {tmp_path / name}: expected .txt, .jsonl, .parquet (all but .parquet also with .gz, .xz, .zst), "
-        f"found {name!r}"
+        f"found {name!r}; save it as .txt, one document per line"
     )
     assert error.exit_code == 2
 
