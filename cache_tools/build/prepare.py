@@ -88,10 +88,10 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
         views = settings.views_of(spool.total)
-        if settings.views is None and views > 1:
-            tqdm.write(f"{views} masked views of each row, since the text has only {spool.total:,} tokens (--views)")
         share = validation_share(settings.mask_prob * views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
+        if settings.views is None and views > 1:
+            tqdm.write(f"{views} masked views of each row, since the text has only {spool.total:,} tokens (--views)")
         masking = _masking_of(settings, spool, tokenizer)
         recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}

@@ -126,9 +126,8 @@ def spool_documents(
             bar.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
-        raise CometError(
-            f"--text {names}: found no text (after --exclude); expected one document per line", exit_code=2
-        )
+        found = f"of {excluded:,} documents --exclude leaves none" if excluded else "found no text"
+        raise CometError(f"--text {names}: {found}; expected one document per line", exit_code=2)
     return Spool(id_path, table_path, counts, excluded, tuple(source_tokens))
 
 
@@ -169,8 +168,8 @@ def pack_groups(
     count = len(every.length)
     if count < 2:
         raise CometError(
-            f"--text: only {spool.total} tokens, too few for a row of training and one of validation; give more text, "
-            "or a smaller --seq-len",
+            f"--text: {spool.total} tokens in all, which fit into one row of {seq_len} (--seq-len); expected at least "
+            "two rows, one for training and one for validation; give more text, or a smaller --seq-len",
             exit_code=2,
         )
     period = max(2, round(1 / share))

@@ -4,6 +4,7 @@ The caches are read with plain zarr; packing and the choice of validation docume
 """
 
 import hashlib
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.builds import assert_one_error_line, build, build_whole, groups_of
+from helpers.builds import build, build_whole, groups_of
 from numpy.typing import NDArray
 from transformers import AutoTokenizer
 
@@ -233,7 +234,10 @@ def test_one_long_document_gives_rows_of_both_groups(
 def test_a_text_that_is_too_short_for_both_groups(tmp_path: Path, texts: list[str], sample_teacher: Path) -> None:
     (tmp_path / "one.txt").write_text("\n".join(texts[:1]))
     ended = build(tmp_path / "one.zarr", sample_teacher, tmp_path / "one.txt", tmp_path / "log", **COMMON)
-    assert_one_error_line(ended, 2, "too few for a row of training and one of validation")
+    line = r"error: --text: \d+ tokens in all, which fit into one row of 32 \(--seq-len\); expected at least two rows, "
+    line += "one for training and one for validation; give more text, or a smaller --seq-len\n"
+    assert re.fullmatch(line, ended.stderr)
+    assert (ended.code, ended.stdout) == (2, "")
     assert not (tmp_path / "one.zarr").exists()
 
 

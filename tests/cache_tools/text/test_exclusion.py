@@ -225,8 +225,16 @@ def test_text_of_nothing_but_items(tmp_path: Path, lines: list[str], sample_teac
     corpus.write_text("\n".join(lines))
     asked = BuildSettings(out=tmp_path, language="kin", teacher="any", text=(str(corpus),), exclude=(str(corpus),))
     sources = find_sources(asked.text)
-    with pytest.raises(CometError, match=r"^--text text\.txt: found no text \(after --exclude\)"):
+    message = rf"^--text text\.txt: of {len(lines)} documents --exclude leaves none; expected one document per line$"
+    with pytest.raises(CometError, match=message):
         spool_documents(sources, sources, load_teacher_tokenizer(str(sample_teacher)), tmp_path, None)
+
+
+def test_text_of_nothing(tmp_path: Path, sample_teacher: Path) -> None:
+    (tmp_path / "text.txt").write_text("\n\n")
+    sources = find_sources((str(tmp_path / "text.txt"),))
+    with pytest.raises(CometError, match=r"^--text text\.txt: found no text; expected one document per line$"):
+        spool_documents(sources, (), load_teacher_tokenizer(str(sample_teacher)), tmp_path, None)
 
 
 def command(folder: Path, *more: str) -> list[str]:
