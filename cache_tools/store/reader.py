@@ -284,16 +284,18 @@ def open_cache(path: str | Path, name: str | None = None, shard_files: ShardFile
 def read_attributes(root: Path) -> tuple[Recipe, dict[str, Any]]:
     """Return the recipe of a cache and the attributes of its root group, with the dicts `provenance` and `settings`.
 
-    Raises CometError if they are not a cache's, or of another format version.
+    Raises CometError if they are not a cache's, damaged if there is a seal, or of another format version.
     """
-    file = root / "zarr.json"
+    file, exit_code = root / "zarr.json", 1 if (root / SEAL).is_file() else 2
     if not file.is_file():
-        raise CometError(f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made")
+        message = f"{root}: not a cache: it has no zarr.json; expected a folder that `comet-cache build` made"
+        raise CometError(message, exit_code=exit_code)
     found = parse_json(read_bounded(file, MAX_ATTRIBUTES_BYTES), str(file))
     attributes = found.get("attributes")
     comet = attributes.get("comet") if isinstance(attributes, dict) else None
     if not isinstance(comet, dict) or not isinstance(comet.get("recipe"), dict):
-        raise CometError(f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe")
+        message = f"{root}: a Zarr hierarchy, but not a cache of comet: its attributes hold no recipe"
+        raise CometError(message, exit_code=exit_code)
     recipe = parse_recipe(comet["recipe"], str(root))
     if comet.get("recipe_id") != recipe.recipe_id:
         raise CometError(f"{file}: recipe_id: expected {recipe.recipe_id}, found {str(comet.get('recipe_id'))[:80]!r}")

@@ -118,7 +118,7 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
         (["--cache", "none.zarr"], "error: none.zarr: no such cache; expected a folder that", 2),
         (["--cache", "half.zarr"], "error: half.zarr: the cache is incomplete: 1 of", 1),
         (["--cache", "future.zarr"], "error: future.zarr: cache format '3'; this version of comet reads format 2", 1),
-        (["--cache", "plain"], "error: plain: not a cache: it has no zarr.json", 1),
+        (["--cache", "plain"], "error: plain: not a cache: it has no zarr.json", 2),
         (["--cache", "kin.zarr", "--cache", "other.zarr"], "error: --cache other.zarr: its top k is 3, but 16 in", 2),
         (["--cache", "kin.zarr", "--student", "huge"], "error: --student huge: expected auto, comet", 2),
         (["--cache", "kin.zarr", "--set", "nonsense=1"], "error: --set nonsense: unknown field; expected one of ", 2),
