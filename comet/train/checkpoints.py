@@ -64,10 +64,14 @@ class Checkpoints:
             changed = [name for name in run | earlier if earlier.get(name) != run.get(name)]
             if changed:
                 self.lock.release()
-                differences = "; ".join(f"{name}: {earlier.get(name)} before, {run.get(name)} now" for name in changed)
+                if "steps" in changed:
+                    changed = [name for name in changed if name != "epochs"]  # which follow if no steps are given
+                differences = "; ".join(
+                    f"{name}: {_given(earlier.get(name))} before, {_given(run.get(name))} now" for name in changed
+                )
                 raise CometError(
                     f"--resume: the training in {self.folder} was begun differently ({differences}); give the options "
-                    "it was begun with",
+                    "it was begun with, or remove that folder to begin anew without --resume",
                     exit_code=2,
                 )
         else:
@@ -133,6 +137,10 @@ class Checkpoints:
         if (self.folder / RUNS).exists():
             (self.folder / RUNS).rename(output.with_name(f"{output.name}.{RUNS}"))
         shutil.rmtree(self.folder)
+
+
+def _given(value: object) -> str:
+    return "not given" if value is None else str(value)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

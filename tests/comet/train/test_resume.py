@@ -177,6 +177,15 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
         distill([cache], replace(stopped, resume=True, batch_size=8, seed=1))
 
 
+def test_other_steps_are_refused_without_a_word_on_the_epochs_that_follow(cache: Cache, stopped: StudentConfig) -> None:
+    message = (
+        rf"^--resume: the training in {stopped.output}\.checkpoints was begun differently \(steps: 6 before, not given "
+        r"now\); give the options it was begun with, or remove that folder to begin anew without --resume$"
+    )
+    with pytest.raises(CometError, match=message):
+        distill([cache], replace(stopped, resume=True, steps=None))
+
+
 @pytest.mark.slow
 def test_another_cache_or_recipe_is_refused_by_what_differs(
     cache: Cache, threshold_cache: Cache, settings: BuildSettings, stopped: StudentConfig
@@ -185,7 +194,7 @@ def test_another_cache_or_recipe_is_refused_by_what_differs(
     words = f"cache 1 keep: topk before, threshold now; cache 1 id: {cache.cache_id} before, {threshold_cache.cache_id}"
     with pytest.raises(CometError, match=rf"was begun differently \({words} now\); give the options"):
         distill([threshold_cache], replace(stopped, resume=True))
-    with pytest.raises(CometError, match=r"\(.*cache 2 keep: None before, topk now; .*cache 2 id: None before, "):
+    with pytest.raises(CometError, match=r"\(.*cache 2 keep: not given before, topk now; .*cache 2 id: not given"):
         distill([cache, masked_otherwise], replace(stopped, resume=True))
     other = replace(stopped.objective, kd_weight=0.5)
     with pytest.raises(CometError, match=r"was begun differently \(objective kd_weight: 1.0 before, 0.5 now\)"):
