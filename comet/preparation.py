@@ -21,6 +21,7 @@ from comet.student.family import StudentShape, family_of
 from comet.student.model import earlier_student, new_student, shape_of
 from comet.student.saved_tokenizer import save_student_tokenizer
 from comet.student.shape import choose_shape
+from comet.student.sizes import AUTO, DEFAULT_SIZE
 from comet.student.start import start_cache
 from comet.student.vocabulary import (
     StudentVocabulary,
@@ -66,6 +67,9 @@ class Preparation:
         for cache in self.caches:
             cache.close()
 
+
+NOT_A_FOLDER = ("start", "cache", "random")
+"""The values of `--init` that name no earlier student."""
 
 Sources = str | Path | Sequence[str | Path] | Sequence[Cache]
 """Caches, or the folders that they are in."""
@@ -132,6 +136,8 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
     vocabulary = choose_vocabulary(config.vocabulary, caches)
     chosen = "trimmed" if vocabulary.trimmed else "full"
     config = replace(config, init=choose_init(config.init, caches), vocabulary=chosen)
+    if config.student == AUTO and config.init in NOT_A_FOLDER:
+        config = replace(config, student=DEFAULT_SIZE)
     if config.epochs is None and config.steps is None:
         config = replace(config, epochs=default_epochs(config, sum(shard.rows for shard in training)))
     shape, student = _begin_student(config, caches, vocabulary)
@@ -171,7 +177,7 @@ def _begin_student(
 ) -> tuple[StudentShape, PreTrainedModel]:
     """Return the student at step 0. Raises CometError if it cannot be made, or if an earlier one does not fit."""
     dropout, recipe = config.objective.dropout, (start_cache(caches) or caches[0]).recipe
-    if config.init in ("start", "cache", "random"):
+    if config.init in NOT_A_FOLDER:
         shape = choose_shape(config.student, recipe, len(vocabulary))
         return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init)
     student = earlier_student(Path(config.init), caches, vocabulary, dropout)

@@ -10,7 +10,7 @@ from cache_tools.checks import require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.recipe import Recipe
 from comet.student.family import StudentFamily, StudentShape, family_of
-from comet.student.sizes import AUTO, PAPER, SHAPE_FIELDS, SMALLER, require_size
+from comet.student.sizes import AUTO, DEFAULT_SIZE, PAPER, SHAPE_FIELDS, SMALLER, require_size
 
 COMET = StudentShape(PAPER, 6, 256, 8, 1024)
 UNSTARTED_LAYERS, UNSTARTED_HEADS = 6, 4  # of bodies with random weights: deep ones are hard to train
@@ -27,7 +27,7 @@ def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShap
     if requested == COMET.name:
         return COMET
     require_size(requested)
-    name = "small" if requested == AUTO else requested
+    name = DEFAULT_SIZE if requested == AUTO else requested
     if name in SMALLER:
         return _widest(name, recipe, vocab_size)
     return _from_file(requested, family_of(recipe), vocab_size)

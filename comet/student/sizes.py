@@ -7,7 +7,8 @@ from cache_tools.errors import CometError
 AUTO = "auto"
 PAPER = "comet"  # the paper's shape
 SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
-"""How much smaller than the teacher a student of this name is; `auto` is small."""
+"""How much smaller than the teacher a student of this name is."""
+DEFAULT_SIZE = "small"
 SHAPE_FIELDS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
 """Of a shape in a JSON file."""
 

@@ -12,8 +12,14 @@ from helpers.html_tree import Tree
 from cache_tools import Cache
 from comet.cli.train import train
 from comet.distillation import distill
+from comet.preparation import prepare
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT, Schedule, Steps
+
+
+def test_the_size_that_auto_stands_for_is_recorded(cache: Cache, tmp_path: Path) -> None:
+    prepared, _ = prepare([cache], StudentConfig(tmp_path / "student"))
+    assert (prepared.config.student, prepared.shape.name) == ("small", "small")
 
 
 @pytest.mark.slow
