@@ -33,7 +33,24 @@ version_option = click.option(
 )
 
 
-class GroupedHelp(click.Command):
+class OneLineUsage(click.Command):
+    """A command whose wrong calls are one line, like every other error, without what is secret in a URL."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **kwargs)
+        except click.UsageError as error:
+            raise in_one_line(error) from None
+
+
+def in_one_line(error: click.UsageError) -> WrongCall:
+    """Return an error of click in the form of ours, with the command that lists what is possible."""
+    message = error.format_message().rstrip(".")
+    advice = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
+    return WrongCall(without_secrets(f"{message[:1].lower()}{message[1:]}{advice}"))
+
+
+class GroupedHelp(OneLineUsage):
     """A command whose help lists its options under headings, and which refuses an option of one value given twice.
 
     `sections`: heading → names of parameters, in order; all others come under "Other". `examples`: lines of a shell.
@@ -50,21 +67,17 @@ class GroupedHelp(click.Command):
         self.sections, self.examples = sections or {}, examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raises WrongCall for an option given twice, of which click would silently take the last."""
-        *_, given = self.make_parser(ctx).parse_args(list(args))
+        """Raises WrongCall for an option given twice, of which click would silently take the last, and for the value of
+        an option without its name, if that option is required and absent."""
+        values, left, given = self.make_parser(ctx).parse_args(list(args))
+        for option in self.params:
+            if left and isinstance(option, click.Option) and option.required and option.name not in values:
+                raise WrongCall(f"{left[0]}: expected after an option; did you mean {option.opts[0]} {left[0]}?")
         for parameter, times in Counter(given).items():
             once = isinstance(parameter, click.Option) and not (parameter.multiple or parameter.is_flag)
             if once and times > 1:
                 raise WrongCall(f"{parameter.opts[-1]}: given {times} times; give it once")
         return super().parse_args(ctx, args)
-
-    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Raises click's errors without what is secret in a URL."""
-        try:
-            return super().make_context(*args, **kwargs)
-        except click.ClickException as error:
-            error.message = without_secrets(error.message)  # type: ignore[misc]
-            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         left = {str(parameter.name): parameter for parameter in self.get_params(ctx)}
@@ -82,12 +95,21 @@ class GroupedHelp(click.Command):
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
-class GroupedCommands(click.Group):
+class GroupedCommands(OneLineUsage, click.Group):
     """A group whose help lists its commands under headings. `sections`: heading → command → short description."""
 
     def __init__(self, *args: Any, sections: Mapping[str, Mapping[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.sections = sections
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, args or ["--help"])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise in_one_line(error) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for section in self.sections.values() for name in section]
