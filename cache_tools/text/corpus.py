@@ -126,8 +126,8 @@ def spool_documents(
             bar.update(len(ids))
     if not total:
         names = ", ".join(source.name for source in sources)
-        found = f"of {excluded:,} documents --exclude leaves none" if excluded else "found no text"
-        raise CometError(f"--text {names}: {found}; expected one document per line", exit_code=2)
+        what = f"of {excluded:,} documents --exclude leaves none" if excluded else "found no text"
+        raise CometError(f"--text {names}: {what}; expected one document per line", exit_code=2)
     return Spool(id_path, table_path, counts, excluded, tuple(source_tokens))
 
 
