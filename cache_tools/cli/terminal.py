@@ -69,6 +69,8 @@ def painted(text: str, **style: Any) -> str:
 
 
 def fact_line(name: str, value: object) -> str:
-    """Return one line of a table of facts."""
+    """Return one line of a table of facts; a number of bytes is also in megabytes."""
+    if name.endswith("bytes") and isinstance(value, int):
+        value = f"{value:,} ({value / 1e6:,.1f} MB)"
     shown = f"{name.replace('_', ' '):<18}"
     return f"  {painted(shown, dim=True)} {printable(value)}"
