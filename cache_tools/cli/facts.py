@@ -159,6 +159,14 @@ def options_of_build(cache: Cache) -> dict[str, object]:
     }
 
 
+def local_sources(cache: Cache) -> list[str]:
+    """Return the names of teacher, texts and evaluation files that were on the machine of the build."""
+    provenance = cache.provenance
+    teacher = {"name": provenance.get("teacher"), "revision": provenance.get("teacher_revision")}
+    sources = [teacher, *provenance.get("text", []), *provenance.get("excluded", [])]
+    return [str(source["name"]) for source in sources if source.get("name") and not source.get("revision")]
+
+
 def _text_option(source: dict[str, Any]) -> str:
     name, revision = str(source.get("name")), source.get("revision")
     return replace(parse_hub_text(name), revision=revision).at_revision if revision else name

@@ -9,6 +9,7 @@ import click
 from cache_tools.cli.config import as_toml
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
+from cache_tools.errors import printable
 from cache_tools.text.languages import LANGUAGES, language_table
 
 
@@ -27,11 +28,14 @@ def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
 @one_line_errors
 def info(cache: Path, as_json: bool, toml: bool) -> None:
     """Show what a cache holds, its origin, progress and size."""
-    from cache_tools.cli.facts import describe, options_of_build
+    from cache_tools.cli.facts import describe, local_sources, options_of_build
     from cache_tools.store.reader import open_cache
 
     if toml:
-        click.echo(as_toml(options_of_build(open_cache(cache))), nl=False)
+        found = open_cache(cache)
+        if local := local_sources(found):
+            click.echo(f"# add the folders of these, which a cache does not record: {printable(', '.join(local))}")
+        click.echo(as_toml(options_of_build(found)), nl=False)
         return
     facts = describe(open_cache(cache))
     if as_json:
