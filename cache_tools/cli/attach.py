@@ -32,11 +32,12 @@ def attach_text(cache: Path, text: tuple[str, ...], exclude: tuple[str, ...]) ->
     the cache's recipe, limits included, and compared with the hashes, shard by shard. Nothing changes unless all match;
     then the cache is the same as one that never lacked its text.
     """
-    from cache_tools.build.attach import attach
     from cache_tools.store.reader import open_cache
 
-    quiet_libraries()
     found = open_cache(cache)
+    quiet_libraries()
+    from cache_tools.build.attach import attach  # with torch, for which a wrong path should not wait
+
     attached = attach(found, text, exclude)
     if attached is found:
         click.echo(f"{cache}: already holds its text; nothing to attach")

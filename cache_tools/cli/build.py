@@ -1,6 +1,7 @@
 """comet-cache build."""
 
 from importlib.resources import files
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -145,13 +146,16 @@ def build(
         **options,
     )
 
+    if not dry_run:
+        _say_if_complete(settings.out)
+    quiet_libraries()
+
     # torch and transformers take seconds to load, for which no mistake above should wait
     from cache_tools.build.build import build_cache
     from cache_tools.build.dry_run import estimate
     from cache_tools.build.workers import parse_worker
     from cache_tools.cli.facts import describe
 
-    quiet_libraries()
     if dry_run:
         click.echo(estimate(settings))
         return
@@ -160,3 +164,13 @@ def build(
     show_human(cache.root, facts)
     if facts["state"] == "complete":
         click.echo(f"train a student:  comet-train --cache {settings.out}")
+
+
+def _say_if_complete(out: Path) -> None:
+    """Print that the cache is complete, before torch is loaded: only then is it compared with teacher and text."""
+    from cache_tools.store.reader import open_cache
+    from cache_tools.store.recipe import GROUPS
+
+    # unlike Path.is_file, isfile is also False for a name that no disk takes
+    if isfile(out / "zarr.json") and not any(map(open_cache(out).missing, GROUPS)):
+        click.echo(f"{out}: complete already; comparing it with the teacher and the text")

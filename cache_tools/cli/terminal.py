@@ -44,7 +44,10 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars and advice of libraries, except the bars of downloads."""
+    """Silence the progress bars and advice of libraries, except the bars of downloads. To call before torch is loaded:
+    a terminal is told first, since that takes seconds."""
+    if sys.stderr.isatty():
+        click.echo("loading torch …", err=True)
     import transformers.utils.logging as transformers_logging
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import enable_progress_bars

@@ -71,11 +71,12 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
     for one in settings:
         require_places(one)
 
+    quiet_libraries()
+
     # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.evaluate.evaluation import evaluate
     from comet.evaluate.scoreboard import language_table, score_table
 
-    quiet_libraries()
     found = []
     for one in settings:
         try:

@@ -41,9 +41,9 @@ def export_model(model: Path, int8: bool, output: Path | None) -> None:
 
     settings = ExportSettings(model, int8=int8, output=output)
 
+    quiet_libraries()
     from comet.export.export import export  # with torch, for which no mistake above should wait
 
-    quiet_libraries()
     export(settings, say=click.echo)
 
 

@@ -107,13 +107,14 @@ def train(
     arguments = tuple(_split_setting(text) for text in settings)
     config = StudentConfig(output=output, objective=choose_objective(objective), **options)
 
+    quiet_libraries()
+
     # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.distillation import distill
     from comet.preparation import open_for_training
     from comet.report.summary import summary
     from comet.train.distributed import end_processes
 
-    quiet_libraries()
     config = replace(config, arguments=arguments)
     caches = open_for_training(locations, local)
     result = distill(caches, config, say=click.echo)

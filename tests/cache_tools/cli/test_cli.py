@@ -48,6 +48,19 @@ def test_info_in_words_and_in_json(sample_cache: Path) -> None:
     assert facts["cache_id"] == cache.cache_id
     assert facts["bytes"] == sum(path.stat().st_size for path in sample_cache.rglob("*") if path.is_file())
     assert facts["cache_id"] in words.stdout
+    assert f" {facts['bytes']:,} ({facts['bytes'] / 1e6:.1f} MB)\n" in words.stdout
+
+
+def test_a_complete_cache_says_so_before_it_is_compared(sample_cache: Path) -> None:
+    done = CliRunner().invoke(main, ["build", "--sample", "--out", str(sample_cache)])
+    first, second, *_ = done.stdout.splitlines()
+    assert first == f"{sample_cache}: complete already; comparing it with the teacher and the text"
+    assert (done.exit_code, second) == (0, f"{sample_cache}: complete")
+
+
+def test_the_options_of_the_sample_name_what_has_no_folder(sample_cache: Path) -> None:
+    first, *_ = CliRunner().invoke(main, ["info", str(sample_cache), "--toml"]).stdout.splitlines()
+    assert first == "# add the folders of these, which a cache does not record: teacher, text.txt"
 
 
 def test_info_while_files_come_and_go(sample_cache: Path, tmp_path: Path) -> None:
@@ -78,6 +91,12 @@ def test_colours_are_for_terminals_whose_owner_wants_them(sample_cache: Path, tm
     assert "\x1b" not in on_a_terminal("info", str(sample_cache), NO_COLOR="1")
 
 
+def test_a_terminal_is_told_what_it_waits_for(sample_cache: Path) -> None:
+    call = ["attach", str(sample_cache), "--text", "text.txt"]
+    assert "loading torch …" in on_a_terminal(*call)
+    assert CliRunner().invoke(main, call).stderr == ""
+
+
 def test_a_reader_that_goes_away_is_no_error(sample_cache: Path) -> None:
     """As `head` does."""
     command = [sys.executable, "-m", "cache_tools", "info", str(sample_cache)]
@@ -87,9 +106,10 @@ def test_a_reader_that_goes_away_is_no_error(sample_cache: Path) -> None:
         assert running.stderr.read() == b""
 
 
-def test_info_on_something_else_is_one_line(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["info", str(tmp_path)])
-    assert done.exit_code == 1
+@pytest.mark.parametrize("command", ["info", "verify", "repair"])
+def test_something_else_than_a_cache_is_one_line(tmp_path: Path, command: str) -> None:
+    done = CliRunner().invoke(main, [command, str(tmp_path)])
+    assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == f"error: {tmp_path}: not a cache: it has no zarr.json; expected a folder that " + (
         "`comet-cache build` made\n"
     )
