@@ -261,7 +261,7 @@ def test_out_is_a_folder_of_something_else(folders: Folders) -> None:
 
 def test_out_is_another_zarr_hierarchy(folders: Folders) -> None:
     zarr.create_array(folders.inputs / "kin.zarr", name="mine", data=torch.arange(3).numpy())
-    check(folders, 1, ("kin.zarr", "not a cache of comet"), {})
+    check(folders, 2, ("kin.zarr", "not a cache of comet"), {})
 
 
 def test_out_lies_below_a_file(folders: Folders) -> None:
