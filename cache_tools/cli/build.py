@@ -10,7 +10,7 @@ import click
 from cache_tools.cli.config import config_option
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.info import show_human
-from cache_tools.cli.terminal import one_line_errors, quiet_libraries
+from cache_tools.cli.terminal import one_line_errors, quiet_libraries, say_on_terminal
 from cache_tools.errors import CometError
 from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, MOST_VIEWS, START_WIDTH, VIEW_TOKENS, BuildSettings
 from cache_tools.signals import LOGITS
@@ -167,10 +167,10 @@ def build(
 
 
 def _say_if_complete(out: Path) -> None:
-    """Print that the cache is complete, before torch is loaded: only then is it compared with teacher and text."""
+    """Say that the cache is complete before torch is loaded; it is compared with teacher and text after that."""
     from cache_tools.store.reader import open_cache
     from cache_tools.store.recipe import GROUPS
 
     # unlike Path.is_file, isfile is also False for a name that no disk takes
     if isfile(out / "zarr.json") and not any(map(open_cache(out).missing, GROUPS)):
-        click.echo(f"{out}: complete already; comparing it with the teacher and the text")
+        say_on_terminal(f"{out}: complete already; comparing it with the teacher and the text")

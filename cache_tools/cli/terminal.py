@@ -46,8 +46,7 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 def quiet_libraries() -> None:
     """Silence the progress bars and advice of libraries, except the bars of downloads. To call before torch is loaded:
     a terminal is told first, since that takes seconds."""
-    if sys.stderr.isatty():
-        click.echo("loading torch …", err=True)
+    say_on_terminal("loading torch …")
     import transformers.utils.logging as transformers_logging
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import enable_progress_bars
@@ -64,6 +63,12 @@ def _show_error(message: str) -> None:
     """Print one line to stderr, without what is secret in a URL, also where the message is a library's."""
     text = visible(without_secrets(" ".join(message.split())))
     click.echo(f"{painted('error:', fg='red')} {text}", err=True)
+
+
+def say_on_terminal(line: str) -> None:
+    """Print a line for a person who waits; a log and a script get none."""
+    if sys.stderr.isatty():
+        click.echo(line, err=True)
 
 
 def painted(text: str, **style: Any) -> str:

@@ -51,13 +51,6 @@ def test_info_in_words_and_in_json(sample_cache: Path) -> None:
     assert f" {facts['bytes']:,} ({facts['bytes'] / 1e6:.1f} MB)\n" in words.stdout
 
 
-def test_a_complete_cache_says_so_before_it_is_compared(sample_cache: Path) -> None:
-    done = CliRunner().invoke(main, ["build", "--sample", "--out", str(sample_cache)])
-    first, second, *_ = done.stdout.splitlines()
-    assert first == f"{sample_cache}: complete already; comparing it with the teacher and the text"
-    assert (done.exit_code, second) == (0, f"{sample_cache}: complete")
-
-
 def test_the_options_of_the_sample_name_what_has_no_folder(sample_cache: Path) -> None:
     first, *_ = CliRunner().invoke(main, ["info", str(sample_cache), "--toml"]).stdout.splitlines()
     assert first == "# add the folders of these, which a cache does not record: teacher, text.txt"
@@ -91,7 +84,14 @@ def test_colours_are_for_terminals_whose_owner_wants_them(sample_cache: Path, tm
     assert "\x1b" not in on_a_terminal("info", str(sample_cache), NO_COLOR="1")
 
 
-def test_a_terminal_is_told_what_it_waits_for(sample_cache: Path) -> None:
+def test_a_terminal_is_told_at_once_that_a_cache_is_complete(sample_cache: Path) -> None:
+    shown = on_a_terminal("build", "--sample", "--text", "none.txt", "--out", str(sample_cache)).splitlines()
+    complete = f"{sample_cache}: complete already; comparing it with the teacher and the text"
+    assert shown[:2] == [complete, "loading torch …"]
+    assert shown[2].endswith(" --text none.txt: no such file or folder")
+
+
+def test_a_terminal_is_told_what_it_what_it_waits_for(sample_cache: Path) -> None:
     call = ["attach", str(sample_cache), "--text", "text.txt"]
     assert "loading torch …" in on_a_terminal(*call)
     assert CliRunner().invoke(main, call).stderr == ""
