@@ -124,7 +124,11 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
         (["--cache", "kin.zarr", "--set", "nonsense=1"], "error: --set nonsense: unknown field; expected one of ", 2),
         (["--cache", "kin.zarr", "--set", "nonsense"], "error: --set nonsense: expected name=value", 2),
         (["--cache", "kin.zarr", "--set", "report_to=wandb"], "error: --set report_to=wandb: expected ", 2),
-        (["--cache", "kin.zarr", "--recipe", "papre"], "error: --recipe papre: expected default, paper, or a TOML", 2),
+        (
+            ["--cache", "kin.zarr", "--recipe", "papre"],
+            "error: --recipe papre: no such objective; expected default, paper, or a TOML",
+            2,
+        ),
         (
             ["--cache", "kin.zarr", "--validate-steps", "0"],
             "error: --validate-steps 0: expected a whole number from 1",
