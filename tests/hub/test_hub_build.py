@@ -31,6 +31,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_build_without_options(
     hub: Hub, clients: Clients, lines: list[str], sample_teacher: Path, tmp_path: Path
 ) -> None:

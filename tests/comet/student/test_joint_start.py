@@ -193,6 +193,7 @@ def test_a_student_as_wide_as_its_teacher_is_its_teacher(pair: list[Cache], samp
     assert divergence(logits_of(model, pair[1]), logits_of(alone, pair[1])) > 1e-3
 
 
+@pytest.mark.slow
 def test_two_languages_begin_nearer_than_in_the_components_of_one(shared: Path, tmp_path: Path) -> None:
     """The KL of each over the tokens of its own text, before training, against the student of one cache alone."""
     caches = []
