@@ -30,9 +30,9 @@ from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import SEAL, file_record
 from cache_tools.store.records import read_checked, with_checksum
 from cache_tools.store.start import start_arrays
-from cache_tools.teacher.activations import observe
 from cache_tools.teacher.model import Teacher, load_teacher
 from cache_tools.teacher.start import make_start, post_norm
+from cache_tools.teacher.start.activations import observe
 from cache_tools.teacher.start.frame import StartFrame, falling, principal_basis
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.distillation import distill

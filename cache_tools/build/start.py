@@ -13,10 +13,10 @@ from cache_tools.models import max_positions
 from cache_tools.progress import show_progress
 from cache_tools.settings import AUTO, START_WIDTH, BuildSettings, parse_layers
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.activations import observe
 from cache_tools.teacher.forward import HostBatch, host_batch
 from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.start import make_start
+from cache_tools.teacher.start.activations import observe
 from cache_tools.teacher.start.frame import StartFrame
 
 START_TOKENS = 2**15  # of the rows that give the moments of activations

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from cache_tools.anatomy import Anatomy
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import start_arrays
-from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
 from cache_tools.teacher.start import post_norm, pre_norm
+from cache_tools.teacher.start.activations import Activations
 from cache_tools.teacher.start.frame import StartFrame, head_moments, project_embeddings
 
 

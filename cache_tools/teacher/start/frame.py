@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.start.activations import Activations
 
 RIDGE = 1e-3  # of the mean variance, added in the head's fit
 

@@ -26,8 +26,8 @@ from cache_tools.anatomy import (
 )
 from cache_tools.components import falling, principal_basis, signs_of, slopes, with_signs
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.start.activations import Activations, LayerMoments, Moments
 from cache_tools.teacher.start.frame import StartFrame, of_heads, within_heads
 
 SMALLEST = 1e-9

@@ -24,8 +24,8 @@ from cache_tools.anatomy import (
 )
 from cache_tools.components import falling, principal_basis, slopes
 from cache_tools.store.recipe import Recipe
-from cache_tools.teacher.activations import Activations
 from cache_tools.teacher.model import Teacher
+from cache_tools.teacher.start.activations import Activations
 from cache_tools.teacher.start.frame import StartFrame, of_heads, within_heads
 
 

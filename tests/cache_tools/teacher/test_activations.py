@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache_tools.anatomy import Anatomy, anatomy_of
-from cache_tools.teacher.activations import Activations, Moments, observe
 from cache_tools.teacher.forward import HostBatch, host_batch
 from cache_tools.teacher.model import Teacher, load_teacher
+from cache_tools.teacher.start.activations import Activations, Moments, observe
 
 RECIPE = small_recipe()
 SHARDS = [random_shard(RECIPE, "train", shard) for shard in range(3)]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache_tools.components import FEATURE_WEIGHT, principal_basis
-from cache_tools.teacher.activations import Moments
+from cache_tools.teacher.start.activations import Moments
 from cache_tools.teacher.start.post_norm import Norm, align_queries, align_values
 
 HIDDEN = 12

@@ -19,9 +19,9 @@ from cache_tools import Cache, build_cache
 from cache_tools.anatomy import anatomy_of
 from cache_tools.build.start import start_batches
 from cache_tools.store.start import read_start
-from cache_tools.teacher.activations import Activations, LayerMoments, Moments, observe
 from cache_tools.teacher.model import load_teacher
 from cache_tools.teacher.start import make_start
+from cache_tools.teacher.start.activations import Activations, LayerMoments, Moments, observe
 from cache_tools.teacher.start.frame import StartFrame
 from cache_tools.verify.start import _comparable
 from comet.student.family import StudentShape
