@@ -37,6 +37,7 @@ class BuildSettings:
     exclude: tuple[str, ...] = ()
     seq_len: int = 128
     views: int | None = None
+    continue_views: int = 1
     mask_prob: float = 0.15
     seed: int = 0
     keep: str = "threshold"
@@ -66,6 +67,7 @@ class BuildSettings:
         require(len(self.text) > 0, "--text", "()", "at least one file, folder or hf:NAME")
         require(8 <= self.seq_len <= 8192, "--seq-len", self.seq_len, "8 to 8192 tokens")
         require(self.views is None or 1 <= self.views <= 1000, "--views", self.views, "1 to 1000")
+        require(1 <= self.continue_views <= 1000, "--continue-views", self.continue_views, "1 to 1000")
         require(0 < self.mask_prob < 1, "--mask-prob", self.mask_prob, "a share between 0 and 1")
         require(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
         require(self.keep in LOGITS, "--keep", self.keep, " or ".join(LOGITS))

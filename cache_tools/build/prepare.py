@@ -6,7 +6,7 @@ masks and vocabulary of an existing cache are final; the next build removes the 
 
 import hashlib
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,10 +38,19 @@ from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.store.records import sync_folder
 from cache_tools.store.staging import claimed_folder, remove_abandoned
 from cache_tools.store.writer import seal, write_token_shard
+from cache_tools.teacher.continuation import continued_rows
 from cache_tools.teacher.device import choose_batch_size, choose_dtype
 from cache_tools.teacher.identity import identity
 from cache_tools.teacher.model import Teacher
-from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, rows_sha256, spool_documents
+from cache_tools.text.corpus import (
+    PackedRows,
+    Spool,
+    masked_shard,
+    pack_groups,
+    rows_sha256,
+    spool_documents,
+    train_sha256,
+)
 from cache_tools.text.exclusion import NGRAM_WORDS
 from cache_tools.text.languages import find_language
 from cache_tools.text.masking import Masking, max_targets
@@ -94,11 +103,18 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
             tqdm.write(f"{views} masked views of each row, since the text has only {spool.total:,} tokens (--views)")
         masking = _masking_of(settings, spool, tokenizer)
         recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
-        digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
-        read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
         device = choose_device(settings.device)
         counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)
-        check_accuracy(settings, teacher, device, read_tokens(0), counts, masking.mask_id)
+        of_text = masked_shard(rows["train"], masking, recipe, "train", 0)
+        check_accuracy(settings, teacher, device, of_text, counts, masking.mask_id)
+        if recipe.continued_views > 1:
+            continued = continued_rows(
+                teacher, rows["train"], masking, views, recipe.continued_views, device, work / "continued.bin"
+            )
+            rows = rows | {"train": continued}
+            recipe = replace(recipe, continued_sha256=train_sha256(continued))
+        digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
+        read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
@@ -159,6 +175,8 @@ def _make_recipe(
         seq_len=settings.seq_len,
         max_targets=max_targets(settings.seq_len, settings.mask_prob),
         views=views,
+        continued_views=settings.continue_views,
+        continued_sha256="",
         mask_prob=settings.mask_prob,
         seed=settings.seed,
         keep=settings.keep,

@@ -37,6 +37,7 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
         "tokenizer sha256": (tokenizer_sha256(tokenizer), recipe.tokenizer_sha256),
         "--seq-len": (settings.seq_len, recipe.seq_len),
         "--views": (settings.views_of(provenance.get("text_tokens") or 0), recipe.views),
+        "--continue-views": (settings.continue_views, recipe.continued_views),
         "--mask-prob": (settings.mask_prob, recipe.mask_prob),
         "--seed": (settings.seed, recipe.seed),
         "--keep": (settings.keep, recipe.keep),

@@ -66,9 +66,14 @@ def rebuild_tokens(
 ) -> "RebuiltTokens":
     """Tokenise and pack a text as the cache's own was, into files in the folder `work`.
 
-    Raises CometError if the text cannot be read or gives another number of rows.
+    Raises CometError if the text cannot be read or gives another number of rows, or views continue one another.
     """
     recipe, provenance = cache.recipe, cache.provenance
+    if recipe.continued_views > 1:
+        raise CometError(
+            f"{cache.root}: its views continue one another (--continue-views), so its text alone does not give its "
+            "tokens; copy it again from where it is whole, or build it anew"
+        )
     whole = len(sources) == len(provenance.get("text", []))
     mismatches = _source_mismatches(sources, provenance.get("text", []) if whole else texts_read(provenance), "--text")
     mismatches += _source_mismatches(evaluation, provenance.get("excluded", []), "--exclude")

@@ -29,7 +29,7 @@ def _comma_numbers(context: click.Context, parameter: click.Parameter, value: st
 
 SECTIONS = {
     "Input and output": ("language", "teacher", "text", "sample", "out", "max_tokens", "exclude"),
-    "Rows": ("seq_len", "views", "mask_prob", "seed"),
+    "Rows": ("seq_len", "views", "continue_views", "mask_prob", "seed"),
     "Signals": ("top_k", "keep", "temperatures", "attention_layers", "attention_queries", "attention_keys"),
     "Start of students": ("start_layers", "start_width"),
     "Execution": (
@@ -66,6 +66,9 @@ EXAMPLES = (
 @click.option("--views", type=int,
               help="Masked views of each row.  "
               f"[default: as many as make {VIEW_TOKENS // 10**6} million tokens, at most {MOST_VIEWS}]")  # fmt: skip
+@click.option("--continue-views", default=BuildSettings.continue_views,
+              help="Views in a chain: each but the first begins from the one before, its masked tokens filled by the "
+              "teacher. 4 helps with a text of a few thousand tokens; 1 leaves every view to the text.")  # fmt: skip
 @click.option("--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that each view masks.")
 @click.option("--top-k", default=BuildSettings.top_k, help="Most tokens kept at each target.")
 @click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,

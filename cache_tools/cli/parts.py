@@ -70,7 +70,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
         )
     cache = open_cache(source)
     records = records_of(cache)
-    extent = part_extent(cache.recipe, cache.seal, detach(cache.extent, part), records, part, source)
+    extent = part_extent(cache.recipe, cache.seal, detach(cache, part), records, part, source)
     report_larger_part(part, cache, extent, records)
     show_result(cut(cache, destination, extent, _progress("subset")))
 

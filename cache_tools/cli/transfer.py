@@ -102,7 +102,7 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
         require_folder(to.root, "DST", here.root)
     listing = read_listing(here, policy)
     part = Part(detach_text=detach_text)
-    has_text = detach(listing.cache.extent, part).has_text
+    has_text = detach(listing.cache, part).has_text
     has_start = bool(listing.cache.recipe.start_layers)
     say_whose(listing.cache.provenance, has_start, has_text)
     require_consent(listing.cache.provenance, source, i_may_share_this, has_start, has_text, detachable=True)

@@ -71,9 +71,20 @@ def _fitting_count(sizes: list[int], room: float) -> int:
     return sum(total <= room for total in accumulate(sizes))
 
 
-def detach(extent: Extent, part: Part) -> Extent:
-    """Return the extent, without its text if the part is detached from it."""
-    return without_text(extent) if part.detach_text else extent
+def detach(cache: Cache, part: Part) -> Extent:
+    """Return the extent of a cache, without its text if the part is detached from it.
+
+    Raises CometError if nobody could attach the text again.
+    """
+    if not part.detach_text:
+        return cache.extent
+    if cache.recipe.continued_views > 1:
+        raise CometError(
+            f"{cache.name}: --detach-text: its views continue one another (--continue-views), so nobody could attach "
+            "the text again; share it with its text, or build it without --continue-views",
+            exit_code=2,
+        )
+    return without_text(cache.extent)
 
 
 def require_detached(destination: "Location", current: Extent | None) -> None:

@@ -77,7 +77,7 @@ def plan(
     cache, and if source and destination together lack arrays of the result.
     """
     cache = source.cache
-    extent = detach(cache.extent, part)
+    extent = detach(cache, part)
     if not part.is_whole:
         records = source.records.values()
         extent = part_extent(cache.recipe, cache.seal, extent, records, part, source.location.name)

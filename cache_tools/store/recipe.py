@@ -52,6 +52,8 @@ class Recipe:
     seq_len: int
     max_targets: int
     views: int
+    continued_views: int
+    continued_sha256: str
     mask_prob: float
     seed: int
     keep: str
@@ -120,6 +122,7 @@ INTEGER_BOUNDS = {
     "seq_len": (8, 2**15),
     "max_targets": (1, 2**15),
     "views": (1, 2**16),
+    "continued_views": (1, 2**16),
     "seed": (0, 2**63 - 1),
     "top_k": (1, 2**14),
     "attention_queries": (1, 2**10),
@@ -159,6 +162,10 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
         require(type(found) is int and low <= found <= high, name, f"a whole number from {low} to {high}")
     for name in ("teacher_sha256", "tokenizer_sha256", "tokens_sha256", "seen_sha256"):
         require(is_digest(value[name]), name, "64 hexadecimal digits")
+    if value["continued_views"] > 1:
+        require(is_digest(value["continued_sha256"]), "continued_sha256", "64 hexadecimal digits")
+    else:
+        require(value["continued_sha256"] == "", "continued_sha256", "nothing, since no view is continued")
     architecture = value["teacher_architecture"]
     named = isinstance(architecture, str) and architecture.isidentifier() and len(architecture) <= 100
     require(named, "teacher_architecture", "the name of a class")

@@ -198,10 +198,11 @@ def _pack(documents: Iterable[NDArray[np.int32]], seq_len: int, bos: int, eos: i
 
 
 def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str, shard: int) -> dict[str, NDArray]:
-    """Return the token arrays of a shard, from the unmasked rows of its group, of which there must be at least one."""
+    """Return the token arrays of a shard, from the unmasked rows of its group, of which there must be at least one:
+    those of all views, or those of one if all views are of the same rows."""
     tokens, length = rows.tokens, rows.length
-    start = shard * recipe.rows_per_shard
-    view, number = np.divmod(np.arange(start, start + recipe.shard_rows(group, shard)), len(length))
+    index = shard * recipe.rows_per_shard + np.arange(recipe.shard_rows(group, shard))
+    view, number = index // (recipe.rows(group) // recipe.views), index % len(length)
     parts = []
     for one in np.unique(view):
         chosen = number[view == one]
@@ -212,6 +213,15 @@ def masked_shard(rows: PackedRows, masking: Masking, recipe: Recipe, group: str,
 def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     """Map a file as a read-only array; return an empty array for an empty file, which cannot be mapped."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
+
+
+def train_sha256(rows: PackedRows) -> str:
+    """Return SHA-256 over the content keys of unmasked rows, in their order."""
+    digest = hashlib.sha256()
+    for start in range(0, len(rows.length), DOCUMENTS_AT_ONCE):
+        part = slice(start, start + DOCUMENTS_AT_ONCE)
+        digest.update(content_keys(rows.tokens[part], rows.length[part]).astype("<u8").tobytes())
+    return digest.hexdigest()
 
 
 def rows_sha256(rows: dict[str, PackedRows]) -> str:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cache_tools.signals import UNUSED_POSITION
 
 PERMUTE, ACTION, REPLACE, THRESHOLD = (np.uint64(n) for n in (1, 2, 3, 4))
-QUERY, KEY = (np.uint64(2**63 + n) for n in (5, 6))  # no seed is as large
+QUERY, KEY, FILL = (np.uint64(2**63 + n) for n in (5, 6, 7))  # no seed is as large
 """Salts by purpose: draws for different purposes are independent."""
 
 

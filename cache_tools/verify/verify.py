@@ -129,15 +129,20 @@ class TokenStream:
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
         self.keys: dict[str, list[NDArray[np.uint64]]] = {group: [] for group in GROUPS}
+        self.continued: list[NDArray[np.uint64]] = []
         self.counts = np.zeros(cache.recipe.vocab_size, dtype=np.int64)
 
     def add(self, key: ShardKey, arrays: Arrays) -> None:
-        """Add the shard's rows of view 0, if the copy holds all token arrays."""
+        """Add the shard's rows of view 0, and all that the teacher continued, if the copy holds all token arrays."""
         recipe = self.cache.recipe
+        if not arrays.keys() >= set(TOKEN_ARRAYS):
+            return
+        if recipe.continued_views > 1 and key.group == "train":
+            self.continued.append(content_keys(unmasked(arrays), arrays["length"]))
         rows = (
             recipe.rows(key.group) // recipe.views - key.shard * recipe.rows_per_shard
         )  # of view 0, from this shard on
-        if rows > 0 and arrays.keys() >= set(TOKEN_ARRAYS):
+        if rows > 0:
             tokens, length = unmasked(arrays)[:rows], arrays["length"][:rows]
             self.keys[key.group].append(content_keys(tokens, length))
             inside = np.arange(recipe.seq_len) < length[:, None]
@@ -153,6 +158,10 @@ class TokenStream:
             digest.update(b"".join(keys.astype("<u8").tobytes() for keys in self.keys[group]) + group.encode())
         if digest.hexdigest() != recipe.tokens_sha256:
             yield f"{self.cache.root}: the rows are not the token stream of the recipe"
+        if sum(map(len, self.continued)) == recipe.train_rows:
+            keys = b"".join(keys.astype("<u8").tobytes() for keys in self.continued)
+            if hashlib.sha256(keys).hexdigest() != recipe.continued_sha256:
+                yield f"{self.cache.root}: the continued rows are not those of the recipe"
         self.counts[list(recipe.special_ids)] = 0
         ids, count = self.cache.vocabulary.id, self.cache.vocabulary.count
         if not np.array_equal(self.counts[ids], count) or self.counts.sum() != count.sum():

@@ -55,6 +55,8 @@ def small_recipe(**changes: Any) -> Recipe:
         "seq_len": 16,
         "max_targets": 3,
         "views": 1,
+        "continued_views": 1,
+        "continued_sha256": "",
         "mask_prob": 0.2,
         "seed": 0,
         "keep": "topk",

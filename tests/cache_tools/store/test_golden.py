@@ -18,12 +18,12 @@ from cache_tools.verify.verify import verify
 GROUPS = ("train", "validation", "vocabulary", "start")
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE_IDS = {
-    "threshold": "9978d96c88134cbf9aa0d7d8985791360a85c7ef726cef2b2ce1d3f8bcc4e2c7",
-    "topk": "2b534584a7e0f42ecc8a59191d9f1e535b9c26c0542454a0bfbff44c5c0d12ed",
+    "threshold": "09d1d9cfabc694dfe04417c7a0a36ffc8b7c9c629bdb3283865ec71b7e6703fa",
+    "topk": "b38e2ce46a6c2f3000a0e44eb55c9279b0fe52ca84b6b1c9af481e16112afc73",
 }
 CACHE_IDS = {
-    "threshold": "670e0c6ada15cd1f92522f13f53d4e3d481386d9b8bbccfb87c874c30ee8cc67",
-    "topk": "dcb9ab4a73c0dc7dcef07917de55bc84b5c4e6deeb90fad64bb840487e612158",
+    "threshold": "16891f870fa15c5e67277bdabd22d71a9a8bbfa52b2b5a789d583dc0185ce75c",
+    "topk": "9181910d319479963e3749cd64d399e8f9775d92e84cae62d69ac92d988a8403",
 }
 
 
