@@ -48,6 +48,7 @@ CACHES: dict[str, dict[str, Any]] = {
     "default": {},
     "four views": {"views": 4},
     "views as by default": {"views": None},
+    "views that the teacher continues": {"continue_views": 4},
     "sample of 512": {"top_k": 512, "rows_per_shard": 128},
     "sample of 128": {"top_k": 128},
     "sample of 32": {"top_k": 32},
