@@ -71,8 +71,8 @@ def main(shared: Path, folder: Path, language: str, sizes: tuple[int, ...], seed
                     output.with_suffix(".json"), asked, partial(trained, cache, steps, seed, output, unseen)
                 )
                 print(
-                    f"{tokens:,} tokens, {views} views, {found['rows']} rows, {steps} steps, seed {seed}, {name}: dense "
-                    f"KL {found['dense_kl']:.4f}, accuracy {found['accuracy']:.1%}",
+                    f"{tokens:,} tokens, {views} views, {found['rows']} rows, {steps} steps, seed {seed}, {name}: "
+                    f"dense KL {found['dense_kl']:.4f}, accuracy {found['accuracy']:.1%}",
                     flush=True,
                 )
 
