@@ -64,9 +64,7 @@ def trained(arm: Arm, cache: Cache, size: str, output: Path, seconds: float) -> 
     a_step = (whole - around) / (PROBE_STEPS[1] - PROBE_STEPS[0])
     steps = int(seconds / a_step)
     print(f"{output.name}: {steps} steps of {a_step:.3f} s of the processor", flush=True)
-    # the KL, by which the best student is kept, is no measure of one that learns labels alone: the last is kept
-    every = steps if arm.objective is PLAIN else max(steps // VALIDATIONS, 1)
-    result = distill([cache], config(output, steps, every))
+    result = distill([cache], config(output, steps, max(steps // VALIDATIONS, 1)))
     measured = {
         "kl": result.after.kl,
         "seconds": result.seconds,

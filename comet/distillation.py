@@ -65,7 +65,7 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
             processes=processes,
         )
         _announce(prepared, trainer, distiller, say)
-        best = KeepBest(trainer, config.objective.patience)
+        best = KeepBest(trainer, config.objective)
         chosen = checkpoints.frozen(
             lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
         )

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from cache_tools.progress import duration, show_progress
+from comet.train.objective import Objective, is_used
 from comet.train.trainer import DistillationTrainer
 from comet.train.validation import Validation
 
@@ -62,12 +63,14 @@ class LiveLine(TrainerCallback):
 class KeepBest(TrainerCallback):
     """Keep the weights of the best validation; stop after `patience` validations without a better one.
 
-    `seconds` are those of the training so far, without pauses before a resume.
+    The best has the lowest KL. An objective of labels alone does not lead towards the teacher: of its validations the
+    best has the lowest masked-token loss. `seconds` are those of the training so far, without pauses before a resume.
     """
 
-    def __init__(self, trainer: DistillationTrainer, patience: int) -> None:
+    def __init__(self, trainer: DistillationTrainer, objective: Objective) -> None:
         self.trainer = trainer
-        self.patience = patience
+        self.patience = objective.patience
+        self.learns_labels = is_used(objective.hard_weight) and not is_used(objective.kd_weight)
         self.worse = 0
 
     def begin(self) -> None:
@@ -113,6 +116,9 @@ class KeepBest(TrainerCallback):
         self._began = time.monotonic() - state["seconds"]
         self.validation = dict(self.validations)[self.step]
 
+    def measure(self, found: Validation) -> float:
+        return found.cross_entropy if self.learns_labels else found.distance
+
     def remember(self, validation: Validation, step: int) -> None:
         student: Any = self.trainer.accelerator.unwrap_model(self.trainer.model).student
         self.weights = {name: tensor.detach().cpu().clone() for name, tensor in student.state_dict().items()}
@@ -124,7 +130,7 @@ class KeepBest(TrainerCallback):
         self.validations.append((state.global_step, found))
         if state.is_world_process_zero:
             tqdm.write(f"step {state.global_step:,} (epoch {state.epoch:.2g}): {found}", file=sys.stderr)
-        if found.distance < self.validation.distance:
+        if self.measure(found) < self.measure(self.validation):
             self.remember(found, state.global_step)
             self.worse = 0
         else:

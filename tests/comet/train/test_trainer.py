@@ -1,5 +1,6 @@
 """DistillationTrainer inside transformers' Trainer: the order of rows, what is logged, what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_the_student_is_the_one_that_was_nearest(
     rows = validation_rows(shards_of([cache], "validation"))
     again = validate(Distiller(saved, cache.recipe, DEFAULT), rows, 32, torch.device("cpu"))
     assert again.kl == pytest.approx(result.after.kl, rel=1e-5)
+
+
+def test_of_labels_alone_the_student_with_the_lowest_masked_token_loss_is_kept(
+    cache: Cache, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = replace(DEFAULT, kd_weight=0.0, hard_weight=1.0, attention_weight=0.0)
+    result = distill([cache], StudentConfig(tmp_path / "student", objective=labels, steps=8, validate_steps=4))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    kl, loss = ([float(line.split(name)[1].split(",")[0]) for line in lines] for name in ("KL ", "masked-token loss "))
+    assert kl[1] > kl[0] and loss[1] < loss[0], "away from the teacher, towards the labels"
+    assert result.best_step == 8
+    assert result.after.cross_entropy == pytest.approx(loss[1], abs=1e-3)
 
 
 @pytest.mark.slow
