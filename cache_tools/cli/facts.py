@@ -12,7 +12,7 @@ from cache_tools.signals import LOGITS, SIGNALS, kept_signals
 from cache_tools.store.ledger import cache_id, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
-from cache_tools.store.recipe import GROUPS, Recipe
+from cache_tools.store.recipe import GROUPS, describe_views
 from cache_tools.store.staging import STAGING
 from cache_tools.store.start import describe_start, start_chunks
 from cache_tools.text.hub_text import parse_hub_text
@@ -49,7 +49,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
-        + _views(recipe),
+        + describe_views(recipe),
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
         **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
         "start": describe_start(recipe),
@@ -64,13 +64,6 @@ def describe(cache: Cache) -> dict[str, object]:
     if not missing:
         facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
     return facts
-
-
-def _views(recipe: Recipe) -> str:
-    """Return the number of views, and how many in a chain the teacher continued."""
-    number = f"{recipe.views} view{'s' if recipe.views > 1 else ''}"
-    chain = min(recipe.continued_views, recipe.views)
-    return f"{number}, in chains of {chain} that the teacher continued" if chain > 1 else number
 
 
 def numerics_of(cache: Cache) -> list[str]:

@@ -105,6 +105,13 @@ class Recipe:
         return [f"{name}: {mine[name]} against {theirs[name]}" for name in mine if mine[name] != theirs[name]]
 
 
+def describe_views(recipe: Recipe) -> str:
+    """Return the number of views, and how many in a chain the teacher continued."""
+    number = f"{recipe.views} view{'s' if recipe.views > 1 else ''}"
+    chain = min(recipe.continued_views, recipe.views)
+    return f"{number}, in chains of {chain} that the teacher continued" if chain > 1 else number
+
+
 INTEGER_BOUNDS = {
     "teacher_parameters": (1, 2**50),
     "teacher_layers": (1, 1024),

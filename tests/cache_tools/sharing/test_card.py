@@ -44,7 +44,7 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
         "language: kin\n",
         "| language | Kinyarwanda (kin) |",
         "| teacher | Davlan/afro-xlmr-large: XLMRobertaForMaskedLM, 1,000 parameters (mit) |",
-        "| tokens | 1,234, 1 masked view |",
+        "| tokens | 1,234, 1 view |",
         "| shards | 3 of 3 train, 1 of 1 validation |",
         "attention (layer 1, 2 of 0–",
         "Logits: the best tokens exactly, and the mass of all others as one number",

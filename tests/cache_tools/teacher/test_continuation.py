@@ -67,10 +67,13 @@ def test_validation_rows_are_of_the_text(caches: tuple[Cache, Cache]) -> None:
         np.testing.assert_array_equal(continued[name], plain[name])
 
 
-def test_it_is_sound_and_says_so(caches: tuple[Cache, Cache], sample_teacher: Path) -> None:
+def test_it_is_sound_and_says_so(caches: tuple[Cache, Cache], sample_teacher: Path, tmp_path: Path) -> None:
     continued, plain = caches
     assert verify(continued.root, deep=True, again=RecheckSettings(str(sample_teacher), device="cpu")).damage == []
-    assert f"{VIEWS} views, in chains of {CHAIN} that the teacher continued" in str(describe(continued)["rows"])
+    said = f"{VIEWS} views, in chains of {CHAIN} that the teacher continued"
+    assert said in str(describe(continued)["rows"])
+    assert run("push", continued.root, tmp_path / "there", "--i-may-share-this").exit_code == 0
+    assert said in (tmp_path / "there" / "README.md").read_text(encoding="utf-8")
     assert "continued" not in str(describe(plain)["rows"])
     assert options_of_build(continued)["continue-views"] == CHAIN
     assert continued.recipe.recipe_id != plain.recipe.recipe_id
