@@ -104,17 +104,18 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         masking = _masking_of(settings, spool, tokenizer)
         recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
         device = choose_device(settings.device)
-        counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)
-        of_text = masked_shard(rows["train"], masking, recipe, "train", 0)
-        check_accuracy(settings, teacher, device, of_text, counts, masking.mask_id)
+        text_rows = rows["train"]
         if recipe.continued_views > 1:
             continued = continued_rows(
-                teacher, rows["train"], masking, views, recipe.continued_views, device, work / "continued.bin"
+                teacher, text_rows, masking, views, recipe.continued_views, device, work / "continued.bin"
             )
             rows = rows | {"train": continued}
             recipe = replace(recipe, continued_sha256=train_sha256(continued))
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
+        counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)
+        of_text = masked_shard(text_rows, masking, recipe, "train", 0)
+        check_accuracy(settings, teacher, device, of_text, counts, masking.mask_id)
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
