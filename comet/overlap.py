@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from cache_tools.errors import CometError
 from cache_tools.progress import show_progress
-from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache
 from cache_tools.text.draws import mix
+from cache_tools.text.masking import unmasked
 
 RUN = 16  # tokens in a row that two different texts hardly share: about eight words
 SHORTEST = 5  # tokens; shorter documents are phrases that any text may have
@@ -67,7 +67,7 @@ def _leading_bits_of(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _runs(cache: Cache, group: str) -> Iterator[NDArray[np.uint64]]:
     """Yield the hashes of the runs in each shard of a group, as far as it holds rows of the first view: the others
-    repeat them."""
+    repeat them, or hold what the teacher made of them."""
     recipe = cache.recipe
     first_view = recipe.rows(group) // recipe.views
     shards = [shard for shard in cache.extent.indices(group) if shard * recipe.rows_per_shard < first_view]
@@ -75,9 +75,7 @@ def _runs(cache: Cache, group: str) -> Iterator[NDArray[np.uint64]]:
     for shard in show_progress(shards, f"compare {group}", "shard", leave=False):
         arrays = cache.read_shard(group, shard, ARRAYS)
         rows = min(len(arrays["length"]), first_view - shard * recipe.rows_per_shard)
-        tokens = arrays["input_ids"][:rows].copy()  # [R, L]
-        row, slot = np.nonzero(arrays["target_position"][:rows] != UNUSED_POSITION)
-        tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
+        tokens = unmasked(arrays)[:rows]  # [R, L]
         yield run_hashes(tokens, arrays["length"][:rows], code, (recipe.bos_id, recipe.eos_id))
 
 

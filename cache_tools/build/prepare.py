@@ -45,11 +45,11 @@ from cache_tools.teacher.model import Teacher
 from cache_tools.text.corpus import (
     PackedRows,
     Spool,
+    keys_sha256,
     masked_shard,
     pack_groups,
     rows_sha256,
     spool_documents,
-    train_sha256,
 )
 from cache_tools.text.exclusion import NGRAM_WORDS
 from cache_tools.text.languages import find_language
@@ -97,6 +97,12 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")
         views = settings.views_of(spool.total)
+        if settings.continue_views > views == 1:
+            raise CometError(
+                f"--continue-views {settings.continue_views}: a text of {spool.total:,} tokens has one view, which "
+                "continues none; give --views 2 or more, or omit --continue-views",
+                exit_code=2,
+            )
         share = validation_share(settings.mask_prob * views * spool.total)
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         if settings.views is None and views > 1:
@@ -110,7 +116,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
                 teacher, text_rows, masking, views, recipe.continued_views, device, work / "continued.bin"
             )
             rows = rows | {"train": continued}
-            recipe = replace(recipe, continued_sha256=train_sha256(continued))
+            recipe = replace(recipe, continued_sha256=keys_sha256(continued))
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
         counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)

@@ -4,6 +4,7 @@ https://arxiv.org/abs/1909.10351, but in chains). Draws depend on the rows and o
 that come of it are sealed in the cache.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,20 +29,25 @@ def continued_rows(
 
     Every `chain`-th view is of the text, as `rows` are. Each other view is the one before it, whose masked tokens the
     teacher fills, with tokens of the corpus only. The teacher reads on `device` and is on the CPU before and after.
+    Raises OSError if the disk is full.
     """
     count, seq_len = rows.tokens.shape
-    tokens = np.memmap(path, dtype=np.int32, mode="w+", shape=(views, count, seq_len))
     reading = teacher.to(device, torch.float32)
-    for view in show_progress(range(views), "continue", "view"):
-        if view % chain == 0:
-            tokens[view] = rows.tokens
-            continue
-        for first in range(0, count, ROWS_AT_ONCE):
-            part = slice(first, first + ROWS_AT_ONCE)
-            masked = mask_rows(tokens[view - 1, part], rows.length[part], view - 1, masking)
-            tokens[view, part] = filled(reading, tokens[view - 1, part], masked, masking.seen, device)
+    with path.open("w+b") as file:
+        for view in show_progress(range(views), "continue", "view"):
+            for first in range(0, count, ROWS_AT_ONCE):
+                part = slice(first, first + ROWS_AT_ONCE)
+                tokens = rows.tokens[part]
+                if view % chain:
+                    file.seek(((view - 1) * count + first) * seq_len * tokens.itemsize)
+                    tokens = np.frombuffer(file.read(tokens.nbytes), tokens.dtype).reshape(tokens.shape)
+                    masked = mask_rows(tokens, rows.length[part], view - 1, masking)
+                    tokens = filled(reading, tokens, masked, masking.seen, device)
+                    file.seek(0, os.SEEK_END)
+                file.write(tokens.tobytes())  # not through a map, where a full disk would kill the process
     teacher.to(torch.device("cpu"), torch.float32)
-    return PackedRows(tokens.reshape(-1, seq_len), np.tile(rows.length, views))
+    every = np.memmap(path, np.int32, "r", shape=(views * count, seq_len))
+    return PackedRows(every, np.tile(rows.length, views))
 
 
 def filled(

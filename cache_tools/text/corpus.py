@@ -215,12 +215,10 @@ def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
 
 
-def train_sha256(rows: PackedRows) -> str:
+def keys_sha256(rows: PackedRows) -> str:
     """Return SHA-256 over the content keys of unmasked rows, in their order."""
     digest = hashlib.sha256()
-    for start in range(0, len(rows.length), DOCUMENTS_AT_ONCE):
-        part = slice(start, start + DOCUMENTS_AT_ONCE)
-        digest.update(content_keys(rows.tokens[part], rows.length[part]).astype("<u8").tobytes())
+    _add_keys(digest, rows)
     return digest.hexdigest()
 
 
@@ -228,9 +226,12 @@ def rows_sha256(rows: dict[str, PackedRows]) -> str:
     """Return SHA-256 over the content keys of all unmasked rows, train first: the identity of the token stream."""
     digest = hashlib.sha256()
     for group in GROUPS:
-        tokens, length = rows[group].tokens, rows[group].length
-        for start in range(0, len(length), DOCUMENTS_AT_ONCE):
-            part = slice(start, start + DOCUMENTS_AT_ONCE)
-            digest.update(content_keys(tokens[part], length[part]).astype("<u8").tobytes())
+        _add_keys(digest, rows[group])
         digest.update(group.encode())
     return digest.hexdigest()
+
+
+def _add_keys(digest: "hashlib._Hash", rows: PackedRows) -> None:
+    for start in range(0, len(rows.length), DOCUMENTS_AT_ONCE):
+        part = slice(start, start + DOCUMENTS_AT_ONCE)
+        digest.update(content_keys(rows.tokens[part], rows.length[part]).astype("<u8").tobytes())

@@ -4,6 +4,7 @@ What is drawn for a row depends only on the row's own tokens, the seed and the v
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +57,14 @@ def max_targets(seq_len: int, mask_prob: float) -> int:
 def targets_of(maskable: NDArray[np.int64], mask_prob: float) -> NDArray[np.int64]:
     """Return how many of `maskable` positions are masked in one view: the nearest whole number, at least one."""
     return np.minimum(np.maximum(1, np.rint(maskable * mask_prob).astype(np.int64)), maskable)
+
+
+def unmasked(arrays: Mapping[str, NDArray]) -> NDArray[np.int32]:
+    """Return the tokens [R, L] that rows held before `mask_rows`, from their arrays by name."""
+    tokens: NDArray[np.int32] = np.array(arrays["input_ids"])
+    row, slot = np.nonzero(arrays["target_position"] != UNUSED_POSITION)
+    tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
+    return tokens
 
 
 def mask_rows(tokens: NDArray[np.int32], length: NDArray[np.uint16], view: int, masking: Masking) -> MaskedRows:

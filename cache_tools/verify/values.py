@@ -24,7 +24,7 @@ from cache_tools.signals import (
 from cache_tools.store.bounds import Arrays, check_signals, repeated
 from cache_tools.store.reader import Vocabulary
 from cache_tools.store.recipe import Recipe
-from cache_tools.text.masking import Masking, mask_rows
+from cache_tools.text.masking import Masking, mask_rows, unmasked
 
 MASS = 2e-3  # largest deviation of kept and tail mass from 1
 
@@ -34,14 +34,6 @@ def _first(wrong: NDArray[np.bool_]) -> str:
     indices = np.argwhere(wrong)
     names = ("row", "position")
     return " ".join(f"{n} {i}" for n, i in zip(names, indices[0], strict=False)) + f" (of {len(indices)})"
-
-
-def unmasked(arrays: Arrays) -> NDArray[np.int32]:
-    """Return the tokens [R, L] of the rows before masking."""
-    tokens: NDArray[np.int32] = np.array(arrays["input_ids"])
-    row, slot = np.nonzero(arrays["target_position"] != UNUSED_POSITION)
-    tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
-    return tokens
 
 
 def _token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:

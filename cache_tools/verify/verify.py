@@ -20,11 +20,11 @@ from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
 from cache_tools.store.tokenizer import parse_tokenizer
-from cache_tools.text.masking import content_keys
+from cache_tools.text.masking import content_keys, unmasked
 from cache_tools.verify.report import Damage, Report
 from cache_tools.verify.start import compare_start, start_errors
 from cache_tools.verify.unexpected_files import check_names
-from cache_tools.verify.values import shard_errors, unmasked, vocabulary_errors
+from cache_tools.verify.values import shard_errors, vocabulary_errors
 
 if TYPE_CHECKING:  # rerun imports torch, which reading does not need
     from cache_tools.verify.rerun import TeacherRerun

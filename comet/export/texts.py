@@ -8,8 +8,8 @@ import numpy as np
 
 import cache_tools.sample
 from cache_tools.errors import CometError, printable
-from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache, open_cache
+from cache_tools.text.masking import unmasked
 from cache_tools.text.tokenizer import load_cache_tokenizer
 from comet.paths import options_path
 
@@ -44,9 +44,7 @@ def _validation_text(cache: Cache) -> list[str]:
     """Return the documents in the first validation rows of the first view, or what a row holds of them."""
     recipe, (arrays, _) = cache.recipe, cache.read_tokens("validation", 0)
     rows = min(len(arrays["length"]), recipe.validation_rows // recipe.views, MOST_ROWS)
-    tokens = arrays["input_ids"][:rows].copy()  # [R, L]
-    row, slot = np.nonzero(arrays["target_position"][:rows] != UNUSED_POSITION)
-    tokens[row, arrays["target_position"][row, slot]] = arrays["target_id"][row, slot]
+    tokens = unmasked(arrays)[:rows]  # [R, L]
     tokenizer = load_cache_tokenizer(cache)
     documents = [part for line in tokens for part in np.split(line, np.flatnonzero(line == recipe.eos_id))]
     texts = (str(tokenizer.decode(document, skip_special_tokens=True)).strip() for document in documents)

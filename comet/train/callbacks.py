@@ -117,6 +117,7 @@ class KeepBest(TrainerCallback):
         self.validation = dict(self.validations)[self.step]
 
     def measure(self, found: Validation) -> float:
+        """Return what is lowest in the best validation."""
         return found.cross_entropy if self.learns_labels else found.distance
 
     def remember(self, validation: Validation, step: int) -> None:

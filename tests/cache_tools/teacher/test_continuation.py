@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.commands import run
 from helpers.settings import build_settings
+from helpers.small_disk import small_disk
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.restore import rebuild_tokens
@@ -17,10 +18,10 @@ from cache_tools.cli.facts import describe, options_of_build
 from cache_tools.errors import CometError
 from cache_tools.settings import RecheckSettings
 from cache_tools.signals import TOKEN_ARRAYS, UNUSED_POSITION
-from cache_tools.teacher.continuation import filled
+from cache_tools.teacher.continuation import continued_rows, filled
 from cache_tools.teacher.model import load_teacher
-from cache_tools.text.masking import Masking, mask_rows
-from cache_tools.verify.values import unmasked
+from cache_tools.text.corpus import PackedRows
+from cache_tools.text.masking import Masking, mask_rows, unmasked
 from cache_tools.verify.verify import TokenStream, verify
 
 VIEWS, CHAIN = 6, 3
@@ -39,6 +40,11 @@ def caches(tmp_path_factory: pytest.TempPathFactory, sample_teacher: Path, sampl
 def rows_of(cache: Cache, group: str = "train") -> dict[str, Any]:
     arrays = cache.read_shard(group, 0)
     return {name: np.asarray(arrays[name]) for name in TOKEN_ARRAYS}
+
+
+def masking_of(cache: Cache) -> Masking:
+    recipe = cache.recipe
+    return Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
 
 
 def by_view(array: np.ndarray) -> np.ndarray:
@@ -97,6 +103,25 @@ def test_without_its_text_it_could_not_be_completed(caches: tuple[Cache, Cache],
         rebuild_tokens(continued, (), (), None, tmp_path)  # type: ignore[arg-type]
 
 
+def test_a_single_view_continues_none(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> None:
+    settings = build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, views=1, continue_views=CHAIN)
+    with pytest.raises(
+        CometError, match=r"--continue-views 3: a text of 1,\d{3} tokens has one view, .* give --views 2"
+    ):
+        build_cache(settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error(caches: tuple[Cache, Cache], sample_teacher: Path, tmp_path: Path) -> None:
+    """Written through a map, the file would end the process without a word."""
+    arrays = rows_of(caches[1])
+    rows = PackedRows(unmasked(arrays), arrays["length"])
+    with small_disk(tmp_path / "disk", 8), pytest.raises(OSError, match="No space left on device"):
+        continued_rows(
+            load_teacher(str(sample_teacher)), rows, masking_of(caches[1]), 1, 1, CPU, tmp_path / "disk" / "rows"
+        )
+
+
 def test_rows_of_another_continuation_are_found(caches: tuple[Cache, Cache]) -> None:
     other = copy(caches[0])
     other.recipe = replace(other.recipe, continued_sha256="0" * 64)
@@ -109,8 +134,7 @@ def test_rows_of_another_continuation_are_found(caches: tuple[Cache, Cache]) -> 
 def test_draws_follow_the_teacher(sample_teacher: Path, caches: tuple[Cache, Cache]) -> None:
     """One row under 600 keys: the best token is drawn as often as the teacher gives it probability."""
     cache = open_cache(caches[1].root)
-    rows, recipe = rows_of(cache), cache.recipe
-    masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, cache.vocabulary.id)
+    rows, masking = rows_of(cache), masking_of(cache)
     tokens, length = unmasked(rows)[:1], rows["length"][:1]
     masked = mask_rows(tokens, length, 0, masking)
     copies = 600
