@@ -89,7 +89,9 @@ def sentiments(hub: Hub, lines: list[str]) -> None:
 
 
 @pytest.mark.usefixtures("sentiments")
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name != "README.md")) for page in PAGES]
+)
 def test_all_that_a_page_shows_runs(page: Path, clients: Clients, folder: Path) -> None:
     """Its commands, and then its Python, which finds what they made."""
     for program, *arguments in commands(page):

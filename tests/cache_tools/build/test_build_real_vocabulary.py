@@ -89,6 +89,7 @@ def test_ids_above_two_to_the_17_survive(real: Build) -> None:
     assert (arrays["topk_id"] > LARGE).mean() > 0.3
 
 
+@pytest.mark.slow
 def test_logits_over_the_whole_vocabulary_are_the_plain_models(real: Build) -> None:
     model = AutoModelForMaskedLM.from_pretrained(real.teacher, attn_implementation="eager").eval()
     arrays = real.cache.read_shard("validation", 0)
@@ -112,5 +113,6 @@ def test_logits_over_the_whole_vocabulary_are_the_plain_models(real: Build) -> N
             np.testing.assert_allclose(tail_seen, np.log((mass * seen).sum(1)), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_stays_under_three_gibibytes(real: Build) -> None:
     assert 2**28 < real.peak_bytes < MAX_BYTES, f"{real.peak_bytes / 2**30:.2f} GiB"

@@ -46,6 +46,7 @@ def test_every_shard_is_one_worker_s(settings: BuildSettings, of_one: dict[str, 
     assert digests(parts.out) == of_one
 
 
+@pytest.mark.slow
 def test_another_division_goes_on_where_the_first_stopped(
     settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
 ) -> None:
