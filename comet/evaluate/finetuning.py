@@ -220,6 +220,7 @@ def fine_tune(
             seed=seed,
             use_cpu=device.type == "cpu",
             dataloader_pin_memory=device.type == "cuda",
+            train_sampling_strategy="group_by_length",  # most of a batch of short and long sentences is padding
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",
