@@ -1,27 +1,17 @@
 """comet-eval as a whole: real models, real fine-tunings, one file of results that resumes, a table, a page, a model."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
-from helpers import REPOSITORY
 from helpers.html_tree import Tree
-from helpers.small_tasks import write_entities, write_topics
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from cache_tools import Cache
-from cache_tools.cli.entry import comet_eval
 from cache_tools.errors import CometError
-from comet import distill
-from comet.cli.evaluate import evaluate_models
 from comet.evaluate.datasets import load_task
 from comet.evaluate.evaluation import Evaluation, evaluate, latency_ms
 from comet.evaluate.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
@@ -30,35 +20,6 @@ from comet.evaluate.results import ModelResult, Run
 from comet.evaluate.scoreboard import best_candidate, score_page, score_table
 from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import find_task
-from comet.settings import StudentConfig
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("evaluation")
-
-
-@pytest.fixture(scope="module")
-def student(cache: Cache, folder: Path) -> Path:
-    """What comet-train leaves, with its own trimmed vocabulary."""
-    config = StudentConfig(folder / "student", student="nano", vocabulary="trimmed", steps=2, dtype="float32")
-    distill([cache], config, say=lambda line: None)
-    return config.output
-
-
-@pytest.fixture(scope="module")
-def asked(sample_teacher: Path, student: Path, folder: Path) -> EvaluationSettings:
-    return EvaluationSettings(
-        models=(str(sample_teacher), str(student)),
-        task="sib200",
-        language="rw",
-        data=write_topics(folder / "data" / "kin").parent,
-        results=folder / "results.json",
-        output=folder / "deployed",
-        seeds=2,
-        epochs=2,
-        batch_size=4,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -328,58 +289,6 @@ def test_the_best_run_is_chosen_on_dev_unless_dev_is_reported(evaluation: Evalua
     assert best_candidate([model((0.7, None), (0.8, None))])[1].seed == 1
 
 
-def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -> None:
-    """As a person runs it: tagging without a test split, defaults for the files; then again by mistake."""
-    data = write_entities(tmp_path / "ner")
-    call = ["--model", str(sample_teacher), "--model", str(student), "--task", "masakhaner", "--lang", "kin"]
-    (tmp_path / "quick.toml").write_text("seeds = 1\nepochs = 2\n")
-    call += ["--data", str(data), "--config", str(tmp_path / "quick.toml"), "--output", "deployed"]
-    done = subprocess.run(
-        [sys.executable, "-m", "comet", "eval", *call],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    first, *_, last = done.stdout.splitlines()
-    assert "MasakhaNER (named entities), kin: entity F1 on dev (8 items of dev.txt; there is no test split)" in first
-    assert last == "all runs with their predictions: eval-masakhaner-kin.json; charts: eval-masakhaner-kin.html"
-    assert {"eval-masakhaner-kin.json", "eval-masakhaner-kin.html", "deployed"} < {p.name for p in tmp_path.iterdir()}
-    card = (tmp_path / "deployed" / "README.md").read_text(encoding="utf-8")
-    assert "best on dev, the split reported here, for want of others" in card and "token-classification" in card
-    tokenizer = json.loads((tmp_path / "deployed" / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast", "which transformers 4 has, too"
-    call[-1] = str(tmp_path / "deployed")
-    wrong = CliRunner().invoke(evaluate_models, call)
-    assert (wrong.exit_code, wrong.stdout) == (2, "")
-    assert wrong.stderr == f"error: --output {call[-1]}: exists; give another folder, or remove it\n"
-
-
-def test_a_stop_at_the_keyboard_says_where_finished_runs_are(
-    asked: EvaluationSettings, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stopped(settings: EvaluationSettings, say: object) -> Evaluation:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("comet.evaluate.evaluation.evaluate", stopped)
-    path = tmp_path / "r.json"
-    call = ["--model", str(student), "--task", "sib200", "--lang", "kin", "--results", str(path)]
-    done = CliRunner().invoke(evaluate_models, call)
-    assert (done.exit_code, done.stderr) == (1, "stopped before the first fine-tuning was finished; nothing is kept\n")
-    path.write_text("{}")
-    done = CliRunner().invoke(evaluate_models, call)
-    expected = f"stopped; finished fine-tunings are in {path}, and the same command goes on after them\n"
-    assert (done.exit_code, done.stderr) == (1, expected)
-
-
-def test_the_console_script_starts_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["comet-eval", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        comet_eval()
-    assert "Fine-tune masked LMs on a task" in capsys.readouterr().out
-
-
 @pytest.mark.slow
 def test_real_sentences_are_learnt(shared: Path, sample_teacher: Path, tmp_path: Path) -> None:
     """On a part of MasakhaPOS the model is far better than the most frequent tag."""
@@ -394,42 +303,3 @@ def test_real_sentences_are_learnt(shared: Path, sample_teacher: Path, tmp_path:
     gold = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["gold"]
     majority = max(task.score(gold, [[label] * len(item) for item in gold]) for label in task.labels)
     assert model.mean > majority + 0.2
-
-
-def test_several_languages_in_one_call(sample_teacher: Path, student: Path, tmp_path: Path) -> None:
-    """Each has its own results; the last table has them all, with their mean, from what those files hold."""
-    for language in ("kin", "swa"):
-        write_topics(tmp_path / "data" / language)
-    models = ["--model", str(sample_teacher), "--model", str(student)]
-    command = [*models, "--task", "sib200", "--lang", "rw", "--lang", "swa", "--data", str(tmp_path / "data")]
-    command += ["--seeds", "1", "--epochs", "1", "--batch-size", "4", "--results", str(tmp_path / "all.json")]
-    done = CliRunner().invoke(evaluate_models, command)
-    assert done.exit_code == 0, done.output
-    scores = []
-    for language in ("kin", "swa"):
-        stored = json.loads((tmp_path / f"all-{language}.json").read_text())
-        scores.append([model["runs"][0]["score"] for model in stored["models"]])
-    lines = [line.split() for line in done.stdout.splitlines()[-5:]]
-    assert lines[0] == ["weighted", "F1", str(sample_teacher), str(student)]
-    for line, language, both in zip(lines[1:3], ("kin", "swa"), scores, strict=True):
-        assert line == [language, *(f"{100 * score:.1f}" for score in both)]
-    means = [sum(of_model) / 2 for of_model in zip(*scores, strict=True)]
-    assert lines[3] == ["mean", *(f"{100 * mean:.1f}" for mean in means)]
-    shares = [student / teacher for teacher, student in scores]
-    assert lines[4] == ["retained,", "mean", "reference", f"{sum(shares) / 2:.1%}"]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--lang", "rw", "--lang", "kin"], "--lang kin: given twice"),
-        (
-            ["--lang", "kin", "--lang", "swa", "--output", "best"],
-            "--output best: a fine-tuned model is of one language",
-        ),
-    ],
-)
-def test_languages_that_do_not_go_together(options: list[str], message: str, tmp_path: Path) -> None:
-    done = CliRunner().invoke(evaluate_models, ["--model", "none", "--task", "sib200", *options])
-    assert done.exit_code == 2
-    assert message in done.stderr
