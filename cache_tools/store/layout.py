@@ -29,7 +29,7 @@ BLOSC_FLAGS = 0b1000_0001  # zstd, bytes shuffled
 BLOSC_FREE_FLAGS = 0b0001_0010  # blocks that are not split, and a plain copy where nothing is saved
 SMALLEST_BLOCK = 4096  # of a chunk that is larger
 CRC_BYTES = 4
-ZSTD_LEVEL = 5
+ZSTD_LEVEL = 6  # against 5, 2 % fewer bytes for a microsecond a token; 7 would save 1 % more for another two
 
 # Blosc's own threads change the bytes from run to run; a cache's bytes are its identity.
 numcodecs.blosc.use_threads = False

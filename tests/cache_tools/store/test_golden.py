@@ -22,8 +22,8 @@ RECIPE_IDS = {
     "topk": "b38e2ce46a6c2f3000a0e44eb55c9279b0fe52ca84b6b1c9af481e16112afc73",
 }
 CACHE_IDS = {
-    "threshold": "16891f870fa15c5e67277bdabd22d71a9a8bbfa52b2b5a789d583dc0185ce75c",
-    "topk": "9181910d319479963e3749cd64d399e8f9775d92e84cae62d69ac92d988a8403",
+    "threshold": "cf3c31c18f13b8de28aca46015e68527e401a4483a316f3297675cca2e2c81e9",
+    "topk": "79df2e208426e3f7f611cab7602f813eb1415262f49665e2f40e01de5b5bf0b6",
 }
 
 
