@@ -50,6 +50,7 @@ from cache_tools.text.corpus import (
     pack_groups,
     rows_sha256,
     spool_documents,
+    token_counts,
 )
 from cache_tools.text.exclusion import NGRAM_WORDS
 from cache_tools.text.languages import find_language
@@ -107,28 +108,30 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         if settings.views is None and views > 1:
             tqdm.write(f"{views} masked views of each row, since the text has only {spool.total:,} tokens (--views)")
-        masking = _masking_of(settings, spool, tokenizer)
-        recipe = _make_recipe(settings, teacher, tokenizer, rows, masking, views, start_shape)
+        special = tuple(sorted(tokenizer.all_special_ids))
+        text_counts = _without(special, spool.counts)
+        masking = Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, _ids_of(text_counts))
         device = choose_device(settings.device)
-        text_rows = rows["train"]
-        if recipe.continued_views > 1:
-            continued = continued_rows(
-                teacher, text_rows, masking, views, recipe.continued_views, device, work / "continued.bin"
-            )
-            rows = rows | {"train": continued}
-            recipe = replace(recipe, continued_sha256=keys_sha256(continued))
+        of_text, counts = rows, text_counts
+        if settings.continue_views > 1:
+            drawn = _without(special, np.bincount([*tokenizer.get_vocab().values()]))
+            path, chain = work / "continued.bin", settings.continue_views
+            train = continued_rows(teacher, rows["train"], masking, _ids_of(drawn), views, chain, device, path)
+            rows = of_text | {"train": train}
+            counts = _without(special, np.sum([token_counts(one, len(spool.counts)) for one in rows.values()], 0))
+            masking = replace(masking, seen=_ids_of(counts))
+        recipe = _make_recipe(settings, teacher, tokenizer, of_text, rows, masking, views, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
-        counts = np.where(np.isin(np.arange(len(spool.counts)), masking.seen), spool.counts, 0)
-        of_text = masked_shard(text_rows, masking, recipe, "train", 0)
-        check_accuracy(settings, teacher, device, of_text, counts, masking.mask_id)
+        first = masked_shard(of_text["train"], masking, recipe, "train", 0)
+        check_accuracy(settings, teacher, device, first, text_counts, masking.mask_id)
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
             "recipe_id": recipe.recipe_id,
             "provenance": provenance,
             "settings": _run_settings(settings, teacher),
         }
-        vocabulary = _vocabulary(teacher, spool, masking, recipe)
+        vocabulary = _vocabulary(teacher, counts, recipe)
         start = compute_start(teacher, recipe, read_tokens, vocabulary["id"], vocabulary["count"], device)
         seal(root, recipe, attributes, vocabulary, start, digests)
         publish(root, out)
@@ -152,38 +155,41 @@ def preparing_prefix(out: Path) -> str:
     return f".{out.name}.preparing-"
 
 
-def _masking_of(settings: BuildSettings, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> Masking:
-    """Return the masking of the corpus, of which a token is known."""
-    special = tuple(sorted(tokenizer.all_special_ids))
-    seen = np.flatnonzero(spool.counts).astype(np.int32)
-    seen = seen[~np.isin(seen, special)]
-    return Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, seen)
+def _without(special: tuple[int, ...], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return counts by id [V], 0 of special ones."""
+    return np.where(np.isin(np.arange(len(counts)), special), 0, counts)
+
+
+def _ids_of(counts: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the ids that occur, ascending."""
+    return np.flatnonzero(counts).astype(np.int32)
 
 
 def _make_recipe(
     settings: BuildSettings,
     teacher: Teacher,
     tokenizer: PreTrainedTokenizerFast,
+    of_text: dict[str, PackedRows],
     rows: dict[str, PackedRows],
     masking: Masking,
     views: int,
     start: StartShape,
 ) -> Recipe:
     config = teacher.model.config
-    train_rows = len(rows["train"].length) * views
+    train_rows = len(of_text["train"].length) * views
     return Recipe(
         **identity(teacher, tokenizer),
-        tokens_sha256=rows_sha256(rows),
+        tokens_sha256=rows_sha256(of_text),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),
         embedding_width=min(EMBEDDING_WIDTH, teacher.input_embedding.shape[1], widest_embedding(len(masking.seen))),
         train_rows=train_rows,
-        validation_rows=len(rows["validation"].length) * views,
+        validation_rows=len(of_text["validation"].length) * views,
         seq_len=settings.seq_len,
         max_targets=max_targets(settings.seq_len, settings.mask_prob),
         views=views,
         continued_views=settings.continue_views,
-        continued_sha256="",
+        continued_sha256="" if rows is of_text else keys_sha256(rows["train"]),
         mask_prob=settings.mask_prob,
         seed=settings.seed,
         keep=settings.keep,
@@ -213,13 +219,13 @@ def _write_rows(root: Path, recipe: Recipe, group: str, rows: PackedRows, maskin
     )
 
 
-def _vocabulary(teacher: Teacher, spool: Spool, masking: Masking, recipe: Recipe) -> dict[str, NDArray]:
-    """Return the vocabulary arrays; see `store.reader.Vocabulary`."""
-    seen = torch.from_numpy(masking.seen.astype(np.int64))
-    count = spool.counts[masking.seen]
+def _vocabulary(teacher: Teacher, counts: NDArray[np.int64], recipe: Recipe) -> dict[str, NDArray]:
+    """Return the vocabulary arrays of the ids that occur, by the `counts` of all; see `store.reader.Vocabulary`."""
+    ids = _ids_of(counts)
+    seen, count = torch.from_numpy(ids.astype(np.int64)), counts[ids]
     embedding = teacher.input_embedding.detach()[seen]
     return {
-        "id": masking.seen,
+        "id": ids,
         "count": count,
         "embedding": principal_components(embedding, torch.from_numpy(count), recipe.embedding_width).numpy(),
         "head_bias": teacher.head.bias.detach().float()[seen].numpy(),

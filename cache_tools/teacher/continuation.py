@@ -19,17 +19,25 @@ from cache_tools.text.draws import FILL, mix, uniform
 from cache_tools.text.masking import MaskedRows, Masking, mask_rows
 
 ROWS_AT_ONCE = 16
+TARGETS_AT_ONCE = 64  # each takes several float64 of every token
 
 
 @torch.no_grad()
 def continued_rows(
-    teacher: Teacher, rows: PackedRows, masking: Masking, views: int, chain: int, device: torch.device, path: Path
+    teacher: Teacher,
+    rows: PackedRows,
+    masking: Masking,
+    ids: NDArray[np.int32],
+    views: int,
+    chain: int,
+    device: torch.device,
+    path: Path,
 ) -> PackedRows:
     """Return the unmasked rows of all views [views × R, L], view 0 first, in a new file at `path`.
 
     Every `chain`-th view is of the text, as `rows` are. Each other view is the one before it, whose masked tokens the
-    teacher fills, with tokens of the corpus only. The teacher reads on `device` and is on the CPU before and after.
-    Raises OSError if the disk is full.
+    teacher fills with any of `ids` [V']. The teacher reads on `device` and is on the CPU before and after. Raises
+    OSError if the disk is full.
     """
     count, seq_len = rows.tokens.shape
     reading = teacher.to(device, torch.float32)
@@ -42,7 +50,7 @@ def continued_rows(
                     file.seek(((view - 1) * count + first) * seq_len * tokens.itemsize)
                     tokens = np.frombuffer(file.read(tokens.nbytes), tokens.dtype).reshape(tokens.shape)
                     masked = mask_rows(tokens, rows.length[part], view - 1, masking)
-                    tokens = filled(reading, tokens, masked, masking.seen, device)
+                    tokens = filled(reading, tokens, masked, ids, device)
                     file.seek(0, os.SEEK_END)
                 file.write(tokens.tobytes())  # not through a map, where a full disk would kill the process
     teacher.to(torch.device("cpu"), torch.float32)
@@ -51,21 +59,28 @@ def continued_rows(
 
 
 def filled(
-    teacher: Teacher, tokens: NDArray[np.int32], masked: MaskedRows, seen: NDArray[np.int32], device: torch.device
+    teacher: Teacher, tokens: NDArray[np.int32], masked: MaskedRows, ids: NDArray[np.int32], device: torch.device
 ) -> NDArray[np.int32]:
-    """Return rows [R, L] with the targets drawn anew from the teacher's distribution among the ids `seen` [V]."""
+    """Return rows [R, L] with the targets drawn anew from the teacher's distribution among `ids` [V']."""
     row, slot = np.nonzero(masked.target_position != UNUSED_POSITION)  # [T]
     position = masked.target_position[row, slot].astype(np.int64)
-    ids, length, columns = (
-        torch.from_numpy(array.astype(np.int64)).to(device) for array in (masked.input_ids, masked.length, seen)
+    read, length, columns = (
+        torch.from_numpy(array.astype(np.int64)).to(device) for array in (masked.input_ids, masked.length, ids)
     )
-    mask = torch.arange(ids.shape[1], device=device) < length[:, None]
-    hidden = teacher.hidden_states(ids, mask, None)
+    mask = torch.arange(read.shape[1], device=device) < length[:, None]
+    hidden = teacher.hidden_states(read, mask, None)
     features = teacher.transform(hidden[torch.from_numpy(row).to(device), torch.from_numpy(position).to(device)])
     weight, bias = teacher.head.weight[columns].float(), teacher.head.bias[columns].float()
-    share = torch.addmm(bias, features.float(), weight.T).double().softmax(1).cumsum(1)  # [T, V], up to 1
     height = uniform(mix(mix(masked.row_key[row], FILL), position.astype(np.uint64)))  # [T] in [0, 1)
-    drawn = torch.searchsorted(share, torch.from_numpy(height).to(device)[:, None], right=True)[:, 0]
+    heights = torch.from_numpy(height).to(device)[:, None]
+    drawn = [
+        torch.searchsorted(
+            torch.addmm(bias, some.float(), weight.T).double().softmax(1).cumsum(1),  # [t, V'], up to 1
+            at,
+            right=True,
+        )
+        for some, at in zip(features.split(TARGETS_AT_ONCE), heights.split(TARGETS_AT_ONCE), strict=True)
+    ]
     result = tokens.copy()
-    result[row, position] = seen[drawn.clamp(max=len(seen) - 1).cpu().numpy()]
+    result[row, position] = ids[torch.cat(drawn)[:, 0].clamp(max=len(ids) - 1).cpu().numpy()]
     return result

@@ -215,6 +215,14 @@ def _mapped(path: Path, dtype: np.dtype) -> NDArray:
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype=dtype)
 
 
+def token_counts(rows: PackedRows, vocab_size: int) -> NDArray[np.int64]:
+    """Return how often each id occurs in unmasked rows [vocab_size], padding included."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(rows.tokens), DOCUMENTS_AT_ONCE):
+        counts += np.bincount(rows.tokens[start : start + DOCUMENTS_AT_ONCE].ravel(), minlength=vocab_size)
+    return counts
+
+
 def keys_sha256(rows: PackedRows) -> str:
     """Return SHA-256 over the content keys of unmasked rows, in their order."""
     digest = hashlib.sha256()

@@ -124,7 +124,8 @@ def _check_values(cache: Cache, key: ShardKey, arrays: Arrays, report: Report) -
 
 
 class TokenStream:
-    """The unmasked rows of view 0 in their order, and how often each token occurs in them."""
+    """The unmasked rows of view 0 in their order, and how often each token occurs: in them, and in all rows of views
+    that the teacher continued."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -137,16 +138,15 @@ class TokenStream:
         recipe = self.cache.recipe
         if not arrays.keys() >= set(TOKEN_ARRAYS):
             return
+        tokens, length = unmasked(arrays), arrays["length"]  # [R, L], [R]
+        of_view_0 = max(recipe.rows(key.group) // recipe.views - key.shard * recipe.rows_per_shard, 0)  # and after it
+        self.keys[key.group].append(content_keys(tokens[:of_view_0], length[:of_view_0]))
+        counted = of_view_0
         if recipe.continued_views > 1 and key.group == "train":
-            self.continued.append(content_keys(unmasked(arrays), arrays["length"]))
-        rows = (
-            recipe.rows(key.group) // recipe.views - key.shard * recipe.rows_per_shard
-        )  # of view 0, from this shard on
-        if rows > 0:
-            tokens, length = unmasked(arrays)[:rows], arrays["length"][:rows]
-            self.keys[key.group].append(content_keys(tokens, length))
-            inside = np.arange(recipe.seq_len) < length[:, None]
-            self.counts += np.bincount(tokens[inside], minlength=recipe.vocab_size)
+            self.continued.append(content_keys(tokens, length))
+            counted = len(length)
+        inside = np.arange(recipe.seq_len) < length[:counted, None]
+        self.counts += np.bincount(tokens[:counted][inside], minlength=recipe.vocab_size)
 
     def errors(self) -> Iterator[str]:
         """Yield differences from the recipe and the vocabulary; none if this copy does not hold all rows."""
