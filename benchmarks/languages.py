@@ -40,7 +40,7 @@ def trained(caches: dict[str, Cache], shape: Path, steps: int, output: Path, sha
     model = AutoModelForMaskedLM.from_pretrained(output, attn_implementation="sdpa").eval()
     found: dict[str, Any] = {"parameters": result.parameters, "training_seconds": result.seconds}
     for language, cache in caches.items():
-        unseen = unseen_text(language, shared, teacher, cache, UNSEEN_ROWS)
+        unseen = unseen_text(language, shared, teacher, cache.vocabulary.id, UNSEEN_ROWS)
         unknown = load_tokenizer(cache.tokenizer_folder).unk_token_id
         found[language] = dense_measures(model, result.vocabulary, unseen, int(unknown))
     return found

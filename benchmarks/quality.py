@@ -253,7 +253,7 @@ def main(
         if len({cache.recipe.tokens_sha256 for cache in caches.values()}) > 1:
             raise SystemExit(f"{folder}: the caches of {language} hold other rows; take another --folder")
         online = remembered(partial(teacher_in_the_loop, loaded, first))
-        unseen = unseen_text(language, shared, source, first, 400)
+        unseen = unseen_text(language, shared, source, first.vocabulary.id, 400)
         data = load_task(find_task("afrisenti"), language, shared / "data/afrisenti")
         experiment = Experiment(language, folder, source, student, steps, epochs, asked, caches, unseen, data, online)
         results = {(arm.name, seed): experiment.result(arm, seed) for seed in seeds for arm in arms}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-from cache_tools import Cache
 from cache_tools.models import max_positions
 from comet.evaluate.datasets import TaskData
 from comet.evaluate.finetuning import (
@@ -40,8 +40,8 @@ class Unseen:
     inputs: Tensor  # [R, L]
     target: Tensor  # [R, L] bool
     truth: Tensor  # [T]
-    logprob: Tensor  # [T, V_seen] of the teacher among the tokens of the corpus
-    seen: Tensor  # [V_seen] the ids of these tokens
+    logprob: Tensor  # [T, V'] of the teacher among some tokens, such as those of a corpus
+    seen: Tensor  # [V'] the ids of these tokens, ascending
 
 
 def lines_of(shared: Path, language: str) -> list[str]:
@@ -49,8 +49,8 @@ def lines_of(shared: Path, language: str) -> list[str]:
 
 
 @torch.no_grad()
-def unseen_text(language: str, shared: Path, teacher: str, cache: Cache, rows: int) -> Unseen:
-    """The first lines of a language, which `training_lines` leaves out."""
+def unseen_text(language: str, shared: Path, teacher: str, ids: NDArray, rows: int) -> Unseen:
+    """The first lines of a language, which `training_lines` leaves out, masked at tokens of these ids."""
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     lines = lines_of(shared, language)[:UNSEEN_LINES]
     stream = [
@@ -60,7 +60,7 @@ def unseen_text(language: str, shared: Path, teacher: str, cache: Cache, rows: i
     whole = torch.tensor(
         [[tokenizer.bos_token_id, *stream[s : s + ROW_TOKENS], tokenizer.eos_token_id] for s in starts][:rows]
     )
-    seen = torch.from_numpy(cache.vocabulary.id.astype("int64"))
+    seen = torch.from_numpy(ids.astype("int64"))
     eligible = torch.isin(whole, seen) & ~torch.isin(whole, torch.tensor(tokenizer.all_special_ids))
     target = (torch.rand(whole.shape, generator=torch.Generator().manual_seed(0)) < MASK_PROB) & eligible
     inputs = whole.masked_fill(target, tokenizer.mask_token_id)
@@ -80,7 +80,7 @@ def log_probs(model: Any, inputs: Tensor, target: Tensor, columns: Tensor) -> Te
 
 
 def dense_measures(model: Any, vocabulary: StudentVocabulary, unseen: Unseen, unknown: int) -> dict[str, float]:
-    """Means over the targets, among the tokens of the corpus, for a student or the teacher itself.
+    """Means over the targets, among the tokens of `unseen`, for a student or the teacher itself.
 
     `unknown` is the teacher's id, which stands for what the student has no id for.
     """

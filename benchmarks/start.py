@@ -124,7 +124,7 @@ def at_full_width(cache: Cache, shared: Path, language: str, teacher: str) -> fl
         shape = choose_shape(str(path), recipe, len(vocabulary))
     student = new_student(shape, [cache], vocabulary, 0.0, 0, "start").eval()
     unknown = load_tokenizer(cache.tokenizer_folder).unk_token_id
-    unseen = unseen_text(language, shared, teacher, cache, 400)
+    unseen = unseen_text(language, shared, teacher, cache.vocabulary.id, 400)
     held = torch.isin(unseen.inputs, torch.cat([unseen.seen, torch.tensor(recipe.special_ids)])).all(1)  # [R]
     of_held = held.repeat_interleave(unseen.target.sum(1))  # [T]
     inputs, target = unseen.inputs[held], unseen.target[held]

@@ -150,7 +150,7 @@ def main(shared: Path, folder: Path, language: str, tokens: int, steps: int, thr
     folder.mkdir(parents=True, exist_ok=True)
     source = str(shared / "teacher")
     cache = cache_of("default", language, shared, source, folder, tokens)
-    unseen = unseen_text(language, shared, source, cache, 200)
+    unseen = unseen_text(language, shared, source, cache.vocabulary.id, 200)
     fits = Fits(load_teacher(source), cache, WIDE[1])
     for way in Fits.ways:
         name = way.__name__
