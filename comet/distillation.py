@@ -65,6 +65,8 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
             processes=processes,
         )
         _announce(prepared, trainer, distiller, say)
+        if config.dtype == "auto" and arguments.device.type == "cpu":
+            say("measuring whether bfloat16 is faster here (--dtype float32 skips this)")
         best = KeepBest(trainer, config.objective)
         chosen = checkpoints.frozen(
             lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}

@@ -26,6 +26,7 @@ def require_free(output: Path) -> None:
         require_place(output, "--output")
     elif not output.name:
         raise CometError(f"--output {output}: exists; choose another --output", exit_code=2)
-    for path in (output, report_path(output), options_path(output), runs_path(output)):
-        if path.exists():
-            raise CometError(f"{path}: exists; choose another --output or remove it first", exit_code=2)
+    places = output, report_path(output), options_path(output), runs_path(output)
+    if found := [str(path) for path in places if path.exists()]:
+        exists, it = ("exists", "it") if len(found) == 1 else ("exist", "them")
+        raise CometError(f"{', '.join(found)}: {exists}; choose another --output or remove {it} first", exit_code=2)

@@ -80,7 +80,8 @@ def build_cache(
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
     if left := missing_shards(cache, worker):
-        raise Stopped(f"{out}: stopped with {len(left)} shards to go; run the same command again to go on")
+        shards = "1 shard" if len(left) == 1 else f"{len(left)} shards"
+        raise Stopped(f"{out}: stopped with {shards} to go; run the same command again to go on")
     return cache
 
 

@@ -72,7 +72,10 @@ def prepare_once(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
             if not out.exists():
                 prepare(inputs, out, teacher, tokenizer)
     except OSError as error:
-        raise CometError(f"{out}: cannot be created ({error.strerror or error})") from error
+        raise CometError(
+            f"{out}: cannot be created ({error.strerror or error}); make room or choose another --out, then run the "
+            "same command again"
+        ) from error
 
 
 def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:

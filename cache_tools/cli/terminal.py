@@ -23,12 +23,18 @@ class WrongCall(click.ClickException):
 
 
 def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn a CometError into one line on stderr and its exit code, and any other error too unless `--debug`."""
+    """Turn a CometError into one line on stderr and its exit code, and any other error or Ctrl-C too unless
+    `--debug`."""
 
     @wraps(command)
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
+        except KeyboardInterrupt:
+            if debug:
+                raise
+            click.echo("stopped; run the same command again", err=True)
+            sys.exit(1)
         except Exception as error:
             if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click handles these
                 raise

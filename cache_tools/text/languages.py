@@ -72,6 +72,16 @@ def find_language(code: str) -> Language:
     return Language(lowered, lowered)
 
 
+def doubt_about(code: str) -> str | None:
+    """Return a line about a code that is not in the list, with the nearest that is; None for one that is."""
+    codes = [one for known in LANGUAGES for one in (known.code, *known.synonyms)]
+    if code in codes:
+        return None
+    nearest = [find_language(one) for one in get_close_matches(code, codes, n=1)]
+    hint = f"; did you mean {nearest[0].code} ({nearest[0].name})?" if nearest else ""
+    return f"--lang {code}: not among the languages of `comet-cache languages`, taken as it is{hint}"
+
+
 def language_table() -> str:
     """Return all languages with their default corpora as text of 80 columns."""
     rows = [("code", "name", "also", "Wikipedia", "FineWeb-2")]

@@ -101,7 +101,8 @@ def _lines(source: TextFile) -> Iterator[tuple[int, str]]:
             except UnicodeDecodeError as error:
                 raise CometError(
                     f"{source.name} line {number}: byte {error.start + 1} is not UTF-8 "
-                    f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8 first"
+                    f"({raw[error.start : error.start + 4]!r}); convert the file to UTF-8 first, "
+                    "as by iconv -f latin1 -t utf-8"
                 ) from None
             if number == 1:
                 line = line.removeprefix("\ufeff")
@@ -116,7 +117,8 @@ def _read_line(file: BinaryIO, source: TextFile, number: int) -> bytes:
     try:
         line = file.readline(MAX_LINE_BYTES + 1)
     except READ_ERRORS as error:
-        advice = "; compress it again without --long" if "too much memory" in str(error) else ""
+        advice = "; is its content what its ending says?" if number == 1 else ""
+        advice = "; compress it again without --long" if "too much memory" in str(error) else advice
         raise CometError(f"{source.name} line {number}: cannot be read: {error}{advice}") from error
     if len(line) > MAX_LINE_BYTES:
         raise CometError(

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
@@ -13,6 +14,7 @@ from comet.evaluate.results import ModelResult, Run
 from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import Task
 from comet.report.charts import Series, bar_chart, number
+from comet.report.origin import origin_of
 from comet.report.page import Figure
 from comet.report.summary import aligned, counted
 
@@ -106,6 +108,8 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
         "learning rate: " + ", ".join(f"{model.how.learning_rate:.3g} ({model.name})" for model in models),
     ]
     for model in models:
+        if model.mean <= _baseline(data)[1]:
+            lines.append(f"{model.name}: no better than the most frequent label; try more --epochs")
         if model.truncated or model.unseen:
             words = f"; never shown, and not recognised: {counted(model.unseen, 'word')}" * data.task.tagging
             lines.append(
@@ -150,9 +154,14 @@ def best_candidate(models: Sequence[ModelResult]) -> tuple[ModelResult, Run]:
 def finetuned_card(data: TaskData, model: ModelResult, run: Run) -> str:
     """Return the README.md of a fine-tuned model."""
     pipeline = "token-classification" if data.task.tagging else "text-classification"
+    origin = origin_of(Path(model.name))
     return render(
         "comet.report", "finetuned.md.jinja", data=data, model=model, run=run, measured=what_is_measured(data),
-        metadata=ModelCardData(language=[data.language], library_name="transformers", pipeline_tag=pipeline),
+        metadata=ModelCardData(
+            language=[data.language], license=origin.license, base_model=origin.base_model,
+            library_name="transformers", pipeline_tag=pipeline,
+        ),
+        origin=origin, baseline=_baseline(data),
         over_seeds=_score_text(model), epochs=counted(model.how.epochs, "epoch"),
     )  # fmt: skip
 

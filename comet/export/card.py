@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from huggingface_hub.repocard import metadata_load
 from transformers import PreTrainedModel
 
 from cache_tools.templates import render
 from comet.export.check import LARGEST_DIFFERENCE, LARGEST_VARIATION, LEAST_AGREEMENT, Comparison
 from comet.report.examples import example_comment
+from comet.report.origin import origin_of
 
 PIPELINES = {
     "MaskedLM": "fill-mask",
@@ -29,37 +29,31 @@ def _measured(int8: bool, compared: Comparison) -> str:
     )
 
 
-def _languages(folder: Path) -> list[str]:
-    """Return the codes of the languages that the card in a model's folder names; none without a card."""
-    try:
-        named = (metadata_load(folder / "README.md") or {}).get("language") or []
-    except Exception:  # no such file, or metadata that is not YAML, for which the parser raises anything
-        return []
-    return [str(code) for code in (named if isinstance(named, list) else [named])]
-
-
 def card(
-    model: PreTrainedModel, tokenizer: Any, name: str, int8: bool, size: int, compared: Comparison, language: str
+    model: PreTrainedModel, tokenizer: Any, name: str, int8: bool, size: int, compared: Comparison, text: str
 ) -> str:
-    """Return the README.md of an exported folder of this name. `size` in bytes, of model.onnx; `language` of the text
-    that was compared."""
+    """Return the README.md of an exported folder of this name. `size` in bytes, of model.onnx; `text`: on what it was
+    compared with torch."""
     pipeline = PIPELINES[type(model).__name__.partition("For")[2]]
     folder = Path(str(model.name_or_path))
-    languages = _languages(folder)
+    origin = origin_of(folder)
     return render(
         "comet.report", "exported.md.jinja",
-        metadata=ModelCardData(language=languages or None, pipeline_tag=pipeline, tags=["onnx"]),
+        metadata=ModelCardData(
+            language=origin.languages or None, license=origin.license, base_model=origin.base_model,
+            pipeline_tag=pipeline, tags=["onnx"],
+        ),
         name=folder.resolve().name, folder=name, pipeline=pipeline, tokenizer=tokenizer,
         int8=int8, mib=size / 2**20, torch_mib=sum(p.nbytes for p in model.parameters()) / 2**20,
         measured=_measured(int8, compared), positions=compared.positions,
-        language=language, comment=example_comment(languages),
+        text=text, comment=example_comment(origin.languages), origin=origin,
     )  # fmt: skip
 
 
-def last_lines(output: Path, int8: bool, size: int, compared: Comparison, language: str) -> str:
+def last_lines(output: Path, int8: bool, size: int, compared: Comparison, text: str) -> str:
     """Return the last lines of `comet-export`."""
     return (
         f"{output}: {size / 2**20:,.1f} MiB; {_measured(int8, compared)}, at {compared.positions:,} positions of "
-        f"{language} text\n"
+        f"{text}\n"
         f"{output / 'README.md'} says how to run it"
     )

@@ -58,9 +58,9 @@ def export(settings: ExportSettings, say: Callable[[str], None] = print) -> Path
             exact.unlink()
             compared = check_export(folder, model, tokenizer, True, texts.sentences)
         size = (folder / "model.onnx").stat().st_size
-        text = card(model, tokenizer, output.name, settings.int8, size, compared, texts.language)
+        text = card(model, tokenizer, output.name, settings.int8, size, compared, texts.described)
         (folder / "README.md").write_text(text, encoding="utf-8")
-    say(last_lines(output, settings.int8, size, compared, texts.language))
+    say(last_lines(output, settings.int8, size, compared, texts.described))
     return output
 
 

@@ -18,9 +18,9 @@ MOST_ROWS, LEAST_SENTENCES = 256, 8
 
 @dataclass(frozen=True)
 class Texts:
-    """Sentences, and the name of their language."""
+    """Sentences, and whose they are."""
 
-    language: str
+    described: str
     sentences: list[str]
 
 
@@ -35,9 +35,9 @@ def texts_for(model: Path) -> Texts:
     except (OSError, ValueError, LookupError, TypeError, CometError):
         sentences = []
     if len(sentences) >= LEAST_SENTENCES:
-        return Texts(printable(cache.provenance.get("language_name")), sentences)
+        return Texts(f"{printable(cache.provenance.get('language_name'))} text of its cache", sentences)
     sample = Path(cache_tools.sample.__file__).with_name("text.txt").read_text(encoding="utf-8")
-    return Texts("Kinyarwanda", sample.splitlines())
+    return Texts("the sample's Kinyarwanda text, since no text of its own is at hand", sample.splitlines())
 
 
 def _validation_text(cache: Cache) -> list[str]:

@@ -202,13 +202,22 @@ def _layers(objective: Objective) -> str:
 
 
 def sample_row(example: AnnotatedRow) -> str:
-    """Return the beginning of a row, and the teacher's predictions at its first targets, to judge by eye."""
-    text = "".join(example.tokens).replace("▁", " ").strip()
-    lines = [f"the first row of the cache: {printable(text)[:200]}{' …' if len(text) > 200 else ''}"]
-    for masked in example.positions[:SAMPLE_TARGETS]:
+    """Return the beginning of a row with its first targets numbered, and the teacher's predictions at these, to judge
+    by eye."""
+    lines = [f"the first row of the cache: {_numbered(example)}"]
+    for number, masked in enumerate(example.positions[:SAMPLE_TARGETS], 1):
         guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in masked.teacher)
-        lines.append(printable(f"  at token {masked.position}: {masked.label.strip('▁')}; the teacher says {guesses}"))
+        lines.append(printable(f"  [{number}] {masked.label.strip('▁')}; the teacher says {guesses}"))
     return "\n".join(lines)
+
+
+def _numbered(example: AnnotatedRow) -> str:
+    """Return the beginning of a row with its first targets numbered."""
+    shown = example.positions[:SAMPLE_TARGETS]
+    tokens = example.tokens[: shown[-1].position + WORDS_AFTER if shown else WORDS_AFTER]
+    for number, masked in enumerate(shown, 1):
+        tokens[masked.position] = f"{'▁' if masked.label.startswith('▁') else ''}[{number}]"
+    return printable("".join(tokens).replace("▁", " ").strip())
 
 
 def filled_in(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
@@ -216,17 +225,13 @@ def filled_in(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
     shown = list(zip(before.positions, after.positions, strict=True))[:SAMPLE_TARGETS]
     if not shown:
         return []
-    tokens = before.tokens[: shown[-1][0].position + WORDS_AFTER]
-    for number, (masked, _) in enumerate(shown, 1):
-        tokens[masked.position] = f"{'▁' if masked.label.startswith('▁') else ''}[{number}]"
-    text = "".join(tokens).replace("▁", " ").strip()
     rows = [
         (f"  [{number}]", masked.label.strip("▁"), *map(_best, (masked.teacher, masked.student, later.student)))
         for number, (masked, later) in enumerate(shown, 1)
     ]
     header = ("", "label", "teacher", "student before", "student after")
     return [
-        f"a validation row, and the best token at its first targets: {printable(text)}",
+        f"a validation row, and the best token at its first targets: {_numbered(before)}",
         *aligned([header, *(tuple(map(printable, cells)) for cells in rows)], left=len(header)),
     ]
 

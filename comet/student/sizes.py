@@ -1,6 +1,7 @@
 """The names of students' sizes, without torch: a mistyped one is refused before seconds go by to load it."""
 
 import os
+from difflib import get_close_matches
 
 from cache_tools.errors import CometError
 
@@ -18,4 +19,6 @@ def require_size(requested: str) -> None:
     # unlike Path.is_file, isfile is also False for a name that no disk takes
     if requested not in (AUTO, PAPER, *SMALLER) and not os.path.isfile(requested):
         expected = f"auto, {', '.join((PAPER, *SMALLER))}, or a JSON file with {', '.join(SHAPE_FIELDS)}"
-        raise CometError(f"--student {requested}: expected {expected}", exit_code=2)
+        nearest = get_close_matches(requested, (AUTO, PAPER, *SMALLER), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise CometError(f"--student {requested}: expected {expected}{hint}", exit_code=2)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, printable
 from cache_tools.signals import ARRAYS, LOGITS, UNUSED_POSITION, family_of, kept_signals
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
@@ -258,6 +258,13 @@ def require_compatible(caches: Sequence[Cache]) -> None:
     first = asdict(caches[0].recipe)
     for other in caches[1:]:
         found = asdict(other.recipe)
+        if found["teacher_sha256"] != first["teacher_sha256"]:
+            theirs, ours = (printable(cache.provenance.get("teacher")) for cache in (other, caches[0]))
+            raise CometError(
+                f"--cache {other.name}: is of another teacher, {theirs}, than {caches[0].name}, {ours}; caches that "
+                "are trained on together need one teacher",
+                exit_code=2,
+            )
         names = [name for name in (*teacher, *signals, "seq_len", "max_targets") if found[name] != first[name]]
         if names:
             unlike = "; ".join(f"its {name.replace('_', ' ')} is {found[name]}, but {first[name]}" for name in names)

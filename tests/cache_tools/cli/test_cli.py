@@ -213,6 +213,8 @@ print(json.dumps(sorted(set(sys.modules) & set({SLOW[:3]}))))
 @pytest.mark.parametrize(
     ("call", "said"),
     [
+        ("cache_tools build --lang kin --text nowhere.txt", "error: --text nowhere.txt: no such file or folder"),
+        ("cache_tools build --lang kin --text CACHE/zarr.json", "error: --text CACHE/zarr.json: lies in the cache"),
         ("comet train --cache CACHE --output there", "error: there: exists; choose another --output"),
         ("comet train --cache CACHE --output CACHE/s", "error: --output CACHE/s: lies in the cache"),
         ("comet train --cache nowhere.zarr", "error: nowhere.zarr: no such cache"),

@@ -108,7 +108,9 @@ def test_an_output_that_exists_is_not_touched(trained: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (trained / "kin-student").iterdir()}
     done = train("--cache", "kin.zarr", "--steps", "1", folder=trained)
     assert done.code == 2
-    assert done.stderr == "error: kin-student: exists; choose another --output or remove it first\n"
+    assert done.stderr == (
+        "error: kin-student, kin-student.html, kin-student.toml: exist; choose another --output or remove them first\n"
+    )
     assert before == {path: path.stat().st_mtime_ns for path in (trained / "kin-student").iterdir()}
 
 

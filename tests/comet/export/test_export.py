@@ -101,8 +101,10 @@ def test_the_command_says_what_it_made(exported: tuple[Path, Result]) -> None:
     assert re.search(
         r"exported: [\d.]+ MiB; largest difference of a logit to torch \S+ \(allowed 0.0001\)", result.output
     )
-    assert re.search(r"at [\d,]+ positions of Kinyarwanda text\n", result.output)
-    assert "positions of Kinyarwanda text" in (output / "README.md").read_text(encoding="utf-8")
+    assert re.search(
+        r"at [\d,]+ positions of the sample's Kinyarwanda text, since no text of its own is at hand\n", result.output
+    )
+    assert "positions of the sample's Kinyarwanda text" in (output / "README.md").read_text(encoding="utf-8")
     assert {path.name for path in output.iterdir()} == {
         "model.onnx", "tokenizer.json", "tokenizer_config.json", "config.json", "README.md",
     }  # fmt: skip
@@ -148,7 +150,7 @@ def test_examples_in_another_language_are_said_to_be(
     folder = Path(shutil.copytree(classifiers["texts"], tmp_path / "classifier"))
     (folder / "README.md").write_text(f"---\n{metadata}\n---\n", encoding="utf-8")
     model, tokenizer = exporting.load(folder)
-    text = card(model, tokenizer, "exported", False, 1, Comparison(1, 0.0, 1.0, 0.0), "Swahili")
+    text = card(model, tokenizer, "exported", False, 1, Comparison(1, 0.0, 1.0, 0.0), "Swahili text of its cache")
     assert f'texts = ["Umwana yagiye ku ishuri.", "Muraho neza"]{comment}\n' in text
     (tmp_path / "README.md").write_text(text, encoding="utf-8")
     assert metadata_load(tmp_path / "README.md").get("language") == languages

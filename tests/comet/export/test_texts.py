@@ -11,6 +11,8 @@ from helpers.settings import build_settings
 from cache_tools import Cache, build_cache
 from comet.export.texts import Texts, texts_for
 
+IT_IS_THE_SAMPLE = "the sample's Kinyarwanda text, since no text of its own is at hand"
+
 
 @pytest.fixture(scope="module")
 def swahili(sample_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cache, list[str]]:
@@ -32,7 +34,7 @@ def student(folder: Path, *caches: Path) -> Path:
 def test_it_is_the_validation_text_of_the_student_s_cache(swahili: tuple[Cache, list[str]], tmp_path: Path) -> None:
     cache, sentences = swahili
     texts = texts_for(student(tmp_path, cache.root))
-    assert texts.language == "Swahili" and len(texts.sentences) > 3
+    assert texts.described == "Swahili text of its cache" and len(texts.sentences) > 3
     assert len(set(texts.sentences)) == len(texts.sentences), "each of one view alone"
     assert set(texts.sentences) & set(sentences), "the others are what a row holds of a sentence"
     assert all(text in " ".join(sentences) for text in texts.sentences)
@@ -41,7 +43,7 @@ def test_it_is_the_validation_text_of_the_student_s_cache(swahili: tuple[Cache, 
 def test_without_its_cache_it_is_the_sample(
     sample_text: Path, swahili: tuple[Cache, list[str]], tmp_path: Path
 ) -> None:
-    sample = Texts("Kinyarwanda", sample_text.read_text(encoding="utf-8").splitlines())
+    sample = Texts(IT_IS_THE_SAMPLE, sample_text.read_text(encoding="utf-8").splitlines())
     assert texts_for(tmp_path / "alone") == sample
     assert texts_for(student(tmp_path, tmp_path / "gone.zarr")) == sample
     (tmp_path / "student.toml").write_text("cache = 5")

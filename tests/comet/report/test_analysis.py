@@ -319,10 +319,11 @@ def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, token
     assert distiller.training
     arrays = cache.read_shard("train", 0)
     assert lines[0].startswith("the first row of the cache: <s>")
+    assert all(f"[{number}]" in lines[0] for number in range(1, len(lines)))
     assert len(lines) == 1 + min(4, int((arrays["target_position"][0] != 65535).sum()))
     truth = tokenizer.convert_ids_to_tokens(int(arrays["target_id"][0, 0])).strip("▁")
     best = tokenizer.convert_ids_to_tokens(int(arrays["topk_id"][0, 0, 0])).strip("▁")
-    assert lines[1].startswith(f"  at token {arrays['target_position'][0, 0]}: {truth}; the teacher says {best} ")
+    assert lines[1].startswith(f"  [1] {truth}; the teacher says {best} ")
 
 
 def test_a_row_cannot_drive_the_terminal() -> None:

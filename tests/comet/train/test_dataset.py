@@ -332,3 +332,12 @@ def test_caches_of_other_signals_are_refused_by_all_that_differs(cache: Cache, r
     words = rf"^--cache {reopened.root}: its top k is 3, but 16; its seq len is 32, but 64 in {cache.root}; caches that"
     with pytest.raises(CometError, match=words):
         require_compatible([cache, reopened])
+
+
+def test_caches_of_other_teachers_are_refused_by_their_names(cache: Cache, reopened: Cache) -> None:
+    reopened.recipe = replace(reopened.recipe, teacher_sha256="0" * 64, top_k=3)
+    reopened.provenance = cache.provenance | {"teacher": "lab/other"}
+    teacher = cache.provenance["teacher"]
+    words = rf"^--cache {reopened.root}: is of another teacher, lab/other, than {cache.root}, {teacher};"
+    with pytest.raises(CometError, match=words):
+        require_compatible([cache, reopened])
