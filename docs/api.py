@@ -12,12 +12,15 @@ from typing import Any
 
 PUBLIC = {
     "cache_tools": ("build_cache", "open_cache", "Cache"),
-    "cache_tools.settings": ("BuildSettings",),
+    "cache_tools.settings": ("BuildSettings", "RecheckSettings", "LocalCache"),
+    "cache_tools.build.workers": ("Worker",),
     "cache_tools.attention": ("decode_keys",),
     "cache_tools.verify.verify": ("verify",),
     "cache_tools.build.attach": ("attach",),
     "comet": ("distill", "StudentConfig", "Distilled", "DistillationTrainer", "open_for_training"),
+    "comet.train.objective": ("Objective",),
     "comet.evaluate.evaluation": ("evaluate",),
+    "comet.evaluate.settings": ("EvaluationSettings",),
     "comet.evaluate.metrics": ("weighted_f1", "accuracy", "entity_f1", "retained_interval"),
     "comet.train.losses": (
         *("sampled_kl", "bucketed_kl", "residual_kl", "hard_cross_entropy"),
@@ -46,7 +49,19 @@ result = distill("kin.zarr", StudentConfig(output=Path("kin-student"), steps=40)
 print(result.before, result.after, sep="\\n")
 ```
 
-The [notebook](notebook.ipynb) also shows what a cache holds.
+A cache, read and verified:
+
+```python
+from cache_tools import open_cache
+from cache_tools.verify.verify import verify
+
+cache = open_cache("kin.zarr")
+arrays = cache.read_shard("train", 0)
+print({name: array.shape for name, array in arrays.items()})
+assert verify("kin.zarr", deep=True).damage == []
+```
+
+The [notebook](notebook.ipynb) shows more of what a cache holds. To push, pull and export, call the commands.
 """
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cache_tools.sharing.locations.location import Location
 
 NOT_ANONYMOUS = (
-    "A cache without its text is not anonymous: it holds the likely words at every masked position, and where that is; "
-    "the words that occur, and how often; and hashes with which anyone who has a text can prove that it is in it."
+    "A cache without its text is not anonymous: it holds the likely words at each masked position, with the position; "
+    "which words occur, and how often; and hashes with which anyone who has a text can prove that it is in it."
 )
 
 

@@ -54,7 +54,8 @@ EXAMPLES = (
               help="File of all runs; runs in it are not repeated. Several --lang add their names to it.  "
               "[default: ./eval-TASK-LANG.json]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
-              help="Folder for the best fine-tuned model; of several models the best after the first.")  # fmt: skip
+              help="Folder for the best fine-tuned model; of several models the best after the first. "
+              "It is fine-tuned once more, since no run keeps its weights.")  # fmt: skip
 @config_option
 @version_option
 @one_line_errors

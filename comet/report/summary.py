@@ -40,7 +40,7 @@ def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
 
 
 ATTENTION_NOTES = {
-    "cross_entropy": "nats; falls at best to the entropy of the teacher's attention, not to 0; the cache lacks it",
+    "cross_entropy": "nats; falls at best to the entropy of the teacher's attention, which the cache lacks, not to 0",
     "mse": "squared difference, plus the scatter of the sample in the cache, so it need not fall to 0",
 }
 
@@ -140,7 +140,11 @@ def announcement(
             f"vocabulary: {len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: all that the "
             + ("corpus uses" if len(caches) == 1 else f"{len(caches)} corpora use, each target over those of its own")
             + ", and those that spell other text"
-            + (f"; {outside:.1%} of the teacher's probability lies elsewhere" if outside is not None else "")
+            + (
+                f"; {outside:.1%} of the teacher's probability lies on other tokens, which are not learnt"
+                if outside is not None
+                else ""
+            )
         )
     if (restriction := teacher_restriction(caches[0].provenance)) is not None:
         lines.append(restriction)

@@ -160,7 +160,7 @@ def test_a_page_without_maps_curves_or_examples_is_whole() -> None:
 def test_a_note_stands_under_the_part_of_the_loss_that_it_is_on() -> None:
     notes = attention_note(DEFAULT)
     assert notes == {
-        "attention": "nats; falls at best to the entropy of the teacher's attention, not to 0; the cache lacks it"
+        "attention": "nats; falls at best to the entropy of the teacher's attention, which the cache lacks, not to 0"
     }
     assert notes["attention"] in Tree(report(notes=notes)).of("small")
     assert "need not fall to 0" in attention_note(replace(DEFAULT, attention_loss="mse"))["attention"]
