@@ -1,14 +1,17 @@
 """A build with a teacher of full size, on a CPU: the memory and the seconds that no first try on a GPU should find out.
 
-The teacher has random weights in float16 and in a pytorch_model.bin, as AfroXLMR-large's are; the text is the sample's,
-about 12,000 tokens in three views.
+The teacher has random weights in float16 and in a pytorch_model.bin, as AfroXLMR-large's are. That of mmBERT's shape
+has a tokenizer of Gemma's kind, and a config.json whose cls is not the tokenizer's, as mmBERT's. The text is the
+sample's, about 12,000 tokens in three views.
 
     python benchmarks/rehearsal.py --output rehearsal.json
+    python benchmarks/rehearsal.py --teacher ModernBERT --output rehearsal.json
 """
 
 import json
 import resource
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,17 +23,27 @@ from gpu_build import MODELS, SHARPER
 from main_job import run
 from transformers import set_seed
 
+sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("", "tests")]
+
+from helpers.tiny_teachers import MMBERT_IDS, gemma_tokenizer
+
 from cache_tools import open_cache
 
 VIEWS = 3
+PIECES = 2000  # with which the text has about as many tokens as with the sample's tokenizer
 
 
 def write_teacher(folder: Path, name: str) -> None:
-    """Weights of full size with the sample's tokenizer, which knows the first 8,000 tokens."""
-    ours = shutil.ignore_patterns("model.safetensors", "config.json")
-    shutil.copytree(SAMPLE / "teacher", folder, ignore=ours)
+    """Weights of full size with a tokenizer that knows only the first few thousand tokens."""
     set_seed(0)
     model = MODELS[name](False).half()
+    if name == "ModernBERT":
+        folder.mkdir()
+        gemma_tokenizer(folder, SAMPLE / "text.txt", PIECES)
+        model.config.update(MMBERT_IDS)
+    else:
+        ours = shutil.ignore_patterns("model.safetensors", "config.json")
+        shutil.copytree(SAMPLE / "teacher", folder, ignore=ours)
     model.get_output_embeddings().weight.data *= SHARPER
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")

@@ -125,15 +125,15 @@ BYTES = [f"<0x{i:02X}>" for i in range(256)]
 GEMMA = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 
 
-def byte_fallback(lines: list[str], special: list[str], without: tuple[str, ...] = ()) -> Tokenizer:
+def byte_fallback(lines: list[str], special: list[str], without: tuple[str, ...] = (), size: int = 900) -> Tokenizer:
     """A BPE as Gemma's: spaces are characters, a line is one word, unknown characters become bytes; learnt from words.
 
-    `without` are bytes that it lacks.
+    `without` are bytes that it lacks; the others come on top of `size`.
     """
     learnt = Tokenizer(models.BPE())
     learnt.normalizer = normalizers.Replace(" ", "▁")
     learnt.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     learnt.train_from_iterator(lines, trainer)
     state = json.loads(learnt.to_str()) | {"pre_tokenizer": None}
     state["model"] |= {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}
@@ -142,10 +142,13 @@ def byte_fallback(lines: list[str], special: list[str], without: tuple[str, ...]
     return Tokenizer.from_str(json.dumps(state))
 
 
-def mmbert(folder: Path, text: Path) -> None:
-    """As mmBERT is published: a ModernBERT with Gemma's tokenizer, whose cls is <bos>, though config.json says that it
-    is 1; weights as a pickle only."""
-    pieces = byte_fallback(text.read_text(encoding="utf-8").splitlines(), GEMMA)
+MMBERT_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "cls_token_id": 1, "sep_token_id": 1}
+"""As in mmBERT's config.json, whose cls is not that of the tokenizer."""
+
+
+def gemma_tokenizer(folder: Path, text: Path, size: int = 900) -> int:
+    """Gemma's tokenizer as mmBERT has it, with <bos> for cls; its number of pieces."""
+    pieces = byte_fallback(text.read_text(encoding="utf-8").splitlines(), GEMMA, size=size)
     pieces.post_processor = processors.TemplateProcessing(
         single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)]
     )
@@ -153,10 +156,16 @@ def mmbert(folder: Path, text: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=pieces, cls_token="<bos>", sep_token="<eos>", **names).save_pretrained(
         folder
     )
-    ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "cls_token_id": 1, "sep_token_id": 1}
+    return pieces.get_vocab_size()
+
+
+def mmbert(folder: Path, text: Path) -> None:
+    """As mmBERT is published: a ModernBERT with Gemma's tokenizer, whose cls is <bos>, though config.json says that it
+    is 1; weights as a pickle only."""
+    size = gemma_tokenizer(folder, text)
     others = {"num_hidden_layers": 4, "local_attention": 8}
     torch.manual_seed(0)
-    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=pieces.get_vocab_size(), **TINY | ids | others))
+    model = ModernBertForMaskedLM(ModernBertConfig(vocab_size=size, **TINY | MMBERT_IDS | others))
     model.config.save_pretrained(folder)
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
 
