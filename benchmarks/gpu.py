@@ -31,7 +31,15 @@ from typing import Any
 
 import click
 import torch
-from gpu_build import Run, against_the_cpu, against_the_floor, facts, out_of_memory, two_workers
+from gpu_build import (
+    Run,
+    against_the_cpu,
+    against_the_floor,
+    against_the_usual_script,
+    facts,
+    out_of_memory,
+    two_workers,
+)
 from gpu_train import gpu_tests, resume, training
 
 from cache_tools.errors import first_line
@@ -54,6 +62,7 @@ PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "ModernBERT 128 bf16": floor_of("ModernBERT", 128, "bf16"),
     "out of memory": lambda run: out_of_memory(run, "XLM-R", "bfloat16"),
     "tests": gpu_tests,
+    "usual script": lambda run: against_the_usual_script(run, "XLM-R", "bfloat16"),
     "ModernBERT values": lambda run: against_the_cpu(run, "ModernBERT"),
     "two workers": lambda run: two_workers(run, "ModernBERT", "bfloat16"),
     "ModernBERT 512 bf16": floor_of("ModernBERT", 512, "bf16"),

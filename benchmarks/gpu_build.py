@@ -2,6 +2,7 @@
 
 import hashlib
 import multiprocessing
+import statistics
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +13,17 @@ from typing import Any
 
 import torch
 import transformers
-from build import SAMPLE, beside_the_floor, settings_for, with_rows
+from build import (
+    SAMPLE,
+    USUAL_ROWS,
+    batches_of,
+    beside_the_floor,
+    filled,
+    seconds,
+    settings_for,
+    usual_script,
+    with_rows,
+)
 from measuring import in_child, memory
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel, XLMRobertaConfig, set_seed
 from transformers import XLMRobertaForMaskedLM as XLMRoberta
@@ -89,13 +100,17 @@ def modernbert(small: bool) -> PreTrainedModel:
 MODELS: dict[str, Callable[[bool], PreTrainedModel]] = {"XLM-R": xlm_r, "ModernBERT": modernbert}
 
 
-def random_teacher(name: str, run: Run) -> Teacher:
+def random_model(name: str, run: Run) -> PreTrainedModel:
     """On the CPU in float32; every process that makes it on one kind of device has the same."""
     set_seed(0)
     with run.device:
         model = MODELS[name](run.small)
         model.get_output_embeddings().weight.data *= SHARPER
-    model = model.cpu().float().eval().requires_grad_(False)
+    return model.cpu().float().eval().requires_grad_(False)
+
+
+def random_teacher(name: str, run: Run) -> Teacher:
+    model = random_model(name, run)
     enable_capture(model)
     return split_head(model, hashlib.sha256(name.encode()).hexdigest(), name)
 
@@ -112,6 +127,11 @@ def prepared(run: Run, name: str, teacher: Teacher, **options: Any) -> Cache:
     return open_cache(settings.out)
 
 
+def count_peak_from_here(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_mib(device: torch.device) -> int:
     return round(torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else memory("VmHWM"))
 
@@ -121,11 +141,45 @@ def against_the_floor(run: Run, name: str, seq_len: int, dtype: str) -> dict[str
     teacher = random_teacher(name, run)
     cache = prepared(run, "timed", teacher, seq_len=seq_len, dtype=dtype)
     teacher = teacher.to(run.device, getattr(torch, dtype))
-    if run.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(run.device)
+    count_peak_from_here(run.device)
     found = beside_the_floor(cache, teacher, run.device, run.repeats)
     tokens = found["rows_per_second"] * seq_len
     return found | {"tokens_per_second": round(tokens), "peak_mib": peak_mib(run.device)}
+
+
+def against_the_usual_script(run: Run, name: str, dtype: str) -> dict[str, Any]:
+    """Seconds of a build ÷ seconds of what one would write today over the same rows, and the memory of both, each in a
+    process of its own."""
+    root = prepared(run, "usual", random_teacher(name, run), dtype=dtype).root
+    build, usual = in_child(timed_build, run, root, name), in_child(timed_usual_script, run, root, name)
+    return {
+        "rows": build["rows"],
+        "build_to_usual": round(build["seconds"] / usual["seconds"], 3),
+        "memory_to_usual": round(build["peak_mib"] / usual["peak_mib"], 3),
+        "seconds": [round(found["seconds"], 2) for found in (build, usual)],
+        "peak_mib": [found["peak_mib"] for found in (build, usual)],
+    }
+
+
+def timed_build(run: Run, root: Path, name: str) -> dict[str, Any]:
+    cache = open_cache(root)
+    teacher = random_teacher(name, run).to(run.device, getattr(torch, cache.settings["dtype"]))
+    count_peak_from_here(run.device)
+    done = [filled(root, teacher, run.device) for _ in range(run.repeats + 1)]
+    return {"seconds": statistics.median(one.seconds for one in done[1:]), "rows": done[0].rows}
+
+
+def timed_usual_script(run: Run, root: Path, name: str) -> dict[str, Any]:
+    cache = open_cache(root)
+    model = random_model(name, run).to(run.device, getattr(torch, cache.settings["dtype"]))
+    model.set_attn_implementation("eager")
+    batches = batches_of(cache, USUAL_ROWS)
+    count_peak_from_here(run.device)
+    usual_script(model, batches[:1], run.folder, run.device)
+    times = [
+        seconds(lambda: usual_script(model, batches, run.folder, run.device), run.device) for _ in range(run.repeats)
+    ]
+    return {"seconds": statistics.median(times)}
 
 
 def against_the_cpu(run: Run, name: str) -> dict[str, Any]:
