@@ -1,4 +1,4 @@
-r"""What can only be measured on a GPU: builds, training steps and the tests marked gpu, in ten minutes.
+r"""What can only be measured on a GPU: builds, training, fine-tuning and the tests marked gpu, in ten minutes.
 
 Needs no network and no data: teachers of AfroXLMR-large's and mmBERT-base's shape get random weights on the device.
 The most important parts come first; each result is printed and written as soon as it is there, so that a run that is
@@ -40,6 +40,7 @@ from gpu_build import (
     out_of_memory,
     two_workers,
 )
+from gpu_evaluate import fine_tuning
 from gpu_train import gpu_tests, resume, training
 
 from cache_tools.errors import first_line
@@ -63,6 +64,7 @@ PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "out of memory": lambda run: out_of_memory(run, "XLM-R", "bfloat16"),
     "tests": gpu_tests,
     "usual script": lambda run: against_the_usual_script(run, "XLM-R", "bfloat16"),
+    "fine-tuning": fine_tuning,
     "ModernBERT values": lambda run: against_the_cpu(run, "ModernBERT"),
     "two workers": lambda run: two_workers(run, "ModernBERT", "bfloat16"),
     "ModernBERT 512 bf16": floor_of("ModernBERT", 512, "bf16"),

@@ -10,8 +10,6 @@ from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
-from seqeval.metrics import f1_score as seqeval_f1
-from sklearn.metrics import accuracy_score, f1_score
 
 Labels = Sequence[Sequence[str]]  # [items][1] for classification, [items][words] for tagging
 Score = Callable[[Labels, Labels], float]
@@ -22,11 +20,15 @@ def weighted_f1(gold: Labels, predicted: Labels) -> float:
 
     Raises ValueError for items of unequal length.
     """
+    from sklearn.metrics import f1_score  # here: slow to import, and fine-tuning does not need it
+
     return float(f1_score(_flat(gold), _flat(predicted), average="weighted", zero_division=0.0))
 
 
 def accuracy(gold: Labels, predicted: Labels) -> float:
     """Return the share of correct labels. Raises ValueError for items of unequal length."""
+    from sklearn.metrics import accuracy_score
+
     return float(accuracy_score(_flat(gold), _flat(predicted)))
 
 
@@ -35,7 +37,9 @@ def entity_f1(gold: Labels, predicted: Labels) -> float:
 
     Raises ValueError for sentences of unequal length.
     """
-    return float(seqeval_f1([list(item) for item in gold], [list(item) for item in predicted], zero_division=0))
+    from seqeval.metrics import f1_score
+
+    return float(f1_score([list(item) for item in gold], [list(item) for item in predicted], zero_division=0))
 
 
 def _flat(labels: Labels) -> list[str]:

@@ -18,10 +18,10 @@ def topic(name: str, place: str, day: str, label: str) -> str:
     return f"{name} {said} i {place} {day}."
 
 
-def write_topics(folder: Path) -> Path:
+def write_topics(folder: Path, sizes: dict[str, tuple[int, int]] = SIZES) -> Path:
     """SIB-200's format: two of its topics. A sentence of dev is labelled wrongly, so that its scores differ."""
     folder.mkdir(parents=True)
-    for split, (first, last) in SIZES.items():
+    for split, (first, last) in sizes.items():
         lines = [f"{i}\t{one[3]}\t{topic(*one)}\n" for i, one in enumerate(sentences(first, last))]
         if split == "dev":
             lines[0] = lines[0].replace("sports", "travel")
