@@ -15,7 +15,7 @@ the Python that they are for.
     pip install --no-index --no-deps wheels/*.whl
 
 The project itself is not installed, so its bounds hold nothing up. On a CPU all parts run with transformers 5.17 and
-huggingface_hub 1.5 as well; there comet-train refuses `--set activation_checkpointing`, which they lack.
+huggingface_hub 1.5 as well; there comet-train refuses `--set activation_checkpointing`, which came with 5.23.
 """
 
 import gc

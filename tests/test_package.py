@@ -4,10 +4,13 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 
 import pytest
 from helpers import REPOSITORY
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 PACKAGES = ("cache_tools", "comet")
 BESIDE = ("pyproject.toml", "README.md", "LICENSE")
@@ -47,3 +50,21 @@ def test_the_source_holds_what_the_wheel_is_built_from(archives: tuple[list[str]
     left = {name for name in source if ".egg-info/" not in name} - of_packages()
     assert left == {*BESIDE, "PKG-INFO", "setup.cfg"}
     assert of_packages() <= set(source)
+
+
+def bounds(lines: list[str], operator: str) -> dict[str, Version]:
+    """The version that each requirement names with an operator. Fails for one that names none."""
+    needed = [Requirement(line) for line in lines]
+    found = {one.name: Version(part.version) for one in needed for part in one.specifier if part.operator == operator}
+    assert found.keys() == {one.name for one in needed}
+    return found
+
+
+def test_the_oldest_versions_are_the_lower_bounds() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [line for name, lines in project["optional-dependencies"].items() if name != "test" for line in lines]
+    allowed = bounds(project["dependencies"] + extras, ">=")
+    del allowed["torch"]
+    lines = (REPOSITORY / ".ci" / "oldest.txt").read_text(encoding="utf-8").splitlines()
+    pinned = bounds([line for line in lines if not line.startswith("#")], "==")
+    assert {name: version for name, version in pinned.items() if name in allowed} == allowed
