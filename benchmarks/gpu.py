@@ -14,8 +14,8 @@ the Python that they are for.
         accelerate donfig google-crc32c 'numcodecs!=0.17.0' psutil tomli-w 'zarr>=3.1,<3.5' pytest iniconfig pluggy
     pip install --no-index --no-deps wheels/*.whl
 
-The project itself is not installed, so its bounds hold nothing up. On a CPU all parts run with transformers 5.17 and
-huggingface_hub 1.5 as well; there comet-train refuses `--set activation_checkpointing`, which came with 5.23.
+The project itself is not installed, so its bounds hold nothing up. With transformers 5.17 the other parts have run on a
+CPU, the tests with huggingface_hub 1.5 (all skipped there). `--set activation_checkpointing` came with 5.23.
 """
 
 import gc
