@@ -32,6 +32,7 @@ def run_parts(folder: Path, *parts: str) -> tuple[list[dict[str, Any]], dict[str
     return [json.loads(line) for line in ended.stdout.splitlines()], json.loads((folder / "gpu.json").read_text())
 
 
+@pytest.mark.slow
 def test_parts_are_printed_and_written_one_by_one(tmp_path: Path) -> None:
     printed, written = run_parts(tmp_path, *PARTS)
     assert [name for part in printed for name in part] == list(PARTS)

@@ -24,6 +24,12 @@ def restricts_use(licence: str) -> bool:
     return NOT_FREE.search(licence.lower()) is not None
 
 
+def teacher_name(provenance: Mapping[str, Any]) -> str:
+    """Return the teacher's name on the hub, or the folder that it was in."""
+    name = str(provenance.get("teacher"))
+    return name if provenance.get("teacher_revision") is not None else f"a teacher in the folder {name}"
+
+
 def teacher_restriction(provenance: Mapping[str, Any]) -> str | None:
     """Return a sentence if the licence of a cache's teacher restricts its use, None otherwise."""
     licence = printable(provenance.get("teacher_licence") or "")

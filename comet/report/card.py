@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from cache_tools.store.provenance import teacher_restriction
+from cache_tools.store.provenance import teacher_name, teacher_restriction
 from cache_tools.store.reader import Cache
 from cache_tools.templates import render
 from cache_tools.text.hub import GATED
@@ -51,7 +51,7 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled,
         "comet.report", "student.md.jinja", result=result, objective=objective, described=described,
         metadata=card_metadata(caches, has_layers), comment=example_comment(_languages(caches)),
         restriction=teacher_restriction(provenance),
-        teacher=_licensed(provenance.get("teacher"), provenance.get("teacher_licence")),
+        teacher=_licensed(teacher_name(provenance), provenance.get("teacher_licence")),
         texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
         vocabulary=vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),

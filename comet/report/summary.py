@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import printable
-from cache_tools.store.provenance import teacher_restriction
+from cache_tools.store.provenance import teacher_name, teacher_restriction
 from cache_tools.store.reader import Cache
 from comet.report.analysis import AnnotatedRow, Guess
 from comet.settings import Distilled
@@ -165,7 +165,7 @@ def headline(caches: Sequence[Cache], result: Distilled) -> str:
     counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
     text = "" if None in counts else f" on {counted(sum(counts), 'token')} of text"
     smaller = f"{1 - result.parameters / result.teacher_parameters:.0%} smaller"
-    teacher = caches[0].provenance.get("teacher")
+    teacher = teacher_name(caches[0].provenance)
     return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {smaller}"
 
 

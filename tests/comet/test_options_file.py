@@ -43,7 +43,8 @@ def test_the_options_of_a_training_train_the_same_student_again(
 
     page = (tmp_path / "first.html").read_text(encoding="utf-8")
     (title,) = Tree(page).of("h1")
-    assert re.fullmatch(r"first: Kinyarwanda, distilled from teacher on [\d,]+ tokens of text, \d+% smaller", title)
+    of = "Kinyarwanda, distilled from a teacher in the folder teacher on"
+    assert re.fullmatch(rf"first: {of} [\d,]+ tokens of text, \d+% smaller", title)
     facts = dict(re.findall('<th scope="row">(.*?)</th><td>(.*?)</td>', page))
     assert facts["option: learning rate"] == f"{options['learning-rate']:g}"
     assert (facts["option: batch size"], facts["option: steps"]) == ("16", "8") and "option: epochs" not in facts
@@ -53,7 +54,7 @@ def test_the_options_of_a_training_train_the_same_student_again(
     assert not {"default", "None", "True", "()", "[]", "{}"} & set(facts.values()), facts
 
     card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
-    assert "distilled from the teacher teacher (cc-by-4.0)" in card
+    assert "distilled from a teacher in the folder teacher (cc-by-4.0)" in card
     (example,) = re.findall("```python\n(.*?)```", card, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(example, {})
@@ -66,4 +67,5 @@ def test_the_options_of_a_training_train_the_same_student_again(
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "again"))
     assert first == second
     refused = CliRunner().invoke(train, [*again[:2], "--steps", "9"])
-    assert refused.stderr == f"error: {tmp_path}/first: exists; choose another --output or remove it first\n"
+    there = ", ".join(f"{tmp_path}/first{ending}" for ending in ("", ".html", ".toml"))
+    assert refused.stderr == f"error: {there}: exist; choose another --output or remove them first\n"

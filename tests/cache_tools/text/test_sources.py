@@ -176,7 +176,10 @@ def test_a_folder_without_text(tmp_path: Path) -> None:
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     error = error_of(written(tmp_path / "kin.txt", b"good\n\nMu\xe9\xe8 x\n"))
-    assert str(error) == "kin.txt line 3: byte 3 is not UTF-8 (b'\\xe9\\xe8 x'); convert the file to UTF-8 first"
+    assert str(error) == (
+        "kin.txt line 3: byte 3 is not UTF-8 (b'\\xe9\\xe8 x'); convert the file to UTF-8 first, as by iconv -f latin1 "
+        "-t utf-8"
+    )
     assert error.exit_code == 1
 
 

@@ -36,7 +36,8 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
     assert last == "all runs with their predictions: eval-masakhaner-kin.json; charts: eval-masakhaner-kin.html"
     assert {"eval-masakhaner-kin.json", "eval-masakhaner-kin.html", "deployed"} < {p.name for p in tmp_path.iterdir()}
     card = (tmp_path / "deployed" / "README.md").read_text(encoding="utf-8")
-    assert "best on dev, the split reported here, for want of others" in card and "token-classification" in card
+    assert "Always saying the most frequent label of train, " in card and "token-classification" in card
+    assert "Of the seeds" not in card and "distilled from a teacher in the folder" in card, "what it comes from"
     tokenizer = json.loads((tmp_path / "deployed" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast", "which transformers 4 has, too"
     call[-1] = str(tmp_path / "deployed")
