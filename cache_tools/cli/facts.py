@@ -47,7 +47,7 @@ def describe(cache: Cache) -> dict[str, object]:
         **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
         **_computed(cache),
         "teacher_sha256": recipe.teacher_sha256,
-        "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in the text",
+        "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in its rows",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         + describe_views(recipe),
         "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
