@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import torch
 from measuring import in_child
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
+from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
+from usual import USUAL_ROWS, usual_script
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.dry_run import estimate
@@ -44,7 +44,6 @@ from cache_tools.teacher.model import Teacher, load_teacher
 REPOSITORY = Path(__file__).parents[1]
 SAMPLE = Path(str(files("cache_tools.sample")))
 REPEATS = 5
-USUAL_ROWS = 32  # of a batch of the usual script, whose logits take 7 GiB for 128 tokens in a row
 
 
 @dataclass(frozen=True)
@@ -185,24 +184,6 @@ def bare_forward(teacher: Teacher, batch: HostBatch, device: torch.device) -> to
 def build_once(out: Path, device: torch.device) -> dict[str, Any]:
     done = filled(out, load_teacher(str(out.parent / "teacher")), device)
     return {"rows_per_second": done.rows / done.seconds}
-
-
-@torch.inference_mode()
-def usual_script(
-    model: PreTrainedModel, batches: list[dict[str, NDArray[Any]]], folder: Path, device: torch.device
-) -> None:
-    """What one would write today: eager attention with its maps, all logits, log-softmax, top-k, files."""
-    for number, tokens in enumerate(batches):
-        ids, length = (torch.from_numpy(tokens[n].astype(np.int64)).to(device) for n in ("input_ids", "length"))
-        mask = torch.arange(ids.shape[1], device=device) < length[:, None]
-        result = model(ids, attention_mask=mask, output_attentions=True)
-        best = torch.log_softmax(result.logits.float(), -1).topk(64)
-        np.savez(
-            folder / f"{number}.npz",
-            values=best.values.half().cpu(), ids=best.indices.int().cpu(),
-            attention=result.attentions[-1].half().cpu(),
-        )  # fmt: skip
-        del result, best
 
 
 def usual_once(out: Path, device: torch.device) -> dict[str, Any]:

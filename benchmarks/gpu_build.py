@@ -15,18 +15,17 @@ import torch
 import transformers
 from build import (
     SAMPLE,
-    USUAL_ROWS,
     batches_of,
     beside_the_floor,
     filled,
     seconds,
     settings_for,
-    usual_script,
     with_rows,
 )
 from measuring import in_child, memory
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel, XLMRobertaConfig, set_seed
 from transformers import XLMRobertaForMaskedLM as XLMRoberta
+from usual import USUAL_ROWS, usual_script
 
 from cache_tools import Cache, open_cache
 from cache_tools.attention import enable_capture

@@ -65,12 +65,14 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
             processes=processes,
         )
         _announce(prepared, trainer, distiller, say)
-        if config.dtype == "auto" and arguments.device.type == "cpu":
-            say("measuring whether bfloat16 is faster here (--dtype float32 skips this)")
         best = KeepBest(trainer, config.objective)
-        chosen = checkpoints.frozen(
-            lambda: {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
-        )
+
+        def choose() -> dict[str, bool]:
+            if config.dtype == "auto" and arguments.device.type == "cpu":
+                say("measuring whether bfloat16 is faster here (--dtype float32 skips this)")
+            return {"bf16": choose_bf16(config.dtype, distiller, trainer.a_batch(), arguments.device)}
+
+        chosen = checkpoints.frozen(choose)
         distiller.bf16 = chosen["bf16"]
         shared = f", in {processes.count} processes that share each batch" if processes.count > 1 else ""
         say(f"the student trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")

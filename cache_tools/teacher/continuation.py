@@ -70,12 +70,11 @@ def filled(
     mask = torch.arange(read.shape[1], device=device) < length[:, None]
     hidden = teacher.hidden_states(read, mask, None)
     features = teacher.transform(hidden[torch.from_numpy(row).to(device), torch.from_numpy(position).to(device)])
-    weight, bias = teacher.head.weight[columns].float(), teacher.head.bias[columns].float()
     height = uniform(mix(mix(masked.row_key[row], FILL), position.astype(np.uint64)))  # [T] in [0, 1)
     heights = torch.from_numpy(height).to(device)[:, None]
     drawn = [
         torch.searchsorted(
-            torch.addmm(bias, some.float(), weight.T).double().softmax(1).cumsum(1),  # [t, V'], up to 1
+            teacher.head.logits(some)[:, columns].double().softmax(1).cumsum(1),  # [t, V'], up to 1
             at,
             right=True,
         )

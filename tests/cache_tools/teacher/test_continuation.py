@@ -22,6 +22,7 @@ from cache_tools.teacher.continuation import continued_rows, filled
 from cache_tools.teacher.model import load_teacher
 from cache_tools.text.corpus import PackedRows
 from cache_tools.text.masking import Masking, mask_rows, unmasked
+from cache_tools.text.tokenizer import load_cache_tokenizer
 from cache_tools.verify.verify import TokenStream, verify
 
 VIEWS, CHAIN = 6, 3
@@ -115,7 +116,7 @@ def test_without_its_text_it_could_not_be_completed(caches: tuple[Cache, Cache],
     assert "--detach-text: its views continue one another (--continue-views)" in refused.stderr
     assert not (tmp_path / "part.zarr").exists()
     with pytest.raises(CometError, match="its text alone does not give its tokens; copy it again"):
-        rebuild_tokens(continued, (), (), None, tmp_path)  # type: ignore[arg-type]
+        rebuild_tokens(continued, (), (), load_cache_tokenizer(continued), tmp_path)
 
 
 def test_a_single_view_continues_none(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from helpers import REPOSITORY
 from helpers.builds import Ended, Running
@@ -68,6 +69,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_says_so(trained: Path) -> N
     output = (trained / "output.txt").read_text()
     shape = re.match(r"student: small \(4 layers × (\d+), 6 heads, FFN \d+\), for a teacher of 3,460,160 p", output)
     assert shape is not None, output
+    assert output.count("measuring whether bfloat16 is faster here") == (not torch.cuda.is_available())
     assert f"\nit begins with layers 0, 1, 2, 3 of the teacher's 0–3, cut to width {shape[1]}\n" in output
     assert "attention matched in layer (student ← teacher): 3 ← 3" in output
     row = next(line for line in output.splitlines() if line.startswith("validation KL"))
