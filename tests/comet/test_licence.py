@@ -28,7 +28,7 @@ def test_a_licence_that_restricts_use_is_said_at_every_stage(
     said: list[str] = []
     result = distill([cache], StudentConfig(tmp_path / "student", student="nano", steps=1), said.append)
     card = (result.output / "README.md").read_text(encoding="utf-8")
-    assert f"the teacher afro ({licence})" in card
+    assert f"a teacher in the folder afro ({licence})" in card
     assert metadata_load(result.output / "README.md") == {
         "language": ["kin"], "license": licence, "library_name": "transformers", "pipeline_tag": "fill-mask",
         "tags": ["distillation", "comet-distill"],
