@@ -10,7 +10,7 @@ from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import CARD as CARD
 from cache_tools.store.ledger import Extent
-from cache_tools.store.provenance import attach_call, restricts_use, texts_read
+from cache_tools.store.provenance import attach_call, name_exclusion, restricts_use, texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe, describe_views
 from cache_tools.store.start import describe_start
@@ -93,7 +93,7 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
         attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),
         teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE,
-        start=describe_start(recipe), views=describe_views(recipe),
+        start=describe_start(recipe), views=describe_views(recipe), left_out=name_exclusion(provenance),
     )  # fmt: skip
 
 

@@ -100,3 +100,10 @@ def describe_exclusion(provenance: dict[str, Any]) -> str:
     total, words = count + provenance["documents"], provenance["excluded_run_words"]
     plural = "s" if files > 1 else ""
     return f"{count:,} of {total:,} documents that share {words} words in a row with {files} evaluation file{plural}"
+
+
+def name_exclusion(provenance: dict[str, Any]) -> str | None:
+    """Return what was left out of the text and the names of the evaluation files, None if there were none."""
+    if not (excluded := provenance.get("excluded")):
+        return None
+    return f"{describe_exclusion(provenance)}: {', '.join(str(one.get('name')) for one in excluded)}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from cache_tools.store.provenance import teacher_name, teacher_restriction
+from cache_tools.store.provenance import name_exclusion, teacher_name, teacher_restriction
 from cache_tools.store.reader import Cache
 from cache_tools.templates import render
 from cache_tools.text.hub import GATED
@@ -53,6 +53,7 @@ def model_card(caches: Sequence[Cache], objective: Objective, result: Distilled,
         restriction=teacher_restriction(provenance),
         teacher=_licensed(teacher_name(provenance), provenance.get("teacher_licence")),
         texts=sorted({_licensed(source.get("name"), source.get("licence")) for source in sources}),
+        left_out=sorted({one for cache in caches if (one := name_exclusion(cache.provenance))}),
         caches=[(Path(cache.name).name, cache.cache_id) for cache in caches],
         vocabulary=vocabulary_line(result.vocabulary), measures=measures(result.before, result.after),
         seq_len=caches[0].recipe.seq_len, kl_note=kl_note(caches, result.vocabulary.trimmed),

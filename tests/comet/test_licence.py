@@ -1,4 +1,4 @@
-"""The licence of a teacher, from its card to the student's."""
+"""The licence of a teacher, from its card to the student's; and there, what the text was cleaned of."""
 
 import shutil
 from pathlib import Path
@@ -23,12 +23,18 @@ def test_a_licence_that_restricts_use_is_said_at_every_stage(
 ) -> None:
     teacher = Path(shutil.copytree(sample_teacher, tmp_path / "afro"))
     (teacher / "README.md").write_text(f"---\nlicense: {licence}\n---\n")
-    cache = build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text))
+    line = sample_text.read_text(encoding="utf-8").split("\n")[0]
+    (tmp_path / "dev.txt").write_text(line, encoding="utf-8")
+    cache = build_cache(
+        build_settings(tmp_path / "kin.zarr", teacher, sample_text, exclude=(str(tmp_path / "dev.txt"),))
+    )
     built = capsys.readouterr().out
     said: list[str] = []
     result = distill([cache], StudentConfig(tmp_path / "student", student="nano", steps=1), said.append)
     card = (result.output / "README.md").read_text(encoding="utf-8")
     assert f"a teacher in the folder afro ({licence})" in card
+    assert "  - left out: 1 of " in card
+    assert " documents that share 8 words in a row with 1 evaluation file: dev.txt\n" in card
     assert metadata_load(result.output / "README.md") == {
         "language": ["kin"], "license": licence, "library_name": "transformers", "pipeline_tag": "fill-mask",
         "tags": ["distillation", "comet-distill"],

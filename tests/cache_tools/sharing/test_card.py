@@ -22,7 +22,7 @@ MADE_FROM = {
 }
 
 
-def made_from(root: Path, *texts: dict[str, str], **changes: str) -> Cache:
+def made_from(root: Path, *texts: dict[str, str], **changes: object) -> Cache:
     """A complete small cache of these texts."""
     provenance = MADE_FROM | {"text": list(texts)} | changes
     shards = prepare_cache(root, RECIPE, attributes={"provenance": provenance})
@@ -56,6 +56,17 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     assert verify(tmp_path / "there").damage == []
     assert open_cache(tmp_path / "there").cache_id == cache.cache_id
+    assert "Left out" not in text
+
+
+def test_a_card_names_what_was_left_out(tmp_path: Path) -> None:
+    excluded = [{"name": "dev.tsv"}, {"name": "*test*.txt"}]
+    cache = made_from(
+        tmp_path / "kin", FREE, excluded=excluded, documents=90, excluded_documents=10, excluded_run_words=8
+    )
+    assert push(cache, tmp_path / "there").exit_code == 0
+    said = "10 of 100 documents that share 8 words in a row with 2 evaluation files: dev.tsv, \\*test\\*.txt."
+    assert f"Left out: {said}\n" in (tmp_path / "there" / CARD).read_text()
 
 
 def test_what_a_cache_says_cannot_break_its_card(tmp_path: Path) -> None:
