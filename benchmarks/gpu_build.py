@@ -13,15 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from build import (
-    SAMPLE,
-    batches_of,
-    beside_the_floor,
-    filled,
-    seconds,
-    settings_for,
-    with_rows,
-)
+from floor import SAMPLE, batches_of, beside_the_floor, filled, seconds, settings_for, with_rows
 from measuring import in_child, memory
 from transformers import ModernBertConfig, ModernBertForMaskedLM, PreTrainedModel, XLMRobertaConfig, set_seed
 from transformers import XLMRobertaForMaskedLM as XLMRoberta

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from build import SAMPLE, seconds
+from floor import SAMPLE, seconds
 from gpu_build import Run
 from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM, set_seed
 

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from build import seconds
+from floor import seconds
 from gpu_build import Run, peak_mib, prepared, random_teacher
 from train import Batch, PlainStep, Step
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import torch
-from build import SAMPLE
+from floor import SAMPLE
 from gpu_build import MODELS, SHARPER
 from main_job import run
 from transformers import set_seed
