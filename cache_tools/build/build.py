@@ -106,7 +106,7 @@ def stop_event(hours: float | None = None) -> Iterator[threading.Event]:
 
     def first() -> None:
         stop.set()
-        tqdm.write("stopping after the shard in work (once more to stop at once)")
+        tqdm.write("stopping after the shard in work, which is all that the bar counts now (once more to stop at once)")
 
     with stop_on_signal(first, "stopped at once; the shard in work is lost, run the same command again to go on"):
         if hours is not None:

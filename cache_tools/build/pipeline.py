@@ -62,10 +62,15 @@ class ShardBuffer:
     def __init__(self, cache: Cache, key: ShardKey, batch_size: int, pinned: bool) -> None:
         self.key, self.recipe, self.pinned = key, cache.recipe, pinned
         self.tokens, self.token_files = cache.read_tokens(*key)
-        self.rows = len(self.tokens["length"])
+        self.rows, self.token_count = len(self.tokens["length"]), int(self.tokens["length"].sum())
         specs = {name: spec for name, spec in cache.specs[key.group].items() if name not in TOKEN_ARRAYS}
         self.arrays = {name: np.empty((self.rows, *spec.shape[1:]), spec.dtype) for name, spec in specs.items()}
         self.cut(batch_size)
+
+    @property
+    def tokens_left(self) -> int:
+        """The tokens of the rows that the teacher has not processed."""
+        return int(self.tokens["length"][self.collected_rows :].sum())
 
     def cut(self, batch_size: int) -> None:
         """Start over with batches of `batch_size` rows."""
@@ -165,10 +170,12 @@ def fill(
                     for batch in shard.batches:
                         launched.append((shard, teacher_pass.launch(batch)))
                         collect_until(LAUNCHED_AT_ONCE - 1)
+                        if stop.is_set():  # the time that the bar has left is that of this shard
+                            progress.total = progress.n + shard.tokens_left
                     shard.launched = True
                 except RuntimeError as error:
                     batch_size = smaller_batch(error, shard.batch_size)
-                    progress.update(-int(shard.tokens["length"][: shard.collected_rows].sum()))
+                    progress.update(shard.tokens_left - shard.token_count)
                     launched = deque((s, batch) for s, batch in launched if s is not shard)
                     shard.cut(batch_size)
             if stop.is_set():

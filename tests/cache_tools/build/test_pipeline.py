@@ -12,9 +12,13 @@ import torch
 from helpers.builds import Running, build_arguments, digests
 from helpers.scarce_memory import out_of_memory_above
 from helpers.settings import build_settings
+from tqdm import tqdm
 
 from cache_tools import build_cache, open_cache
-from cache_tools.build.pipeline import ShardBuffer, Throughput, fill
+from cache_tools.build import pipeline
+from cache_tools.build.pipeline import ShardBuffer, Throughput, fill, missing_shards
+from cache_tools.build.prepare import prepare
+from cache_tools.build.resolve import find_inputs
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.settings import BuildSettings
@@ -73,6 +77,23 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory(
     with pytest.raises(RuntimeError, match="the device is gone"):
         build_cache(settings)
     assert len(tried) == 1
+
+
+def test_the_bar_of_a_stopped_build_ends_with_the_shard_in_work(
+    settings: BuildSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = find_inputs(settings)
+    teacher, tokenizer = inputs.load_teacher()
+    prepare(inputs, settings.out, teacher, tokenizer)
+    cache = open_cache(settings.out)
+    bars: list[tqdm] = []
+    show = pipeline.show_progress
+    monkeypatch.setattr(pipeline, "show_progress", lambda **options: bars.append(show(**options)) or bars[-1])
+    stop = threading.Event()
+    stop.set()
+    done = fill(cache, teacher, CPU, stop)
+    assert len(missing_shards(open_cache(settings.out))) == len([*cache.extent.keys()]) - 1
+    assert bars[0].n == bars[0].total == done.tokens
 
 
 @pytest.mark.slow
