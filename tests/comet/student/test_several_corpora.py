@@ -159,6 +159,14 @@ def test_the_student_is_measured_by_language(trained: tuple[Distilled, list[str]
         assert np.average(parts, weights=targets) == pytest.approx(getattr(result.after, name), rel=1e-5)
 
 
+def test_the_card_has_a_table_of_the_caches(trained: tuple[Distilled, list[str]]) -> None:
+    lines = (trained[0].output / "README.md").read_text(encoding="utf-8").splitlines()
+    head = lines.index("| cache | targets | KL, nats | accuracy | teacher's accuracy | same best token |")
+    assert (lines[head - 1], lines[head + 1], lines[head + 5]) == ("", 6 * "|---" + "|", "")
+    assert [line.count("|") for line in lines[head + 2 : head + 5]] == [7, 7, 7]
+    assert not any("\\|" in line for line in lines[head : head + 5])
+
+
 def test_the_student_before_and_after_is_that_of_the_trained(trained: tuple[Distilled, list[str]]) -> None:
     result, said = trained
     before, after = result.row_before, result.row_after
