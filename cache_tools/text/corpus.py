@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, visible
 from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.text.exclusion import NgramIndex, contain_ngram, index_ngrams, words
+from cache_tools.text.exclusion import FEWEST_WORDS, NgramIndex, contain_ngram, index_ngrams, words
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys, mask_rows
 from cache_tools.text.packing import document_hash, is_validation, pack
@@ -72,14 +72,21 @@ def excluded_ngrams(evaluation: tuple[TextFile, ...]) -> NgramIndex:
 
 
 def _item_words(source: TextFile) -> Iterator[list[str]]:
-    """Yield the words of each item that has any."""
-    empty = True
+    """Yield the words of each item that has any. Print if those of a text are too short to exclude more than
+    themselves."""
+    count = short = 0
     for item in items(source):
         if found := words(item):
-            empty = False
+            count += 1
+            short += len(found) < FEWEST_WORDS
             yield found
-    if empty:
+    if not count:
         raise CometError(f"--exclude {source.name}: expected evaluation items, found no words", exit_code=2)
+    if source.format == ".txt" and 2 * short > count:
+        tqdm.write(
+            f"--exclude {visible(source.name)}: {short:,} of its {count:,} items have fewer than {FEWEST_WORDS} words, "
+            "and exclude only documents of just these; if it has one token a line, call it .conll"
+        )
 
 
 def spool_documents(

@@ -27,7 +27,10 @@ from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
-LABELLED_TOKEN = re.compile(r"\S+[ \t]+[A-Z]+(-[A-Z]+)?\s*")  # `Kigali B-LOC`, `ni VERB`
+LABEL, NAME_LABEL = r"[A-Z]+(-[A-Z]+)?", r"(O|[BIESLUbieslu]-\w+)"
+LABELLED_TOKEN = re.compile(  # `ni VERB`, `Kigali B-LOC`, `Kigali NN B-loc`
+    rf"\S+[ \t]+{LABEL}\s*|\S+([ \t]+\S+)*[ \t]+{NAME_LABEL}\s*"
+)
 MAX_LINE_BYTES = 64 * 2**20
 
 
@@ -74,7 +77,8 @@ def _csv_fields(source: TextFile) -> Iterator[str]:
 
 
 def _is_conll(source: TextFile) -> bool:
-    """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS."""
+    """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS, or
+    has more columns, the last of them that of a name."""
     return all(LABELLED_TOKEN.fullmatch(line) for _, line in _lines(source) if line.strip())
 
 

@@ -127,6 +127,9 @@ CONTENT: dict[str, tuple[str, list[str]]] = {
     "a.csv": ('id,text\n1,"Yego, we\nni ""byo"""\n', ["id", "text", "1", 'Yego, we\nni "byo"']),
     "a.conll": ("\nUmwe X Y\nkabiri\n\ngatatu O\n", ["", "Umwe kabiri", "gatatu"]),
     "ner.txt": ("Kigali B-LOC\n. O\n\ncy' O\n", ["Kigali .", "cy'"]),
+    "lower.txt": ("Kigali b-loc\nni O\n", ["Kigali ni"]),
+    "columns.txt": ("-DOCSTART- -X- -X- O\n\nKigali NNP X B-LOC\nni VBZ X O\n", ["-DOCSTART-", "Kigali ni"]),
+    "text.txt": ("Kigali ni umugi\nB-LOC\n", ["Kigali ni umugi", "B-LOC"]),
     "pos.txt": ("Ni\tVERB\n,\tPUNCT\n\n", ["Ni ,", ""]),
 }
 
@@ -156,6 +159,21 @@ def test_a_file_without_items(tmp_path: Path, name: str, content: str, message: 
     with pytest.raises(CometError) as caught:
         excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
     assert (str(caught.value), caught.value.exit_code) == (message, 2)
+
+
+def test_items_too_short_to_exclude_more_than_themselves_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = "Kigali\tlocation\nni\tother\numugi\tother\n"
+    (tmp_path / "ner.txt").write_text(tokens + "umwe kabiri gatatu kane gatanu\n")
+    excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
+    assert capsys.readouterr().out == (
+        "--exclude ner.txt: 3 of its 4 items have fewer than 5 words, and exclude only documents of just these; if it "
+        "has one token a line, call it .conll\n"
+    )
+    (tmp_path / "ner.txt").rename(tmp_path / "ner.conll")
+    excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
+    assert capsys.readouterr().out == ""
 
 
 def test_a_table_with_an_open_quote(tmp_path: Path) -> None:
