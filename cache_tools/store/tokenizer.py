@@ -20,15 +20,16 @@ MAX_STEPS = 64  # entries of a list of normalisers, of a template, …
 MAX_GROWTH = 1024  # factor by which all replacements together may lengthen a text
 MAX_BYTE_LEVELS = 3  # one each for pre-tokeniser, post-processor and decoder; each may double a text
 
-SIMPLE_REGEX = re.compile(
-    r"""(?: (?: \\[pP]\{\w{1,20}\} | \\. | \[(?:\\.|[^\[\]\\])+\] | [^\\()\[\]{}*+?|] )  # one character of some kind
-        (?: [*+?] | \{\d{1,2}(?:,\d{0,2})?\} )?  # how often
-      | \| )*""",
+REGEX_PART = re.compile(
+    r"""(?: \\[pP]\{\w{1,20}\} | \\[^pP] | \[(?:\\.|[^\[\]\\])+\] | [^\\()\[\]{}*+?|] )  # one character of some kind
+        (?P<often> [*+?] | \{ (?P<least>\d{1,2}) (?P<range>,(?P<most>\d{0,2}))? \} )?
+      | \|""",
     re.VERBOSE | re.DOTALL,
 )
-"""No groups, so that no repetition is nested: matching takes at most a power of the text's length in steps."""
-UNBOUNDED = re.compile(r"(?<!\\)[*+]|,\}")
+"""There are no groups, so no repetition is nested. Steps of a match are at most the product of the lengths that each
+repetition may have: a power of the text's length times MAX_CHOICES."""
 MAX_UNBOUNDED = 3  # this power
+MAX_CHOICES = 10_000
 LONGEST_REGEX = 200
 
 Json = dict[str, Any]
@@ -104,7 +105,7 @@ def _check_parts(parts: list[Json], where: str) -> None:
         if "Regex" in part and not is_simple(part["Regex"]):
             raise CometError(
                 f"{where}: a regular expression that may take for ever, {str(part['Regex'])[:80]!r}; expected one "
-                f"without groups, and at most {MAX_UNBOUNDED} unbounded repetitions"
+                f"without groups, at most {MAX_UNBOUNDED} unbounded repetitions, and few of others"
             )
         if part.get("precompiled_charsmap") is not None and not is_charsmap(part["precompiled_charsmap"]):
             raise CometError(f"{where}: precompiled_charsmap: expected a table of characters, found other bytes")
@@ -116,9 +117,22 @@ def _check_parts(parts: list[Json], where: str) -> None:
 
 
 def is_simple(regex: Any) -> bool:
+    """Return whether matching takes a bounded power of the text's length in steps."""
     if not isinstance(regex, str) or len(regex) > LONGEST_REGEX:
         return False
-    return SIMPLE_REGEX.fullmatch(regex) is not None and len(UNBOUNDED.findall(regex)) <= MAX_UNBOUNDED
+    at, unbounded, choices = 0, 0, 1
+    while at < len(regex):
+        part = REGEX_PART.match(regex, at)
+        if part is None:
+            return False
+        at = part.end()
+        if part["often"] in ("*", "+") or part["most"] == "":
+            unbounded += 1
+        elif part["often"] == "?":
+            choices *= 2
+        elif part["range"]:
+            choices *= max(int(part["most"]) - int(part["least"]) + 1, 1)
+    return unbounded <= MAX_UNBOUNDED and choices <= MAX_CHOICES
 
 
 def is_charsmap(value: Any) -> bool:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ TOKENIZER_FILE, CONFIG_FILE = TOKENIZER_FILES
 LONG = 2**18  # characters
 WORD_BOUNDARY = re.compile(r"(?<=[^\s]) (?=[^\s])")
 PROBE = "Umunsi mwiza , abantu bose baje 12.5 km ( kuri 1994 ) - n’uko ẹ̀kọ́ ሰላም 孩子 ! Nuko"
+UNUSABLE = "a text cannot be tokenised", "is tokenizer.json damaged, or of another version of tokenizers?"
 MAX_CONFIG_BYTES = 2**20
 MAX_VOCAB_SIZE = INTEGER_BOUNDS["vocab_size"][1]
 
@@ -93,12 +95,19 @@ def build_tokenizer(data: bytes, settings: dict[str, Any], vocab_size: int, wher
 
 def read_backend(data: bytes, where: str, advice: str = "the cache is damaged") -> Tokenizer:
     """Build the library's tokenizer from a tokenizer.json. Raises CometError if the library cannot read it."""
-    try:
+    with _errors_as(f"{where}: not a tokenizer", advice):
         return Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
+
+
+@contextmanager
+def _errors_as(message: str, advice: str) -> Iterator[None]:
+    """Raise whatever the tokenizers library raises as a CometError: its panics are not Exceptions."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
-    except BaseException as error:  # the library's panics are not Exceptions
-        raise CometError(f"{where}: not a tokenizer ({error}); {advice}") from None
+    except BaseException as error:
+        raise CometError(f"{message} ({str(error)[:200]}); {advice}") from None
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -114,12 +123,14 @@ def encode_texts(
     A long text ends with the piece that reaches `most` tokens.
     Where a text spells a special token, such as `<s>`, and the spelling is itself in the vocabulary, its id becomes
     that of the unknown token, which is never masked: otherwise a text could end rows or mask words.
+    Raises CometError if the library fails.
     """
     special = np.array(sorted(tokenizer.all_special_ids), dtype=np.int32)
     unknown = np.int32(tokenizer.unk_token_id)
     backend = tokenizer.backend_tokenizer
     if sum(map(len, texts)) <= LONG:
-        encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+        with _errors_as(*UNUSABLE):
+            encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
         ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
     else:  # one after another, long ones in pieces: what the library returns takes hundreds of bytes for each token
         split = LONG if reads_in_pieces(backend) else None
@@ -128,7 +139,8 @@ def encode_texts(
 
 
 def _encode(backend: Tokenizer, text: str) -> NDArray[np.int32]:
-    return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+    with _errors_as(*UNUSABLE):
+        return np.array(backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
 
 
 def _encode_pieces(backend: Tokenizer, texts: Iterable[str], most: int | None) -> NDArray[np.int32]:

@@ -129,6 +129,11 @@ ATTACKS = {
         {"type": "Replace", "pattern": {"Regex": "((((a{99}){99}){99}){99}){99}"}, "content": ""},
         "regular expression",
     ),
+    "regex_of_many_ways": normaliser(
+        "A regular expression without groups that matches in 2³⁰ ways.",
+        {"type": "Replace", "pattern": {"Regex": "[a-z]?" * 30 + "[A-Z0-9]"}, "content": ""},
+        "regular expression",
+    ),
     "attached_with_a_regex_bomb": Attack(
         "A detached cache whose tokenizer never comes to an end on the text of whoever attaches it.",
         f"attach --text {SAMPLE_TEXT}",

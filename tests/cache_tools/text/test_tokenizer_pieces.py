@@ -6,8 +6,9 @@ import pytest
 from helpers.tiny_teachers import TEACHERS
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
+from cache_tools.errors import CometError
 from cache_tools.text.corpus import _chunks
 from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 from cache_tools.text.tokenizer import LONG, encode_texts, pieces, reads_in_pieces
@@ -65,3 +66,12 @@ def test_chunks_hold_few_characters_or_one_document(lengths: list[int]) -> None:
     chunks = list(_chunks(texts))
     assert [text for chunk in chunks for text in chunk] == texts
     assert all(sum(map(len, chunk)) <= LONG or len(chunk) == 1 for chunk in chunks)
+
+
+@pytest.mark.parametrize("texts", [["a" * 30 + "Bx x 1"], ["a" * 30 + "Bx x 1", "b " * LONG]])
+def test_a_panic_of_the_library_is_one_error(sample_teacher: Path, texts: list[str]) -> None:
+    """Here of an expression that a cache may not hold, since it matches in too many ways."""
+    tokenizer = load_teacher_tokenizer(str(sample_teacher))
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("[a-z]?" * 30 + "[A-Z0-9][0-9]"), "isolated")
+    with pytest.raises(CometError, match=r"^a text cannot be tokenised \(.*retry-limit.*\); is tokenizer"):
+        encode_texts(tokenizer, texts)
