@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
+from cache_tools.store.layout import ArraySpec
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import read_start, start_arrays
@@ -23,20 +24,30 @@ LARGEST_DIFFERENCE = 0.01  # of an array's norm: float16 and another device's fl
 
 
 def start_errors(cache: Cache) -> Iterator[str]:
-    """Yield the errors in the values of a start."""
+    """Yield the errors in the values of a start, of which at most two chunks are in memory at a time."""
+    specs = start_arrays(cache.recipe)
+    moments = "second_moment" if cache.recipe.start_rope else "norm"
     try:
-        arrays = {name: read_start(cache, name) for name in start_arrays(cache.recipe)}
+        for name, spec in specs.items():
+            for index in spec.chunks():
+                values = read_start(cache, name, *spec.region(index))
+                if name == moments and (values if cache.recipe.start_rope else values[:, 3]).min() < 0:
+                    yield f"{cache.root}: start/{name}: a second moment is negative"
+        if specs and not _is_orthonormal(cache, specs["basis"]):
+            yield f"{cache.root}: start/basis: the columns are not orthonormal"
     except CometError as error:
         yield str(error)
-        return
-    if not arrays:
-        return
-    recipe, basis = cache.recipe, arrays["basis"].astype(float)
-    if np.abs(basis.T @ basis - np.eye(recipe.start_width)).max() > ORTHONORMAL:
-        yield f"{cache.root}: start/basis: the columns are not orthonormal"
-    name, moments = ("second_moment", arrays["second_moment"]) if recipe.start_rope else ("norm", arrays["norm"][:, 3])
-    if moments.min() < 0:
-        yield f"{cache.root}: start/{name}: a second moment is negative"
+
+
+def _is_orthonormal(cache: Cache, spec: ArraySpec) -> bool:
+    columns = [spec.region(index) for index in spec.chunks()]
+    for number, one in enumerate(columns):
+        of_one = read_start(cache, "basis", *one).astype(float)  # [H, b]
+        for other in columns[number:]:
+            product = of_one.T @ read_start(cache, "basis", *other).astype(float)  # [b, b]
+            if np.abs(product - (np.eye(len(product)) if other == one else 0.0)).max() > ORTHONORMAL:
+                return False
+    return True
 
 
 def compare_start(cache: Cache, teacher: "Teacher", device: "torch.device") -> list[str]:

@@ -26,6 +26,7 @@ from cache_tools.store.reader import Vocabulary
 from cache_tools.store.recipe import Recipe
 from cache_tools.text.masking import Masking, mask_rows, unmasked
 
+REMASKED_AT_ONCE = 2**18  # positions, at some hundred bytes each
 MASS = 2e-3  # largest deviation of kept and tail mass from 1
 
 
@@ -37,27 +38,42 @@ def _first(wrong: NDArray[np.bool_]) -> str:
 
 
 def _token_errors(arrays: Arrays, recipe: Recipe, group: str, shard: int, seen: NDArray[np.int32]) -> Iterator[str]:
-    """Check that rows are `bos … eos` and padding, with the masks that seed, view and tokens determine.
+    """Check that rows are `bos … eos` and padding, with the masks that seed, view and tokens determine."""
+    rows, at_once = len(arrays["length"]), max(REMASKED_AT_ONCE // recipe.seq_len, 1)
+    wrong: dict[str, NDArray[np.bool_]] = {}  # by what is wrong, which rows are [R]
+    for start in range(0, rows, at_once):
+        here = slice(start, start + at_once)
+        view = (shard * recipe.rows_per_shard + np.arange(rows)[here]) // (recipe.rows(group) // recipe.views)
+        part = {name: arrays[name][here] for name in TOKEN_ARRAYS}
+        for fault, found in _faulty_rows(part, recipe, view, seen):
+            wrong.setdefault(fault, np.zeros(rows, dtype=bool))[here] |= found
+    for fault, found in wrong.items():
+        if found.any():
+            yield f"{fault} at {_first(found)}"
+
+
+def _faulty_rows(
+    arrays: Arrays, recipe: Recipe, view: NDArray, seen: NDArray[np.int32]
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Yield what may be wrong, and with which of these rows [R] it is; `view` is that of each.
 
     The rows are unmasked and masked again, which proves positions, labels, replacements and row keys.
     """
     length = arrays["length"].astype(np.int64)  # [R]
-    tokens, rows = unmasked(arrays), len(length)
-    if np.any(wrong := (np.arange(recipe.seq_len) >= length[:, None]) & (tokens != recipe.pad_id)):
-        yield f"input_ids: expected {recipe.pad_id} in the padding, found another id at {_first(wrong)}"
-    ends = (tokens[:, 0] != recipe.bos_id) | (tokens[np.arange(rows), length - 1] != recipe.eos_id)
-    if np.any(ends):
-        yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others at {_first(ends)}"
+    tokens = unmasked(arrays)  # [R, L]
+    is_wrong = (np.arange(recipe.seq_len) >= length[:, None]) & (tokens != recipe.pad_id)
+    yield f"input_ids: expected {recipe.pad_id} in the padding, found another id", is_wrong.any(1)
+    is_wrong = (tokens[:, 0] != recipe.bos_id) | (tokens[np.arange(len(tokens)), length - 1] != recipe.eos_id)
+    yield f"input_ids: expected rows from {recipe.bos_id} to {recipe.eos_id}, found others", is_wrong
     masking = Masking(recipe.mask_prob, recipe.seed, recipe.mask_id, recipe.special_ids, seen)
-    view = (shard * recipe.rows_per_shard + np.arange(rows)) // (recipe.rows(group) // recipe.views)  # [R]
     for number in np.unique(view):
         chosen = view == number
         expected = mask_rows(tokens[chosen], arrays["length"][chosen], int(number), masking)
         for name in TOKEN_ARRAYS:
-            differs = (arrays[name][chosen] != getattr(expected, name)).reshape(chosen.sum(), -1).any(1)
-            if np.any(differs):
-                row = int(np.flatnonzero(chosen)[np.flatnonzero(differs)[0]])
-                yield f"{name}: differs from the masking of view {number} at row {row} (of {differs.sum()})"
+            is_wrong = np.zeros(len(view), dtype=bool)
+            differs = arrays[name][chosen] != getattr(expected, name)
+            is_wrong[chosen] = differs.reshape(chosen.sum(), -1).any(1)
+            yield f"{name}: differs from the masking of view {number}", is_wrong
 
 
 def _table_errors(arrays: Arrays, names: Iterable[str]) -> Iterator[str]:

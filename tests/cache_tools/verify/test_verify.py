@@ -158,6 +158,19 @@ def test_what_a_dead_builder_left_is_noted(copy: Callable[..., Path]) -> None:
     assert "train/sample_id/c/1/0/0/0: of an uncommitted shard; the next build replaces it" in report.notes
 
 
+def test_rows_are_masked_again_some_at_a_time(copy: Callable[[], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And named by their numbers in the shard."""
+    root = copy()
+    assert verify(root, deep=True).damage == []
+    keys = np.array(open_cache(root).read_shard("train", 0)["row_key"])
+    keys[[5, 7]] += np.uint64(1)
+    rewrite(root, "row_key", keys)
+    for at_once in (1, 300):
+        monkeypatch.setattr("cache_tools.verify.values.REMASKED_AT_ONCE", at_once)
+        (damage,) = verify(root, deep=True).damage
+        assert "row_key: differs from the masking of view 0 at row 5 (of 2)" in damage.message
+
+
 SAMPLE, BEST, HOT = KINDS
 WRONG = {
     "another mask": (
