@@ -19,7 +19,7 @@ from comet.report.summary import announcement, sample_row
 from comet.settings import Distilled, StudentConfig
 from comet.student.model import begins_with
 from comet.train.callbacks import KeepBest, LiveLine
-from comet.train.checkpoints import STATE, Checkpoints, SaveCheckpoints, is_finished
+from comet.train.checkpoints import KEPT, STATE, Checkpoints, SaveCheckpoints, is_finished
 from comet.train.dataset import CacheRows, CacheShard, arrays_to_read, teacher_mass_outside
 from comet.train.distiller import Distiller
 from comet.train.distributed import Processes
@@ -143,8 +143,9 @@ def _train(
     settings = dict(prepared.config.arguments)
     every_epoch = settings.get("save_strategy") == "epoch"
     saver = SaveCheckpoints(
-        best, prepared.config.save_minutes, trainer.processes, settings.get("save_steps"), every_epoch
-    )
+        best, prepared.config.save_minutes, trainer.processes, settings.get("save_steps"), every_epoch,
+        settings.get("save_total_limit", KEPT),
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     for callback in (LiveLine(), best, saver):
         trainer.add_callback(callback)

@@ -31,7 +31,7 @@ from comet.student.vocabulary import (
     why_not_trimmed,
 )
 from comet.train.arguments import try_optimiser
-from comet.train.checkpoints import KEPT
+from comet.train.checkpoints import OF_CHECKPOINTS
 from comet.train.dataset import CacheShard, Collator, held_recipe, require_compatible, shards_of, student_collator
 
 
@@ -148,7 +148,7 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
         vocabulary=vocabulary,
         tokenizer=student_tokenizer(caches[0], vocabulary),
         shape=shape,
-        identity=run_identity(config, caches),
+        identity=run_identity(config, caches) | {"student": str(shape)},
         training=training,
         validation=validation,
     )
@@ -198,8 +198,8 @@ def peak_learning_rate(config: StudentConfig, shape: StudentShape) -> float:
 def default_epochs(config: StudentConfig, rows: int) -> float:
     """Return how often so many training rows are read: as the objective says for a random body, or for one that has
     learnt before."""
-    objective = config.objective
-    steps = rows / (config.batch_size or objective.batch_size)
+    objective, accumulated = config.objective, dict(config.arguments).get("gradient_accumulation_steps", 1)
+    steps = rows / ((config.batch_size or objective.batch_size) * accumulated)
     return float(objective.default_epochs(steps, _has_learnt(config)))
 
 
@@ -226,7 +226,6 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "seed": config.seed,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "save_total_limit": KEPT,
         "eval_strategy": "steps" if config.validate_steps else "epoch",
         "eval_steps": config.validate_steps,
         "logging_steps": 10,
@@ -237,7 +236,7 @@ def training_arguments(config: StudentConfig, shape: StudentShape) -> TrainingAr
         "use_cpu": world_size > 1 and not torch.cuda.is_available(),
         "ddp_find_unused_parameters": False,
     }
-    settings = {name: value for name, value in config.arguments if name not in ("save_strategy", "save_steps")}
+    settings = {name: value for name, value in config.arguments if name not in OF_CHECKPOINTS}
     if world_size == 1 and (alone := [name for name in settings if name.startswith("ddp_")]):
         raise CometError(f"--set {alone[0]}: only for several processes; start with torchrun", exit_code=2)
     try:

@@ -152,7 +152,7 @@ def announcement(
         pairs = ", ".join(f"{student} ← {teacher}" for teacher, student in distiller.matched)
         lines.append(f"attention matched in layer (student ← teacher): {pairs}")
     elif is_used(objective.attention_weight):
-        lines.append("the cache holds no attention: logits only")
+        lines.append("the cache holds no attention: that part of the objective is left out")
     if objective.differs_from_paper:
         lines.append(f"objective {objective.name}, which differs from the paper in this:")
         lines += [f"  - {difference}" for difference in objective.differs_from_paper]

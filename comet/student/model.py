@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from cache_tools.errors import CometError, first_line
 from cache_tools.models import max_positions
+from cache_tools.places.foreign import named
 from cache_tools.store.reader import Cache, Vocabulary
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
@@ -134,12 +135,19 @@ def earlier_student(
                 "teacher, or --init cache",
                 exit_code=2,
             )
-        student: PreTrainedModel = family.model_class.from_pretrained(
-            folder, local_files_only=True, **family.dropout(dropout)
+        student: PreTrainedModel
+        student, loaded = family.model_class.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **family.dropout(dropout)
         )
         tokens = load_tokenizer(folder).get_vocab()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CometError(f"{expected} ({first_line(error)})", exit_code=2) from error
+    if missing := sorted(loaded["missing_keys"]):
+        raise CometError(
+            f"--init {folder}: its weights lack {named(missing)}, which would be random numbers; give the folder of a "
+            "masked LM, such as comet-train writes",
+            exit_code=2,
+        )
     wanted = student_tokenizer(caches[0], vocabulary).get_vocab()
     if unlike := [token for token in sorted(tokens | wanted) if tokens.get(token) != wanted.get(token)]:
         raise CometError(

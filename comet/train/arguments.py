@@ -113,12 +113,11 @@ WORKS: dict[str, Values] = {
     "max_grad_norm": _number(),
     "gradient_accumulation_steps": _whole(1),
     "activation_checkpointing": _truth(),
-    "activation_checkpointing_kwargs": _table(),
     "full_determinism": _truth(),
     "use_cpu": _truth(),
     "save_strategy": _one_of("no", "steps", "epoch"),  # beside --save-minutes
     "save_steps": _whole(1),
-    "save_total_limit": _whole(2),  # the older one is whole while the newer one is written
+    "save_total_limit": _whole(1),
     "ddp_backend": _one_of("gloo", "nccl"),
     "ddp_timeout": _whole(1),
     "ddp_bucket_cap_mb": _whole(1),
@@ -149,7 +148,6 @@ _SAID_BY = {
     "--resume": ("resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
     "--recipe": ("label_smoothing_factor",),
     "--set activation_checkpointing": ("gradient_checkpointing",),
-    "--set activation_checkpointing_kwargs": ("gradient_checkpointing_kwargs",),
 }
 _NOT_HERE = {
     "the student is the best checkpoint anyway": (
@@ -173,6 +171,9 @@ _NOT_HERE = {
     ),
     f"expected one of the optimisers {', '.join(OPTIMISERS)}, which take no more settings": (
         *("optim_args", "optim_target_modules"),
+    ),
+    "reentrant checkpointing would drop the gradient of attention, so there is one way": (
+        *("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"),
     ),
     "nothing is uploaded; share the student's folder with `hf upload`": (
         *("push_to_hub", SECRET, "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
@@ -256,8 +257,6 @@ def _conflicts(given: dict[str, Any]) -> Iterable[tuple[str, str]]:
         yield from ((name, "has no meaning with adafactor") for name in given if name.startswith("adam_"))
     if given.get("lr_scheduler_type") == "constant" and "warmup_steps" in given:
         yield "warmup_steps", "has no meaning with a constant rate; give lr_scheduler_type=constant_with_warmup"
-    if "activation_checkpointing_kwargs" in given and not given.get("activation_checkpointing"):
-        yield "activation_checkpointing_kwargs", "needs activation_checkpointing=true"
     if (given.get("save_strategy") == "steps") != ("save_steps" in given):
         name = "save_steps" if "save_steps" in given else "save_strategy"
         yield name, "save_strategy=steps and save_steps=N need each other"

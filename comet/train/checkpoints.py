@@ -8,6 +8,7 @@ alone; the disk space for it is reserved from the start.
 
 import errno
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable
@@ -29,7 +30,13 @@ RUN, CHOSEN, RUNS, COMPLETE = "run.json", "chosen.json", "runs", "complete.json"
 ROOM, STATE = "room", "trainer_state.json"
 BESIDE_WEIGHTS = 2**20  # bytes of the other files of a finished training
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # some file systems of networks
+NAME = re.compile(r"checkpoint-(\d{1,18})")
 KEPT = 2
+OF_CHECKPOINTS = (
+    "save_strategy",
+    "save_steps",
+    "save_total_limit",
+)  # of SaveCheckpoints
 
 
 class Checkpoints:
@@ -60,6 +67,9 @@ class Checkpoints:
         except filelock.Timeout:
             raise CometError(f"{self.folder}: another process is training here; choose another --output") from None
         if resume:
+            for path in _checkpoints(self.folder):  # cut off by a crash: one would count among those that are kept
+                if not is_whole(path):
+                    shutil.rmtree(path)
             earlier = read_checked(self.folder / RUN)
             changed = [name for name in run | earlier if earlier.get(name) != run.get(name)]
             if changed:
@@ -145,8 +155,14 @@ def _given(value: object) -> str:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest complete checkpoint."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
-    return next((path for path in found if is_whole(path)), None)
+    return next((path for path in _checkpoints(folder) if is_whole(path)), None)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return all checkpoints, whole or not, the newest first."""
+    steps = {path: NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")}
+    found = {path: int(name[1]) for path, name in steps.items() if name is not None}
+    return sorted(found, key=lambda path: found[path], reverse=True)
 
 
 def seal(checkpoint: Path, finished: bool = False) -> None:
@@ -178,8 +194,9 @@ class SaveCheckpoints(TrainerCallback):
     """Write a checkpoint every few minutes, and every few steps or epochs if asked for, and a last one when `stop` is
     set, in any process; then all stop.
 
-    Adds the best student and the list of files to the Trainer's own. At the last step of an epoch a checkpoint is
-    written after the validation, which it must hold, and at the last step of all never.
+    Adds the best student and the list of files to the Trainer's own; then all but the newest `kept` go. At the last
+    step of an epoch a checkpoint is written after the validation, which it must hold, and at the last step of all
+    never.
     """
 
     def __init__(
@@ -189,8 +206,9 @@ class SaveCheckpoints(TrainerCallback):
         processes: Processes | None = None,
         every_steps: int | None = None,
         every_epoch: bool = False,
+        kept: int = KEPT,
     ) -> None:
-        self.best = best
+        self.best, self.kept = best, kept
         self.seconds = minutes * 60
         self.every_steps, self.every_epoch = every_steps, every_epoch
         self.processes = processes or Processes()
@@ -218,4 +236,6 @@ class SaveCheckpoints(TrainerCallback):
             with writing_checkpoint(folder):
                 self.best.save(folder)
                 seal(folder)
+                for earlier in _checkpoints(folder.parent)[self.kept :]:
+                    shutil.rmtree(earlier)
         self.last = time.monotonic()

@@ -76,11 +76,19 @@ class Distiller(nn.Module):
         )
         self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
         layers = student.config.num_hidden_layers
-        if objective.layer_map is None:
-            matched = match_layers(cache, layers)
+        if not self.matches_attention:
+            self.matched: LayerMap = ()
+        elif objective.layer_map is None:
+            self.matched = match_layers(cache, layers)
         else:
-            matched = _explicit_layers(objective.layer_map, cache, layers)
-        self.matched = matched if self.matches_attention else ()
+            self.matched = _explicit_layers(objective.layer_map, cache, layers)
+        if not (self.matches_attention or is_used(objective.kd_weight) or is_used(objective.hard_weight)):
+            without = ", and the cache holds no attention" * is_used(objective.attention_weight)
+            raise CometError(
+                f"objective {objective.name}: nothing to learn from: kd_weight and hard_weight are 0"
+                f"{without or ', and so is attention_weight'}",
+                exit_code=2,
+            )
         index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
         # not a list, whose copy to a GPU each step would wait for
         self.register_buffer("cached_index", torch.tensor(index, dtype=torch.int64), persistent=False)

@@ -142,6 +142,8 @@ class Objective:
         for name in above_zero + ([] if isinstance(self.temperature, Steps) else ["temperature"]):
             if not 0 < getattr(self, name) <= MOST:
                 raise ValueError(f"{name} {getattr(self, name):.6g}: expected a number above 0, up to {MOST}")
+        if self.layer_map is not None and not self.layer_map:
+            raise ValueError("layer_map: expected pairs of layers; for no attention give attention_weight = 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}: expected 0 to below 1")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from cache_tools import Cache
@@ -157,3 +158,19 @@ def test_an_earlier_student_of_another_family_is_refused(
     )
     with pytest.raises(CometError, match=expected):
         earlier_student(tmp_path, [cache], full_vocabulary(cache.recipe), 0.0)
+
+
+@pytest.mark.parametrize("lacks", ["lm_head.dense.weight", "roberta.encoder.layer.1.output.dense.bias"])
+def test_an_earlier_student_lacks_no_weight(cache: Cache, tmp_path: Path, lacks: str) -> None:
+    """Those of a model that has been fine-tuned, or of a file cut by hand, would begin as random numbers."""
+    vocabulary = full_vocabulary(cache.recipe)
+    new_student(SHAPE, [cache], vocabulary, dropout=0.0, seed=0).save_pretrained(tmp_path)
+    student_tokenizer(cache, vocabulary).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights[lacks]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        CometError, match=rf"--init {tmp_path}: its weights lack {lacks}, which would be random"
+    ) as caught:
+        earlier_student(tmp_path, [cache], vocabulary, 0.0)
+    assert caught.value.exit_code == 2

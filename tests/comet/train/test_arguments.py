@@ -107,7 +107,7 @@ def test_a_token_is_not_repeated() -> None:
         ("logging_steps", "0", "expected a whole number from 1"),
         ("logging_steps", "2.5", "expected a whole number from 1"),
         ("logging_steps", "9" * 5000, "expected a whole number from 1"),
-        ("save_total_limit", "1", "expected a whole number from 2"),
+        ("save_total_limit", "0", "expected a whole number from 1"),
         ("save_steps", "", "expected a whole number from 1"),
         ("use_cpu", "maybe", "expected true or false"),
         ("use_cpu", "1", "expected true or false"),
@@ -141,7 +141,6 @@ def test_values_are_parsed_by_the_field_s_type() -> None:
     [
         ({"optim": "adafactor", "adam_beta1": "0.5"}, "adam_beta1=0.5: has no meaning with adafactor"),
         ({"lr_scheduler_type": "constant", "warmup_steps": "9"}, "give lr_scheduler_type=constant_with_warmup"),
-        ({"activation_checkpointing_kwargs": "{}"}, "needs activation_checkpointing=true"),
         ({"save_strategy": "steps"}, "save_strategy=steps and save_steps=N need each other"),
         ({"save_steps": "5"}, "save_strategy=steps and save_steps=N need each other"),
         ({"logging_strategy": "epoch", "logging_steps": "5"}, "has no meaning with logging_strategy=epoch"),
@@ -247,11 +246,10 @@ def test_activation_checkpointing_computes_layers_again(train: Train, monkeypatc
 
     monkeypatch.setattr(XLMRobertaIntermediate, "forward", counted)
     plain, once = weights(train()), calls[0]
-    for more in ({}, {"activation_checkpointing_kwargs": {"use_reentrant": False}}):
-        calls[0] = 0
-        again = weights(train(activation_checkpointing="true", **more))
-        assert calls[0] == 2 * once
-        assert torch.allclose(again, plain, atol=1e-5)
+    calls[0] = 0
+    again = weights(train(activation_checkpointing="true"))
+    assert calls[0] == 2 * once
+    assert torch.allclose(again, plain, atol=1e-5)
 
 
 def test_full_determinism_is_asked_of_torch(train: Train) -> None:

@@ -184,3 +184,17 @@ def test_a_layer_map_is_taken_as_given(cache: Cache) -> None:
 def test_layers_that_are_not_there(cache: Cache, pairs: tuple[tuple[int, int], ...], said: str) -> None:
     with pytest.raises(CometError, match=f"^layer_map: {said}"):
         distiller_of(cache, replace(DEFAULT, layer_map=pairs))
+
+
+def test_an_objective_without_anything_to_learn_from_is_refused(cache: Cache) -> None:
+    """A training would run to its end, and change nothing."""
+    bare = replace(cache.recipe, attention_layers=())
+    nothing = replace(DEFAULT, kd_weight=0.0, layer_map=((-1, -1),))
+    with pytest.raises(CometError, match=r"kd_weight and hard_weight are 0, and the cache holds no attention$"):
+        Distiller(distiller_of(cache, DEFAULT).student, bare, nothing)
+    with pytest.raises(
+        CometError, match=r"^objective default: nothing to learn from: .* 0, and so is attention_weight$"
+    ):
+        distiller_of(cache, replace(nothing, attention_weight=0.0))
+    unused = replace(DEFAULT, attention_weight=0.0, layer_map=((99, 0),))
+    assert distiller_of(cache, unused).matched == ()

@@ -78,6 +78,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
         ("temperature = [[0.5, 2.0]]", "expected rising shares"),
         ('logit_loss = "topk"', "logit_loss 'topk': expected kl, residual"),
         ("logit_loss = 1", "logit_loss 1: expected text"),
+        ("layer_map = []", "layer_map: expected pairs of layers; for no attention give attention_weight = 0"),
         ("layer_map = [[1.5, 0]]", "layer_map 1.5: expected a whole number"),
         ("dropout = 1", "dropout 1.0: expected 0 to below 1"),
         ("epochs = 1.5", "epochs 1.5: expected a whole number"),
@@ -173,6 +174,8 @@ def test_a_body_that_has_learnt_is_trained_for_fewer_epochs(init: str, rows: int
     assert default_epochs(config, rows) == epochs
     assert default_epochs(replace(config, objective=PAPER), rows) == 15
     assert default_epochs(replace(config, batch_size=32), 2 * rows) == epochs
+    accumulating = replace(config, batch_size=8, arguments=(("gradient_accumulation_steps", 4),))
+    assert default_epochs(accumulating, 2 * rows) == epochs, "as many steps of the optimiser"
     assert default_epochs(replace(config, objective=replace(DEFAULT, epochs=3)), rows) == 3, "as a recipe says"
 
 

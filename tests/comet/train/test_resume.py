@@ -232,6 +232,34 @@ def test_a_damaged_checkpoint_is_never_taken(stopped: StudentConfig, damage: str
     assert newest_checkpoint(second.parent) == first
 
 
+def test_what_a_crash_cut_off_is_not_kept_in_place_of_a_whole_checkpoint(
+    cache: Cache, stopped: StudentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would count as the newest, and the first checkpoint of the resumed training would let the whole ones go."""
+    first, second = sorted(checkpoints_of(stopped.output), key=lambda path: int(path.name.split("-")[1]))
+    (second / "complete.json").unlink()
+    (second.parent / "checkpoint-5.bak").mkdir()
+
+    def refuse(folder: Path) -> None:
+        raise CometError("the disk is full")
+
+    monkeypatch.setattr("comet.train.checkpoints.seal", refuse)
+    with pytest.raises(CometError, match="the disk is full"):
+        distill([cache], replace(stopped, resume=True))
+    assert newest_checkpoint(second.parent) == first
+
+
+def test_another_shape_in_the_same_file_is_refused(cache: Cache, tmp_path: Path) -> None:
+    shape = tmp_path / "shape.json"
+    fields = {"num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    shape.write_text(json.dumps(fields))
+    config = StudentConfig(tmp_path / "student", student=str(shape), steps=6, batch_size=4, save_minutes=0)
+    die_when_trained(cache, config)
+    shape.write_text(json.dumps(fields | {"num_attention_heads": 2}))
+    with pytest.raises(CometError, match=r"begun differently \(student: .*32, 4 heads.* before, .*32, 2 heads.* now\)"):
+        distill([cache], replace(config, resume=True))
+
+
 def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
     config = StudentConfig(tmp_path / "student", student="nano", steps=2)
     with Checkpoints(config.output, {}, resume=False), pytest.raises(CometError, match="another process is training"):
