@@ -34,8 +34,9 @@ WORDS_AFTER = 8  # tokens that are shown after the last of these targets
 def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
     """Return a sentence on how the validation KL is measured from these caches."""
     corpus = "the corpus" if len(caches) == 1 else "each target's own corpus"
-    among = f" among the tokens of {corpus}" if trimmed else ""
-    note = f"The KL{among} is {teacher_targets(caches[0].recipe).kl_note}."
+    targets = teacher_targets(caches[0].recipe)
+    among = f" among the tokens of {corpus}{targets.trimmed_note}" if trimmed else ""
+    note = f"The KL{among} is {targets.kl_note}."
     return note + " Accuracies are among the same tokens, the teacher's, too." * trimmed
 
 

@@ -60,6 +60,8 @@ def first_kept(kept_id: Tensor) -> Tensor:
 class TopkTargets:
     """The best k tokens and the mass of all others."""
 
+    trimmed_note: ClassVar[str] = ""
+
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
         self.kl_note = (
@@ -114,6 +116,8 @@ class TopkTargets:
 class ThresholdTargets:
     """A threshold sample of the distribution at each temperature; temperature 1 is always stored."""
 
+    trimmed_note: ClassVar[str] = ", times the teacher's mass on them,"
+
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures = recipe.temperatures
         self.kl_note = f"estimated from up to {recipe.top_k} sampled tokens at each target"
@@ -127,7 +131,15 @@ class ThresholdTargets:
 
     def condition(self, batch: Batch, scored: ScoredIds) -> Batch:
         kept_id, logweight = in_student_ids(batch["sample_id"], batch["sample_logweight"], scored)
-        return {"sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"]}
+        every, seen = (
+            weights[:, self.temperatures.index(1.0)].logsumexp(1, keepdim=True)
+            for weights in (batch["sample_logweight"], logweight)
+        )
+        seen_logmass = (seen - every).masked_fill(seen == -torch.inf, 0.0)  # [T, 1]; of none kept, nothing to divide
+        return {
+            "sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"],
+            "seen_logmass": seen_logmass,
+        }  # fmt: skip
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:
         """Return the estimated KL [T]. Raises ValueError if `temperature` is not stored."""
@@ -136,9 +148,12 @@ class ThresholdTargets:
         return sampled_kl(logweight, entropy, student.kept, student.rest, temperature)
 
     def teacher_logprob(self, batch: Batch) -> Tensor:
-        """Return log-probabilities [T, k] of the certain tokens; those of the drawn ones, which stand for others too,
-        are −∞. The first that is kept counts as certain, also where a trimmed vocabulary lacks the best."""
+        """Return log-probabilities [T, k] of the certain tokens, those of a conditioned teacher among the tokens of the
+        corpus; those of the drawn ones, which stand for others too, are −∞. The first that is kept counts as certain,
+        also where a trimmed vocabulary lacks the best."""
         logweight = batch["sample_logweight"][:, self.temperatures.index(1.0)]
+        if "seen_logmass" in batch:
+            logweight = (logweight - batch["seen_logmass"]).clamp(max=0.0)  # the mass is estimated
         first = first_kept(self.kept_id(batch, 1.0))
         others = logweight.scatter(1, first, -torch.inf)
         drawn = others.masked_fill(others == -torch.inf, torch.inf).amin(1, keepdim=True)  # all drawn weigh the same

@@ -172,7 +172,10 @@ def test_a_threshold_cache_trains_too(threshold_cache: Cache, tmp_path: Path) ->
     done = train("--cache", str(threshold_cache.root), "--steps", "40", "--output", "student", folder=tmp_path)
     assert done.code == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("validation KL"))
-    estimated = "The KL among the tokens of the corpus is estimated from up to 16 sampled tokens at each target."
+    estimated = (
+        "The KL among the tokens of the corpus, times the teacher's mass on them, is estimated from up to 16 sampled "
+        "tokens at each target."
+    )
     assert estimated in done.stdout
     before, after, _ = (float(number) for number in row.split()[-3:])
     assert after < before

@@ -33,6 +33,7 @@ from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
+from comet.train.signals import first_kept, teacher_targets
 from comet.train.validation import validate, validation_rows
 
 CPU = torch.device("cpu")
@@ -112,6 +113,23 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     batch = translated(rows.__getitems__(list(range(len(rows)))))
     kept, tail = batch["topk_logprob"].exp(), batch["tail_logmass"][:, cache.recipe.temperatures.index(1.0)].exp()
     np.testing.assert_allclose(look.teacher_confidence, kept.max(1).values / (kept.sum(1) + tail), rtol=1e-4)
+
+
+def test_the_teacher_s_confidence_is_among_the_tokens_of_the_corpus(threshold_cache: Cache) -> None:
+    """As are the student's, and both accuracies: else the teacher would seem less sure than it is right."""
+    vocabulary, recipe = trimmed_vocabulary([threshold_cache]), threshold_cache.recipe
+    rows = CacheRows(shards_of([threshold_cache], "validation"), threshold_cache.extent.arrays)
+    whole = collate(rows.__getitems__(list(range(len(rows)))), recipe)
+    batch = in_vocabulary(whole, vocabulary, recipe)
+    every, kept = (b["sample_logweight"][:, recipe.temperatures.index(1.0)].exp() for b in (whole, batch))  # [T, k]
+    found = teacher_targets(recipe).teacher_logprob(batch).exp()
+    some = kept.sum(1) > 0
+    mass = kept.sum(1) / every.sum(1)
+    assert (mass[some] < 0.9).any(), "the teacher knows tokens that the corpus lacks"
+    first = first_kept(teacher_targets(recipe).kept_id(batch, 1.0))
+    expected = (kept.gather(1, first)[:, 0] / mass).clamp(max=1)
+    np.testing.assert_allclose(found.gather(1, first)[some, 0], expected[some], rtol=1e-4)
+    assert not found[~some].any()
 
 
 def test_confidence_is_the_largest_probability_of_the_softmax(look: Analysis, plain: SimpleNamespace) -> None:
