@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cache_tools.checks import require_number, require_text, require_types, require_whole, shown
 from cache_tools.errors import CometError
-from cache_tools.signals import FAMILIES, LOGITS
+from cache_tools.signals import DTYPES, FAMILIES, LOGITS
 
 HUB_PREFIX = "hf:"  # marks a data set of the hub, where a file is also allowed
 ATTENTION_KEYS = 16
@@ -86,6 +86,7 @@ class BuildSettings:
         require(ok, "--max-tokens", self.max_tokens, "a whole number of at least 1, below 2^63")
         ok = self.batch_size is None or 1 <= self.batch_size <= LARGEST_BATCH
         require(ok, "--batch-size", self.batch_size, f"1 to {LARGEST_BATCH}")
+        require(self.dtype in (AUTO, *DTYPES), "--dtype", self.dtype, f"{AUTO}, {', '.join(DTYPES)}")
         listed = ",".join(f"{t:g}" if isinstance(t, float) else shown(t) for t in self.temperatures)
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
@@ -140,6 +141,8 @@ class RecheckSettings:
             raise CometError(f"--teacher {self.teacher!r}: expected a folder or a name on the hub", exit_code=2)
         require_whole(self.rows, "--rows", 1, 2**40)
         require_whole(self.seed, "--seed", 0, 2**63 - 1)
+        if self.dtype not in (AUTO, *DTYPES):
+            raise CometError(f"--dtype {shown(self.dtype)}: expected {AUTO}, {', '.join(DTYPES)}", exit_code=2)
         if self.batch_size is not None:
             require_whole(self.batch_size, "--batch-size", 1, LARGEST_BATCH)
 

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from cache_tools.checks import require_types
 from cache_tools.errors import CometError
 
 SEAL_POLL_SECONDS = 1.0
@@ -23,11 +24,18 @@ Found = TypeVar("Found")
 @dataclass(frozen=True)
 class Worker:
     """One of `count` workers, `index` from 0. If `waits`, the first prepares the text, as for ranks of torchrun, which
-    share a folder; other workers prepare it themselves unless it is prepared."""
+    share a folder; other workers prepare it themselves unless it is prepared. Raises CometError for an index that is
+    not below the count."""
 
     index: int = 0
     count: int = 1
     waits: bool = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
+        if not 0 <= self.index < self.count:
+            found = f"{self.index} of {self.count}"
+            raise CometError(f"worker: expected an index from 0, below the count, found {found}", exit_code=2)
 
     def takes(self, position: int) -> bool:
         """Return whether the shard at this position of the whole cache is this worker's."""

@@ -111,9 +111,10 @@ def _part_of_whole(cache: Cache) -> str:
 
 def _texts(records: list[dict[str, Any]]) -> str:
     """Return the names of the texts; of several with the tokens that are of each, if the cache says so."""
+    counts = [f" ({one['tokens']:,} tokens)" if one.get("tokens") is not None else "" for one in records]
     told = [
-        str(record["name"]) + (f" ({record['tokens']:,} tokens)" if len(records) > 1 and "tokens" in record else "")
-        for record in records
+        str(record["name"]) + (count if len(records) > 1 else "")
+        for record, count in zip(records, counts, strict=True)
         if record.get("name")
     ]
     return ", ".join(told)

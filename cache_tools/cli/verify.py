@@ -157,6 +157,11 @@ def _way_out(left: list["Damage"]) -> str:
 def _made_again(report: "Report") -> str:
     if report.attaching is not None:
         return "the same `comet-cache pull` fetches them again"
+    if report.is_continued:
+        return (
+            "the same `comet-cache build` rebuilds them, but not tokens of views that the teacher continued: only "
+            "`comet-cache pull` from a sound copy brings these back"
+        )
     return "the same `comet-cache build` rebuilds them"
 
 

@@ -165,7 +165,8 @@ class Cache:
         if token_digest(arrays) != self.seal.token_digests[group][shard]:
             raise CometError(
                 f"{self.root}: the tokens of shard {group} {shard} are not the sealed ones; "
-                "`comet-cache repair` drops them, and `comet-cache build` rebuilds them"
+                "`comet-cache repair` drops them, and `comet-cache build` rebuilds them, or `comet-cache pull` brings "
+                "them from a sound copy"
             )
         return arrays, files
 

@@ -36,6 +36,7 @@ class Report:
     notes: list[str] = field(default_factory=list)  # neither content nor damage: files of a dead builder
     runs: "list[Deviations] | None" = None  # of the teacher, if it was run
     attaching: str | None = None  # the command that attaches a detached cache's text
+    is_continued: bool = False  # its tokens are in part the teacher's, which no text gives again
 
     @property
     def damaged_shards(self) -> list[ShardKey]:

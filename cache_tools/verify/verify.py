@@ -45,6 +45,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
             raise
         report.damage.append(Damage(str(error)))
         return report
+    report.is_continued = cache.recipe.continued_views > 1
     if not cache.extent.has_text:
         report.attaching = attach_call(path, cache.provenance)
     rerun = None

@@ -57,6 +57,7 @@ def test_layers_that_do_not_exist(text: str) -> None:
         ("rows_per_shard", 0, r"--rows-per-shard 0: expected 1 to 1048576"),
         ("max_tokens", 0, r"--max-tokens 0: expected a whole number of at least 1"),
         ("batch_size", 0, r"--batch-size 0: expected 1 to 1048576"),
+        ("dtype", "bf16", r"--dtype bf16: expected auto, float32, float16, bfloat16"),
         ("temperatures", (), r"--temperatures : expected up to 16 different numbers"),
         ("temperatures", (1.0, 1.0), r"--temperatures 1,1: expected up to 16 different numbers"),
         ("temperatures", (float("inf"),), r"--temperatures inf: expected up to 16 different numbers"),

@@ -119,3 +119,10 @@ def test_halves_of_other_numerics_merge_and_pass_the_teacher(settings: BuildSett
 def test_workers_that_cannot_be(text: str) -> None:
     with pytest.raises(CometError, match=r"expected i/n with i from 1 to n, such as 2/4"):
         parse_worker(text, {})
+
+
+@pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, 0)])
+def test_a_worker_without_shards_is_refused(index: int, count: int) -> None:
+    """It would end at once, as if the cache were done."""
+    with pytest.raises(CometError, match=f"^worker: expected an index from 0, below the count, found {index}"):
+        Worker(index, count)

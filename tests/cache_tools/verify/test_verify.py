@@ -246,6 +246,15 @@ def test_values_that_cannot_be_right_are_found_in_depth(copy: Callable[..., Path
     assert any(message in damage.message for damage in report.damage), report.damage
 
 
+def test_tokens_that_no_text_gives_again_are_to_be_pulled(copy: Callable[..., Path]) -> None:
+    root = copy()
+    (root / "train/input_ids/c/0/0").unlink()
+    report = verify(root)
+    assert any("`comet-cache build` rebuilds them" in line for line in as_lines(report))
+    report.is_continued = True  # as of a build with --continue-views
+    assert any("only `comet-cache pull` from a sound copy brings these back" in line for line in as_lines(report))
+
+
 def test_json_for_machines(copy: Callable[..., Path]) -> None:
     root = copy()
     facts = json.loads(CliRunner().invoke(main, ["verify", str(root), "--json"]).stdout)
