@@ -49,7 +49,10 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
     arguments.per_device_train_batch_size = processes.share_of(arguments.per_device_train_batch_size)
     say = say if processes.first else noop
     identity = prepared.identity | {"processes": processes.count}
-    with Checkpoints(config.output, identity, config.resume, processes) as checkpoints, _enough_memory(arguments):
+    with (
+        Checkpoints(config.output, identity, config.resume, processes) as checkpoints,
+        _enough_memory(arguments, processes.count),
+    ):
         checkpoints.reserve(sum(tensor.nbytes for tensor in student.state_dict().values()))
         arguments.output_dir = str(checkpoints.folder)
         trainer = DistillationTrainer(
@@ -109,7 +112,7 @@ def _save(
 
 
 @contextmanager
-def _enough_memory(arguments: TrainingArguments) -> Iterator[None]:
+def _enough_memory(arguments: TrainingArguments, processes: int) -> Iterator[None]:
     """Raise CometError, with the options that help, if memory runs out."""
     try:
         yield
@@ -119,7 +122,7 @@ def _enough_memory(arguments: TrainingArguments) -> Iterator[None]:
         rows = arguments.per_device_train_batch_size
         raise CometError(
             f"out of memory with {rows} rows at a time on {arguments.device.type}; use a smaller --batch-size, such as "
-            f"{max(rows // 2, 1)} with --set gradient_accumulation_steps=2, or --set activation_checkpointing=true"
+            f"{max(rows // 2, 1) * processes} with --set gradient_accumulation_steps=2, or --set activation_checkpointing=true"
         ) from error
 
 

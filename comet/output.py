@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from cache_tools.cli.config import as_toml
 from cache_tools.store.records import sync_file, sync_folder
 from comet.paths import options_path, report_path, require_free
-from comet.preparation import Preparation, peak_learning_rate
+from comet.preparation import Preparation, has_learnt, peak_learning_rate
 from comet.publish import published_folder
 from comet.report.analysis import analyse
 from comet.report.card import model_card
@@ -110,5 +110,5 @@ def _write_student(prepared: Preparation, student: PreTrainedModel, result: Dist
     student.set_attn_implementation("sdpa")
     student.cpu().save_pretrained(folder)
     prepared.save_tokenizer(folder)
-    card = model_card(prepared.caches, prepared.config.objective, result, prepared.config.init == "start")
+    card = model_card(prepared.caches, prepared.config.objective, result, has_learnt(prepared.config))
     (folder / "README.md").write_text(card, encoding="utf-8")

@@ -192,7 +192,7 @@ def _begin_student(
 
 def peak_learning_rate(config: StudentConfig, shape: StudentShape) -> float:
     """Return the peak of the learning rate: as given, or that of a random body, or of one that has learnt before."""
-    return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, _has_learnt(config))
+    return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, has_learnt(config))
 
 
 def default_epochs(config: StudentConfig, rows: int) -> float:
@@ -200,10 +200,10 @@ def default_epochs(config: StudentConfig, rows: int) -> float:
     learnt before."""
     objective, accumulated = config.objective, dict(config.arguments).get("gradient_accumulation_steps", 1)
     steps = rows / ((config.batch_size or objective.batch_size) * accumulated)
-    return float(objective.default_epochs(steps, _has_learnt(config)))
+    return float(objective.default_epochs(steps, has_learnt(config)))
 
 
-def _has_learnt(config: StudentConfig) -> bool:
+def has_learnt(config: StudentConfig) -> bool:
     """Return whether a student begins with layers of its teacher or of an earlier student."""
     return config.init not in ("cache", "random")
 

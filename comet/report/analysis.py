@@ -98,21 +98,24 @@ def analyse(
     device: torch.device,
     collator: Collator | None = None,
 ) -> Analysis:
-    """Measure the student on the first rows of these shards.
+    """Measure the student on the first rows of these shards, of each cache for as many targets.
 
     `counts` [V] int64 are the occurrences of each token in the corpus. `counts` and `tokenizer` take the ids of the
     batches of `collator`, by default those of the cache.
     """
     collator = collator or partial(collate, recipe=distiller.cache)
-    loader = DataLoader(validation_rows(shards), batch_size=BATCH_ROWS, collate_fn=collator)  # type: ignore[arg-type]
     parts: list[dict[str, NDArray]] = []
-    measured = 0
-    for batch in show_progress(loader, "analyse", "batch", leave=False):
-        parts.append(_measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller))
-        measured += len(batch["target_id"])
-        if measured >= MOST_TARGETS:
-            break
-    arrays = {name: np.concatenate([part[name] for part in parts])[:MOST_TARGETS] for name in parts[0]}
+    corpora = {shard.corpus for shard in shards}
+    for corpus in sorted(corpora):
+        left, rows = MOST_TARGETS // len(corpora), validation_rows([one for one in shards if one.corpus == corpus])
+        loader = DataLoader(rows, batch_size=BATCH_ROWS, collate_fn=collator)  # type: ignore[arg-type]
+        for batch in show_progress(loader, "analyse", "batch", leave=False):
+            found = _measure({name: tensor.to(device) for name, tensor in batch.items()}, distiller)
+            parts.append({name: values[:left] for name, values in found.items()})
+            left -= len(parts[-1]["target_id"])
+            if not left:
+                break
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     maps, examples = look_at_rows(distiller, shards, tokenizer, device, collator)
     return Analysis(
         **arrays,

@@ -12,6 +12,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from cache_tools import Cache, build_cache
 from cache_tools.settings import BuildSettings
 from comet.distillation import distill
+from comet.report.analysis import analyse
 from comet.report.summary import summary
 from comet.settings import Distilled, StudentConfig
 from comet.student.model import new_student
@@ -157,6 +158,24 @@ def test_the_student_is_measured_by_language(trained: tuple[Distilled, list[str]
     for name in ("kl", "accuracy", "agreement", "cross_entropy"):
         parts = [getattr(found, name) for found in result.of_each_cache.values()]
         assert np.average(parts, weights=targets) == pytest.approx(getattr(result.after, name), rel=1e-5)
+
+
+def test_the_page_looks_at_targets_of_every_cache(corpora: list[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary, recipe = trimmed_vocabulary(corpora), corpora[0].recipe
+    distiller = Distiller(new_student(NANO, corpora, vocabulary, 0.0, seed=0), recipe, DEFAULT, vocabulary)
+    collator, tokenizer = student_collator(recipe, vocabulary), student_tokenizer(corpora[0], vocabulary)
+    counts, cpu, shards = (
+        np.ones(len(vocabulary), dtype=np.int64),
+        torch.device("cpu"),
+        shards_of(corpora, "validation"),
+    )
+    monkeypatch.setattr("comet.report.analysis.MOST_TARGETS", 3 * 20)
+    together = analyse(distiller, shards, tokenizer, counts, cpu, collator)
+    alone = [
+        analyse(distiller, [s for s in shards if s.corpus == corpus], tokenizer, counts, cpu, collator).target_id[:20]
+        for corpus in range(3)
+    ]
+    np.testing.assert_array_equal(together.target_id, np.concatenate(alone))
 
 
 def test_the_card_has_a_table_of_the_caches(trained: tuple[Distilled, list[str]]) -> None:
