@@ -120,9 +120,10 @@ def _enough_memory(arguments: TrainingArguments, processes: int) -> Iterator[Non
         if not is_out_of_memory(error):
             raise
         rows = arguments.per_device_train_batch_size
+        half = max(rows // 2, 1) * processes
         raise CometError(
             f"out of memory with {rows} rows at a time on {arguments.device.type}; use a smaller --batch-size, such as "
-            f"{max(rows // 2, 1) * processes} with --set gradient_accumulation_steps=2, or --set activation_checkpointing=true"
+            f"{half} with --set gradient_accumulation_steps=2, or --set activation_checkpointing=true"
         ) from error
 
 
