@@ -217,6 +217,8 @@ def collate(arrays: Arrays, recipe: Recipe) -> Batch:
         if family_of(name) != "attention" and "target" in ARRAYS[name].axes:
             values = torch.from_numpy(array.reshape(-1, *array.shape[2:]).take(used, axis=0))
             batch[name] = values.float() if values.is_floating_point() else values.long()  # faster than by numpy
+    if any(family_of(name) == "logits" for name in stored):
+        batch |= teacher_targets(recipe).decode(batch)
     has_attention = any(family_of(name) == "attention" for name in stored)
     return batch | (AttentionTargets(recipe).decode(stored) if has_attention else {})
 

@@ -5,6 +5,7 @@ with the methods of `TopkTargets`; `kl_note`, how its KL is measured, for report
 names of the losses in an objective, `kl` among them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -72,6 +73,10 @@ class TopkTargets:
         """Name the arrays to train on, with the mass of all tokens or, `trimmed`, of those of the corpus."""
         return "topk_id", "topk_logprob", "tail_logmass_seen" if trimmed else "tail_logmass"
 
+    def decode(self, batch: Batch) -> Batch:
+        """Return the arrays that are not as they are stored: none."""
+        return {}
+
     def kept_id(self, batch: Batch, temperature: float) -> Tensor:
         """Return the kept tokens [T, k], the most probable first, −1 in empty slots."""
         return batch["topk_id"]
@@ -119,11 +124,18 @@ class ThresholdTargets:
     trimmed_note: ClassVar[str] = ", times the teacher's mass on them,"
 
     def __init__(self, recipe: Recipe) -> None:
-        self.temperatures = recipe.temperatures
+        self.temperatures, self.k = recipe.temperatures, recipe.top_k
         self.kl_note = f"estimated from up to {recipe.top_k} sampled tokens at each target"
 
     def arrays(self, trimmed: bool) -> tuple[str, ...]:
         return "sample_id", "sample_logweight", "entropy_seen" if trimmed else "entropy"
+
+    def decode(self, batch: Batch) -> Batch:
+        """Return the log weights with that of drawn tokens, τ = 1 / k, as it was: float16 rounds all of them to one
+        side, and so would the KL be."""
+        stored = batch["sample_logweight"]
+        rounded = torch.tensor(-math.log(self.k)).half().float()
+        return {"sample_logweight": stored.masked_fill(stored == rounded, -math.log(self.k))}
 
     def kept_id(self, batch: Batch, temperature: float) -> Tensor:
         """Return the sampled tokens [T, k]. Raises ValueError if `temperature` is not stored."""
