@@ -27,10 +27,8 @@ from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.compressed import COMPRESSIONS, READ_ERRORS, open_binary
 from cache_tools.text.hub_text import HubText, hub_documents, parse_hub_text
 
-LABEL, NAME_LABEL = r"[A-Z]+(-[A-Z]+)?", r"(O|[BIESLUbieslu]-\w+)"
-LABELLED_TOKEN = re.compile(  # `ni VERB`, `Kigali B-LOC`, `Kigali NN B-loc`
-    rf"\S+[ \t]+{LABEL}\s*|\S+([ \t]+\S+)*[ \t]+{NAME_LABEL}\s*"
-)
+LABEL = re.compile(r"[A-Z]+(-[A-Z]+)?")  # `VERB`, `B-LOC`
+NAME_LABEL = re.compile(r"O|[BIESLUbieslu]-\w+")  # `O`, `B-LOC`, `b-loc`
 MAX_LINE_BYTES = 64 * 2**20
 
 
@@ -79,7 +77,12 @@ def _csv_fields(source: TextFile) -> Iterator[str]:
 def _is_conll(source: TextFile) -> bool:
     """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS, or
     has more columns, the last of them that of a name."""
-    return all(LABELLED_TOKEN.fullmatch(line) for _, line in _lines(source) if line.strip())
+    return all(_is_labelled(line.split()) for _, line in _lines(source) if line.strip())
+
+
+def _is_labelled(columns: list[str]) -> bool:
+    label = columns[-1]
+    return len(columns) > 1 and bool(NAME_LABEL.fullmatch(label) or (len(columns) == 2 and LABEL.fullmatch(label)))
 
 
 def _conll_sentences(source: TextFile) -> Iterator[str]:
