@@ -148,7 +148,7 @@ def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation
         vocabulary=vocabulary,
         tokenizer=student_tokenizer(caches[0], vocabulary),
         shape=shape,
-        identity=run_identity(config, caches) | {"student": str(shape)},
+        identity=run_identity(config, caches) | {"student": str(shape)},  # a file may have changed under its name
         training=training,
         validation=validation,
     )

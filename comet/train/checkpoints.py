@@ -32,11 +32,8 @@ BESIDE_WEIGHTS = 2**20  # bytes of the other files of a finished training
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # some file systems of networks
 NAME = re.compile(r"checkpoint-(\d{1,18})")
 KEPT = 2
-OF_CHECKPOINTS = (
-    "save_strategy",
-    "save_steps",
-    "save_total_limit",
-)  # of SaveCheckpoints
+OF_CHECKPOINTS = ("save_strategy", "save_steps", "save_total_limit")
+"""Settings of SaveCheckpoints, which the Trainer does not get."""
 
 
 class Checkpoints:
@@ -67,9 +64,6 @@ class Checkpoints:
         except filelock.Timeout:
             raise CometError(f"{self.folder}: another process is training here; choose another --output") from None
         if resume:
-            for path in _checkpoints(self.folder):  # cut off by a crash: one would count among those that are kept
-                if not is_whole(path):
-                    shutil.rmtree(path)
             earlier = read_checked(self.folder / RUN)
             changed = [name for name in run | earlier if earlier.get(name) != run.get(name)]
             if changed:
@@ -176,6 +170,15 @@ def seal(checkpoint: Path, finished: bool = False) -> None:
     write_durably(checkpoint / COMPLETE, with_checksum({"files": files, "finished": finished}))
 
 
+def remove_all_but_newest(folder: Path, count: int) -> None:
+    """Remove all checkpoints but so many sealed ones: earlier ones, and what a crash cut off."""
+    found = _checkpoints(folder)
+    sealed = [path for path in found if (path / COMPLETE).exists()]
+    for path in found:
+        if path not in sealed[:count]:
+            shutil.rmtree(path)
+
+
 def is_finished(checkpoint: Path) -> bool:
     """Tell whether the training of a whole checkpoint was finished, so that only its student is to be saved."""
     return bool(read_checked(checkpoint / COMPLETE)["finished"])
@@ -236,6 +239,5 @@ class SaveCheckpoints(TrainerCallback):
             with writing_checkpoint(folder):
                 self.best.save(folder)
                 seal(folder)
-                for earlier in _checkpoints(folder.parent)[self.kept :]:
-                    shutil.rmtree(earlier)
+                remove_all_but_newest(folder.parent, self.kept)
         self.last = time.monotonic()
