@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.builds import digests
-from helpers.commands import run
+from helpers.commands import pull, run
 from helpers.crashes import crashing
 from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
 
@@ -27,18 +27,6 @@ from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()
 POLICY = RetryPolicy(retries=2, pause=0.01)
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> Cache:
-    make_cache(tmp_path / "whole", RECIPE)
-    return open_cache(tmp_path / "whole")
-
-
-def pull(source: object, folder: Path, *options: object) -> Cache:
-    done = run("pull", source, folder, *options)
-    assert done.exit_code == 0, done.output
-    return open_cache(folder)
 
 
 def arrived(folder: Path) -> dict[str, str]:

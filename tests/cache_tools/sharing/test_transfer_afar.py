@@ -7,30 +7,17 @@ from pathlib import Path
 import fsspec
 import pytest
 from click.testing import Result
-from helpers.commands import run
+from helpers.commands import pull, run
 from helpers.small_caches import make_cache, small_recipe
 
-from cache_tools import Cache, open_cache
+from cache_tools import Cache
 from cache_tools.errors import CometError
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.retry import RetryPolicy
 
-RECIPE = small_recipe()
 POLICY = RetryPolicy(retries=2, pause=0.01)
-
-
-@pytest.fixture
-def whole(tmp_path: Path) -> Cache:
-    make_cache(tmp_path / "whole", RECIPE)
-    return open_cache(tmp_path / "whole")
-
-
-def pull(source: object, folder: Path, *options: object) -> Cache:
-    done = run("pull", source, folder, *options)
-    assert done.exit_code == 0, done.output
-    return open_cache(folder)
 
 
 def push(folder: object, destination: object) -> Result:

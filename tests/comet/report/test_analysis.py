@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from helpers.students import NANO
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cache_tools import Cache
@@ -18,13 +16,10 @@ from comet.report import analysis
 from comet.report.analysis import (
     Analysis,
     AnnotatedRow,
-    CalibrationBin,
     Guess,
     MaskedPosition,
     analyse,
     by_frequency,
-    calibration,
-    expected_calibration_error,
     look_at_rows,
 )
 from comet.report.summary import sample_row
@@ -33,7 +28,6 @@ from comet.student.vocabulary import full_vocabulary, student_tokenizer, trimmed
 from comet.train.dataset import CacheRows, collate, in_vocabulary, shards_of
 from comet.train.distiller import Distiller
 from comet.train.objective import DEFAULT
-from comet.train.signals import first_kept, teacher_targets
 from comet.train.validation import validate, validation_rows
 
 CPU = torch.device("cpu")
@@ -113,23 +107,6 @@ def test_a_trimmed_student_is_looked_at_in_its_own_ids(cache: Cache) -> None:
     batch = translated(rows.__getitems__(list(range(len(rows)))))
     kept, tail = batch["topk_logprob"].exp(), batch["tail_logmass"][:, cache.recipe.temperatures.index(1.0)].exp()
     np.testing.assert_allclose(look.teacher_confidence, kept.max(1).values / (kept.sum(1) + tail), rtol=1e-4)
-
-
-def test_the_teacher_s_confidence_is_among_the_tokens_of_the_corpus(threshold_cache: Cache) -> None:
-    """As are the student's, and both accuracies: else the teacher would seem less sure than it is right."""
-    vocabulary, recipe = trimmed_vocabulary([threshold_cache]), threshold_cache.recipe
-    rows = CacheRows(shards_of([threshold_cache], "validation"), threshold_cache.extent.arrays)
-    whole = collate(rows.__getitems__(list(range(len(rows)))), recipe)
-    batch = in_vocabulary(whole, vocabulary, recipe)
-    every, kept = (b["sample_logweight"][:, recipe.temperatures.index(1.0)].exp() for b in (whole, batch))  # [T, k]
-    found = teacher_targets(recipe).teacher_logprob(batch).exp()
-    some = kept.sum(1) > 0
-    mass = kept.sum(1) / every.sum(1)
-    assert (mass[some] < 0.9).any(), "the teacher knows tokens that the corpus lacks"
-    first = first_kept(teacher_targets(recipe).kept_id(batch, 1.0))
-    expected = (kept.gather(1, first)[:, 0] / mass).clamp(max=1)
-    np.testing.assert_allclose(found.gather(1, first)[some, 0], expected[some], rtol=1e-4)
-    assert not found[~some].any()
 
 
 def test_confidence_is_the_largest_probability_of_the_softmax(look: Analysis, plain: SimpleNamespace) -> None:
@@ -276,57 +253,6 @@ def test_pieces_are_short_and_readable(tokenizer: PreTrainedTokenizerBase, monke
     assert analysis.token_text(tokenizer, 10**6) == "[1000000]"
     monkeypatch.setattr(analysis, "LONGEST_TOKEN", 4)
     assert analysis.token_text(tokenizer, ids[1]) == "<ma…"
-
-
-def test_calibration_of_a_hand_made_case() -> None:
-    confidence = np.array([0.0, 0.1, 0.1000001, 0.55, 0.6, 1.0])
-    correct = np.array([False, True, False, True, True, True])
-    bins = calibration(confidence, correct)
-    assert [(b.low, b.high, b.targets) for b in bins] == [(0, 0.1, 2), (0.1, 0.2, 1), (0.5, 0.6, 2), (0.9, 1.0, 1)]
-    assert bins[0] == CalibrationBin(0.0, 0.1, 2, pytest.approx(0.05), 0.5)
-    expected = (2 * 0.45 + 1 * 0.1000001 + 2 * (1 - 0.575) + 0) / 6
-    assert expected_calibration_error(bins) == pytest.approx(expected)
-    assert math.isnan(expected_calibration_error(calibration(np.array([]), np.array([], dtype=bool))))
-
-
-@settings(deadline=None, max_examples=60)
-@given(pairs=st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60), bins=st.integers(1, 12))
-def test_calibration_is_that_of_a_plain_loop(pairs: list[tuple[float, bool]], bins: int) -> None:
-    found = calibration(np.array([c for c, _ in pairs]), np.array([r for _, r in pairs]), bins)
-    error, total = 0.0, 0
-    for b in range(bins):
-        inside = [(c, r) for c, r in pairs if b / bins < c <= (b + 1) / bins or (b == 0 and c == 0)]
-        if inside:
-            accuracy = sum(r for _, r in inside) / len(inside)
-            confidence = sum(c for c, _ in inside) / len(inside)
-            error += len(inside) / len(pairs) * abs(accuracy - confidence)
-            one = next(x for x in found if x.low == b / bins)
-            assert (one.targets, one.high) == (len(inside), (b + 1) / bins)
-            assert (one.accuracy, one.confidence) == pytest.approx((accuracy, confidence))
-            total += 1
-    assert total == len(found)
-    assert expected_calibration_error(found) == pytest.approx(error)
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    targets=st.lists(
-        st.tuples(st.integers(0, 10**7), st.floats(0, 20), st.booleans(), st.booleans()), min_size=1, max_size=50
-    )
-)
-def test_frequency_bins_are_those_of_a_plain_loop(targets: list[tuple[int, float, bool, bool]]) -> None:
-    count, kl, correct, teacher = (np.array(column) for column in zip(*targets, strict=True))
-    empty = np.zeros(len(targets))
-    look = Analysis(count, count, kl, correct, teacher, correct, empty, empty, [], [], 1, 1)
-    found = by_frequency(look)
-    for one in found:
-        inside = [t for t in targets if one.low <= t[0] <= one.high]
-        assert one.targets == len(inside) > 0
-        assert one.kl == pytest.approx(sum(t[1] for t in inside) / len(inside))
-        assert one.accuracy == pytest.approx(sum(t[2] for t in inside) / len(inside))
-        assert one.teacher_accuracy == pytest.approx(sum(t[3] for t in inside) / len(inside))
-    assert sum(one.targets for one in found) == len(targets)
-    assert all(one.high == (10 * one.low - 1 if one.low else 9) for one in found)
 
 
 def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,13 +1,10 @@
 """A batch holds what was stored of its rows, cut to the longest, and padding never becomes a target."""
 
-import math
-
 import numpy as np
 import torch
 from helpers.attention import queries_of, stored_of_row
 
 from cache_tools import Cache
-from cache_tools.signals import UNUSED_POSITION
 from comet.train.dataset import CacheRows, collate, shards_of
 
 NAMES = (
@@ -64,16 +61,3 @@ def test_a_batch_holds_the_queries_of_its_rows_and_their_keys(cache: Cache) -> N
 def test_a_batch_read_without_attention_has_none(cache: Cache) -> None:
     rows = CacheRows(shards_of([cache], "train"), ("input_ids", "length", "target_position", "target_id"))
     assert not [name for name in collate(rows.__getitems__([0, 1]), cache.recipe) if name.startswith("attention")]
-
-
-def test_drawn_tokens_stand_for_the_threshold_as_it_was(threshold_cache: Cache) -> None:
-    """In float16 all would stand for 0.08 % less of the teacher's mass, and the KL be too low for it."""
-    recipe = threshold_cache.recipe
-    rows = CacheRows(shards_of([threshold_cache], "validation"), threshold_cache.extent.arrays)
-    arrays = rows.__getitems__(list(range(len(rows))))
-    found = collate(arrays, recipe)["sample_logweight"]
-    stored = arrays["sample_logweight"][arrays["target_position"] != UNUSED_POSITION]
-    is_threshold = torch.from_numpy(stored == np.float16(-math.log(recipe.top_k)))
-    assert is_threshold.any() and not is_threshold.all()
-    assert (found[is_threshold] == torch.tensor(-math.log(recipe.top_k))).all()
-    assert (found[~is_threshold] == torch.from_numpy(stored).float()[~is_threshold]).all()
