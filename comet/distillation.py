@@ -51,7 +51,7 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
     identity = prepared.identity | {"processes": processes.count}
     with (
         Checkpoints(config.output, identity, config.resume, processes) as checkpoints,
-        _enough_memory(arguments, processes.count),
+        enough_memory(arguments, processes.count),
     ):
         checkpoints.reserve(sum(tensor.nbytes for tensor in student.state_dict().values()))
         arguments.output_dir = str(checkpoints.folder)
@@ -112,7 +112,7 @@ def _save(
 
 
 @contextmanager
-def _enough_memory(arguments: TrainingArguments, processes: int) -> Iterator[None]:
+def enough_memory(arguments: TrainingArguments, processes: int) -> Iterator[None]:
     """Raise CometError, with the options that help, if memory runs out."""
     try:
         yield

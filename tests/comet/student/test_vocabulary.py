@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.students import NANO
+from huggingface_hub.repocard import metadata_load
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
@@ -175,6 +176,8 @@ def test_going_on_with_an_earlier_student(narrow: Cache, tmp_path: Path) -> None
     second = StudentConfig(tmp_path / "second", vocabulary="trimmed", init=str(first.output), steps=5, batch_size=8)
     two = distill([narrow], second)
     assert two.before.kl == pytest.approx(one.after.kl, rel=1e-5)
+    of_one, of_two = (metadata_load(student / "README.md")["license"] for student in (first.output, second.output))
+    assert of_one == of_two, "weights of the teacher's stay under its licence"
     assert (two.shape.layers, two.shape.hidden) == (one.shape.layers, one.shape.hidden)
     with pytest.raises(
         CometError,

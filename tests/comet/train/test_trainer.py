@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from transformers import XLMRobertaForMaskedLM
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
-from comet.distillation import distill
+from comet.distillation import distill, enough_memory
 from comet.preparation import training_arguments
 from comet.settings import StudentConfig
 from comet.student.model import new_student
@@ -119,3 +121,14 @@ def test_a_loss_that_is_not_finite_ends_the_training_at_once(cache: Cache, tmp_p
 def test_a_language_exponent_that_cannot_be(alpha: float, tmp_path: Path) -> None:
     with pytest.raises(CometError, match=r"^--language-alpha .*: expected a number above 0, up to 1$"):
         StudentConfig(tmp_path / "student", language_alpha=alpha)
+
+
+def test_half_a_batch_is_one_that_the_processes_can_share() -> None:
+    arguments: Any = SimpleNamespace(per_device_train_batch_size=4, device=torch.device("cpu"))
+    with (
+        pytest.raises(
+            CometError, match=r"^out of memory with 4 rows at a time on cpu; .* --batch-size, such as 8 with"
+        ),
+        enough_memory(arguments, 4),
+    ):
+        raise torch.OutOfMemoryError("out of memory")
