@@ -1,9 +1,8 @@
 """What students retain of their teacher's scores on tasks, at two sizes, and what the start and the cache each add.
 
 Every student trains for the same time of the processor, whatever else the machine does: with the cache; from the same
-start, but on labels alone; and as a plain masked LM without a teacher. Of several languages one student learns all from
-their caches, in as much time together. Students and scores stay in the folder, and the command continues with what is
-missing.
+start, but on labels alone; and as a plain masked LM without a teacher. Students and scores stay in the folder, and the
+command continues with what is missing; several processes may work on one folder, each on its own languages.
 
     python benchmarks/retained.py --shared ../shared --folder retained --minutes 20
 """
@@ -45,7 +44,7 @@ class Arm:
 ARMS = (Arm("cache", "start", DEFAULT), Arm("start alone", "start", PLAIN), Arm("plain", "cache", PLAIN))
 
 
-def trained(arm: Arm, caches: Sequence[Cache], size: str, output: Path, seconds: float) -> Path:
+def trained(arm: Arm, cache: Cache, size: str, output: Path, seconds: float) -> Path:
     """Return the folder of a student of this size, trained for so many seconds of the processor unless it is there."""
     if output.exists():
         return output
@@ -58,14 +57,14 @@ def trained(arm: Arm, caches: Sequence[Cache], size: str, output: Path, seconds:
     def processor_seconds(steps: int) -> float:
         with tempfile.TemporaryDirectory() as work:
             started = time.process_time()
-            distill(list(caches), config(Path(work) / "probe", steps, steps))
+            distill([cache], config(Path(work) / "probe", steps, steps))
             return time.process_time() - started
 
     around, whole = (processor_seconds(steps) for steps in PROBE_STEPS)
     a_step = (whole - around) / (PROBE_STEPS[1] - PROBE_STEPS[0])
     steps = int(seconds / a_step)
     print(f"{output.name}: {steps} steps of {a_step:.3f} s of the processor", flush=True)
-    result = distill(list(caches), config(output, steps, max(steps // VALIDATIONS, 1)))
+    result = distill([cache], config(output, steps, max(steps // VALIDATIONS, 1)))
     measured = {
         "kl": result.after.kl,
         "seconds": result.seconds,
@@ -93,6 +92,7 @@ def scores(
 @click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches, students and scores.")
 @click.option("--language", "languages", multiple=True, default=LANGUAGES, show_default=True)
 @click.option("--size", "sizes", multiple=True, default=("small", "nano"), show_default=True)
+@click.option("--task", "tasks", multiple=True, default=TASKS, show_default=True)
 @click.option("--tokens", default=400_000, show_default=True)
 @click.option("--views", type=int, help="Of the caches.  [default: as a build chooses them]")
 @click.option("--minutes", default=20.0, show_default=True, help="Of training each student, on all threads.")
@@ -100,42 +100,33 @@ def scores(
 @click.option("--epochs", default=3, show_default=True, help="Of fine-tuning.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    shared: Path, folder: Path, languages: Sequence[str], sizes: Sequence[str], tokens: int, views: int | None,
-    minutes: float, seeds: int, epochs: int, threads: int,
+    shared: Path, folder: Path, languages: Sequence[str], sizes: Sequence[str], tasks: Sequence[str], tokens: int,
+    views: int | None, minutes: float, seeds: int, epochs: int, threads: int,
 ) -> None:  # fmt: skip
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
     teacher = str(shared / "teacher")
     seconds = 60 * minutes * threads
 
-    def scored(language: str, students: Sequence[Path]) -> None:
-        for task in TASKS:
+    retained: dict[tuple[str, str], list[float]] = {}
+    for language in languages:
+        cache = cache_of("default", language, shared, teacher, folder, tokens, views)
+        students = [
+            trained(arm, cache, size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", seconds)
+            for size in sizes
+            for arm in ARMS
+        ]
+        for task in tasks:
             (_, reference), *others = scores(
                 [teacher, *map(str, students)], task, language, shared, folder, seeds, epochs
             )
             for name, score in others:
                 print(
-                    f"{language} {task} {name:<28} {score:.3f}, {score / reference:.1%} of {reference:.3f}", flush=True
+                    f"{language} {task} {name:<24} {score:.3f}, {score / reference:.1%} of {reference:.3f}", flush=True
                 )
-
-    caches = []
-    for language in languages:
-        caches.append(cache_of("default", language, shared, teacher, folder, tokens, views))
-        scored(
-            language,
-            [
-                trained(arm, caches[-1:], size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", seconds)
-                for size in sizes
-                for arm in ARMS
-            ],
-        )
-    if len(caches) > 1:
-        together = [
-            trained(ARMS[0], caches, size, folder / f"{'-'.join(languages)}-{size}-cache", seconds * len(caches))
-            for size in sizes
-        ]
-        for language in languages:
-            scored(language, together)
+                retained.setdefault((task, name.removeprefix(f"{language}-")), []).append(score / reference)
+    for (task, name), shares in retained.items():
+        print(f"{task} {name}: {sum(shares) / len(shares):.1%} of the teacher's, mean of {len(shares)} languages")
 
 
 if __name__ == "__main__":
