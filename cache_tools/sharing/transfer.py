@@ -21,6 +21,7 @@ from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently
 from cache_tools.store.ledger import EXTENT, SEAL, FileRecord, ShardKey, ShardRecord, shard_record_path
 from cache_tools.store.records import MAX_RECORD_BYTES, with_checksum
 
+COMMITS = 3  # tries to commit a shard of which another version comes at the same time
 Progress = Callable[[int], object]
 """Called with the number of bytes that arrived; with a negative number if they have to be read again."""
 
@@ -59,9 +60,12 @@ class Transfer:
         self.require_own_root()
         self.copy_file(ROOT, files[ROOT])  # first: from then on the destination is taken for this cache
         others = [path for path in files if path != ROOT and path not in self.skipped]
-        map_concurrently(lambda path: self.copy_file(path, files[path]), others, self.stop)
-        self.require_own_root()
-        self._write(SEAL, source.metadata[SEAL])
+        with self.plan.destination.exclusive():  # caches with the same root may have other starts
+            self.require_own_root()
+            map_concurrently(lambda path: self.copy_file(path, files[path]), others, self.stop)
+            self.require_own_root()
+            self._write(SEAL, source.metadata[SEAL])
+            self.require_own_root()
 
     def require_own_root(self) -> None:
         """Raises CometError if another cache was started at the destination since the plan was made."""
@@ -91,9 +95,7 @@ class Transfer:
     def copy_arrays(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
         """Copy the files of these arrays of a shard, then its commit record.
 
-        A shard that another transfer committed since the plan was made is kept. If two transfers copy different
-        versions of a shard at once, the later one copies all its files again before its record, as the files at the
-        destination may be mixed.
+        A shard that another transfer committed since the plan was made is kept.
         """
         source, destination = self.plan.source, self.plan.destination
         is_committed, lacking = shard in self.plan.current_records, list(names)
@@ -104,11 +106,26 @@ class Transfer:
             self.progress(sum(record.files[name].size for name in names if name not in lacking))
             is_committed = True
         self.copy_files(record, lacking)
-        if is_committed:
-            return
-        if self._read_record(shard) not in (None, record):
-            self.copy_files(record, lacking)
-        self._write(shard_record_path(*shard), with_checksum(record.to_json()))
+        if not is_committed:
+            self.commit(shard, record, lacking)
+
+    def commit(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
+        """Write the commit record of a shard whose files are at the destination.
+
+        If another transfer brings another version at the same time, files may be mixed: whoever finds the other's
+        record copies all its files again, then its own record. Raises CometError if that is not there in the end.
+        """
+        with self.plan.destination.exclusive():
+            for _ in range(COMMITS):
+                if self._read_record(shard) not in (None, record):
+                    self.copy_files(record, names)
+                self._write(shard_record_path(*shard), with_checksum(record.to_json()))
+                if self._read_record(shard) in (None, record):  # none: a server that lags behind
+                    return
+        raise CometError(
+            f"{self.plan.destination.name}: shard {shard} comes from another transfer, too, in another version; run "
+            "the same command again when that one has ended"
+        )
 
     def copy_files(self, record: ShardRecord, names: Iterable[str]) -> None:
         specs = self.plan.source.cache.specs[record.group]

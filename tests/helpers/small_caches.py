@@ -123,7 +123,13 @@ def random_shard(recipe: Recipe, group: str, shard: int, seed: int = 0) -> dict[
     return arrays
 
 
-def prepare_cache(root: Path, recipe: Recipe, seed: int = 0, attributes: dict[str, object] | None = None) -> Shards:
+def prepare_cache(
+    root: Path,
+    recipe: Recipe,
+    seed: int = 0,
+    attributes: dict[str, object] | None = None,
+    start_seed: int | None = None,
+) -> Shards:
     """A sealed cache at `root` with its tokens and no committed shard. Returns what its shards are to hold."""
     shards = {key: random_shard(recipe, *key, seed) for key in shard_keys(recipe)}
     digests: dict[str, tuple[str, ...]] = dict.fromkeys(GROUPS, ())
@@ -138,7 +144,10 @@ def prepare_cache(root: Path, recipe: Recipe, seed: int = 0, attributes: dict[st
         "provenance": {},
         "settings": {},
     }
-    vocabulary, start = random_vocabulary(recipe, seed), random_start(recipe, seed)
+    vocabulary, start = (
+        random_vocabulary(recipe, seed),
+        random_start(recipe, seed if start_seed is None else start_seed),
+    )
     seal(root, recipe, described | (attributes or {}), vocabulary, start, digests)
     return shards
 

@@ -8,10 +8,13 @@ from contextlib import ExitStack, contextmanager
 from os.path import exists, isfile  # unlike those of Path they take names that no disk has
 from pathlib import Path
 
+import filelock
+
 from cache_tools.errors import CometError
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.store.copy import rename_into, writing_in
+from cache_tools.store.ledger import LEDGER, LOCK
 from cache_tools.store.records import read_bounded
 from cache_tools.store.staging import STAGING, claimed_folder
 
@@ -32,6 +35,21 @@ class Folder:
             with writing_in(self.root):
                 self._staging = stack.enter_context(claimed_folder(self.root, STAGING))
             yield
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other transfers and builds from committing here while the block runs.
+
+        Raises CometError if the disk refuses.
+        """
+        lock = filelock.FileLock(self.root / LOCK)
+        with writing_in(self.root):
+            (self.root / LEDGER).mkdir(exist_ok=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes."""

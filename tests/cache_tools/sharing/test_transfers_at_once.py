@@ -4,48 +4,21 @@ import threading
 from pathlib import Path
 
 import pytest
-from helpers.small_caches import NUMERICS, commit, make_cache, prepare_cache, random_shard, shard_keys, small_recipe
+from helpers.small_caches import make_cache, small_recipe
+from helpers.transfers import KEYS, RECIPE, built, carry_out, planned, transfer
 
-from cache_tools import Cache, open_cache
+from cache_tools import open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
-from cache_tools.sharing.plan import Plan, plan
-from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store.ledger import SEAL
 from cache_tools.verify.verify import verify
-
-RECIPE = small_recipe()
-POLICY = RetryPolicy(retries=0)
-KEYS = shard_keys(RECIPE)
 
 
 @pytest.fixture
 def there(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "there")
-
-
-def built(root: Path, numerics: dict[str, str] = NUMERICS, seed: int = 0) -> Cache:
-    """A complete cache. With another seed its teacher said something else of the same tokens."""
-    prepare_cache(root, RECIPE)
-    for key in KEYS:
-        commit(root, RECIPE, key, random_shard(RECIPE, *key, seed), numerics)
-    return open_cache(root)
-
-
-def planned(cache: Cache, to: Folder, part: Part | None = None) -> Plan:
-    return plan(read_listing(Folder(cache.root), POLICY), to, part or Part(), POLICY)
-
-
-def transfer(planned: Plan) -> Transfer:
-    return Transfer(planned, POLICY, lambda size: None)
-
-
-def carry_out(planned: Plan, to: Folder) -> None:
-    with to.staging():
-        transfer(planned).run()
 
 
 def test_two_plans_of_one_cache(there: Folder, tmp_path: Path) -> None:
@@ -57,39 +30,6 @@ def test_two_plans_of_one_cache(there: Folder, tmp_path: Path) -> None:
     carry_out(both[1], there)
     assert before == {path: path.stat().st_ino for path in before}
     assert open_cache(there.root).cache_id == cache.cache_id
-
-
-def test_what_another_has_completed_meanwhile_stays(there: Folder, tmp_path: Path) -> None:
-    mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
-    late = planned(mine, there)
-    carry_out(planned(theirs, there), there)
-    carry_out(late, there)
-    assert open_cache(there.root).cache_id == theirs.cache_id != mine.cache_id
-    assert verify(there.root).damage == []
-
-
-def test_of_two_versions_that_come_at_once_one_is_whole(
-    there: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The other one comes whole when half of this one's files are there, and so under this one's other half."""
-    mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
-    late, other, move = planned(mine, there), planned(theirs, there), Transfer.copy_file
-    files = {spec.chunk_path(0) for spec in mine.specs["train"].values()}
-    moved: list[str] = []
-
-    def file(self: Transfer, path: str, *arguments: object) -> None:
-        move(self, path, *arguments)  # type: ignore[arg-type]
-        if self.plan is late and path in files:
-            moved.append(path)
-            if len(moved) == len(files) // 2:
-                carry_out(other, Folder(there.root))
-
-    monkeypatch.setattr(Transfer, "copy_file", file)
-    carry_out(late, there)
-    assert len(moved) == 2 * len(files), "all of them came again"
-    assert verify(there.root).damage == []
-    numerics = {p: record.numerics for p in KEYS if (record := open_cache(there.root).record(*p))}
-    assert numerics["train", 0] == {"device": "mine"}
 
 
 def test_a_shard_that_came_without_all_arrays_is_completed(there: Folder, tmp_path: Path) -> None:
@@ -104,17 +44,6 @@ def test_a_shard_that_came_without_all_arrays_is_completed(there: Folder, tmp_pa
     carry_out(again, there)
     assert open_cache(there.root).cache_id == cache.cache_id
     assert verify(there.root).damage == []
-
-
-def test_another_version_without_all_arrays_is_not_completed(there: Folder, tmp_path: Path) -> None:
-    mine, theirs = built(tmp_path / "mine", {"device": "mine"}), built(tmp_path / "theirs")
-    late = planned(mine, there)
-    carry_out(planned(theirs, there, Part(signals="logits")), there)
-    with (
-        there.staging(),
-        pytest.raises(CometError, match=r"shard train 0 is another version than that of .*mine and cannot"),
-    ):
-        transfer(late).copy_shard(("train", 0))
 
 
 def test_another_extent_that_came_meanwhile_is_not_dropped(there: Folder, tmp_path: Path) -> None:
