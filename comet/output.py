@@ -96,7 +96,7 @@ def _make_report(
         headline(caches, result),
         facts(caches, prepared.config.objective, result, options),
         kl_note(caches, result.vocabulary.trimmed),
-        History(losses, best.validations, best.step),
+        History(losses, best.validations, best.step, best.learns_labels),
         result.before,
         result.after,
         seen,

@@ -1,7 +1,9 @@
 """Detailed figures on a student: each target, attention maps, and the predictions in rows of text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from cache_tools.progress import show_progress
+from cache_tools.store.reader import Cache
 from comet.train.dataset import CacheRows, CacheShard, Collator, arrays_to_read, collate
 from comet.train.distiller import MOST_BLOCKS, Distiller
 from comet.train.signals import Batch
@@ -18,7 +21,7 @@ from comet.train.validation import validation_rows
 
 MOST_TARGETS = 20_000
 BATCH_ROWS = 32
-EXAMPLE_ROWS = 2
+EXAMPLE_ROWS = 2  # of one cache; of several, one of each
 MOST_POSITIONS = 12
 GUESSES = 3
 LONGEST_TOKEN = 40
@@ -29,8 +32,8 @@ CALIBRATION_BINS = 10
 class MapPair:
     """Pooled attention [queries, keys] float32 of a matched layer over the blocks that one row uses.
 
-    Its rows sum to 1. `overlap`, 0 to 1, is the attention that both give to the same blocks: Σ min(teacher, student),
-    mean over the blocks of queries.
+    `row` is the number of the example. Its rows sum to 1. `overlap`, 0 to 1, is the attention that both give to the
+    same blocks: Σ min(teacher, student), mean over the blocks of queries.
     """
 
     row: int
@@ -60,8 +63,10 @@ class MaskedPosition:
 
 @dataclass(frozen=True)
 class AnnotatedRow:
-    """The tokens of a row as the models saw it, masks and replacements included, and its first targets."""
+    """The tokens of a row as the models saw it, masks and replacements included, and its first targets; `name` says
+    which row it is."""
 
+    name: str
     tokens: list[str]
     positions: list[MaskedPosition]
     targets: int  # of the whole row
@@ -149,14 +154,30 @@ def look_at_rows(
     device: torch.device,
     collator: Collator | None = None,
 ) -> tuple[list[MapPair], list[AnnotatedRow]]:
-    """Return maps of the first EXAMPLE_ROWS rows, if attention is matched, and the predictions in these rows."""
+    """Return maps of the first rows, of several caches one of each, and the predictions in these rows; no maps if
+    attention is not matched."""
     collator = collator or partial(collate, recipe=distiller.cache)
     rows = CacheRows(shards, arrays_to_read(distiller.cache, distiller.matches_attention), held=1)
-    arrays = rows.__getitems__(range(min(EXAMPLE_ROWS, len(rows))))
-    batch = {name: tensor.to(device) for name, tensor in collator(arrays).items()}
+    names = _example_rows(shards)
+    batch = {name: tensor.to(device) for name, tensor in collator(rows.__getitems__(list(names))).items()}
     found = distiller.evaluate(batch)
-    examples = [_decode_row(row, batch, found.features, distiller, tokenizer) for row in range(len(batch["length"]))]
+    examples = [
+        AnnotatedRow(name, *_decode_row(row, batch, found.features, distiller, tokenizer))
+        for row, name in enumerate(names.values())
+    ]
     return map_pairs(batch, found.attention, distiller) if distiller.matches_attention else [], examples
+
+
+def _example_rows(shards: Sequence[CacheShard]) -> dict[int, str]:
+    """Return the running indices of the rows to show, each with its name."""
+    first: dict[Cache, int] = {}
+    begin = 0
+    for shard in shards:
+        first.setdefault(shard.cache, begin)
+        begin += shard.rows
+    if len(first) > 1:
+        return {row: f"{Path(cache.name).name}, validation row 1" for cache, row in first.items()}
+    return {row: f"Validation row {row + 1}" for row in range(min(EXAMPLE_ROWS, begin))}
 
 
 def map_pairs(batch: Batch, attention: Tensor, distiller: Distiller) -> list[MapPair]:
@@ -178,8 +199,8 @@ def map_pairs(batch: Batch, attention: Tensor, distiller: Distiller) -> list[Map
 @torch.no_grad()
 def _decode_row(
     row: int, batch: Batch, features: Tensor, distiller: Distiller, tokenizer: PreTrainedTokenizerBase
-) -> AnnotatedRow:
-    """Return one row as text, with the predictions at its first MOST_POSITIONS targets."""
+) -> tuple[list[str], list[MaskedPosition], int]:
+    """Return the tokens of one row, the predictions at its first MOST_POSITIONS targets, and how many it has."""
     targets = torch.nonzero(batch["target_row"] == row)[:, 0]
     shown = targets[:MOST_POSITIONS]
     weight, bias = distiller.output_layer()
@@ -207,7 +228,7 @@ def _decode_row(
         for i, label in enumerate(batch["target_id"][shown].tolist())
     ]
     ids = batch["input_ids"][row, : int(batch["length"][row])].tolist()
-    return AnnotatedRow([token_text(tokenizer, token) for token in ids], positions, len(targets))
+    return [token_text(tokenizer, token) for token in ids], positions, len(targets)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

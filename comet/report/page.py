@@ -26,11 +26,13 @@ PART_NAMES = {
 
 @dataclass(frozen=True)
 class History:
-    """A training: (step, parts of the loss) and (step, validation) in the order of steps, and the best step."""
+    """A training: (step, parts of the loss) and (step, validation) in the order of steps, and the best step, chosen by
+    the masked-token loss if only labels were learnt."""
 
     losses: list[tuple[int, dict[str, float]]]
     validations: list[tuple[int, Validation]]
     best_step: int
+    learns_labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ def page(
 
 def _validation_curve(history: History) -> list[Figure]:
     """Return the chart of the measure that the best step was chosen by, over steps; none if nothing was measured."""
-    measured = [(step, v.distance) for step, v in history.validations if math.isfinite(v.distance)]
+    by_labels = history.learns_labels or any(math.isnan(v.kl) for _, v in history.validations)
+    every = [(step, v.cross_entropy if by_labels else v.kl) for step, v in history.validations]
+    measured = [(step, value) for step, value in every if math.isfinite(value)]
     if not measured:
         return []
-    has_kl = not any(math.isnan(v.kl) for _, v in history.validations)
-    name = "Validation KL" if has_kl else "Masked-token loss, validation"
+    name = "Masked-token loss, validation" if by_labels else "Validation KL"
     notes = [f"step {step:,}: {value:.4f}" for step, value in measured]
     best = next(((p, f"best: {p[1]:.3f}") for p in measured if p[0] == history.best_step), None)
     line = Line("student", name, measured, notes, dots=len(measured) <= 40)

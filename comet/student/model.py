@@ -1,5 +1,6 @@
 """The student at its first step: from the layers in a cache, its embeddings, at random, or from an earlier student."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,8 @@ def new_student(
         begin_with_start(student, shape, caches, vocabulary)
     elif init == "cache":
         _begin_with_embeddings(student, caches, vocabulary)
+    else:
+        _silence_unscored(student, caches, vocabulary)
     return student
 
 
@@ -103,6 +106,14 @@ def _begin_with_embeddings(student: PreTrainedModel, caches: Sequence[Cache], vo
     weight[special] = keep
     output_layer(student).bias.copy_((counts / counts.sum()).log())
     family_of(caches[0].recipe).head_dense(student).weight.copy_(torch.eye(hidden))
+
+
+@torch.no_grad()
+def _silence_unscored(student: PreTrainedModel, caches: Sequence[Cache], vocabulary: StudentVocabulary) -> None:
+    """Make tokens that no corpus scores as improbable as one that occurs once in all of them: no training lowers them,
+    and those that spell other text would keep a quarter of a student's mass."""
+    occurrences = int(sum(cache.vocabulary.count.sum() for cache in caches))
+    output_layer(student).bias[vocabulary.unscored.all(0)] = -math.log(occurrences)
 
 
 def token_counts(cached: Sequence[Vocabulary], vocabulary: StudentVocabulary) -> NDArray[np.int64]:

@@ -150,7 +150,7 @@ class ThresholdTargets:
         seen_logmass = (seen - every).masked_fill(seen == -torch.inf, 0.0)  # [T, 1]; of none kept, nothing to divide
         return {
             "sample_id": kept_id, "sample_logweight": logweight, "entropy": batch["entropy_seen"],
-            "seen_logmass": seen_logmass,
+            "seen_logmass": seen_logmass, "best_logweight": batch["sample_logweight"][..., :1],
         }  # fmt: skip
 
     def kl(self, batch: Batch, student: StudentLogits, temperature: float) -> Tensor:
@@ -163,13 +163,13 @@ class ThresholdTargets:
         """Return log-probabilities [T, k] of the certain tokens, those of a conditioned teacher among the tokens of the
         corpus; those of the drawn ones, which stand for others too, are −∞. The first that is kept counts as certain,
         also where a trimmed vocabulary lacks the best."""
-        logweight = batch["sample_logweight"][:, self.temperatures.index(1.0)]
+        stored = logweight = batch["sample_logweight"][:, self.temperatures.index(1.0)]
         if "seen_logmass" in batch:
             logweight = (logweight - batch["seen_logmass"]).clamp(max=0.0)  # the mass is estimated
         first = first_kept(self.kept_id(batch, 1.0))
-        others = logweight.scatter(1, first, -torch.inf)
-        drawn = others.masked_fill(others == -torch.inf, torch.inf).amin(1, keepdim=True)  # all drawn weigh the same
-        return logweight.masked_fill((others <= drawn).scatter(1, first, False), -torch.inf)
+        best = batch.get("best_logweight", batch["sample_logweight"])[:, self.temperatures.index(1.0), :1]
+        drawn = (best < -math.log(self.k)) | (stored == -math.log(self.k))  # all, if even the best is below 1 / k
+        return logweight.masked_fill(drawn.scatter(1, first, False), -torch.inf)
 
     def mass_outside(self, batch: Batch, conditioned: Batch) -> Tensor:
         """Estimate the probability [T] at temperature 1 of all tokens outside the corpus."""

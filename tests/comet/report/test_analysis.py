@@ -1,7 +1,9 @@
 """The close-up says of each target what the validation says of all, and its bins are those of a plain loop."""
 
 import math
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from helpers.students import NANO
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from cache_tools import Cache
+from cache_tools import Cache, open_cache
 from comet.report import analysis
 from comet.report.analysis import (
     Analysis,
@@ -270,9 +272,26 @@ def test_the_first_row_is_decoded_with_the_teacher_s_guesses(cache: Cache, token
     assert lines[1].startswith(f"  [1] {truth}; the teacher says {best} ")
 
 
+def test_of_several_caches_a_row_of_each_is_shown(
+    cache: Cache, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Each student's maps and guesses are those of its own row."""
+    other = open_cache(shutil.copytree(cache.root, tmp_path / "other.zarr"))
+    shards = shards_of([cache, other], "validation")
+    maps, rows = look_at_rows(distiller_of(cache), shards, tokenizer, CPU)
+    alone_maps, alone = look_at_rows(distiller_of(cache), shards_of([cache], "validation"), tokenizer, CPU)
+    assert [row.name for row in rows] == [f"{cache.root.name}, validation row 1", "other.zarr, validation row 1"]
+    assert [row.name for row in alone] == ["Validation row 1", "Validation row 2"]
+    assert rows[0].tokens == rows[1].tokens == alone[0].tokens
+    assert [pair.row for pair in maps] == [pair.row for pair in alone_maps]
+
+
 def test_a_row_cannot_drive_the_terminal() -> None:
     evil = AnnotatedRow(
-        ["<s>", "\x1b[2Jgone", "\n\r"], [MaskedPosition(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])], 1
+        "Validation row 1",
+        ["<s>", "\x1b[2Jgone", "\n\r"],
+        [MaskedPosition(1, "\x1b]0;x\x07", [Guess("\x1b[31m", 0.5, False)], [])],
+        1,
     )
     shown = sample_row(evil)
     assert "\x1b" not in shown

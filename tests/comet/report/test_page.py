@@ -44,7 +44,7 @@ def analyse(text: str = "▁umwana") -> Analysis:
         confidence=generator.random(50),
         teacher_confidence=generator.random(50),
         maps=[MapPair(0, 3, 1, attention, np.eye(4, dtype=np.float32), 0.7)],
-        examples=[AnnotatedRow(["<s>", "<mask>", text, "</s>"], [place], 1)],
+        examples=[AnnotatedRow("Validation row 1", ["<s>", "<mask>", text, "</s>"], [place], 1)],
         parameters=1_000,
         teacher_parameters=10_000,
     )
@@ -147,6 +147,14 @@ def test_without_a_tail_at_temperature_one_the_loss_replaces_kl() -> None:
     assert tree.of("strong")[0] == "Masked-token loss, validation"
     assert "Validation KL" not in tree.of("strong")
     assert "best: 6.000" in tree.of("text")
+
+
+def test_a_student_of_labels_alone_is_judged_by_its_labels() -> None:
+    """Its best step is that of the lowest loss, wherever the KL, which it does not learn, goes meanwhile."""
+    validations = [(0, BEFORE), (100, AFTER), (200, replace(AFTER, kl=9.0, cross_entropy=5.5))]
+    tree = Tree(report(history=History([], validations, 200, learns_labels=True)))
+    assert tree.of("strong")[0] == "Masked-token loss, validation"
+    assert "best: 5.500" in tree.of("text")
 
 
 def test_a_page_without_maps_curves_or_examples_is_whole() -> None:

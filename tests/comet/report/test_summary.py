@@ -19,7 +19,7 @@ def row(*student: tuple[str, float]) -> AnnotatedRow:
         MaskedPosition(position, label, teacher, [Guess(text, probability, text == label)])
         for (position, label, teacher), (text, probability) in zip(labels, student, strict=True)
     ]
-    return AnnotatedRow(["<s>", "▁Data", "<mask>", "▁gusu", "xx", "<mask>", "</s>"], positions, 3)
+    return AnnotatedRow("Validation row 1", ["<s>", "▁Data", "<mask>", "▁gusu", "xx", "<mask>", "</s>"], positions, 3)
 
 
 def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
@@ -37,5 +37,5 @@ def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
 
 
 def test_a_row_without_targets_shows_nothing() -> None:
-    empty = AnnotatedRow(["<s>", "▁Data", "</s>"], [], 0)
+    empty = AnnotatedRow("Validation row 1", ["<s>", "▁Data", "</s>"], [], 0)
     assert filled_in(empty, empty) == []

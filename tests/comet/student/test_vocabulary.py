@@ -201,6 +201,18 @@ def test_a_random_start_is_farther_away(narrow: Cache, tmp_path: Path) -> None:
     assert begun[0] < begun[1]
 
 
+def test_tokens_that_no_training_lowers_are_improbable_from_random_weights(narrow: Cache) -> None:
+    """No step reaches them, so that they would keep a quarter of the mass of a student whose other logits fall."""
+    vocabulary = trimmed_vocabulary([narrow])
+    student = new_student(NANO, [narrow], vocabulary, 0.0, 0, "random").eval()
+    with torch.no_grad():
+        probability = student(torch.arange(20)[None]).logits[0].softmax(-1)  # [20, V']
+    unscored = vocabulary.unscored[0]
+    occurrences = narrow.vocabulary.count.sum()
+    share = unscored.sum() / (occurrences * (~unscored).sum())
+    assert (probability[:, unscored].sum(1) < 3 * share).all()
+
+
 def test_word_pieces_are_trimmed() -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "##ed", "p", "##l"]
     word = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))

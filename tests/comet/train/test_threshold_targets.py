@@ -25,6 +25,23 @@ def test_drawn_tokens_stand_for_the_threshold_as_it_was(threshold_cache: Cache) 
     assert (found[~is_threshold] == torch.from_numpy(stored).float()[~is_threshold]).all()
 
 
+def test_every_token_that_was_not_drawn_is_known(threshold_cache: Cache) -> None:
+    """Also where none was drawn: the least probable one is not taken for a drawn one."""
+    vocabulary, recipe = trimmed_vocabulary([threshold_cache]), threshold_cache.recipe
+    rows = CacheRows(shards_of([threshold_cache], "validation"), threshold_cache.extent.arrays)
+    whole = collate(rows.__getitems__(list(range(len(rows)))), recipe)
+    targets, at_one = teacher_targets(recipe), recipe.temperatures.index(1.0)
+    for batch in (whole, in_vocabulary(whole, vocabulary, recipe)):
+        weight = batch["sample_logweight"][:, at_one]  # [T, k]
+        below = whole["sample_logweight"][:, at_one, :1] < -math.log(recipe.top_k)
+        assert below.any(), "somewhere all but the best are drawn"
+        drawn = below | (weight == -math.log(recipe.top_k))
+        kept = weight > -torch.inf
+        assert (kept.any(1) & ~(kept & drawn).any(1)).any(), "somewhere none was drawn"
+        expected = (kept & ~drawn).scatter(1, first_kept(targets.kept_id(batch, 1.0)), True) & kept
+        assert ((targets.teacher_logprob(batch) > -torch.inf) == expected).all()
+
+
 def test_the_teacher_s_confidence_is_among_the_tokens_of_the_corpus(threshold_cache: Cache) -> None:
     """As are the student's, and both accuracies: else the teacher would seem less sure than it is right."""
     vocabulary, recipe = trimmed_vocabulary([threshold_cache]), threshold_cache.recipe
