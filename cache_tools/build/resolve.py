@@ -17,6 +17,7 @@ from cache_tools.store.provenance import teacher_restriction
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
 from cache_tools.text.hub_text import HubText, pin_revision
+from cache_tools.text.languages import find_language
 from cache_tools.text.model_tokenizer import load_teacher_tokenizer
 from cache_tools.text.sources import ITEM_FORMATS, TextFile, documents, find_sources, find_texts
 
@@ -61,8 +62,10 @@ class BuildInputs:
 
 
 def find_inputs(settings: BuildSettings) -> BuildInputs:
-    """Find the inputs. Raises CometError if no cache can be created at `settings.out`, or there among the texts, and if
-    a text or evaluation file does not exist or has an unknown ending."""
+    """Find the inputs. Raises CometError if `settings.language` is no language code, no cache can be created at
+    `settings.out`, or there among the texts, and if a text or evaluation file does not exist or has an unknown ending.
+    """
+    find_language(settings.language)
     require_folder(settings.out, "--out", *settings.local_sources)
     excluded = find_sources(settings.exclude, "--exclude", ITEM_FORMATS)
     return BuildInputs(settings, find_texts(settings.text), excluded)

@@ -1,6 +1,7 @@
 """Which of several texts a build reads, that it says so, and texts that are given twice."""
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,13 @@ def texts(tmp_path: Path, sample_text: Path) -> Path:
 def settings(texts: Path, teacher: Path, *names: str, **changes: object) -> BuildSettings:
     options = {"attention_layers": "none", "start_layers": "none"} | changes
     return build_settings(texts / "kin.zarr", teacher, *(texts / name for name in names), **options)
+
+
+def test_what_is_no_language_is_said_before_a_text_is_read(texts: Path, sample_teacher: Path) -> None:
+    """A program that calls the package knows nothing of the command's own check."""
+    asked = replace(settings(texts, sample_teacher, "no such text.txt"), language="kinyarwanda")
+    with pytest.raises(CometError, match=r"--lang 'kinyarwanda' is not a language code: expected ISO 639-3"):
+        build_cache(asked)
 
 
 def test_a_text_behind_the_limit_is_said_not_to_be_read(
