@@ -17,6 +17,7 @@ BLOCK = 32
 SLICE = 4096  # tokens whose logits are formed at a time
 ALIGNMENT = 16  # targets: products with rows of any other length take up to half as long again
 HIGHEST_ID = 2**31 - 1
+FINITE = 1e30  # nats, for infinitely improbable tokens: times their weight of 0 it is 0
 LOG2_E = 1 / math.log(2)
 LOGITS_AT_ONCE = {"cpu": 2**26, "cuda": 2**29}  # targets × vocabulary held in float32
 
@@ -142,7 +143,7 @@ class BlockedHead:
         below = {t: torch.empty_like(largest) for t in falling if with_entropy}
         features = nn.functional.pad(features.to(self.weight.dtype), (0, 0, 0, width - targets)).T  # [H, width]
         step = max(1, SLICE // BLOCK)
-        scratch = logits.new_empty(min(step, blocks), BLOCK, width)
+        scratch = logits.new_empty(3, min(step, blocks), BLOCK, width)
         for first in range(0, blocks, step):
             here = slice(first, min(first + step, blocks))
             tokens = slice(here.start * BLOCK, here.stop * BLOCK)
@@ -150,16 +151,17 @@ class BlockedHead:
             logits[tokens] += self.bias[tokens]
             block = logits[tokens].view(-1, BLOCK, width)  # [b, BLOCK, width]
             torch.amax(block, 1, out=largest[here])
-            relative = scratch[: len(block)]
+            distance, relative, weighted = scratch[:, : len(block)]
+            torch.sub(largest[here, None], block, out=distance).clamp_(max=FINITE)
             for hotter, t in zip([0.0, *falling], falling, strict=False):
                 if hotter == 2 * t:
                     relative.square_()  # exp(x / 2t)² is exp(x / t)
                 else:
-                    torch.sub(block, largest[here, None], out=relative)
-                    relative.mul_(LOG2_E / t).exp2_()
+                    torch.mul(distance, -LOG2_E / t, out=relative).exp2_()
                 torch.sum(relative, 1, out=log_sums[t][here])
                 if with_entropy:
-                    below[t][here] = _mean_below(relative, block, largest[here], log_sums[t][here])
+                    torch.sum(torch.mul(distance, relative, out=weighted), 1, out=below[t][here])
+                    below[t][here] /= log_sums[t][here]
                 log_sums[t][here].log_().add_(largest[here], alpha=1 / t)
         return BlockLogits(
             logits.view(blocks, BLOCK, width)[..., :targets],
@@ -169,13 +171,6 @@ class BlockedHead:
             self.ids,
             self.seen_blocks,
         )
-
-
-def _mean_below(weight: Tensor, logits: Tensor, largest: Tensor, total: Tensor) -> Tensor:
-    """Return [b, T]: the mean of largest − logits with these weights [b, BLOCK, T], which sum to `total`; logits of
-    weight zero are skipped, as their difference may be infinite."""
-    difference = (largest[:, None] - logits).masked_fill_(weight == 0, 0.0)  # [b, BLOCK, T]
-    return difference.mul_(weight).sum(1) / total
 
 
 def _in_blocks(ids: Tensor, filler: int) -> Tensor:
