@@ -55,7 +55,8 @@ def require_other_text(caches: Sequence[Cache]) -> None:
 
 
 def _distinct(cache: Cache, group: str) -> NDArray[np.uint64]:
-    return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *_runs(cache, group)]))
+    """Return the distinct hashes of a group; those of each shard first, as a small file may repeat itself at length."""
+    return np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, _runs(cache, group))]))
 
 
 def _leading_bits_of(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
