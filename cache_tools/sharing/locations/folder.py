@@ -19,6 +19,7 @@ from cache_tools.store.records import read_bounded
 from cache_tools.store.staging import STAGING, claimed_folder
 
 BLOCK = 2**20
+POLL_SECONDS = 0.005  # of waiting for the lock, which is mostly held for milliseconds
 
 
 class Folder:
@@ -45,7 +46,7 @@ class Folder:
         lock = filelock.FileLock(self.root / LOCK)
         with writing_in(self.root):
             (self.root / LEDGER).mkdir(exist_ok=True)
-            lock.acquire()
+            lock.acquire(poll_interval=POLL_SECONDS)
         try:
             yield
         finally:
