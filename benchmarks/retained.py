@@ -1,8 +1,9 @@
 """What students retain of their teacher's scores on tasks, at two sizes, and what the start and the cache each add.
 
 Every student trains for the same time of the processor, whatever else the machine does: with the cache; from the same
-start, but on labels alone; and as a plain masked LM without a teacher. Students and scores stay in the folder, and the
-command continues with what is missing; several processes may work on one folder, each on its own languages.
+start, but on labels alone; and on labels alone from a random body on the teacher's embeddings. Students and scores stay
+in the folder, and the command continues with what is missing; several processes may work on one folder, each on its own
+languages.
 
     python benchmarks/retained.py --shared ../shared --folder retained --minutes 20
 """
