@@ -182,9 +182,12 @@ class HttpClient:
 
 
 def _watch(client: "weakref.ref[HttpClient]") -> None:
-    """Enforce the time limits until the client is gone: a byte now and then would never trigger a socket's timeout."""
+    """Enforce the time limits until the client is gone: a byte now and then would never trigger a socket's timeout.
+
+    Of a closed client end also the reads that were only connecting when it was closed.
+    """
     while (alive := client()) is not None:
-        alive.abort_overdue(time.monotonic())
+        alive.abort_overdue(math.inf if alive.is_closed else time.monotonic())
         del alive
         time.sleep(WATCH_SECONDS)
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.client import HTTPException
 from pathlib import Path
 from threading import Thread
 
@@ -16,6 +17,7 @@ from helpers.small_caches import make_cache, small_recipe
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
 from cache_tools.settings import LocalCache
+from cache_tools.sharing.locations.http import HttpClient
 from cache_tools.sharing.remote_shards import open_remote
 from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.signals import TEXT_ARRAYS
@@ -205,3 +207,14 @@ def test_closing_ends_the_waiting(server: Server, local: LocalCache) -> None:
     assert not thread.is_alive() and len(errors) == 1
     with pytest.raises(CometError, match=r": closed; nothing more is read into it$"):
         remote.read_shard("train", 0)
+
+
+def test_a_read_that_was_only_connecting_at_the_close_ends_too(server: Server) -> None:
+    """It had no socket to shut down yet, and would wait for a silent server as long as it may be silent."""
+    client = HttpClient(timeout=60)
+    server.mischief[CHUNK] = hostile.silent, None
+    client.close()
+    began = time.monotonic()
+    with pytest.raises((OSError, HTTPException)):
+        list(client.blocks(f"{server.url}/{CHUNK}", time_limit=60))
+    assert time.monotonic() - began < 20
