@@ -80,17 +80,18 @@ def test_the_files_of_a_shard_and_its_record_are_one_version(
 def test_a_url_whose_record_is_overwritten_at_once(
     memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both have seen no record, and write theirs one after the other: the first one reads the second one's."""
+    """Both have seen no record. The one whose files came last writes its record first, and then reads the other's."""
     mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
     to, again = (Remote(memory, POLICY) for _ in range(2))
     late, other, write = planned(mine, to), planned(theirs, again), Transfer._write
-    both, second = threading.Barrier(2, timeout=60), threading.Event()
+    both, copied, second = threading.Barrier(2, timeout=60), threading.Event(), threading.Event()
     seen: set[int] = set()
 
     def record(self: Transfer, path: str, data: bytes) -> None:
         is_first_try = path == shard_record_path("train", 0) and id(self.plan) not in seen
         if is_first_try:
             seen.add(id(self.plan))
+            copied.set()
             both.wait()
             if self.plan is other:
                 assert second.wait(60)
@@ -100,9 +101,10 @@ def test_a_url_whose_record_is_overwritten_at_once(
             both.wait()
 
     monkeypatch.setattr(Transfer, "_write", record)
-    threads = [threading.Thread(target=transfer(one).run) for one in (late, other)]
+    threads = [threading.Thread(target=transfer(one).run) for one in (other, late)]
     for thread in threads:
         thread.start()
+        assert copied.wait(60)
     for thread in threads:
         thread.join()
     assert len(seen) == 2
