@@ -94,6 +94,15 @@ def scores(
 @click.option("--language", "languages", multiple=True, default=LANGUAGES, show_default=True)
 @click.option("--size", "sizes", multiple=True, default=("small", "nano"), show_default=True)
 @click.option("--task", "tasks", multiple=True, default=TASKS, show_default=True)
+@click.option(
+    "--arm",
+    "arms",
+    multiple=True,
+    type=click.Choice([arm.name for arm in ARMS]),
+    default=[arm.name for arm in ARMS],
+    show_default=True,
+    help="What the students begin with and learn from.",
+)
 @click.option("--tokens", default=400_000, show_default=True)
 @click.option("--views", type=int, help="Of the caches.  [default: as a build chooses them]")
 @click.option("--minutes", default=20.0, show_default=True, help="Of training each student, on all threads.")
@@ -101,8 +110,8 @@ def scores(
 @click.option("--epochs", default=3, show_default=True, help="Of fine-tuning.")
 @click.option("--threads", default=2, show_default=True)
 def main(
-    shared: Path, folder: Path, languages: Sequence[str], sizes: Sequence[str], tasks: Sequence[str], tokens: int,
-    views: int | None, minutes: float, seeds: int, epochs: int, threads: int,
+    shared: Path, folder: Path, languages: Sequence[str], sizes: Sequence[str], tasks: Sequence[str],
+    arms: Sequence[str], tokens: int, views: int | None, minutes: float, seeds: int, epochs: int, threads: int,
 ) -> None:  # fmt: skip
     torch.set_num_threads(threads)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +125,7 @@ def main(
             trained(arm, cache, size, folder / f"{language}-{size}-{arm.name.replace(' ', '-')}", seconds)
             for size in sizes
             for arm in ARMS
+            if arm.name in arms
         ]
         for task in tasks:
             (_, reference), *others = scores(
