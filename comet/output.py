@@ -10,6 +10,7 @@ from cache_tools.store.records import sync_file, sync_folder
 from comet.paths import options_path, report_path, require_free
 from comet.preparation import Preparation, has_learnt, peak_learning_rate
 from comet.publish import published_folder
+from comet.recipes import as_option
 from comet.report.analysis import analyse
 from comet.report.card import model_card
 from comet.report.page import History, page
@@ -17,7 +18,6 @@ from comet.report.summary import attention_note, by_cache, facts, headline, kl_n
 from comet.settings import Distilled
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
-from comet.train.objective import as_option
 from comet.train.trainer import DistillationTrainer
 
 

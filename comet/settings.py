@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from cache_tools.checks import LARGEST_SEED, as_path, require_number, require_text, require_truth, require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
+from comet.recipes import choose_objective
 from comet.student.sizes import require_size
-from comet.train.objective import DEFAULT, Objective, choose_objective
+from comet.train.objective import DEFAULT, Objective
 
 if TYPE_CHECKING:
     from comet.report.analysis import AnnotatedRow

@@ -15,7 +15,7 @@ MODULES = [
 TOP = ""  # the modules that lie in the package itself
 ORDER = {
     "cache_tools": (TOP, "store", "text", "teacher", "sharing", "build", "verify", "cli"),
-    "comet": ("student", "train", "settings", "report", TOP, "cli"),
+    "comet": ("student", "train", "recipes", "settings", "report", TOP, "cli"),
 }
 FORBIDDEN = {
     "cache_tools": {"comet"},

@@ -92,8 +92,8 @@ def train(
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
     from cache_tools.store.reader import open_cache
+    from comet.recipes import choose_objective
     from comet.settings import StudentConfig
-    from comet.train.objective import choose_objective
 
     names = [name_of(location).removesuffix(".zarr") for location in locations]
     output = output or Path("-".join(names) + "-student")

@@ -14,7 +14,8 @@ from cache_tools import Cache
 from cache_tools.errors import CometError
 from comet import StudentConfig, distill, open_for_training
 from comet.cli.train import train
-from comet.train.objective import DEFAULT, Objective, choose_objective
+from comet.recipes import choose_objective
+from comet.train.objective import DEFAULT, Objective
 
 LEGAL = {
     "--seed": {"zero"},
