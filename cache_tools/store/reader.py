@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cache_tools.checks import shown
 from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import check_ranges, check_signals
@@ -119,7 +120,9 @@ class Cache:
         return cache_id(self.root, self.recipe, self.extent)
 
     def record(self, group: str, shard: int) -> ShardRecord | None:
-        """Return the commit record of a shard, None if it is not committed. Raises CometError if it is damaged."""
+        """Return the commit record of a shard, None if it is not committed. Raises CometError if it is damaged, or if
+        the cache has no shard of this group and number."""
+        self._require_shard(group, shard)
         key = (group, shard)
         if key not in self._records:
             limit = {name: max_file_bytes(spec) for name, spec in self.specs[group].items()}
@@ -128,6 +131,13 @@ class Cache:
                 return None
             self._records[key] = record
         return self._records[key]
+
+    def _require_shard(self, group: str, shard: int) -> None:
+        if group not in GROUPS:
+            raise CometError(f"{self.name}: no group {shown(group)}; expected {' or '.join(GROUPS)}", exit_code=2)
+        if shard not in range(self.recipe.shards(group)):
+            last = self.recipe.shards(group) - 1
+            raise CometError(f"{self.name}: no shard {group} {shown(shard)}; expected 0 to {last}", exit_code=2)
 
     def missing(self, group: str) -> list[int]:
         """Return the shards of the extent that are not committed yet."""
@@ -154,8 +164,9 @@ class Cache:
     def read_tokens(self, group: str, shard: int) -> tuple[dict[str, NDArray], dict[str, FileRecord]]:
         """Return the token arrays of a shard, committed or not, checked against the seal, and their file records.
 
-        Raises CometError if they are not the sealed ones.
+        Raises CometError if they are not the sealed ones, or the cache has no shard of this group and number.
         """
+        self._require_shard(group, shard)
         arrays, files = {}, {}
         for name in TOKEN_ARRAYS:
             spec = self.specs[group][name]

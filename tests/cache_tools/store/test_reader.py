@@ -96,6 +96,16 @@ def test_missing_shards_are_reported(cache: Path) -> None:
     assert len(found.read_shard("train", 0)["length"]) == 4
 
 
+@pytest.mark.parametrize("shard", [-1, 3, "0", None, 0.5])
+def test_a_shard_that_no_cache_of_this_recipe_has(built: Path, shard: object) -> None:
+    found = open_cache(built)
+    for method in (found.record, found.read_shard, found.read_tokens):
+        with pytest.raises(CometError, match=r": no shard train \S+; expected 0 to 2$"):
+            method("train", shard)  # type: ignore[arg-type]
+        with pytest.raises(CometError, match=r": no group test; expected train or validation$"):
+            method("test", 0)
+
+
 @pytest.mark.parametrize("name", group_arrays(RECIPE, "train"))
 def test_damage_to_the_file_of_any_array_is_noticed(cache: Path, name: str) -> None:
     """A flipped byte, two sound files exchanged, and a file that is gone."""
