@@ -47,6 +47,7 @@ class Arm:
 CACHES: dict[str, dict[str, Any]] = {
     "default": {},
     "four views": {"views": 4},
+    "four views, T = 1 and 2": {"views": 4, "temperatures": (1.0, 2.0)},
     "views as by default": {"views": None},
     "views that the teacher continues": {"continue_views": 4},
     "sample of 512": {"top_k": 512, "rows_per_shard": 128},

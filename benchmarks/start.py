@@ -27,10 +27,22 @@ from comet.preparation import choose_vocabulary
 from comet.settings import StudentConfig
 from comet.student.model import new_student
 from comet.student.shape import choose_shape
-from comet.train.objective import DEFAULT, Objective
+from comet.train.objective import DEFAULT, Objective, Schedule, Steps
 
 NO_ATTENTION = replace(DEFAULT, name="no attention", attention_weight=0.0)
 LITTLE_ATTENTION = replace(DEFAULT, name="attention 0.3", attention_weight=0.3)
+CHANGED = (
+    LITTLE_ATTENTION,
+    replace(DEFAULT, name="attention 3", attention_weight=3.0),
+    replace(DEFAULT, name="attention 1 to 0", attention_weight=Schedule(1.0, 0.0)),
+    replace(DEFAULT, name="attention of the last layer", layer_map=((-1, -1),)),
+    replace(DEFAULT, name="hard labels 0.1", hard_weight=0.1),
+    replace(DEFAULT, name="hard labels 0.5", hard_weight=0.5),
+    replace(DEFAULT, name="dropout 0.1", dropout=0.1),
+)
+"""The default objective, changed in one thing."""
+HOT = replace(DEFAULT, name="temperature 2", temperature=2.0)
+COOLING = replace(DEFAULT, name="temperature 2, then 1", temperature=Steps(((0.0, 2.0), (0.5, 1.0))))
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,8 @@ PARTS: dict[str, list[Training]] = {
     + [Training(SMALL, 900, cache=cache) for cache in ATTENTION_CACHES],
     "views": [Training(SMALL, 900, cache="four views")]
     + [Training(SMALL, 3000, cache=cache) for cache in ("default", "four views", "sample of 512")],
+    "objective": [Training(SMALL, 900, objective=objective, cache="four views") for objective in (DEFAULT, *CHANGED)]
+    + [Training(SMALL, 900, objective=objective, cache="four views, T = 1 and 2") for objective in (HOT, COOLING)],
     "shapes": [Training(shape, 900) for shape in ((4, 112), (3, 120), (2, 136))]
     + [Training(shape, 900) for shape in ((6, 64), (4, 72), (3, 80))]
     + [Training(shape, 900) for shape in ((6, 40), (3, 48))],
@@ -144,8 +158,9 @@ def main(shared: Path, folder: Path, language: str, tokens: int, parts: Sequence
     folder.mkdir(parents=True, exist_ok=True)
     teacher = str(shared / "teacher")
     held = partial(cache_of, language=language, shared=shared, teacher=teacher, folder=folder, tokens=tokens)
-    whole = at_full_width(held("default"), shared, language, teacher)
-    print(f"all layers at full width, untrained: dense KL {whole:.2e}")
+    if not parts:
+        whole = at_full_width(held("default"), shared, language, teacher)
+        print(f"all layers at full width, untrained: dense KL {whole:.2e}")
     asked = {"language": language, "tokens": tokens, "threads": threads}
     for training in dict.fromkeys(training for part in parts or PARTS for training in PARTS[part]):
         path = folder / f"{language}-{named(training.name)}.json"
