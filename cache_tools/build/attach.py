@@ -13,10 +13,10 @@ from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
-from cache_tools.store.copy import rename_into, staging_in
+from cache_tools.store.copy import staging_in
 from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
-from cache_tools.store.records import inside, read_bounded, with_checksum, write_durably
+from cache_tools.store.records import inside, read_bounded, rename_durably, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, remove_abandoned
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
@@ -53,7 +53,7 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
                     write_durably(work / path, files[name])
                     staged.append(path)
         for path in staged:
-            rename_into(work / path, inside(cache.root, path))
+            rename_durably(work / path, inside(cache.root, path))
         _widen_extent(cache, work)
     return open_cache(cache.root)
 
@@ -91,4 +91,4 @@ def _widen_extent(cache: Cache, work: Path) -> None:
     if read_extent(cache.root, cache.recipe, tuple(cache.specs["train"])) not in (cache.extent, wanted):
         raise CometError(f"{cache.root}: its extent has changed meanwhile; run the same command again")
     write_durably(work / EXTENT, with_checksum(wanted.to_json()))
-    rename_into(work / EXTENT, inside(cache.root, EXTENT))
+    rename_durably(work / EXTENT, inside(cache.root, EXTENT))

@@ -1,6 +1,5 @@
 """Copies of caches in other folders: each is a sound cache at every moment, and nothing in it is overwritten."""
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,7 +11,14 @@ from cache_tools.store.layout import max_file_bytes
 from cache_tools.store.ledger import CARD, EXTENT, SEAL, Extent, FileRecord, ShardKey, file_record, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
-from cache_tools.store.records import MAX_RECORD_BYTES, inside, read_bounded, sync_folder, with_checksum, write_durably
+from cache_tools.store.records import (
+    MAX_RECORD_BYTES,
+    inside,
+    read_bounded,
+    rename_durably,
+    with_checksum,
+    write_durably,
+)
 from cache_tools.store.staging import STAGING, claimed_folder
 
 MOST_NAMED = 20  # differences in one message
@@ -119,14 +125,7 @@ def _publish(
         if not uncommitted:
             raise CometError(f"{folder}: {path} exists and differs; choose another folder", exit_code=2)
     write_durably(staging / "file", data)
-    rename_into(staging / "file", final)
-
-
-def rename_into(staged: Path, final: Path) -> None:
-    """Give a file on disk its final name, and wait until the name is on disk."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staged, final)
-    sync_folder(final.parent)
+    rename_durably(staging / "file", final)
 
 
 def cut(cache: Cache, folder: Path, extent: Extent, track: Track = iter) -> Cache:

@@ -143,3 +143,13 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rename_durably(staged: Path, final: Path) -> None:
+    """Give a file on disk its final name, and wait until the name is on disk, with those of new folders on the way."""
+    folders = [final.parent, *final.parent.parents]
+    known = next(number for number, folder in enumerate(folders) if folder.exists())
+    final.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(staged, final)
+    for folder in folders[: known + 1]:
+        sync_folder(folder)

@@ -1,6 +1,5 @@
 """Write a cache: seal a new one, and commit shards so that a crash at any moment loses at most one."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -28,7 +27,15 @@ from cache_tools.store.ledger import (
 )
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import MAX_RECORD_BYTES, inside, sync_folder, with_checksum, write_durably
+from cache_tools.store.records import (
+    MAX_RECORD_BYTES,
+    inside,
+    rename_durably,
+    sync_file,
+    sync_folder,
+    with_checksum,
+    write_durably,
+)
 from cache_tools.store.start import start_arrays
 
 
@@ -87,6 +94,8 @@ def seal(
     write_durably(root / EXTENT, with_checksum(whole_extent(recipe).to_json()))
     write_durably(root / LOCK, b"")
     files = {path: file_record((root / path).read_bytes()) for path in sorted(_sealed_files(root))}
+    for path in files:  # zarr and the tokenizer's library do not wait for the disk
+        sync_file(root / path)
     record = with_checksum(Seal(recipe.recipe_id, files, token_digests).to_json())
     _require_readable({path: file.size for path, file in files.items()}, sealed_limits(recipe))
     _require_readable({SEAL: len(record)}, {SEAL: MAX_RECORD_BYTES})
@@ -148,11 +157,8 @@ def commit_shard(
                 return
             for name in teacher_arrays:
                 final = inside(root, specs[name].chunk_path(shard))
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(staging / name, final)
-                sync_folder(final.parent)
-            os.replace(staging / "record.json", published)
-            sync_folder(published.parent)
+                rename_durably(staging / name, final)
+            rename_durably(staging / "record.json", published)
     except OSError as error:
         raise CometError(
             f"shard {group} {shard} of {root}: cannot be written ({error.strerror or error}); shards committed before "

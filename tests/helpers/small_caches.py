@@ -13,7 +13,7 @@ from cache_tools.signals import TOKEN_ARRAYS, UNUSED_ID, UNUSED_POSITION
 from cache_tools.store.layout import encode_chunk, group_arrays, vocabulary_arrays
 from cache_tools.store.ledger import TOKENIZER, TOKENIZER_FILES, ShardKey, file_record, whole_extent
 from cache_tools.store.recipe import GROUPS, Recipe
-from cache_tools.store.records import with_checksum, write_durably
+from cache_tools.store.records import with_checksum
 from cache_tools.store.start import start_arrays
 from cache_tools.store.writer import commit_shard, seal, write_token_shard
 
@@ -136,8 +136,9 @@ def prepare_cache(
     for (group, shard), arrays in shards.items():
         tokens = {name: arrays[name] for name in TOKEN_ARRAYS}
         digests[group] += (write_token_shard(root, group_arrays(recipe, group), shard, tokens),)
+    (root / TOKENIZER).mkdir()
     for name in TOKENIZER_FILES:
-        write_durably(root / TOKENIZER / name, f'{{"name": "{name}"}}'.encode())
+        (root / TOKENIZER / name).write_text(f'{{"name": "{name}"}}')
     described: dict[str, object] = {
         "recipe": recipe_json(recipe),
         "recipe_id": recipe.recipe_id,

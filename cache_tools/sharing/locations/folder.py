@@ -13,9 +13,9 @@ import filelock
 from cache_tools.errors import CometError
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
-from cache_tools.store.copy import rename_into, writing_in
+from cache_tools.store.copy import writing_in
 from cache_tools.store.ledger import LEDGER, LOCK
-from cache_tools.store.records import read_bounded
+from cache_tools.store.records import read_bounded, rename_durably
 from cache_tools.store.staging import STAGING, claimed_folder
 
 BLOCK = 2**20
@@ -103,6 +103,6 @@ class Folder:
                         file.write(block)
                     file.flush()
                     os.fsync(file.fileno())
-                rename_into(staged, self.root / path)
+                rename_durably(staged, self.root / path)
             finally:
                 staged.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store import writer
 from cache_tools.store.layout import group_arrays
+from cache_tools.store.ledger import SEAL
 from cache_tools.store.staging import claimed_folder, remove_abandoned
 from cache_tools.store.writer import commit_shard
 
@@ -114,7 +115,23 @@ def test_every_file_is_on_the_disk_before_the_record_appears(tmp_path: Path, mon
         final = root / group_arrays(RECIPE, "train")[name].chunk_path(1)
         placed = events.index(("replace", str(final)))
         assert ("fsync", str(final.parent)) in events[placed:record]
+        new = final.parent.parent  # the folder c, whose first shard this is
+        assert ("fsync", str(new)) in events[placed:record] and ("fsync", str(new.parent)) in events[placed:record]
     assert ("fsync", str(root / "ledger")) in events[record:]
+
+
+def test_every_sealed_file_is_on_the_disk_before_the_seal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that libraries write, too: an empty zarr.json under a seal makes all later shards worthless."""
+    root, synced, fsync = tmp_path / "kin.zarr", list[str](), os.fsync
+
+    def noting_fsync(descriptor: int) -> None:
+        synced.append(os.path.relpath(os.path.realpath(f"/proc/self/fd/{descriptor}"), root))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    prepare_cache(root, RECIPE)
+    assert synced[-1] == SEAL
+    assert set(files_of(root)) <= set(synced)
 
 
 @pytest.mark.parametrize("wrong", ["missing", "unknown", "a token array"])
