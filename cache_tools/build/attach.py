@@ -17,7 +17,7 @@ from cache_tools.store.copy import staging_in
 from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, rename_durably, with_checksum, write_durably
-from cache_tools.store.staging import STAGING, remove_abandoned
+from cache_tools.store.staging import STAGING, exclusive, remove_abandoned
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
 from cache_tools.text.tokenizer import load_cache_tokenizer
@@ -88,7 +88,8 @@ def _files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
 def _widen_extent(cache: Cache, work: Path) -> None:
     """Add the tokens to the extent of this copy. Raises CometError if another process has changed the extent."""
     wanted = with_tokens(cache.extent, cache.recipe)
-    if read_extent(cache.root, cache.recipe, tuple(cache.specs["train"])) not in (cache.extent, wanted):
-        raise CometError(f"{cache.root}: its extent has changed meanwhile; run the same command again")
     write_durably(work / EXTENT, with_checksum(wanted.to_json()))
-    rename_durably(work / EXTENT, inside(cache.root, EXTENT))
+    with exclusive(cache.root):
+        if read_extent(cache.root, cache.recipe, tuple(cache.specs["train"])) not in (cache.extent, wanted):
+            raise CometError(f"{cache.root}: its extent has changed meanwhile; run the same command again")
+        rename_durably(work / EXTENT, inside(cache.root, EXTENT))

@@ -78,15 +78,16 @@ class Transfer:
         plan = self.plan
         if plan.current_extent == plan.extent:
             return
-        current = read_extent(plan.destination, plan.source.cache, self.policy)
-        if current == plan.extent:
-            return
-        if current != plan.current_extent:
-            raise CometError(
-                f"{plan.destination.name}: another part of this cache was copied there meanwhile; run the same command "
-                "again to add this one"
-            )
-        self._write(EXTENT, with_checksum(plan.extent.to_json()))
+        with plan.destination.exclusive():
+            current = read_extent(plan.destination, plan.source.cache, self.policy)
+            if current == plan.extent:
+                return
+            if current != plan.current_extent:
+                raise CometError(
+                    f"{plan.destination.name}: another part of this cache was copied there meanwhile; run the same "
+                    "command again to add this one"
+                )
+            self._write(EXTENT, with_checksum(plan.extent.to_json()))
 
     def copy_shard(self, shard: ShardKey) -> None:
         """Copy what a shard lacks by the plan."""

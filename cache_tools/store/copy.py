@@ -19,7 +19,7 @@ from cache_tools.store.records import (
     with_checksum,
     write_durably,
 )
-from cache_tools.store.staging import STAGING, claimed_folder
+from cache_tools.store.staging import STAGING, claimed_folder, exclusive
 
 MOST_NAMED = 20  # differences in one message
 Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
@@ -45,12 +45,12 @@ def _copy_sealed(cache: Cache, folder: Path, extent: Extent) -> None:
     """
     seal = read_bounded(cache.root / SEAL, MAX_RECORD_BYTES)
     wanted = {SEAL: (seal, "another cache"), EXTENT: (with_checksum(extent.to_json()), "another part of this cache")}
-    for path, (data, other) in wanted.items():
-        if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
-            there = open_cache(folder)
-            unlike = differences(there, cache) if path == SEAL else _extent_differences(there.extent, extent)
-            raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
-    with staging_in(folder) as staging:
+    with staging_in(folder) as staging, exclusive(folder):
+        for path, (data, other) in wanted.items():
+            if (folder / path).exists() and read_bounded(folder / path, MAX_RECORD_BYTES) != data:
+                there = open_cache(folder)
+                unlike = differences(there, cache) if path == SEAL else _extent_differences(there.extent, extent)
+                raise CometError(f"{folder}: holds {other}; choose another folder ({unlike})", exit_code=2)
         for path, record in cache.seal.files.items():
             _publish(_sound_file(cache, path, record, record.size), record, staging, folder, path)
         for path in (EXTENT, SEAL):
@@ -66,9 +66,11 @@ def _copy_shard(cache: Cache, folder: Path, group: str, shard: int, arrays: Sequ
     """
     record = cache.record(group, shard)
     path = shard_record_path(group, shard)
-    if record is None or (folder / path).exists():
+    if record is None:
         return False
-    with staging_in(folder) as staging:
+    with staging_in(folder) as staging, exclusive(folder):
+        if (folder / path).exists():
+            return False
         for name in arrays:
             spec, file = cache.specs[group][name], record.files[name]
             data = _sound_file(cache, spec.chunk_path(shard), file, max_file_bytes(spec))

@@ -1,4 +1,7 @@
-"""Temporary folders, locked while their owner is alive; unlike those of tempfile they are removed after a kill, too."""
+"""Locks between processes: of a cache, and of temporary folders while their owner is alive.
+
+Unlike those of tempfile such folders are removed after a kill, too.
+"""
 
 import os
 import shutil
@@ -9,8 +12,26 @@ from pathlib import Path
 
 import filelock
 
+from cache_tools.store.ledger import LOCK
+
 LOCK_NAME = "lock"
 STAGING = ".staging-"  # prefix of the folders in a cache for files on their way into it
+POLL_SECONDS = 0.005  # of waiting for a cache's lock, which is mostly held for milliseconds
+
+
+@contextmanager
+def exclusive(root: Path) -> Iterator[None]:
+    """Keep other builds, copies and transfers from committing to a cache while the block runs.
+
+    Raises OSError if the disk refuses.
+    """
+    (root / LOCK).parent.mkdir(exist_ok=True)
+    lock = filelock.FileLock(root / LOCK)
+    lock.acquire(poll_interval=POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import filelock
 import zarr
 from numpy.typing import NDArray
 
@@ -36,6 +35,7 @@ from cache_tools.store.records import (
     with_checksum,
     write_durably,
 )
+from cache_tools.store.staging import exclusive
 from cache_tools.store.start import start_arrays
 
 
@@ -56,7 +56,7 @@ def drop_shard(cache: Cache, group: str, shard: int) -> None:
     except CometError:  # damaged or gone: drop them too
         tokens = set()
     try:
-        with filelock.FileLock(cache.root / LOCK):
+        with exclusive(cache.root):
             record = cache.root / shard_record_path(group, shard)
             record.unlink(missing_ok=True)
             sync_folder(record.parent)
@@ -150,7 +150,7 @@ def commit_shard(
         record = ShardRecord(recipe.recipe_id, group, shard, files, numerics)
         write_durably(staging / "record.json", with_checksum(record.to_json()))
         published = root / shard_record_path(group, shard)
-        with filelock.FileLock(root / LOCK):
+        with exclusive(root):
             if published.exists():
                 for name in [*teacher_arrays, "record.json"]:
                     (staging / name).unlink()

@@ -8,18 +8,14 @@ from contextlib import ExitStack, contextmanager
 from os.path import exists, isfile  # unlike those of Path they take names that no disk has
 from pathlib import Path
 
-import filelock
-
 from cache_tools.errors import CometError
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.store.copy import writing_in
-from cache_tools.store.ledger import LEDGER, LOCK
 from cache_tools.store.records import read_bounded, rename_durably
-from cache_tools.store.staging import STAGING, claimed_folder
+from cache_tools.store.staging import STAGING, claimed_folder, exclusive
 
 BLOCK = 2**20
-POLL_SECONDS = 0.005  # of waiting for the lock, which is mostly held for milliseconds
 
 
 class Folder:
@@ -43,14 +39,10 @@ class Folder:
 
         Raises CometError if the disk refuses.
         """
-        lock = filelock.FileLock(self.root / LOCK)
-        with writing_in(self.root):
-            (self.root / LEDGER).mkdir(exist_ok=True)
-            lock.acquire(poll_interval=POLL_SECONDS)
-        try:
+        with ExitStack() as stack:
+            with writing_in(self.root):
+                stack.enter_context(exclusive(self.root))
             yield
-        finally:
-            lock.release()
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes."""

@@ -14,7 +14,8 @@ from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.plan import plan
 from cache_tools.sharing.transfer import Transfer
-from cache_tools.store.ledger import FileRecord, shard_record_path
+from cache_tools.store import copy
+from cache_tools.store.ledger import EXTENT, FileRecord, shard_record_path
 from cache_tools.verify.verify import verify
 
 
@@ -77,6 +78,56 @@ def test_the_files_of_a_shard_and_its_record_are_one_version(
     assert verify(there.root).damage == []
 
 
+def test_of_two_merges_at_once_each_shard_is_one_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other merge begins when this one has all files of a shard there, and is about to write its record."""
+    mine, theirs = built(tmp_path / "mine", {"device": "mine"}, seed=1), built(tmp_path / "theirs")
+    folder, publish = tmp_path / "there", copy._publish
+    began = threading.Thread(target=lambda: copy.merge([theirs], folder))
+
+    def slowly(data: bytes, record: FileRecord, staging: Path, to: Path, path: str, **options: bool) -> None:
+        if path == shard_record_path("train", 0) and began.ident is None:
+            began.start()
+            began.join(0.5)
+        publish(data, record, staging, to, path, **options)
+
+    monkeypatch.setattr(copy, "_publish", slowly)
+    merged = copy.merge([mine], folder)
+    began.join()
+    assert verify(folder).damage == []
+    assert (record := merged.record("train", 0)) is not None and record.numerics == {"device": "mine"}
+
+
+def test_of_two_extents_at_once_the_second_is_refused(
+    there: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole cache comes when a part of it is there and is about to write its extent."""
+    cache, to = built(tmp_path / "mine"), Folder(there.root)
+    early, late, write = planned(cache, there, Part(max_tokens=1)), planned(cache, to), Transfer._write
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            carry_out(late, to)
+        except CometError as error:
+            errors.append(str(error))
+
+    began = threading.Thread(target=run)
+
+    def extent(self: Transfer, path: str, data: bytes) -> None:
+        if self.plan is early and path == EXTENT:
+            began.start()
+            began.join(0.5)
+        write(self, path, data)
+
+    monkeypatch.setattr(Transfer, "_write", extent)
+    carry_out(early, there)
+    began.join()
+    (error,) = errors
+    assert error.startswith(f"{there.root}: another part of this cache was copied there meanwhile; run the same")
+    assert open_cache(there.root).extent == early.extent != late.extent
+    assert verify(there.root).damage == []
+
+
 def test_a_url_whose_record_is_overwritten_at_once(
     memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,10 +160,10 @@ def test_a_url_whose_record_is_overwritten_at_once(
         thread.join()
     assert len(seen) == 2
     monkeypatch.undo()
-    copy = Folder(tmp_path / "copy")
-    with copy.staging():
-        transfer(plan(read_listing(to, POLICY), copy, Part(), POLICY)).run()
-    assert verify(copy.root).damage == []
+    pulled = Folder(tmp_path / "pulled")
+    with pulled.staging():
+        transfer(plan(read_listing(to, POLICY), pulled, Part(), POLICY)).run()
+    assert verify(pulled.root).damage == []
 
 
 def test_a_url_where_another_version_always_comes_back(
@@ -140,7 +191,7 @@ def test_of_two_starts_that_come_at_once_the_first_stays(
     first, second = built(tmp_path / "first"), built(tmp_path / "second", start_seed=1)
     assert first.seal != second.seal
     to = Folder(there.root)
-    early, late, copy = planned(first, there), planned(second, to), Transfer.copy_file
+    early, late, move = planned(first, there), planned(second, to), Transfer.copy_file
     a_file = next(path for path in first.seal.files if path.startswith("start/"))
     errors: list[str] = []
 
@@ -156,7 +207,7 @@ def test_of_two_starts_that_come_at_once_the_first_stays(
         if self.plan is early and path == a_file:
             began.start()
             began.join(0.5)
-        copy(self, path, record)
+        move(self, path, record)
 
     monkeypatch.setattr(Transfer, "copy_file", file)
     carry_out(early, there)
