@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from cache_tools.errors import CometError
 
@@ -90,17 +90,25 @@ def checked(data: bytes, path: Path | str) -> dict[str, Any]:
     return record
 
 
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of a cache for reading. Raises CometError for a link, a pipe or a device, OSError if it cannot be
+    read."""
+    if path.is_symlink():
+        raise CometError(f"{path}: a link; a cache holds files only. Replace it by a copy of its target")
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise CometError(f"{path}: a pipe or a device; a cache holds files only")
+    return file
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """Return the whole file, never more than `limit` bytes of it.
 
     Raises CometError if it is larger, unreadable, a link, a pipe or a device.
     """
-    if path.is_symlink():
-        raise CometError(f"{path}: a link; a cache holds files only. Replace it by a copy of its target")
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise CometError(f"{path}: a pipe or a device; a cache holds files only")
+        with open_file(path) as file:
             data = file.read(limit + 1)
     except OSError as error:
         raise CometError(f"{path}: cannot be read ({error.strerror}); the cache is incomplete or damaged") from None

@@ -5,14 +5,14 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from os.path import exists, isfile  # unlike those of Path they take names that no disk has
+from os.path import isfile, lexists  # unlike those of Path they take names that no disk has
 from pathlib import Path
 
 from cache_tools.errors import CometError
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.sharing.locations import Blocks
 from cache_tools.store.copy import writing_in
-from cache_tools.store.records import read_bounded, rename_durably
+from cache_tools.store.records import inside, open_file, read_bounded, rename_durably
 from cache_tools.store.staging import STAGING, claimed_folder, exclusive
 
 BLOCK = 2**20
@@ -45,13 +45,15 @@ class Folder:
             yield
 
     def read(self, path: str, limit: int) -> bytes | None:
-        """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes."""
-        return read_bounded(self.root / path, limit) if exists(self.root / path) else None
+        """Return a small file, None if there is none. Raises CometError if it has more than `limit` bytes, or is or
+        lies behind a link."""
+        return read_bounded(inside(self.root, path), limit) if lexists(self.root / path) else None
 
     def blocks(self, path: str, size: int) -> Blocks:
-        """Yield the content of a file, whatever its size. Raises CometError if it cannot be read."""
+        """Yield the content of a file, whatever its size. Raises CometError if it cannot be read, or is no file, or
+        lies behind a link."""
         try:
-            with (self.root / path).open("rb") as file:
+            with open_file(inside(self.root, path)) as file:
                 while block := file.read(BLOCK):
                     yield block
         except OSError as error:
@@ -95,6 +97,6 @@ class Folder:
                         file.write(block)
                     file.flush()
                     os.fsync(file.fileno())
-                rename_durably(staged, self.root / path)
+                rename_durably(staged, inside(self.root, path))
             finally:
                 staged.unlink(missing_ok=True)
