@@ -1,6 +1,7 @@
 """A build from end to end: resolve inputs, prepare rows, run the teacher over them, stop cleanly."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +35,9 @@ def build_cache(
 ) -> Cache:
     """Build `settings.out`, or resume it. Return the cache, complete but for the shards of other workers.
 
-    With `max_hours` no shard is begun after that much time. With `push_to`, a folder or a URL, every shard is pushed
-    there as soon as it is committed; shards already there are fetched, not built again. A URL needs `i_may_share_this`
-    if a text's licence is unknown or restricts its use.
+    With `max_hours` no shard is begun once the call has taken that much time. With `push_to`, a folder or a URL, every
+    shard is pushed there as soon as it is committed; shards already there are fetched, not built again. A URL needs
+    `i_may_share_this` if a text's licence is unknown or restricts its use.
     Raises CometError if arguments are invalid, a teacher or text cannot be read, `out` or `push_to` holds another
     cache, a disk or server refuses, or time, SIGINT or SIGTERM ended the build before this worker's last shard.
     """
@@ -47,7 +48,7 @@ def build_cache(
         ("push_to", push_to, str | Path | None),
     ):
         require_type(value, hint, f"build_cache: {name}")
-    out = settings.out
+    out, began = settings.out, time.monotonic()
     if max_hours is not None and not 0 < max_hours <= MOST_HOURS:
         raise CometError(f"--max-hours {shown(max_hours)}: expected more than 0, at most {MOST_HOURS}", exit_code=2)
     inputs, device = find_inputs(settings), choose_device(settings.device)
@@ -76,7 +77,8 @@ def build_cache(
     before = committed_shards(cache, worker)
     if before and (left := missing_shards(cache, worker)):
         tqdm.write(f"{out}: {len(before):,} of {len(before) + len(left):,} shards are there; going on with the others")
-    with stop_event(max_hours) as stop, destination.pushing(cache, before, stop) as committed:
+    left_seconds = None if max_hours is None else began + max_hours * 3600 - time.monotonic()
+    with stop_event(left_seconds) as stop, destination.pushing(cache, before, stop) as committed:
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
     if left := missing_shards(cache, worker):
@@ -98,18 +100,20 @@ def _begun(out: Path) -> Cache | None:
 
 
 @contextmanager
-def stop_event(hours: float | None = None) -> Iterator[threading.Event]:
-    """Yield an event that is set at the first SIGINT or SIGTERM, or after so many hours; a second signal raises
-    StoppedAtOnce."""
+def stop_event(seconds: float | None = None) -> Iterator[threading.Event]:
+    """Yield an event that is set at the first SIGINT or SIGTERM, or after so many seconds, at once if they are over; a
+    second signal raises StoppedAtOnce."""
     stop = threading.Event()
-    timer = threading.Timer(hours * 3600 if hours else 0.0, stop.set)
+    timer = threading.Timer(seconds or 0.0, stop.set)
 
     def first() -> None:
         stop.set()
         tqdm.write("stopping after the shard in work, which is all that the bar counts now (once more to stop at once)")
 
     with stop_on_signal(first, "stopped at once; the shard in work is lost, run the same command again to go on"):
-        if hours is not None:
+        if seconds is not None and seconds <= 0:
+            stop.set()
+        elif seconds is not None:
             timer.start()
         try:
             yield stop

@@ -120,7 +120,7 @@ def fill(
 ) -> Throughput:
     """Run the teacher over the worker's missing shards, calling `committed` after each in the writer thread.
 
-    Returns early, after the shard in work, if `stop` is set. If memory runs out, the shard and all after it are
+    Returns early, after the shard in work, once `stop` is set. If memory runs out, the shard and all after it are
     computed in batches of half the size; the commit record holds the size.
     An error in any thread ends the build with that error; no thread outlives the call.
     """
@@ -161,6 +161,8 @@ def fill(
 
         ahead = read_ahead(0)
         for index in range(len(pending)):
+            if stop.is_set():
+                break
             shard = ahead.pop().result()
             ahead = read_ahead(index + 1)
             if shard.batch_size > batch_size:  # it was cut before memory ran out
@@ -178,8 +180,6 @@ def fill(
                     progress.update(shard.tokens_left - shard.token_count)
                     launched = deque((s, batch) for s, batch in launched if s is not shard)
                     shard.cut(batch_size)
-            if stop.is_set():
-                break
         collect_until(0)
         while writing:
             writing.popleft().result()

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -90,16 +92,16 @@ def checked(data: bytes, path: Path | str) -> dict[str, Any]:
     return record
 
 
-def open_file(path: Path) -> BinaryIO:
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file of a cache for reading. Raises CometError for a link, a pipe or a device, OSError if it cannot be
     read."""
     if path.is_symlink():
         raise CometError(f"{path}: a link; a cache holds files only. Replace it by a copy of its target")
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES))
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise CometError(f"{path}: a pipe or a device; a cache holds files only")
-    return file
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | ONLY_FILES)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CometError(f"{path}: a pipe or a device; a cache holds files only")
+        yield file
 
 
 def read_bounded(path: Path, limit: int) -> bytes:

@@ -30,6 +30,15 @@ from cache_tools.teacher.model import load_teacher
 CPU = torch.device("cpu")
 
 
+class SetOnceAsked(threading.Event):
+    """A stop that comes while the first shard is computed: it is not set when it is asked for the first time."""
+
+    def is_set(self) -> bool:
+        before = super().is_set()
+        self.set()
+        return before
+
+
 @pytest.fixture
 def settings(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> BuildSettings:
     return build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, max_tokens=None, seq_len=64, keep="topk")
@@ -89,11 +98,19 @@ def test_the_bar_of_a_stopped_build_ends_with_the_shard_in_work(
     bars: list[tqdm] = []
     show = pipeline.show_progress
     monkeypatch.setattr(pipeline, "show_progress", lambda **options: bars.append(show(**options)) or bars[-1])
-    stop = threading.Event()
-    stop.set()
-    done = fill(cache, teacher, CPU, stop)
+    done = fill(cache, teacher, CPU, SetOnceAsked())
     assert len(missing_shards(open_cache(settings.out))) == len([*cache.extent.keys()]) - 1
     assert bars[0].n == bars[0].total == done.tokens
+
+
+def test_once_the_time_is_over_no_shard_is_begun(settings: BuildSettings) -> None:
+    inputs = find_inputs(settings)
+    teacher, tokenizer = inputs.load_teacher()
+    prepare(inputs, settings.out, teacher, tokenizer)
+    cache, stop = open_cache(settings.out), threading.Event()
+    stop.set()
+    assert fill(cache, teacher, CPU, stop).tokens == 0
+    assert set(missing_shards(open_cache(settings.out))) == {*cache.extent.keys()}
 
 
 @pytest.mark.slow
@@ -102,7 +119,7 @@ def test_two_builders_of_the_same_shards_do_no_harm(settings: BuildSettings, tmp
     reference = digests(settings.out)
     shared = replace(settings, out=tmp_path / "shared.zarr")
     with pytest.raises(CometError, match="stopped with"):
-        build_cache(shared, max_hours=1e-9)
+        build_cache(shared, max_hours=1e-9)  # which is over before the first shard
     cache = open_cache(shared.out)
     teacher = load_teacher(settings.teacher)
     errors: list[BaseException] = []

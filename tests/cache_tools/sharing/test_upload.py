@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -12,6 +13,7 @@ from helpers.builds import digests
 from helpers.pushes import HASTY, committed
 
 from cache_tools import build_cache, open_cache
+from cache_tools.build import pipeline
 from cache_tools.build.workers import Worker
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
@@ -37,10 +39,20 @@ def test_what_is_pushed_while_building_is_the_cache(settings: BuildSettings, tmp
     assert f"| cache id | `{cache.cache_id}` |" in (there / CARD).read_text()
 
 
-def test_every_shard_is_pushed_as_soon_as_it_is_committed(settings: BuildSettings, tmp_path: Path) -> None:
-    there = tmp_path / "there"
-    with pytest.raises(CometError, match="stopped with"):
-        build_cache(settings, max_hours=1e-9, push_to=str(there))
+def test_every_shard_is_pushed_as_soon_as_it_is_committed(
+    settings: BuildSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, commit = tmp_path / "there", pipeline.commit_shard
+
+    def once(*arguments: Any) -> None:
+        if committed(settings.out) == 1:
+            raise CometError("the machine is needed elsewhere")
+        commit(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "commit_shard", once)
+        with pytest.raises(CometError, match="the machine is needed elsewhere"):
+            build_cache(settings, push_to=str(there))
     here, copy = open_cache(settings.out), open_cache(there)
     done = [p for p in (("validation", 0), ("train", 0)) if here.record(*p) is not None]
     assert len(done) == 1
