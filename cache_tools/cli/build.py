@@ -104,7 +104,8 @@ EXAMPLES = (
 )
 @click.option("--seed", default=0, help="Seed of the masking.")
 @click.option("--max-hours", type=float,
-              help="Start no shard once this call has run so many hours; run again to continue.  [default: no limit]")  # fmt: skip
+              help="Start no shard once this call has run so many hours; run again to continue.  "
+              "[default: no limit]")  # fmt: skip
 @click.option("--worker", metavar="I/N",
               help="Build part I of N, in a shared folder or to be merged.  [default: torchrun's rank]")  # fmt: skip
 @click.option("--push-to", metavar="URL",

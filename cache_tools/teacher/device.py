@@ -1,5 +1,7 @@
 """How the teacher computes: dtype, batch size, and the record of both and of the device."""
 
+import sys
+
 import numcodecs
 import psutil
 import torch
@@ -50,7 +52,7 @@ def smaller_batch(error: RuntimeError, batch_size: int) -> int:
         ) from error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    tqdm.write(f"out of memory: continuing with batches of {batch_size // 2} rows")
+    tqdm.write(f"out of memory: continuing with batches of {batch_size // 2} rows", file=sys.stderr)
     return batch_size // 2
 
 

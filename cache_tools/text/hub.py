@@ -5,6 +5,7 @@ and keeps to that one.
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -91,7 +92,8 @@ def _snapshot(repository: str, revision: str | None, what: str) -> Path:
     except LocalEntryNotFoundError as error:
         raise away from error
     if not constants.HF_HUB_OFFLINE:
-        tqdm.write(f"{what}: the hub cannot be reached; using revision {folder.name} from its cache on this machine")
+        note = f"{what}: the hub cannot be reached; using revision {folder.name} from its cache on this machine"
+        tqdm.write(note, file=sys.stderr)
     return folder
 
 

@@ -1,5 +1,6 @@
 """What cannot be had from the hub is one clear line that says what to do, in bounded time, and leaves nothing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,11 @@ def test_nobody_answers_but_the_teacher_is_in_the_cache(
     first = (tmp_path / "kin.zarr").rename(tmp_path / "first.zarr")
     with hub.away():
         ended = run_teacher(clients, "lab/known", tmp_path)
-    assert ended.stdout.startswith(
-        f"teacher lab/known: the hub cannot be reached; using revision {commit} from its cache on this machine\n"
-    )
+        call = ["verify", "kin.zarr", "--teacher", "lab/known", "--rows", "4", "--json"]
+        checked = clients.run("cache_tools", call, tmp_path)
+    note = f"teacher lab/known: the hub cannot be reached; using revision {commit} from its cache on this machine\n"
+    assert note in ended.stderr and note in checked.stderr
+    assert json.loads(checked.stdout)["damage"] == []
     assert open_cache(tmp_path / "kin.zarr").cache_id == open_cache(first).cache_id
 
 

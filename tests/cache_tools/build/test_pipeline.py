@@ -60,7 +60,7 @@ def test_out_of_memory_restarts_the_shard_in_smaller_batches(
     rows = cache.recipe.shard_rows("validation", 0)
     assert tried[:2] == [min(16, rows), min(8, rows)]
     assert max(tried[2:]) <= 8
-    assert "out of memory: continuing with batches of 8 rows" in capsys.readouterr().out
+    assert "out of memory: continuing with batches of 8 rows" in capsys.readouterr().err
     sizes = {
         cache.record(group, s).numerics["batch_size"] for group in cache.specs for s in cache.extent.indices(group)
     }

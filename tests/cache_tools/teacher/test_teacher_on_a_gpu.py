@@ -116,7 +116,7 @@ def test_out_of_memory_goes_on_in_half_batches(
         limited, _ = build("limited.zarr", 128)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert "out of memory: continuing with batches of" in capsys.readouterr().out
+    assert "out of memory: continuing with batches of" in capsys.readouterr().err
     record = limited.record("train", limited.recipe.shards("train") - 1)
     assert record is not None
     assert 16 <= int(record.numerics["batch_size"]) < 128
