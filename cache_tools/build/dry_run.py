@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cache_tools.build.pipeline import ShardBuffer
 from cache_tools.build.prepare import prepare
 from cache_tools.build.resolve import at_commits, find_inputs
+from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
 from cache_tools.progress import duration
 from cache_tools.settings import BuildSettings
@@ -19,6 +21,7 @@ from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.start import start_chunks
+from cache_tools.teacher.device import smaller_batch
 from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
 
 PROBE_SECONDS = 15.0
@@ -48,8 +51,13 @@ class Estimate:
 def estimate(settings: BuildSettings) -> Estimate:
     """Prepare the text in a temporary folder, and run the teacher on its first rows for PROBE_SECONDS.
 
-    Raises CometError as `build_cache` does for the same settings.
+    Raises CometError as `build_cache` does for the same settings, also at SIGINT and SIGTERM: the folder is removed.
     """
+    with stop_on_signal(None, "stopped; a dry run keeps nothing"):
+        return _estimate(settings)
+
+
+def _estimate(settings: BuildSettings) -> Estimate:
     inputs = find_inputs(settings)
     begun = open_cache(settings.out).provenance if settings.out.exists() else {}
     inputs = at_commits(inputs, begun)
@@ -66,14 +74,7 @@ def estimate(settings: BuildSettings) -> Estimate:
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
         teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
         shard = ShardBuffer(cache, ShardKey("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
-        collect(teacher_pass.launch(shard.batches[0]))  # warm-up: the first pass of a process is slower
-        parts = []
-        started = time.monotonic()
-        for batch in shard.batches:
-            parts.append(collect(teacher_pass.launch(batch)))
-            if time.monotonic() - started > PROBE_SECONDS:
-                break
-        seconds = time.monotonic() - started
+    parts, seconds = _probe(teacher_pass, shard)
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     probed = len(next(iter(arrays.values())))
     encoded = sum(len(encode_chunk(cache.specs["train"][name], rows)) for name, rows in arrays.items())
@@ -86,3 +87,22 @@ def estimate(settings: BuildSettings) -> Estimate:
         teacher_seconds=seconds * rows / probed,
         prepare_seconds=prepare_seconds,
     )
+
+
+def _probe(teacher_pass: TeacherPass, shard: ShardBuffer) -> tuple[list[dict[str, NDArray]], float]:
+    """Return the teacher's arrays of as many batches as it processes in PROBE_SECONDS, and the seconds that they took.
+
+    If memory runs out, batches are halved, as in a build.
+    """
+    while True:
+        try:
+            collect(teacher_pass.launch(shard.batches[0]))  # warm-up: the first pass of a process is slower
+            parts = []
+            started = time.monotonic()
+            for batch in shard.batches:
+                parts.append(collect(teacher_pass.launch(batch)))
+                if time.monotonic() - started > PROBE_SECONDS:
+                    break
+            return parts, time.monotonic() - started
+        except RuntimeError as error:
+            shard.cut(smaller_batch(error, shard.batch_size))
