@@ -63,8 +63,10 @@ def choose_start(settings: BuildSettings, teacher: Teacher) -> StartShape:
     step, counted = (hidden // heads, "size of a head") if rotary else (heads, "number of heads")
     width = settings.start_width or max(min(START_WIDTH, hidden) // step, 1) * step
     if width % step or not 0 < width <= hidden:
+        nearest = max(min(width, hidden) // step, 1) * step
         raise CometError(
-            f"--start-width {width}: expected a multiple of the teacher's {counted}, {step}, up to its width {hidden}",
+            f"--start-width {width}: expected a multiple of the teacher's {counted}, {step}, up to its width {hidden}, "
+            f"such as {nearest}",
             exit_code=2,
         )
     shape = StartShape(layers, width, -(-config.intermediate_size * width // hidden))  # their share, rounded up

@@ -89,7 +89,7 @@ EXAMPLES = (
               "auto: all, or none of a teacher whose kind of layers is not known.")  # fmt: skip
 @click.option("--start-width", type=int,
               help="The widest student that may start from them.  "
-              f"[default: {START_WIDTH}, or the teacher's width if less]")  # fmt: skip
+              f"[default: the widest up to {START_WIDTH} that the teacher's heads divide]")  # fmt: skip
 @click.option("--temperatures", default="1", callback=_comma_numbers, help="Keep logits at these temperatures (1,2).")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               help="Precision of the teacher. auto: float32 on a CPU, bfloat16 (or float16) on a GPU.")  # fmt: skip

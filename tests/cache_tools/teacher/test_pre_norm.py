@@ -157,9 +157,12 @@ def test_a_narrow_start_is_a_leading_block(of_width: Callable[[int | None], Cach
             torch.testing.assert_close(array, leading, atol=1e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("width", [12, 40])
-def test_a_width_holds_whole_heads(teacher: Path, sample_text: Path, tmp_path: Path, width: int) -> None:
-    expected = f"--start-width {width}: expected a multiple of the teacher's size of a head, 8, up to its width 32"
+@pytest.mark.parametrize(("width", "nearest"), [(12, 8), (40, 32)])
+def test_a_width_holds_whole_heads(teacher: Path, sample_text: Path, tmp_path: Path, width: int, nearest: int) -> None:
+    expected = (
+        f"--start-width {width}: expected a multiple of the teacher's size of a head, 8, up to its width 32, "
+        f"such as {nearest}$"
+    )
     with pytest.raises(CometError, match=expected):
         build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text, start_width=width))
 
