@@ -5,6 +5,7 @@ messages and files have the printable form, in which the URL is not enough where
 """
 
 import re
+from os.path import lexists
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -19,6 +20,8 @@ MISTYPED = re.compile(
     r"|/*[^/@:]+:[^@]*@[\w\[]|[^/.~].*\?[\w.~-]+="  # me:password@host/kin, host/kin?signature=…
     r"|.*://"
 )
+SCP = re.compile(r"(?!(?i:https?|ssh|sftp|s3a?|gs|gcs|hf|file):)(?:[^\s/@:\\]+@)?[\w.-]{2,}:(?!/[/\\])[^@?]*")
+"""[USER@]HOST:PATH, as scp and rsync take it."""
 SCHEME = re.compile(r"[A-Za-z][\w+-]*(?=:[/\\])|(?i:https?|ssh|sftp|s3a?|hf|file)(?=:|//)")
 CHAINED = re.compile(r"[^/\[]*::|.*::\w+://")
 NOT_A_PORT = re.compile(r":(?!\d*$)")
@@ -26,11 +29,22 @@ IN_TEXT = re.compile(r"[A-Za-z][\w+.-]+:[/\\]+[^\s'\"<>`]+")
 
 
 def is_url(location: str) -> bool:
-    """Return whether a location is a URL, and not the path of a folder. Raises CometError if it is neither."""
+    """Return whether a location is a URL, and not the path of a folder. Raises CometError if it is neither, or could
+    be a folder and an address of scp, unless there is such a folder."""
     if not location.strip() or "\0" in location:
         raise CometError(f"{location!r}: expected the path of a folder, or a URL", exit_code=2)
     if URL.match(location):
         return True
+    if SCP.fullmatch(location):
+        if lexists(location):
+            return False
+        host, _, path = location.partition(":")
+        raise CometError(
+            f"{location}: looks like an address of scp; expected ssh://{host}/PATH, from the root of the server"
+            + f", as in ssh://{host}{path}" * path.startswith("/")
+            + f", or ./{location} for a folder of this name",
+            exit_code=2,
+        )
     if MISTYPED.match(location):
         scheme = SCHEME.match(location)
         meant = scheme[0].lower() if scheme else "https"

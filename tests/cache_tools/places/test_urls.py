@@ -98,6 +98,23 @@ def test_what_is_neither(typed: str, said: str) -> None:
     assert str(refused.value).startswith(said) and refused.value.exit_code == 2 and SECRET not in str(refused.value)
 
 
+@pytest.mark.parametrize("host", ["bea@lab", "lab", "bea@lab.example.org", "lab.example.org", "10.0.0.7"])
+@pytest.mark.parametrize("path", ["kin.zarr", "data/kin.zarr", "/data/kin.zarr", "", "~/kin.zarr"])
+def test_an_address_of_scp_is_no_folder(host: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be a folder here, on a disk that is lost with the borrowed machine, and the copy called complete."""
+    monkeypatch.chdir(tmp_path)
+    example = f", as in ssh://{host}{path}" * path.startswith("/")
+    with pytest.raises(CometError) as refused:
+        is_url(f"{host}:{path}")
+    assert refused.value.exit_code == 2 and str(refused.value) == (
+        f"{host}:{path}: looks like an address of scp; expected ssh://{host}/PATH, from the root of the server"
+        f"{example}, or ./{host}:{path} for a folder of this name"
+    )
+    assert not is_url(f"./{host}:{path}")
+    (tmp_path / f"{host}:{path}").mkdir(parents=True, exist_ok=True)
+    assert is_url(f"{host}:{path}") is False, "there is such a folder"
+
+
 def test_files_by_url() -> None:
     for url in ("FILE:///lab/a%20b", "file://localhost/lab/a%20b"):
         assert local_path(parse_url(url)) == Path("/lab/a b")
