@@ -8,6 +8,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.parts import PART, detach_option, part_options, report_larger_part, show_result
 from cache_tools.cli.terminal import fact_line, one_line_errors
 from cache_tools.errors import CometError
+from cache_tools.interrupts import stop_on_signal
 from cache_tools.places.destinations import require_folder
 from cache_tools.settings import Part
 
@@ -54,10 +55,11 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
     here = locate(source, policy)
     if isinstance(here, Folder):
         require_folder(to.root, "DST", here.root)
-    planned = plan(read_listing(here, policy), to, part, policy, expected_id)
-    report_larger_part(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
-    with to.staging():
-        run_plan(planned, "pull", policy)
+    with stop_on_signal(None, "stopped; run the same command again to go on", here.close):
+        planned = plan(read_listing(here, policy), to, part, policy, expected_id)
+        report_larger_part(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
+        with to.staging():
+            run_plan(planned, "pull", policy)
     _require_all_built(planned)
     show_result(open_cache(to.root))
 

@@ -14,7 +14,6 @@ from cache_tools.sharing.disk_cache import DiskCache
 from cache_tools.sharing.listing import Listing, id_of, read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import locate
-from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.plan import Plan
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer, verified
@@ -45,8 +44,7 @@ class RemoteShards:
     def close(self) -> None:
         """End all reads; `read` raises CometError from now on, also in other threads."""
         self.disk_cache.closed.set()
-        if isinstance(self.location, Remote):
-            self.location.close()
+        self.location.close()
 
     def _fetch(self, path: str, record: FileRecord) -> bytes:
         def fetch() -> bytes:

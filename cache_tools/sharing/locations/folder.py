@@ -78,6 +78,9 @@ class Folder:
     def require_writable(self) -> None:
         """Do nothing: writing to a disk raises its own errors."""
 
+    def close(self) -> None:
+        """Do nothing: no read waits for a disk."""
+
     def is_empty(self) -> bool:
         """Return whether the folder holds nothing, or only what systems and stopped transfers leave."""
         names = [path.name for path in self.root.iterdir()] if self.root.exists() else []
