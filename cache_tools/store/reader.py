@@ -1,5 +1,6 @@
 """Read a cache. Nothing is returned that does not match its record."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -147,10 +148,14 @@ class Cache:
         """Raise CometError if a shard of the extent is missing."""
         missing = {group: len(self.missing(group)) for group in GROUPS}
         if any(missing.values()):
-            total = sum(len(self.extent.indices(group)) for group in GROUPS)
+            of = {group: len(self.extent.indices(group)) for group in GROUPS}
+            can_train = not missing["validation"] and missing["train"] < of["train"]
+            part = "subset" if self.shard_files is None else "pull"
             raise CometError(
-                f"{self.name}: the cache is incomplete: {sum(missing.values())} of {total} shards are missing. "
-                "Run the same `comet-cache build` again to finish it"
+                f"{self.name}: the cache is incomplete: {sum(missing.values())} of {sum(of.values())} shards are "
+                "missing. Run the same `comet-cache build` again to finish it"
+                + f", or take those that are there: comet-cache {part} {shlex.quote(self.name)} part.zarr --fraction 1"
+                * can_train
             )
 
     def require_text(self) -> None:

@@ -1,6 +1,7 @@
 """Whole caches on disk: what was written comes back, and nothing that was changed does."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from helpers.commands import run
 from helpers.small_caches import (
     change_json,
     commit,
@@ -94,6 +96,24 @@ def test_missing_shards_are_reported(cache: Path) -> None:
     with pytest.raises(CometError, match=rf"^{cache}: shard train 1 is not committed; run `comet-cache build` again$"):
         found.read_shard("train", 1)
     assert len(found.read_shard("train", 0)["length"]) == 4
+
+
+def test_what_is_there_of_an_incomplete_cache_can_be_taken(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (cache / "ledger/train-00001.json").unlink()
+    with pytest.raises(CometError, match=r" 1 of 4 shards are missing\. Run the same ") as refused:
+        open_cache(cache).require_complete()
+    program, *call = shlex.split(str(refused.value).partition("or take those that are there: ")[2])
+    assert program == "comet-cache"
+    assert run(*call).exit_code == 0
+    part = open_cache("part.zarr")
+    part.require_complete()
+    assert list(part.extent.indices("train")) == [0, 2]
+    (cache / "ledger/validation-00000.json").unlink()
+    with pytest.raises(CometError, match=r"again to finish it$"):
+        open_cache(cache).require_complete()
 
 
 @pytest.mark.parametrize("shard", [-1, 3, "0", None, 0.5])
