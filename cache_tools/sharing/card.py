@@ -1,6 +1,6 @@
 """The card of a shared cache: a README.md on its content, the licences of its text, and its use."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from tqdm import tqdm
@@ -9,7 +9,7 @@ from cache_tools.errors import CometError, printable
 from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import CARD as CARD
-from cache_tools.store.ledger import Extent
+from cache_tools.store.ledger import Extent, ShardKey
 from cache_tools.store.provenance import attach_call, name_exclusion, restricts_use, texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe, describe_views
@@ -76,8 +76,12 @@ def require_consent(
         )
 
 
-def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None) -> str:
+def card(
+    cache: Cache, extent: Extent, size: int, cache_id: str | None, attached_id: str | None = None,
+    missing: Collection[ShardKey] = (),
+) -> str:  # fmt: skip
     """Return the card of a copy of this extent, `size` bytes in all; `attached_id` is its id when its text is attached.
+    Shards of the extent that are `missing` were not built yet.
 
     It names no location, machine or person.
     """
@@ -85,10 +89,11 @@ def card(cache: Cache, extent: Extent, size: int, cache_id: str | None, attached
 
     recipe, provenance = cache.recipe, cache.provenance
     code = str(provenance.get("language", "und"))
+    held = {group: len(extent.indices(group)) - sum(key.group == group for key in missing) for group in GROUPS}
     return render(
         "cache_tools.sharing", "card.md.jinja", mark=MARK, code=code, recipe=recipe, provenance=provenance, size=size,
         metadata=DatasetCardData(language=code, license="other", tags=["comet-cache", "knowledge-distillation"]),
-        shards=", ".join(f"{len(extent.indices(g)):,} of {recipe.shards(g):,} {g}" for g in GROUPS),
+        shards=", ".join(f"{held[g]:,} of {recipe.shards(g):,} {g}" for g in GROUPS) + " so far" * bool(missing),
         signals=_held_signals(recipe, extent),
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
         attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),

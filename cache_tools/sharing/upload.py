@@ -78,7 +78,7 @@ def write_card(planned: Plan, policy: RetryPolicy) -> None:
     if current is not None and MARK.encode() not in current:
         tqdm.write(f"{to.name}/{CARD} was not written by comet-cache and is kept")
         return
-    text = card(cache, planned.extent, planned.whole_size, planned.cache_id, planned.attached_id)
+    text = card(cache, planned.extent, planned.whole_size, planned.cache_id, planned.attached_id, planned.missing)
     retry(lambda: to.write(CARD, [text.encode()]), policy, stop)
 
 

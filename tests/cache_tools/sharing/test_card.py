@@ -59,6 +59,16 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
     assert "Left out" not in text
 
 
+def test_the_card_of_an_unfinished_cache_counts_what_is_there(tmp_path: Path) -> None:
+    cache = made_from(tmp_path / "kin", FREE)
+    (cache.root / "ledger/train-00001.json").unlink()
+    done = push(open_cache(cache.root), tmp_path / "there")
+    assert done.exit_code == 1 and "1 shards are not built yet" in done.stderr
+    text = (tmp_path / "there" / CARD).read_text()
+    assert "| shards | 2 of 3 train, 1 of 1 validation so far |" in text
+    assert "| cache id | none yet: it is not complete |" in text
+
+
 def test_a_card_names_what_was_left_out(tmp_path: Path) -> None:
     excluded = [{"name": "dev.tsv"}, {"name": "*test*.txt"}]
     cache = made_from(
