@@ -41,7 +41,8 @@ def describe(cache: Cache) -> dict[str, object]:
         **_from_hub("text", provenance.get("text", [])),
         "text_tokens": text_tokens,
         **_unknown(provenance),
-        **({"excluded": excluded, "left_out": describe_exclusion(provenance)} if excluded else {}),
+        **({"excluded": excluded} if excluded else {}),
+        "left_out": describe_exclusion(provenance),
         "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
         **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),

@@ -95,15 +95,16 @@ def _is_count(value: Any) -> bool:
 
 
 def describe_exclusion(provenance: dict[str, Any]) -> str:
-    """Return how many documents of the text `--exclude` left out, of how many, and why."""
+    """Return how many documents of the text `--exclude` left out, of how many, and why; or that it was not given."""
+    if not provenance.get("excluded"):
+        return "nothing, since no evaluation files were given (--exclude)"
     count, files = provenance["excluded_documents"], len(provenance["excluded"])
     total, words = count + provenance["documents"], provenance["excluded_run_words"]
     plural = "s" if files > 1 else ""
     return f"{count:,} of {total:,} documents that share {words} words in a row with {files} evaluation file{plural}"
 
 
-def name_exclusion(provenance: dict[str, Any]) -> str | None:
-    """Return what was left out of the text and the names of the evaluation files, None if there were none."""
-    if not (excluded := provenance.get("excluded")):
-        return None
-    return f"{describe_exclusion(provenance)}: {', '.join(str(one.get('name')) for one in excluded)}"
+def name_exclusion(provenance: dict[str, Any]) -> str:
+    """Return what was left out of the text, and the names of the evaluation files."""
+    names = ", ".join(str(one.get("name")) for one in provenance.get("excluded", []))
+    return describe_exclusion(provenance) + (f": {names}" if names else "")

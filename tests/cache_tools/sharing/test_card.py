@@ -56,7 +56,7 @@ def test_a_card_says_what_the_cache_is(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
     assert verify(tmp_path / "there").damage == []
     assert open_cache(tmp_path / "there").cache_id == cache.cache_id
-    assert "Left out" not in text
+    assert "\nLeft out: nothing, since no evaluation files were given (--exclude).\n" in text
 
 
 def test_the_card_of_an_unfinished_cache_counts_what_is_there(tmp_path: Path) -> None:
