@@ -75,15 +75,16 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
     quiet_libraries()
 
     # torch and transformers take seconds to load, for which no mistake above should wait
-    from comet.evaluate.evaluation import evaluate
+    from comet.evaluate.evaluation import evaluate_prepared
+    from comet.evaluate.preparation import prepare
     from comet.evaluate.scoreboard import language_table, score_table
 
     found = []
-    for one in settings:
+    for prepared in prepare(settings):
         try:
-            evaluation = evaluate(one, say=click.echo)
+            evaluation = evaluate_prepared(prepared, say=click.echo)
         except KeyboardInterrupt:
-            raise Stopped(_where_it_stopped(one.results_path)) from None
+            raise Stopped(_where_it_stopped(prepared.settings.results_path)) from None
         click.echo(score_table(evaluation.data, evaluation.models))
         click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
         found.append((evaluation.data, evaluation.models))

@@ -68,19 +68,19 @@ def load_task(task: Task, language: str, folder: Path | None) -> TaskData:
     """
     splits = _read_files(task, language, folder) if folder else _read_hub(task, language)
     if "train" not in splits:
-        raise CometError(_missing_splits(task, folder, "train"), exit_code=2)
+        raise CometError(_missing_splits(task, language, folder, "train"), exit_code=2)
     reported = splits.get("test") or splits.get("dev")
     if reported is None:
-        raise CometError(_missing_splits(task, folder, "test or dev"), exit_code=2)
+        raise CometError(_missing_splits(task, language, folder, "test or dev"), exit_code=2)
     return TaskData(task, language, splits["train"], reported, splits.get("dev") if "test" in splits else None)
 
 
-def _missing_splits(task: Task, folder: Path | None, wanted: str) -> str:
+def _missing_splits(task: Task, language: str, folder: Path | None, wanted: str) -> str:
     ending = _file_ending(task)
     files = " or ".join(f"{name}{ending}" for name in wanted.split(" or "))
     return (
-        f"--data {folder}: no {files} (also {', '.join(COMPRESSIONS)}); expected train, dev and test{ending} as in "
-        f"{task.source}, in this folder or in a subfolder named after the language"
+        f"--data {folder}: no {files} (also {', '.join(COMPRESSIONS)}) for --lang {language}; expected train, dev and "
+        f"test{ending} as in {task.source}, in this folder or in a subfolder named after the language"
     )
 
 
@@ -128,7 +128,7 @@ def _read_text(path: Path) -> str:
         raise CometError(f"{path}: cannot be read as UTF-8 text: {error}") from error
     if "\0" in text:
         number = text[: text.index("\0")].count("\n") + 1
-        raise CometError(f"{path.name} line {number}: holds a NUL, as UTF-16 does; expected UTF-8 text")
+        raise CometError(f"{path} line {number}: holds a NUL, as UTF-16 does; expected UTF-8 text")
     return text
 
 
@@ -142,14 +142,14 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
     try:
         columns = next(reader, [])
         if twice := [name for name in (*task.text, task.label) if columns.count(name) > 1]:
-            raise CometError(f"{path.name} line 1: the column {twice[0]} occurs twice; leave one of them")
+            raise CometError(f"{path} line 1: the column {twice[0]} occurs twice; leave one of them")
         if missing := [name for name in (*task.text, task.label) if name not in columns]:
             raise CometError(
-                f"{path.name} line 1: no column {', '.join(missing)}; expected a table of {task.title} as in "
+                f"{path} line 1: no column {', '.join(missing)}; expected a table of {task.title} as in "
                 f"{task.source}, found {', '.join(columns) or 'an empty file'}"
             )
         for row in filter(None, reader):  # skips blank lines
-            where = f"{path.name} line {reader.line_num}"
+            where = f"{path} line {reader.line_num}"
             if len(row) != len(columns):
                 raise CometError(f"{where}: expected {len(columns)} fields between tabs as in line 1, found {len(row)}")
             if any(line.count("\t") >= len(columns) - 1 for value in row for line in value.split("\n")[1:]):
@@ -158,7 +158,7 @@ def read_table(task: Task, path: Path) -> Iterable[Example]:
             yield _classified(task, [field[name] for name in task.text], field[task.label], where)
     except csv.Error as error:
         why = {"unexpected end of data": "a quotation mark before this line is never closed"}.get(str(error), error)
-        raise CometError(f"{path.name} line {reader.line_num}: {why}") from error
+        raise CometError(f"{path} line {reader.line_num}: {why}") from error
 
 
 def _read_tagged(task: Task, path: Path) -> Iterable[Example]:
@@ -172,11 +172,11 @@ def _read_tagged(task: Task, path: Path) -> Iterable[Example]:
             width = width or len(fields)
             if len(fields) != width or width not in COLUMNS:
                 raise CometError(
-                    f"{path.name} line {number}: expected a word and its tag, found {line.strip()[:80]!r}; or, in all "
+                    f"{path} line {number}: expected a word and its tag, found {line.strip()[:80]!r}; or, in all "
                     "of a file, the four columns of CoNLL-2003"
                 )
             words.append(fields[0])
-            tags.append(_known_label(task, fields[-1], f"{path.name} line {number}"))
+            tags.append(_known_label(task, fields[-1], f"{path} line {number}"))
         elif words:
             yield Example(tuple(words), tuple(tags))
             words, tags = [], []

@@ -12,12 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
-from cache_tools.models import choose_device, max_positions, weights_sha256
+from cache_tools.models import max_positions, weights_sha256
 from cache_tools.places.destinations import writing
 from cache_tools.text.hub import at_commit
-from cache_tools.text.languages import find_language
 from cache_tools.text.model_tokenizer import save_tokenizer
-from comet.evaluate.datasets import TaskData, load_task
+from comet.evaluate.datasets import TaskData
 from comet.evaluate.finetuning import (
     FineTuning,
     default_learning_rate,
@@ -27,7 +26,8 @@ from comet.evaluate.finetuning import (
     model_files,
     predict,
 )
-from comet.evaluate.results import ModelResult, Results, Run, Subject, add_to_results, open_results
+from comet.evaluate.preparation import Preparation, prepare
+from comet.evaluate.results import ModelResult, Run, add_to_results, open_results
 from comet.evaluate.scoreboard import (
     best_candidate,
     finetuned_card,
@@ -37,8 +37,8 @@ from comet.evaluate.scoreboard import (
     what_is_ahead,
     what_is_measured,
 )
-from comet.evaluate.settings import EvaluationSettings, require_places
-from comet.evaluate.tasks import Task, find_task
+from comet.evaluate.settings import EvaluationSettings
+from comet.evaluate.tasks import Task
 from comet.publish import published_folder
 
 LATENCY_TEXTS = 24
@@ -65,13 +65,15 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     Raises CometError for wrong options, unusable data or models, a results file of other settings, and places where
     nothing can be written; all of these before the first model is fine-tuned.
     """
-    task = find_task(settings.task)
-    require_places(settings)
-    device = choose_device(settings.device)
-    data = load_task(task, find_language(settings.language).code, settings.data)
+    (prepared,) = prepare([settings])
+    return evaluate_prepared(prepared, say)
+
+
+def evaluate_prepared(prepared: Preparation, say: Callable[[str], None] = print) -> Evaluation:
+    """Evaluate as `evaluate` does, in one of the languages that were prepared together."""
+    settings, data, empty, device = prepared.settings, prepared.data, prepared.empty, prepared.device
     path = settings.results_path
-    empty = Results(_subject_of(settings, data), [list(e.labels) for e in data.reported.examples], ())
-    results = open_results(path, empty.subject, empty.gold)
+    results = open_results(path, empty.subject, empty.gold)  # with what other evaluations have added meanwhile
     say(what_is_measured(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned)}
@@ -94,20 +96,6 @@ def evaluate(settings: EvaluationSettings, say: Callable[[str], None] = print) -
     if settings.output is not None:
         say(_save_best(settings.output, data, finished, pinned, device))
     return evaluation
-
-
-def _subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
-    return Subject(
-        task=data.task.name,
-        language=data.language,
-        train_sha256=data.train.sha256(),
-        reported=data.reported.name,
-        reported_sha256=data.reported.sha256(),
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        max_length=settings.max_length,
-    )
 
 
 def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:

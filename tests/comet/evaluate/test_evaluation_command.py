@@ -14,6 +14,7 @@ from helpers.small_tasks import write_entities, write_topics
 from cache_tools.cli.entry import comet_eval
 from comet.cli.evaluate import evaluate_models
 from comet.evaluate.evaluation import Evaluation
+from comet.evaluate.preparation import Preparation
 from comet.evaluate.settings import EvaluationSettings
 
 
@@ -49,15 +50,21 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
 def test_a_stop_at_the_keyboard_says_where_finished_runs_are(
     asked: EvaluationSettings, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(settings: EvaluationSettings, say: object) -> Evaluation:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("comet.evaluate.evaluation.evaluate", stopped)
     path = tmp_path / "r.json"
     call = ["--model", str(student), "--task", "sib200", "--lang", "kin", "--results", str(path)]
+    call += ["--data", str(asked.data)]
+
+    def stopped_at_once(prepared: Preparation, say: object) -> Evaluation:
+        raise KeyboardInterrupt
+
+    def stopped_later(prepared: Preparation, say: object) -> Evaluation:
+        path.write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("comet.evaluate.evaluation.evaluate_prepared", stopped_at_once)
     done = CliRunner().invoke(evaluate_models, call)
     assert (done.exit_code, done.stderr) == (1, "stopped before the first fine-tuning was finished; nothing is kept\n")
-    path.write_text("{}")
+    monkeypatch.setattr("comet.evaluate.evaluation.evaluate_prepared", stopped_later)
     done = CliRunner().invoke(evaluate_models, call)
     expected = f"stopped; finished fine-tunings are in {path}, and the same command goes on after them\n"
     assert (done.exit_code, done.stderr) == (1, expected)

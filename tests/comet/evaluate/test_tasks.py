@@ -170,7 +170,7 @@ def test_a_column_named_twice_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "message"),
     [
-        ((), r"no train.tsv \(also .gz, .xz, .zst\)"),
+        ((), r"no train.tsv \(also .gz, .xz, .zst\) for --lang kin; expected train, dev and test.tsv as in"),
         (("train",), r"no test.tsv or dev.tsv"),
         (("dev",), "no train.tsv"),
     ],

@@ -1,0 +1,57 @@
+"""All that an evaluation needs beside its models, in every language, before the first fine-tuning of any."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from cache_tools.models import choose_device
+from cache_tools.text.languages import find_language
+from comet.evaluate.datasets import TaskData, load_task
+from comet.evaluate.results import Results, Subject, open_results
+from comet.evaluate.settings import EvaluationSettings, require_places
+from comet.evaluate.tasks import find_task
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """An evaluation in one language that can begin. `empty` are its results before the first run."""
+
+    settings: EvaluationSettings
+    data: TaskData
+    empty: Results
+    device: torch.device
+
+
+def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
+    """Prepare an evaluation in one or several languages.
+
+    Raises CometError for wrong options, unusable data, a results file of other settings, and places where nothing can
+    be written.
+    """
+    task = find_task(settings[0].task)
+    for one in settings:
+        require_places(one)
+    device = choose_device(settings[0].device)
+    data = [load_task(task, find_language(one.language).code, one.data) for one in settings]
+    prepared = []
+    for one, of_language in zip(settings, data, strict=True):
+        gold = [list(example.labels) for example in of_language.reported.examples]
+        empty = Results(_subject_of(one, of_language), gold, ())
+        open_results(one.results_path, empty.subject, empty.gold)
+        prepared.append(Preparation(one, of_language, empty, device))
+    return prepared
+
+
+def _subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:
+    return Subject(
+        task=data.task.name,
+        language=data.language,
+        train_sha256=data.train.sha256(),
+        reported=data.reported.name,
+        reported_sha256=data.reported.sha256(),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        max_length=settings.max_length,
+    )
