@@ -42,7 +42,8 @@ EXAMPLES = (
     help="ISO 639-3 (kin, swa, hau, ibo, yor, …). Repeatable: a table of languages and their mean.",
 )
 @click.option("--data", type=click.Path(path_type=Path),
-              help="Folder of the original files, or of LANG folders.  [default: the hub]")  # fmt: skip
+              help="Folder of the original files, or of LANG folders, which several --lang need.  "
+              "[default: the hub]")  # fmt: skip
 @click.option("--seeds", default=3, help="Number of fine-tunings per model, with seeds 0, 1, ….")
 @click.option("--epochs", default=5, help="Passes over the training split; the scores are those after the last.")
 @click.option("--batch-size", default=16, help="Items per step.")

@@ -61,12 +61,13 @@ class TaskData:
     chosen_on: Split | None
 
 
-def load_task(task: Task, language: str, folder: Path | None) -> TaskData:
-    """Load the official splits from `folder` (or its subfolder named after the language), or from the hub if None.
+def load_task(task: Task, language: str, folder: Path | None, alone: bool = True) -> TaskData:
+    """Load the official splits from the subfolder of `folder` named after the language, or from the hub if None.
 
-    Raises CometError, with file and line, if there is no such data, a split is missing, or a label is unknown.
+    A language that is evaluated alone may have its files in `folder` itself. Raises CometError, with file and line, if
+    there is no such data, a split is missing, or a label is unknown.
     """
-    splits = _read_files(task, language, folder) if folder else _read_hub(task, language)
+    splits = _read_files(task, language, folder, alone) if folder else _read_hub(task, language)
     if "train" not in splits:
         raise CometError(_missing_splits(task, language, folder, "train"), exit_code=2)
     reported = splits.get("test") or splits.get("dev")
@@ -88,10 +89,17 @@ def _file_ending(task: Task) -> str:
     return ".txt" if task.tagging else ".tsv"
 
 
-def _read_files(task: Task, language: str, folder: Path) -> dict[str, Split]:
+def _read_files(task: Task, language: str, folder: Path, alone: bool) -> dict[str, Split]:
     if not os.path.isdir(folder):  # unlike Path.is_dir, also False for a name that no disk takes
         raise CometError(f"--data {folder}: no such folder; get the files from {task.source}", exit_code=2)
-    inner = [folder / name for name in (language, task.code(language)) if (folder / name).is_dir()]
+    names = dict.fromkeys((language, task.code(language)))
+    inner = [folder / name for name in names if (folder / name).is_dir()]
+    if not inner and not alone:
+        raise CometError(
+            f"--data {folder}: no subfolder {' or '.join(names)}; with several --lang each needs its own, with the "
+            f"files from {task.source}",
+            exit_code=2,
+        )
     found = {name: _split_file((*inner, folder)[0], name, _file_ending(task)) for name in SPLITS}
     return {name: read_file(task, name, path) for name, path in found.items() if path}
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.text.languages import find_language
 from comet.evaluate.datasets import TaskData, load_task
@@ -26,14 +27,16 @@ class Preparation:
 def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
     """Prepare an evaluation in one or several languages.
 
-    Raises CometError for wrong options, unusable data, a results file of other settings, and places where nothing can
-    be written.
+    Raises CometError for wrong options, unusable data or the same in two languages, a results file of other settings,
+    and places where nothing can be written.
     """
     task = find_task(settings[0].task)
     for one in settings:
         require_places(one)
     device = choose_device(settings[0].device)
-    data = [load_task(task, find_language(one.language).code, one.data) for one in settings]
+    alone = len(settings) == 1
+    data = [load_task(task, find_language(one.language).code, one.data, alone) for one in settings]
+    _require_own_data(data)
     prepared = []
     for one, of_language in zip(settings, data, strict=True):
         gold = [list(example.labels) for example in of_language.reported.examples]
@@ -41,6 +44,18 @@ def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
         open_results(one.results_path, empty.subject, empty.gold)
         prepared.append(Preparation(one, of_language, empty, device))
     return prepared
+
+
+def _require_own_data(data: Sequence[TaskData]) -> None:
+    """Raise CometError if two languages have the same texts and labels: one of them would get the other's scores."""
+    first: dict[str, str] = {}
+    for one in data:
+        if (other := first.setdefault(one.reported.sha256(), one.language)) != one.language:
+            raise CometError(
+                f"--lang {one.language}: its {one.reported.name} split ({one.reported.origin}) holds the same texts "
+                f"and labels as that of {other}; give each language its own files",
+                exit_code=2,
+            )
 
 
 def _subject_of(settings: EvaluationSettings, data: TaskData) -> Subject:

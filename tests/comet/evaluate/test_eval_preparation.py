@@ -1,10 +1,11 @@
 """What is wrong with the data or results of any language is found before the first fine-tuning of all."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from helpers.small_tasks import write_topics
+from helpers.small_tasks import SIZES, write_topics
 
 from comet.cli.evaluate import evaluate_models
 
@@ -19,9 +20,8 @@ def evaluated(model: Path, data: Path, *options: str) -> Result:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """SIB-200 in both languages."""
-    for language, shift in (("kin", 0), ("swa", 3)):
-        sizes = {"train": (0, 24), "dev": (24, 32), "test": (32 + shift, 44 + shift)}
-        write_topics(tmp_path / "data" / language, sizes)
+    write_topics(tmp_path / "data" / "kin")
+    write_topics(tmp_path / "data" / "swa", SIZES | {"test": (35, 47)})
     return tmp_path / "data"
 
 
@@ -45,3 +45,22 @@ def test_a_results_file_of_the_last_language(data: Path, sample_teacher: Path) -
     done = evaluated(sample_teacher, data)
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: --results {data.parent / 'all-swa.json'}: not a file of comet-eval")
+
+
+def test_files_of_one_language_are_not_those_of_all(data: Path, sample_teacher: Path) -> None:
+    done = evaluated(sample_teacher, data / "kin")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: --data {data / 'kin'}: no subfolder kin or kin_Latn; with several --lang each needs its own, with the "
+        "files from https://github.com/dadelani/sib-200\n"
+    )
+
+
+def test_two_languages_with_the_same_test_split(data: Path, sample_teacher: Path) -> None:
+    shutil.copy(data / "kin" / "test.tsv", data / "swa" / "test.tsv")
+    done = evaluated(sample_teacher, data)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --lang swa: its test split (test.tsv) holds the same texts and labels as that of kin; give each "
+        "language its own files\n"
+    )

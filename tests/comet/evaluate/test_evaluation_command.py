@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from helpers import REPOSITORY
-from helpers.small_tasks import write_entities, write_topics
+from helpers.small_tasks import SIZES, write_entities, write_topics
 
 from cache_tools.cli.entry import comet_eval
 from comet.cli.evaluate import evaluate_models
@@ -79,8 +79,8 @@ def test_the_console_script_starts_it(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_several_languages_in_one_call(sample_teacher: Path, student: Path, tmp_path: Path) -> None:
     """Each has its own results; the last table has them all, with their mean, from what those files hold."""
-    for language in ("kin", "swa"):
-        write_topics(tmp_path / "data" / language)
+    write_topics(tmp_path / "data" / "kin")
+    write_topics(tmp_path / "data" / "swa", SIZES | {"test": (35, 47)})
     models = ["--model", str(sample_teacher), "--model", str(student)]
     command = [*models, "--task", "sib200", "--lang", "rw", "--lang", "swa", "--data", str(tmp_path / "data")]
     command += ["--seeds", "1", "--epochs", "1", "--batch-size", "4", "--results", str(tmp_path / "all.json")]
