@@ -38,13 +38,18 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
     """
     if isdir(name):
         return Path(name)
-    if MODEL.fullmatch(name) is None or not _is_repository(split_revision(name)[0]):
+    require_model_name(name, what)
+    with hub_errors(what, way_out):
+        return _snapshot(*split_revision(name), what)
+
+
+def require_model_name(name: str, what: str) -> None:
+    """Raise CometError unless a name is that of a folder, or can be a model's on the hub, which is not asked."""
+    if not isdir(name) and (MODEL.fullmatch(name) is None or not _is_repository(split_revision(name)[0])):
         raise CometError(
             f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large",
             exit_code=2,
         )
-    with hub_errors(what, way_out):
-        return _snapshot(*split_revision(name), what)
 
 
 def _is_repository(name: str) -> bool:

@@ -65,12 +65,13 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
 
     Run the same command again after a stop, or with more seeds or models: it resumes.
     """
-    from comet.evaluate.settings import of_each_language, require_places
+    from comet.evaluate.settings import of_each_language, require_models, require_places
     from comet.evaluate.tasks import find_task
 
     settings = of_each_language(languages, **options)
     find_task(settings[0].task)
     for one in settings:
+        require_models(one)
         require_places(one)
 
     quiet_libraries()

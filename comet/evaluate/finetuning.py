@@ -4,13 +4,11 @@ The number of epochs is fixed: choosing one by its score would select on the spl
 """
 
 import math
-import os
 import tempfile
 import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -81,19 +79,9 @@ def default_learning_rate(hidden: int) -> float:
 
 
 def model_files(name: str) -> Path:
-    """Return the folder of a model's files. Raises CometError as `model_folder` does, with the nearest folder here."""
-    if os.path.isdir(name):
-        return Path(name)
-    notes = ["no such folder here"] if MODEL.fullmatch(name) else []
-    notes += [f"did you mean {near}?" for near in get_close_matches(name, _models_beside(Path(name)), n=1)]
-    return model_folder(name, f"--model {name}" + f" ({'; '.join(notes)})" * bool(notes), "give --model FOLDER")
-
-
-def _models_beside(path: Path) -> list[str]:
-    """Return the folders beside a path that hold a model, under the names that it would have."""
-    if not os.path.isdir(path.parent):
-        return []
-    return [str(file.parent) for file in path.parent.glob("*/config.json")]
+    """Return the folder of a model's files. Raises CometError as `model_folder` does."""
+    note = " (no such folder here)" if MODEL.fullmatch(name) else ""
+    return model_folder(name, f"--model {name}{note}", "give --model FOLDER")
 
 
 def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

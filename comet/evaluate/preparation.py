@@ -10,7 +10,7 @@ from cache_tools.models import choose_device
 from cache_tools.text.languages import find_language
 from comet.evaluate.datasets import TaskData, load_task
 from comet.evaluate.results import Results, Subject, open_results
-from comet.evaluate.settings import EvaluationSettings, require_places
+from comet.evaluate.settings import EvaluationSettings, require_models, require_places
 from comet.evaluate.tasks import find_task
 
 
@@ -27,11 +27,12 @@ class Preparation:
 def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
     """Prepare an evaluation in one or several languages.
 
-    Raises CometError for wrong options, unusable data or the same in two languages, a results file of other settings,
-    and places where nothing can be written.
+    Raises CometError for wrong options, names that no model can have, unusable data or the same in two languages, a
+    results file of other settings, and places where nothing can be written.
     """
     task = find_task(settings[0].task)
     for one in settings:
+        require_models(one)
         require_places(one)
     device = choose_device(settings[0].device)
     alone = len(settings) == 1

@@ -3,12 +3,14 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from cache_tools.checks import as_path, require_number, require_text, require_whole
 from cache_tools.errors import CometError
 from cache_tools.places.destinations import SEAL, require_place
+from cache_tools.text.hub import require_model_name
 from cache_tools.text.languages import find_language
 
 MOST = 2**31 - 1
@@ -100,6 +102,28 @@ def of_each_language(languages: Sequence[str], results: Path | None = None, **op
         )
         for language, code in zip(languages, codes, strict=True)
     ]
+
+
+def require_models(settings: EvaluationSettings) -> None:
+    """Raise CometError for a model that is neither a folder nor can be a name on the hub, which is not asked.
+
+    A name much like that of a model's folder here is taken for a slip, unless it has a revision.
+    """
+    for name in settings.models:
+        near = [] if "@" in name else get_close_matches(name, _models_beside(Path(name)), n=1)
+        what = " ".join([f"--model {name}", *(f"(did you mean {one}?)" for one in near)])
+        require_model_name(name, what)
+        if near and not os.path.isdir(name):
+            raise CometError(
+                f"{what}: no such folder here; for the model of that name on the hub give {name}@main", exit_code=2
+            )
+
+
+def _models_beside(path: Path) -> list[str]:
+    """Return the folders beside a path that hold a model, under the names that it would have."""
+    if not os.path.isdir(path.parent):
+        return []
+    return [str(file.parent) for file in path.parent.glob("*/config.json")]
 
 
 def require_places(settings: EvaluationSettings) -> None:

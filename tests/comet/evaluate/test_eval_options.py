@@ -18,7 +18,7 @@ from comet.evaluate.settings import EvaluationSettings
 
 NAMES = {"nan", "infinite", "minus infinite", "negative", "zero", "a float beyond all", "letters"}
 LEGAL = {"--output": NAMES}
-"""What an option may mean: then the model is looked for, and not found."""
+"""What an option may mean: then the model is looked for in its folder, and not found."""
 LANGUAGES = {"nan", "infinite"}  # codes of three letters: Min Nan, and one that ISO 639-3 might have
 
 
@@ -27,6 +27,7 @@ def test_an_option_of_an_evaluation_means_what_it_says_or_is_refused_by_name(
     option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_topics(tmp_path / "data" / "kin")
+    (tmp_path / "none").mkdir()
     monkeypatch.chdir(tmp_path)
     base = {"--model": "./none", "--task": "sib200", "--lang": "kin", "--data": "data"}
     for name in [name for one, name in cases(evaluate_models) if one == option]:
@@ -51,7 +52,12 @@ def test_a_model_is_a_folder_or_a_name_on_the_hub(name: str, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("kin-smal", r"--model kin-smal \(no such folder here; did you mean kin-small\?\): not in the hub's cache"),
+        (
+            "kin-smal",
+            r"--model kin-smal \(did you mean kin-small\?\): no such folder here; for the model of that name on "
+            "the hub give kin-smal@main$",
+        ),
+        ("kin-smal@main", r"--model kin-smal@main \(no such folder here\): not in the hub's cache"),
         ("lab/kin", r"--model lab/kin \(no such folder here\): not in the hub's cache"),
         (
             "./trained/kin-smal",
@@ -70,6 +76,19 @@ def test_a_model_that_is_not_here(given: str, message: str, tmp_path: Path, monk
     call = ["--task", "sib200", "--lang", "kin", "--data", "data", "--model", given]
     said = answer(evaluate_models, call, tmp_path)
     assert re.match(f"error: {message}", said.error), said
+
+
+@pytest.mark.parametrize("given", ["kin-studen", "./kin-studen"])
+def test_a_slip_in_the_name_of_a_model_is_found_before_all_else(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the data, which is not here, and the results, which are another file."""
+    (tmp_path / "kin-student").mkdir()
+    (tmp_path / "kin-student" / "config.json").write_text("{}")
+    (tmp_path / "eval-sib200-kin.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    said = answer(evaluate_models, ["--task", "sib200", "--lang", "kin", "--model", given], tmp_path)
+    assert said.code == 2 and said.error.startswith(f"error: --model {given} (did you mean kin-student?): "), said
 
 
 @pytest.mark.parametrize("name", VALUES)
