@@ -32,6 +32,7 @@ from comet.evaluate.scoreboard import (
     best_candidate,
     finetuned_card,
     how_long,
+    longer_than_rows,
     run_line,
     score_page,
     what_is_ahead,
@@ -76,7 +77,7 @@ def evaluate_prepared(prepared: Preparation, say: Callable[[str], None] = print)
     results = open_results(path, empty.subject, empty.gold)  # with what other evaluations have added meanwhile
     say(what_is_measured(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
-    found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned)}
+    found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned, say)}
     missing = [(model, seed) for model in found.values() for seed in model.missing(settings.seeds)]
     if missing:
         say(what_is_ahead(settings, len(missing)))
@@ -98,8 +99,10 @@ def evaluate_prepared(prepared: Preparation, say: Callable[[str], None] = print)
     return evaluation
 
 
-def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[str, str]) -> list[ModelResult]:
-    """Return identity, size and latency of each model, without runs.
+def _measure_models(
+    settings: EvaluationSettings, data: TaskData, pinned: dict[str, str], say: Callable[[str], None]
+) -> list[ModelResult]:
+    """Return identity, size and latency of each model, without runs, and say which items are longer than its rows.
 
     Raises CometError if a model is unusable: before the first is fine-tuned, which may take hours.
     """
@@ -109,6 +112,9 @@ def _measure_models(settings: EvaluationSettings, data: TaskData, pinned: dict[s
     for name, (model, tokenizer) in zip(settings.models, loaded, strict=True):
         length = _max_length(settings, task, name, model, tokenizer)
         reported = encode(tokenizer, data.reported.examples, task, length)
+        rows = tokenizer.model_max_length  # of a student those of its cache, of other models usually all they can read
+        if longer := sum(len(one["input_ids"]) > rows for one in reported.inputs):
+            say(longer_than_rows(name, rows, longer, data.reported, length))
         texts = encode(tokenizer, spread, task, length)
         inputs.append([texts.collate([text]) for text in texts.inputs])
         rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 
 from cache_tools.progress import duration
 from cache_tools.templates import render
-from comet.evaluate.datasets import TaskData
+from comet.evaluate.datasets import Split, TaskData
 from comet.evaluate.metrics import most_frequent_alone, retained
 from comet.evaluate.results import ModelResult, Run
 from comet.evaluate.settings import EvaluationSettings
@@ -49,6 +49,16 @@ def what_is_ahead(settings: EvaluationSettings, missing: int) -> str:
     return (
         f"fine-tunings to do: {missing:,} of {models * seeds:,} ({counted(models, 'model')} × "
         f"{counted(seeds, 'seed')}), {counted(settings.epochs, 'epoch')} each{again}"
+    )
+
+
+def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_length: int) -> str:
+    """Return a line on the items that are longer than the rows that a student was trained on. They are not cut there,
+    which would lose labels."""
+    return (
+        f"{name}: was trained on rows of {rows} tokens, at which its tokenizer cuts; {longer:,} of "
+        f"{counted(len(reported.examples), 'item')} of {reported.name} are longer, and their later tokens are at "
+        f"positions that only fine-tuning trains: build with --seq-len {max_length} for this task"
     )
 
 

@@ -100,6 +100,22 @@ def test_several_languages_in_one_call(sample_teacher: Path, student: Path, tmp_
     assert lines[4] == ["retained,", "mean", "reference", f"{sum(shares) / 2:.1%}"]
 
 
+def test_items_longer_than_the_rows_of_a_student(sample_teacher: Path, student: Path, tmp_path: Path) -> None:
+    """The teacher has learnt all positions that it has, and inputs of the length of the student's rows have no more."""
+    sentences = ["Kigali B-LOC\n" + "umwana O\n" * words for words in (5, 90, 120)]
+    for split, number in (("train", 1), ("dev", 3)):
+        (tmp_path / f"{split}.txt").write_text("\n".join(sentences[:number]), encoding="utf-8")
+    call = ["--model", str(sample_teacher), "--model", str(student), "--task", "masakhaner", "--lang", "kin"]
+    call += ["--data", str(tmp_path), "--seeds", "1", "--epochs", "1"]
+    whole = CliRunner().invoke(evaluate_models, [*call, "--results", str(tmp_path / "whole.json")])
+    assert [line for line in whole.stdout.splitlines() if "rows" in line] == [
+        f"{student}: was trained on rows of 64 tokens, at which its tokenizer cuts; 2 of 3 items of dev are longer, "
+        "and their later tokens are at positions that only fine-tuning trains: build with --seq-len 256 for this task"
+    ]
+    cut = CliRunner().invoke(evaluate_models, [*call, "--max-length", "64", "--results", str(tmp_path / "cut.json")])
+    assert cut.exit_code == 0 and "rows" not in cut.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
