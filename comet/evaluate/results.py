@@ -127,7 +127,7 @@ class Results:
 def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results:
     """Return the results in `path`, or empty ones if there is no file.
 
-    Raises CometError for any other file, and for results of another subject, listing the fields that differ.
+    Raises CometError for any other file, and for results of another subject, saying what differs.
     """
     if not path.exists():
         return Results(subject, gold, ())
@@ -140,9 +140,14 @@ def open_results(path: Path, subject: Subject, gold: list[list[str]]) -> Results
             exit_code=2,
         ) from error
     asked, there = asdict(subject), asdict(found.subject)
-    if different := [f"{name} {there[name]}, now {asked[name]}" for name in asked if asked[name] != there[name]]:
+    changed = [name for name in asked if asked[name] != there[name]]
+    contents = {"train_sha256": "train", "reported_sha256": subject.reported}
+    different = [f"{name} {there[name]}, now {asked[name]}" for name in changed if name not in contents]
+    if splits := [contents[name] for name in changed if name in contents]:
+        different.append(f"other texts or labels in {' and '.join(splits)} than there are now")
+    if different:
         raise CometError(
-            f"--results {path}: was made with {'; '.join(different)}; give another file, or the same options",
+            f"--results {path}: was made with {'; '.join(different)}; give another file, or the same options and data",
             exit_code=2,
         )
     return found

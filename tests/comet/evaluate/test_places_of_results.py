@@ -4,6 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.small_disk import enlarge, small_disk
@@ -52,6 +53,25 @@ def test_a_file_that_became_another_one_is_not_overwritten(tmp_path: Path) -> No
     with pytest.raises(CometError, match="was made with epochs 9, now 5"):
         add_to_results(tmp_path / "r.json", EMPTY, model("b", 0))
     assert (tmp_path / "r.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"train_sha256": "c", "reported_sha256": "d"}, "other texts or labels in train and test than there are now"),
+        (
+            {"epochs": 9, "reported": "dev", "train_sha256": "c"},
+            "reported dev, now test; epochs 9, now 5; other texts or labels in train than there are now",
+        ),
+    ],
+)
+def test_what_differs_is_said_in_words(change: dict[str, Any], differs: str, tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    add_to_results(path, replace(EMPTY, subject=replace(SUBJECT, **change)), model("a", 0))
+    with pytest.raises(CometError) as caught:
+        open_results(path, SUBJECT, EMPTY.gold)
+    expected = f"--results {path}: was made with {differs}; give another file, or the same options and data"
+    assert (str(caught.value), caught.value.exit_code) == (expected, 2)
 
 
 def test_a_full_disk_keeps_the_runs_there_are(tmp_path: Path) -> None:
