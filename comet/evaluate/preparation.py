@@ -12,6 +12,7 @@ from comet.evaluate.datasets import TaskData, load_task
 from comet.evaluate.results import Results, Subject, open_results
 from comet.evaluate.settings import EvaluationSettings, require_models, require_places
 from comet.evaluate.tasks import find_task
+from comet.report.summary import counted
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
     device = choose_device(settings[0].device)
     alone = len(settings) == 1
     data = [load_task(task, find_language(one.language).code, one.data, alone) for one in settings]
+    for of_language in data:
+        _require_labels(of_language)
     _require_own_data(data)
     prepared = []
     for one, of_language in zip(settings, data, strict=True):
@@ -45,6 +48,18 @@ def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
         open_results(one.results_path, empty.subject, empty.gold)
         prepared.append(Preparation(one, of_language, empty, device))
     return prepared
+
+
+def _require_labels(data: TaskData) -> None:
+    """Raise CometError if all of train has one label: whatever is fine-tuned on it says that label alone."""
+    labels = [label for example in data.train.examples for label in example.labels]
+    if len(set(labels)) == 1:
+        things = counted(len(labels), "word" if data.task.tagging else "item")
+        raise CometError(
+            f"--lang {data.language}: the train split ({data.train.origin}) has the label {labels[0]} alone, in "
+            f"{things}: nothing can be learnt from it; get the whole split from {data.task.source}",
+            exit_code=2,
+        )
 
 
 def _require_own_data(data: Sequence[TaskData]) -> None:

@@ -64,3 +64,23 @@ def test_two_languages_with_the_same_test_split(data: Path, sample_teacher: Path
         "error: --lang swa: its test split (test.tsv) holds the same texts and labels as that of kin; give each "
         "language its own files\n"
     )
+
+
+def test_a_train_split_with_one_label_teaches_nothing(data: Path, sample_teacher: Path) -> None:
+    train = data / "swa" / "train.tsv"
+    train.write_text(train.read_text(encoding="utf-8").replace("\thealth\t", "\tsports\t"), encoding="utf-8")
+    done = evaluated(sample_teacher, data)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --lang swa: the train split (train.tsv) has the label sports alone, in 24 items: nothing can be learnt "
+        "from it; get the whole split from https://github.com/dadelani/sib-200\n"
+    )
+
+
+def test_words_without_any_entity_teach_nothing(sample_teacher: Path, tmp_path: Path) -> None:
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.txt").write_text("Kigali O\nni O\n\numurwa O\n", encoding="utf-8")
+    call = ["--model", str(sample_teacher), "--task", "masakhaner", "--lang", "kin", "--data", str(tmp_path)]
+    done = CliRunner().invoke(evaluate_models, [*call, "--results", str(tmp_path / "r.json")])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "--lang kin: the train split (train.txt) has the label O alone, in 3 words: nothing can be" in done.stderr
