@@ -40,7 +40,7 @@ from comet.evaluate.tasks import Task
 
 IGNORED = -100  # the label of a token that carries no loss
 UNSEEN = -1  # the position of a word without a token
-LARGEST_LEARNING_RATE = 5e-4
+LARGEST_LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class FineTuning:
 
 
 def default_learning_rate(hidden: int) -> float:
-    """Return 2e-5, the field's choice at hidden size 1024, × (1024 / hidden)² for narrower models, up to 5e-4."""
+    """Return 2e-5, the field's choice at hidden size 1024, × (1024 / hidden)² for narrower models, up to 1e-3."""
     return min(2e-5 * (1024 / hidden) ** 2, LARGEST_LEARNING_RATE)
 
 

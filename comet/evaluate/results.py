@@ -111,8 +111,22 @@ class Results:
         return next((model for model in self.models if model.sha256 == sha256), None)
 
     def with_runs(self, model: ModelResult) -> ModelResult:
-        """Return the model with the runs that are here of the same weights."""
+        """Return the model with the runs that are here of the same weights.
+
+        Raises CometError if these were fine-tuned otherwise, as by a version of Comet with another default.
+        """
         there = self.find(model.sha256)
+        if there is not None and there.how != model.how:
+            changed = [
+                f"{name.replace('_', ' ')} {value:g}, now {getattr(model.how, name):g}"
+                for name, value in asdict(there.how).items()
+                if value != getattr(model.how, name)
+            ]
+            raise CometError(
+                f"--results: its runs of {there.name} were made with {', '.join(changed)}; give another file, or these "
+                "values",
+                exit_code=2,
+            )
         return replace(model, runs=there.runs if there else ())
 
     def updated(self, model: ModelResult) -> "Results":

@@ -47,6 +47,18 @@ def test_runs_of_one_model_from_two_evaluations_are_joined(tmp_path: Path) -> No
     assert [(run.seed, run.score) for run in found.runs] == [(0, 0.5), (1, 0.9), (2, 0.5)], "the earlier run stays"
 
 
+def test_runs_of_another_fine_tuning_are_not_taken_for_these(tmp_path: Path) -> None:
+    """Of a version whose default learning rate was another: the options are the same."""
+    results = add_to_results(tmp_path / "r.json", EMPTY, model("a", 0))
+    assert results.with_runs(model("a")).runs == model("a", 0).runs
+    now = replace(model("a"), how=FineTuning(5, 16, 2e-4))
+    with pytest.raises(
+        CometError, match=r"^--results: its runs of a were made with learning rate 0\.0001, now 0\.0002;"
+    ):
+        results.with_runs(now)
+    assert results.with_runs(model("b")).runs == ()
+
+
 def test_a_file_that_became_another_one_is_not_overwritten(tmp_path: Path) -> None:
     add_to_results(tmp_path / "r.json", replace(EMPTY, subject=replace(SUBJECT, epochs=9)), model("a", 0))
     before = (tmp_path / "r.json").read_bytes()
