@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from cache_tools.cli.help import GroupedHelp
-from cache_tools.cli.parts import show_result
+from cache_tools.cli.parts import CacheFolder, show_result
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 
 SECTIONS = {"Text": ("text", "exclude")}
@@ -16,7 +16,7 @@ EXAMPLES = (
 
 
 @click.command("attach", cls=GroupedHelp, sections=SECTIONS, examples=EXAMPLES)
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheFolder())
 @click.option(
     "--text",
     multiple=True,

@@ -2,14 +2,15 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
-from cache_tools.store.ledger import cache_id, whole_extent
+from cache_tools.store.ledger import ShardKey, ShardRecord, identity, whole_extent
 from cache_tools.store.provenance import attach_call, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, describe_views
@@ -17,15 +18,32 @@ from cache_tools.store.staging import STAGING
 from cache_tools.store.start import describe_start, start_chunks
 from cache_tools.text.hub_text import parse_hub_text
 
+if TYPE_CHECKING:
+    from cache_tools.sharing.listing import Listing
+
 WITHOUT_START = ", without the start"
 
 
 def describe(cache: Cache) -> dict[str, object]:
     """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
+    records = {key: record for key in cache.extent.keys() if (record := cache.record(*key)) is not None}
+    return _facts(cache, records, _bytes_of(cache.root), cache.root)
+
+
+def describe_listing(listing: "Listing") -> dict[str, object]:
+    """Return the same facts about a cache elsewhere. Its bytes are those of the files in its ledger."""
+    from cache_tools.sharing.parts import bytes_of
+
+    cache, records = listing.cache, listing.records
+    copy = f"{cache.provenance.get('language', 'und')}.zarr"
+    return _facts(cache, records, bytes_of(cache.seal, cache.extent, records.values()), copy)
+
+
+def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, folder: str | Path) -> dict[str, object]:
+    """Return the facts, given the commit records and the size in bytes. A text is to be attached in `folder`."""
     recipe, provenance = cache.recipe, cache.provenance
-    missing = sum(len(cache.missing(group)) for group in GROUPS)
-    shards = sum(len(cache.extent.indices(group)) for group in GROUPS)
-    size = _bytes_of(cache.root)
+    shards = len([*cache.extent.keys()])
+    missing = shards - len(records)
     start_bytes = sum(cache.seal.files[path].size for path in start_chunks(recipe))
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)
     kept = LOGITS[recipe.keep].kept(recipe)
@@ -35,7 +53,7 @@ def describe(cache: Cache) -> dict[str, object]:
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         **({} if is_whole else {"part": _part_of_whole(cache)}),
-        **({} if cache.extent.has_text else {"text_detached": attach_call(cache.root, provenance)}),
+        **({} if cache.extent.has_text else {"text_detached": attach_call(folder, provenance)}),
         "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
         "text": _texts(provenance.get("text", [])),
         **_from_hub("text", provenance.get("text", [])),
@@ -46,7 +64,7 @@ def describe(cache: Cache) -> dict[str, object]:
         "teacher": f"{provenance.get('teacher')}: {recipe.teacher_architecture}, {recipe.teacher_layers} layers × "
         f"{recipe.teacher_hidden}, {recipe.teacher_parameters:,} parameters, computed in {cache.settings.get('dtype')}",
         **_from_hub("teacher", [{name: provenance.get(f"teacher_{name}") for name in ("revision", "licence")}]),
-        **_computed(cache),
+        **_computed(records),
         "teacher_sha256": recipe.teacher_sha256,
         "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in its rows",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
@@ -63,24 +81,24 @@ def describe(cache: Cache) -> dict[str, object]:
         facts["bytes_per_token"] = f"{each:,.1f}{views}{WITHOUT_START * bool(start_bytes)}"
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
-        facts["cache_id"] = cache_id(cache.root, recipe, cache.extent)
+        held = (records[key].to_json() for key in cache.extent.keys())
+        facts["cache_id"] = identity(recipe, cache.seal.to_json(), cache.extent, held)
     return facts
 
 
-def numerics_of(cache: Cache) -> list[str]:
+def numerics_of(records: Iterable[ShardRecord]) -> list[str]:
     """Return how many shards were computed how, by device, dtype, versions and all that their last bits depend on, the
     most frequent first."""
-    records = (cache.record(*key) for key in cache.extent.keys())
-    kinds = Counter(tuple(sorted(record.numerics.items())) for record in records if record is not None)
+    kinds = Counter(tuple(sorted(record.numerics.items())) for record in records)
     return [
         f"{count:,} shard{'s' if count > 1 else ''} with {', '.join(f'{name} {value}' for name, value in kind)}"
         for kind, count in kinds.most_common()
     ]
 
 
-def _computed(cache: Cache) -> dict[str, object]:
+def _computed(records: Mapping[ShardKey, ShardRecord]) -> dict[str, object]:
     """Return how the shards were computed, or most of them."""
-    ways = numerics_of(cache)
+    ways = numerics_of(records.values())
     others = "; the others otherwise" * (len(ways) > 1)
     return {"computed": ways[0] + others} if ways else {}
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,38 +10,63 @@ from cache_tools.cli.config import as_toml
 from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.terminal import fact_line, one_line_errors, painted
 from cache_tools.errors import printable
+from cache_tools.interrupts import stop_on_signal
+from cache_tools.places.urls import is_url, printable_url
 from cache_tools.text.languages import LANGUAGES, language_table
 
+if TYPE_CHECKING:
+    from cache_tools.sharing.listing import Listing
 
-def show_human(cache_path: Path, facts: dict[str, Any]) -> None:
+
+def show_human(name: str | Path, facts: dict[str, Any]) -> None:
+    """Print facts of a cache that is called so, its state first."""
     state = painted(facts["state"], fg="green" if facts["state"] == "complete" else "yellow")
-    click.echo(f"{cache_path}: {state}")
+    click.echo(f"{name}: {state}")
     for name, value in facts.items():
         if name != "state":
             click.echo(fact_line(name, value))
 
 
 @click.command(cls=GroupedHelp)
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--toml", is_flag=True, help="Print the options that build it again, for comet-cache build --config.")
 @one_line_errors
-def info(cache: Path, as_json: bool, toml: bool) -> None:
-    """Show what a cache holds, its origin, progress and size."""
-    from cache_tools.cli.facts import describe, local_sources, options_of_build
+def info(cache: str, as_json: bool, toml: bool) -> None:
+    """Show what a cache holds, its origin, progress and size.
+
+    CACHE is a folder, or a URL as for pull, of which only the description is fetched.
+    """
+    from cache_tools.cli.facts import describe, describe_listing, local_sources, options_of_build
     from cache_tools.store.reader import open_cache
 
-    if toml:
+    if is_url(cache):
+        listing = _listing_at(cache)
+        found, facts = listing.cache, describe_listing(listing)
+    else:
         found = open_cache(cache)
+        facts = describe(found)
+    if toml:
         if local := local_sources(found):
             click.echo(f"# add the folders of these, which a cache does not record: {printable(', '.join(local))}")
         click.echo(as_toml(options_of_build(found)), nl=False)
         return
-    facts = describe(open_cache(cache))
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:
-        show_human(cache, facts)
+        show_human(printable_url(cache), facts)
+
+
+def _listing_at(url: str) -> "Listing":
+    """Return the description of the cache at a URL."""
+    from cache_tools.sharing.listing import read_listing
+    from cache_tools.sharing.locations.location import locate
+    from cache_tools.sharing.retry import RetryPolicy
+
+    policy = RetryPolicy()
+    location = locate(url, policy)
+    with stop_on_signal(None, "stopped; run the same command again", location.close):
+        return read_listing(location, policy)
 
 
 @click.command(cls=GroupedHelp)

@@ -1,4 +1,4 @@
-"""comet-cache subset and merge."""
+"""comet-cache subset and merge, and what other commands on folders and parts of caches share with them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,8 +10,9 @@ import click
 from tqdm import tqdm
 
 from cache_tools.cli.help import GroupedHelp
-from cache_tools.cli.terminal import fact_line, one_line_errors
+from cache_tools.cli.terminal import WrongCall, fact_line, one_line_errors
 from cache_tools.errors import CometError, printable
+from cache_tools.places.urls import is_url
 from cache_tools.settings import PART_SIGNALS, Part
 
 if TYPE_CHECKING:
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
 PART = ("fraction", "max_tokens", "signals", "detach_text")
 LARGER = 1.1  # times the fraction asked for, from where on a larger part is reported
 MOST_SHOWN = 5  # shards in one line
+
+
+class CacheFolder(click.Path):
+    """The path of a cache's folder. A URL, of which a path would be another text, is refused with a way out."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            elsewhere = is_url(str(value))
+        except CometError as error:
+            raise WrongCall(str(error)) from None
+        if elsewhere:
+            raise WrongCall(f"{value}: expected a folder; to copy a cache from a URL into one, use comet-cache pull")
+        return super().convert(value, param, ctx)
+
 
 detach_option = click.option(
     "--detach-text",
@@ -49,8 +67,8 @@ def part_options(command: Callable[..., None]) -> Callable[..., None]:
         "comet-cache subset kin.zarr without-text.zarr --detach-text",
     ),
 )
-@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
-@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SRC", type=CacheFolder())
+@click.argument("destination", metavar="DST", type=CacheFolder())
 @part_options
 @one_line_errors
 def subset(source: Path, destination: Path, **options: Any) -> None:
@@ -76,8 +94,8 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
 
 
 @click.command("merge", cls=GroupedHelp)
-@click.argument("sources", metavar="SRC…", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("destination", metavar="DST", type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SRC…", nargs=-1, required=True, type=CacheFolder())
+@click.argument("destination", metavar="DST", type=CacheFolder())
 @one_line_errors
 def merge_caches(sources: tuple[Path, ...], destination: Path) -> None:
     """Join caches SRC… of one recipe, built on different machines, in the folder DST.
@@ -132,7 +150,7 @@ def _numerics_lines(cache: "Cache") -> list[str]:
     """Return a line for each device and dtype that shards were computed with, the most frequent first."""
     from cache_tools.cli.facts import numerics_of
 
-    return [f"{cache.root}: {printable(way)}" for way in numerics_of(cache) or ["no shard is built yet"]]
+    return [f"{cache.root}: {printable(way)}" for way in numerics_of(records_of(cache)) or ["no shard is built yet"]]
 
 
 def _differing_shards(caches: Sequence["Cache"]) -> list[str]:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from cache_tools.cli.help import GroupedHelp
+from cache_tools.cli.parts import CacheFolder
 from cache_tools.cli.terminal import one_line_errors, painted, quiet_libraries
 from cache_tools.errors import CometError, visible
 from cache_tools.settings import RecheckSettings
@@ -57,7 +58,7 @@ def _given(options: Iterable[str]) -> list[str]:
 
 
 @click.command("verify", cls=GroupedHelp)
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheFolder())
 @click.option("--deep", is_flag=True, help="Also check every value: ranges, masks, masses, attention, token counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
@@ -81,7 +82,7 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
 
 
 @click.command(cls=GroupedHelp)
-@click.argument("cache", type=click.Path(path_type=Path))
+@click.argument("cache", type=CacheFolder())
 @click.option("--deep", is_flag=True, help="Also drop shards with impossible values.")
 @one_line_errors
 @_teacher_options

@@ -38,11 +38,9 @@ def is_url(location: str) -> bool:
     if SCP.fullmatch(location):
         if lexists(location):
             return False
-        host, _, path = location.partition(":")
         raise CometError(
-            f"{location}: looks like an address of scp; expected ssh://{host}/PATH, from the root of the server"
-            + f", as in ssh://{host}{path}" * path.startswith("/")
-            + f", or ./{location} for a folder of this name",
+            f"{location}: looks like an address of scp; write ssh:// before it, and / instead of the colon, with the "
+            f"path from the root of the server; or ./{location} for a folder of this name",
             exit_code=2,
         )
     if MISTYPED.match(location):

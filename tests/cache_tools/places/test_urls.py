@@ -103,12 +103,11 @@ def test_what_is_neither(typed: str, said: str) -> None:
 def test_an_address_of_scp_is_no_folder(host: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would be a folder here, on a disk that is lost with the borrowed machine, and the copy called complete."""
     monkeypatch.chdir(tmp_path)
-    example = f", as in ssh://{host}{path}" * path.startswith("/")
     with pytest.raises(CometError) as refused:
         is_url(f"{host}:{path}")
     assert refused.value.exit_code == 2 and str(refused.value) == (
-        f"{host}:{path}: looks like an address of scp; expected ssh://{host}/PATH, from the root of the server"
-        f"{example}, or ./{host}:{path} for a folder of this name"
+        f"{host}:{path}: looks like an address of scp; write ssh:// before it, and / instead of the colon, with the "
+        f"path from the root of the server; or ./{host}:{path} for a folder of this name"
     )
     assert not is_url(f"./{host}:{path}")
     (tmp_path / f"{host}:{path}").mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,9 @@ URLS = (
 
 
 @pytest.mark.parametrize("url", URLS)
-@pytest.mark.parametrize("call", [["pull", "URL", "there"], ["pull", "there", "URL"], ["push", "there", "URL"]])
+@pytest.mark.parametrize(
+    "call", [["pull", "URL", "there"], ["pull", "there", "URL"], ["push", "there", "URL"], ["info", "URL"]]
+)
 def test_commands_refuse_them_in_one_line(call: list[str], url: str, tmp_path: Path) -> None:
     words = [url if word == "URL" else str(tmp_path / word) for word in call[1:]]
     done = CliRunner().invoke(main, [call[0], *words])
@@ -160,13 +161,13 @@ def test_a_training_refuses_them_in_one_line(url: str, tmp_path: Path, monkeypat
     assert SECRET not in done.output
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "repair", "subset", "merge", "attach"])
+@pytest.mark.parametrize("command", ["verify", "repair", "subset", "merge", "attach"])
 def test_commands_that_take_no_url_do_not_repeat_it(command: str, tmp_path: Path) -> None:
     call = [command, f"https://me:{SECRET}@host/kin?sig={SECRET}", *[str(tmp_path)] * (command in ("subset", "merge"))]
     done = CliRunner().invoke(
         main, [*call, *["--detach-text"] * (command == "subset"), *["--text", "x"] * (command == "attach")]
     )
-    assert done.exit_code == 2 and "https:/host/kin" in done.stderr and SECRET not in done.output
+    assert done.exit_code == 2 and "https://host/kin: expected a folder" in done.stderr and SECRET not in done.output
 
 
 def test_words_too_many_are_not_repeated_with_secrets() -> None:

@@ -1,5 +1,6 @@
 """Moving a cache to a place that is no folder and back: nothing there is overwritten, and errors are one line."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from helpers.commands import pull, run
 from helpers.small_caches import make_cache, small_recipe
 
 from cache_tools import Cache
+from cache_tools.cli.parts import records_of
 from cache_tools.errors import CometError
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations import remote
 from cache_tools.sharing.locations.remote import Remote
+from cache_tools.sharing.parts import bytes_of
 from cache_tools.sharing.retry import RetryPolicy
 
 POLICY = RetryPolicy(retries=2, pause=0.01)
@@ -29,6 +32,34 @@ def test_a_place_that_is_no_folder(whole: Cache, memory: str, tmp_path: Path) ->
     assert pull(memory, tmp_path / "there").cache_id == whole.cache_id
     assert "nothing to copy" in push(whole.root, memory).stdout
     assert fsspec.filesystem("memory").cat("/lab/kin/README.md").startswith(b"---\nlanguage: ")
+
+
+def test_info_of_a_url_is_that_of_the_folder(whole: Cache, memory: str) -> None:
+    assert push(whole.root, memory).exit_code == 0
+    here, there = (json.loads(run("info", place, "--json").stdout) for place in (whole.root, memory))
+    assert here.pop("bytes") >= there.pop("bytes") == bytes_of(whole.seal, whole.extent, records_of(whole))
+    assert here == there
+    assert run("info", memory).stdout.startswith(f"{memory}: complete\n")
+    assert run("info", memory, "--toml").stdout == run("info", whole.root, "--toml").stdout
+    fsspec.filesystem("memory").rm("/lab/kin/ledger/train-00001.json")
+    assert run("info", memory).stdout.startswith(f"{memory}: 3 of 4 shards built\n")
+    missing = run("info", "memory://lab/none")
+    assert missing.exit_code == 2
+    assert missing.stderr == "error: memory://lab/none: no cache there, or an incomplete one: no zarr.json\n"
+
+
+@pytest.mark.parametrize(
+    "call", [("verify", "{}"), ("repair", "{}"), ("attach", "{}", "--text", "a.txt"), ("subset", "{}", "part.zarr"),
+             ("merge", "{}", "whole.zarr"), ("subset", "kin.zarr", "{}")],
+)  # fmt: skip
+def test_commands_on_folders_say_so_of_a_url(call: tuple[str, ...]) -> None:
+    """The path of a URL has one slash less, and of that there is no such cache."""
+    url = "https://lab.example.org/kin.zarr"
+    done = run(*(argument.format(url) for argument in call))
+    assert done.exit_code == 2
+    assert (
+        done.stderr == f"error: {url}: expected a folder; to copy a cache from a URL into one, use comet-cache pull\n"
+    )
 
 
 def test_push_never_touches_another_cache_or_other_files(whole: Cache, memory: str, tmp_path: Path) -> None:
