@@ -81,34 +81,40 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
         say(f"the student trains in {'bfloat16' if distiller.bf16 else 'float32'}{shared}")
         row_before = _first_row(prepared, trainer, distiller, prepared.validation)
         _train(trainer, best, checkpoints, prepared, say)
-        student.load_state_dict(best.weights)
-        row_after = _first_row(prepared, trainer, distiller, prepared.validation)
-        result = _result(prepared, student, best, trainer, row_before, row_after)
+        with _kept_unless_saved(trainer, best, checkpoints, prepared):
+            student.load_state_dict(best.weights)
+            row_after = _first_row(prepared, trainer, distiller, prepared.validation)
+            result = _result(prepared, student, best, trainer, row_before, row_after)
+            if processes.first:
+                with writing(result.output, "make room"):
+                    save_outputs(prepared, trainer, best, student, result)
         if processes.first:
-            _save(prepared, trainer, best, student, result, checkpoints)
+            checkpoints.remove(result.output)
         processes.wait()
     return result
 
 
-def _save(
-    prepared: Preparation,
-    trainer: DistillationTrainer,
-    best: KeepBest,
-    student: PreTrainedModel,
-    result: Distilled,
-    checkpoints: Checkpoints,
-) -> None:
-    """Save the student and remove the checkpoints, or, if that fails, keep what was trained among them."""
-    kept = f"what was trained is kept in {checkpoints.folder}: once there is room for it, run again with --resume"
-    with writing(result.output, kept):
-        try:
-            save_outputs(prepared, trainer, best, student, result)
-        except BaseException as error:
-            checkpoints.keep_finished(best, trainer.state)
-            if isinstance(error, CometError):
-                raise CometError(f"{error}; {kept}", exit_code=error.exit_code) from error
-            raise
-    checkpoints.remove(result.output)
+@contextmanager
+def _kept_unless_saved(
+    trainer: DistillationTrainer, best: KeepBest, checkpoints: Checkpoints, prepared: Preparation
+) -> Iterator[None]:
+    """Keep what was trained among the checkpoints if measuring or saving the student fails, or is stopped.
+
+    While it is being kept, one more signal changes nothing.
+    """
+    kept = f"what was trained is kept in {checkpoints.folder}: run again with --resume"
+    at_once = f"stopped at once; run again, with --resume if there is still a {checkpoints.folder}"
+    try:
+        with stop_on_signal(None, "stopped before the student was saved", prepared.close):
+            yield
+    except BaseException as error:
+        if trainer.processes.first:
+            with stop_on_signal(noop, at_once):
+                checkpoints.keep_finished(best, trainer.state)
+        if isinstance(error, CometError):
+            kind = Stopped if isinstance(error, Stopped) else CometError
+            raise kind(f"{error}; {kept}", exit_code=error.exit_code) from error
+        raise
 
 
 @contextmanager

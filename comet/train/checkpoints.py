@@ -104,6 +104,8 @@ class Checkpoints:
         """Write the best student and the state of a finished training, from which `resume` only saves it again."""
         (self.folder / ROOM).unlink(missing_ok=True)
         folder = self.folder / f"checkpoint-{state.global_step}"
+        if is_whole(folder):
+            return  # the student comes from there, and was to be saved again
         with writing(folder, "neither the student nor a last checkpoint could be; make room, then run again"):
             folder.mkdir(exist_ok=True)
             state.save_to_json(str(folder / STATE))

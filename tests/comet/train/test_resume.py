@@ -136,7 +136,7 @@ def test_killed_after_the_last_step_resumes_to_the_same_student(
     [
         (
             OSError(28, "No space left on device"),
-            "cannot be written (No space left on device); what was trained is kept",
+            "cannot be written (No space left on device); make room; what was trained is kept",
         ),
         (CometError("it exists meanwhile"), "it exists meanwhile; what was trained is kept in "),
         (KeyboardInterrupt("impatient"), "impatient"),
