@@ -12,6 +12,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from comet.train.distributed import Processes
 from comet.train.trainer import writing_checkpoint
 
 RUN, CHOSEN, RUNS, COMPLETE = "run.json", "chosen.json", "runs", "complete.json"
-ROOM, STATE = "room", "trainer_state.json"
+LOCK, ROOM, STATE = "lock", "room", "trainer_state.json"
 BESIDE_WEIGHTS = 2**20  # bytes of the other files of a finished training
 CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # some file systems of networks
 NAME = re.compile(r"checkpoint-(\d{1,18})")
@@ -46,10 +47,22 @@ class Checkpoints:
     def __init__(self, output: Path, run: dict[str, Any], resume: bool, processes: Processes | None = None) -> None:
         self.folder = output.with_name(f"{output.name}.checkpoints")
         self.processes = processes or Processes()
-        self.lock = filelock.FileLock(self.folder / "lock")
+        self.lock = filelock.FileLock(self.folder / LOCK)
         self.processes.from_first(lambda: self._claim(run, resume))
 
     def _claim(self, run: dict[str, Any], resume: bool) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except filelock.Timeout:
+            raise CometError(f"{self.folder}: another process is training here; choose another --output") from None
+        try:
+            self._begin(run, resume)
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, run: dict[str, Any], resume: bool) -> None:
         newest = newest_checkpoint(self.folder)
         if resume and newest is None:
             raise CometError(f"--resume: no complete checkpoint in {self.folder}; omit --resume", exit_code=2)
@@ -58,16 +71,10 @@ class Checkpoints:
                 f"{self.folder}: an earlier training was not finished; continue it with --resume, or remove the folder",
                 exit_code=2,
             )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            self.lock.acquire(blocking=False)
-        except filelock.Timeout:
-            raise CometError(f"{self.folder}: another process is training here; choose another --output") from None
         if resume:
             earlier = read_checked(self.folder / RUN)
             changed = [name for name in run | earlier if earlier.get(name) != run.get(name)]
             if changed:
-                self.lock.release()
                 if "steps" in changed:
                     changed = [name for name in changed if name != "epochs"]  # which follow if no steps are given
                 differences = "; ".join(
@@ -82,6 +89,14 @@ class Checkpoints:
             for name in (RUN, CHOSEN):  # left by a training that was killed before its first checkpoint
                 (self.folder / name).unlink(missing_ok=True)
             write_durably(self.folder / RUN, with_checksum(run))
+
+    def _release(self) -> None:
+        """Release the lock, and remove the folder if nothing else is in it."""
+        with suppress(PermissionError):  # of Windows, which removes no open file; there filelock does it on release
+            (self.folder / LOCK).unlink(missing_ok=True)
+        self.lock.release()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def reserve(self, size: int) -> None:
         """Reserve the disk space for so many bytes of weights, where the system and the disk can do that. Raises
@@ -136,7 +151,7 @@ class Checkpoints:
             (self.folder / ROOM).unlink(missing_ok=True)
             if newest_checkpoint(self.folder) is None:  # nothing to resume
                 shutil.rmtree(self.folder, ignore_errors=True)
-            self.lock.release()
+            self._release()
 
     def remove(self, output: Path) -> None:
         """Remove all checkpoints, once the student is saved; move logs of `report_to` to `OUTPUT.runs`."""
