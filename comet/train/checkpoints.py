@@ -91,7 +91,7 @@ class Checkpoints:
             write_durably(self.folder / RUN, with_checksum(run))
 
     def _release(self) -> None:
-        """Release the lock, and remove the folder if nothing else is in it."""
+        """Release the lock, and remove the folder if nothing else is in it; NFS and Windows keep it until then."""
         with suppress(PermissionError):  # of Windows, which removes no open file; there filelock does it on release
             (self.folder / LOCK).unlink(missing_ok=True)
         self.lock.release()
@@ -150,14 +150,23 @@ class Checkpoints:
         if self.processes.first:
             (self.folder / ROOM).unlink(missing_ok=True)
             if newest_checkpoint(self.folder) is None:  # nothing to resume
-                shutil.rmtree(self.folder, ignore_errors=True)
+                self._clear()
             self._release()
 
     def remove(self, output: Path) -> None:
         """Remove all checkpoints, once the student is saved; move logs of `report_to` to `OUTPUT.runs`."""
         if (self.folder / RUNS).exists():
             (self.folder / RUNS).rename(output.with_name(f"{output.name}.{RUNS}"))
-        shutil.rmtree(self.folder)
+        self._clear()
+
+    def _clear(self) -> None:
+        """Remove all in the folder but the lock: no other training begins here before it is empty."""
+        for path in self.folder.glob("*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != LOCK:
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _given(value: object) -> str:

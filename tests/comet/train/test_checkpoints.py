@@ -1,11 +1,13 @@
 """The folder of checkpoints: who may use it, and what stays in it."""
 
+import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from cache_tools.errors import CometError
-from comet.train.checkpoints import Checkpoints, seal
+from comet.train.checkpoints import LOCK, Checkpoints, seal
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
@@ -41,3 +43,33 @@ def test_what_is_refused_leaves_no_lock(tmp_path: Path) -> None:
                 Checkpoints(output, {"seed": 1}, resume)
     with Checkpoints(output, {"seed": 0}, resume=True):
         pass
+
+
+@pytest.fixture
+def like_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is removed while it is open stays under another name until it is closed."""
+    unlink, release, hidden = os.unlink, FileLock.release, ".nfs0001"
+
+    def rename_if_open(path: str | Path, *, dir_fd: int | None = None) -> None:
+        if Path(path).name == LOCK:
+            os.rename(path, Path(path).with_name(hidden), src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        elif Path(path).name != hidden:
+            unlink(path, dir_fd=dir_fd)
+
+    def close(lock: FileLock, force: bool = False) -> None:
+        release(lock, force)
+        unlink(Path(lock.lock_file).with_name(hidden))
+
+    monkeypatch.setattr(os, "unlink", rename_if_open)
+    monkeypatch.setattr(FileLock, "release", close)
+
+
+@pytest.mark.usefixtures("like_nfs")
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_folder_goes_also_where_open_files_stay(tmp_path: Path, saved: bool) -> None:
+    with Checkpoints(tmp_path / "student", {}, resume=False) as checkpoints:
+        if saved:
+            write_checkpoint(checkpoints.folder, step=1)
+            (checkpoints.folder / "runs").mkdir()
+            checkpoints.remove(tmp_path / "student")
+    assert [path.name for path in tmp_path.iterdir()] == ["student.runs"] * saved
