@@ -196,10 +196,11 @@ def seal(checkpoint: Path, finished: bool = False) -> None:
     write_durably(checkpoint / COMPLETE, with_checksum({"files": files, "finished": finished}))
 
 
-def remove_all_but_newest(folder: Path, count: int) -> None:
-    """Remove all checkpoints but so many sealed ones: earlier ones, and what a crash cut off."""
-    found = _checkpoints(folder)
-    sealed = [path for path in found if (path / COMPLETE).exists()]
+def remove_all_but_newest(checkpoint: Path, count: int) -> None:
+    """Remove all checkpoints beside this one, which was just sealed, but so many sealed ones up to it: earlier ones,
+    what a crash cut off, and later ones, which were damaged, since training did not go on from them."""
+    found = _checkpoints(checkpoint.parent)
+    sealed = [path for path in found[found.index(checkpoint) :] if (path / COMPLETE).exists()]
     for path in found:
         if path not in sealed[:count]:
             shutil.rmtree(path)
@@ -265,5 +266,5 @@ class SaveCheckpoints(TrainerCallback):
             with writing_checkpoint(folder):
                 self.best.save(folder)
                 seal(folder)
-                remove_all_but_newest(folder.parent, self.kept)
+                remove_all_but_newest(folder, self.kept)
         self.last = time.monotonic()

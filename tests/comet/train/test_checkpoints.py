@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from cache_tools.errors import CometError
-from comet.train.checkpoints import LOCK, Checkpoints, seal
+from comet.train.checkpoints import LOCK, Checkpoints, newest_checkpoint, remove_all_but_newest, seal
 
 
 def write_checkpoint(folder: Path, step: int) -> Path:
@@ -73,3 +73,28 @@ def test_the_folder_goes_also_where_open_files_stay(tmp_path: Path, saved: bool)
             (checkpoints.folder / "runs").mkdir()
             checkpoints.remove(tmp_path / "student")
     assert [path.name for path in tmp_path.iterdir()] == ["student.runs"] * saved
+
+
+def test_only_sealed_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        write_checkpoint(tmp_path, step)
+    (tmp_path / "checkpoint-15" / "complete.json").unlink()
+    (tmp_path / "checkpoint-7.bak").mkdir()
+    remove_all_but_newest(tmp_path / "checkpoint-20", 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-20", "checkpoint-7.bak"}
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_damaged_checkpoints_of_later_steps_crowd_out_none(tmp_path: Path, resume: bool) -> None:
+    """Neither when training begins anew, as it may where none is whole, nor after a resume from an earlier one."""
+    with Checkpoints(tmp_path / "student", {}, resume=False) as checkpoints:
+        folder = checkpoints.folder
+        for step in (10, 30, 40):
+            write_checkpoint(folder, step)
+    for damaged in folder.glob("checkpoint-[34]0" if resume else "checkpoint-*"):
+        (damaged / "weights").write_bytes(b"2")
+    step = 20 if resume else 5
+    with Checkpoints(tmp_path / "student", {}, resume):
+        remove_all_but_newest(write_checkpoint(folder, step), 1)
+        assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{step}"]
+        assert newest_checkpoint(folder) == folder / f"checkpoint-{step}"

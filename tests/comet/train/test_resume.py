@@ -20,7 +20,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.store.records import with_checksum
 from comet.distillation import distill
 from comet.settings import StudentConfig
-from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint, remove_all_but_newest, seal
+from comet.train.checkpoints import Checkpoints, SaveCheckpoints, newest_checkpoint
 
 STEPS = 40
 
@@ -247,17 +247,6 @@ def test_what_a_crash_cut_off_is_not_kept_in_place_of_a_whole_checkpoint(
     with pytest.raises(CometError, match="the disk is full"):
         distill([cache], replace(stopped, resume=True))
     assert newest_checkpoint(second.parent) == first
-
-
-def test_only_sealed_checkpoints_are_kept(tmp_path: Path) -> None:
-    for step, is_sealed in ((5, True), (10, True), (15, False), (20, True)):
-        checkpoint = tmp_path / f"checkpoint-{step}"
-        checkpoint.mkdir()
-        if is_sealed:
-            seal(checkpoint)
-    (tmp_path / "checkpoint-7.bak").mkdir()
-    remove_all_but_newest(tmp_path, 2)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-10", "checkpoint-20", "checkpoint-7.bak"}
 
 
 def test_another_shape_in_the_same_file_is_refused(cache: Cache, tmp_path: Path) -> None:
