@@ -200,7 +200,5 @@ PAPER = Objective(
     differs_from_paper=(
         "logits are matched at masked positions only, as far as the cache keeps them",
         "of attention maps the cache holds a sample of queries and keys, pooled to m×m before the learned projection",
-        "the student starts from the cached teacher embeddings and word frequencies",
-        "float32 instead of fp16",
     ),
 )
