@@ -35,8 +35,9 @@ class LiveLine(TrainerCallback):
         self.shown: dict[str, str] = {}
         self.steps = 0
         self.bar = show_progress(
-            what="train", unit="step", total=state.max_steps, disable=not state.is_world_process_zero
-        )
+            what="train", unit="step", total=state.max_steps, initial=state.global_step,
+            disable=not state.is_world_process_zero,
+        )  # fmt: skip
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
