@@ -55,7 +55,7 @@ class DistillationTrainer(Trainer):
         self.processes = processes or Processes()
         self.loss_parts: dict[str, list[Tensor]] = defaultdict(list)
         self.tokens: list[Tensor] = []
-        self.logged_at = time.monotonic()
+        self.logged_at = math.nan  # until training begins
         super().__init__(
             model=distiller,
             args=args,
@@ -64,6 +64,11 @@ class DistillationTrainer(Trainer):
             data_collator=self.collator,  # type: ignore[arg-type]
             **kwargs,
         )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as transformers' Trainer, and count the time of tokens per second from here on."""
+        self.logged_at = time.monotonic()
+        return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
         pinned = self.args.dataloader_pin_memory

@@ -60,6 +60,12 @@ def test_every_part_of_the_loss_is_logged(trainer: DistillationTrainer) -> None:
         assert line["loss"] == pytest.approx(line["kd"] + DEFAULT.attention_weight * line["attention"], rel=1e-3)
 
 
+def test_tokens_per_second_do_not_count_what_comes_before_training(trainer: DistillationTrainer) -> None:
+    trainer.logged_at -= 3600  # as if it had been made an hour ago
+    trainer.train()
+    assert all(line["tokens_per_second"] > 10 for line in trainer.state.log_history if "loss" in line)
+
+
 def test_evaluate_measures_the_validation_rows(trainer: DistillationTrainer, cache: Cache) -> None:
     metrics = trainer.evaluate()
     targets = sum(
