@@ -180,7 +180,7 @@ def _train(
     finally:
         trainer.rows.expect([])  # ends reading ahead; waits for the shard in work unless its cache is closed
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
-        raise CometError("the training diverged: the validation loss is not finite; use a lower --learning-rate")
+        raise trainer.diverged("the validation loss is not finite")
 
 
 def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, say: Say) -> None:

@@ -112,10 +112,7 @@ class DistillationTrainer(Trainer):
         """
         if "loss" in logs:
             if not math.isfinite(logs["loss"]):
-                raise CometError(
-                    f"step {self.state.global_step}: the loss is {logs['loss']}, so the training has diverged; run "
-                    f"again with a --learning-rate below {self.args.learning_rate:g}, or --dtype float32"
-                )
+                raise self.diverged(f"the loss is {logs['loss']}")
             means = [torch.stack(values).mean().item() for values in self.loss_parts.values()]
             tokens = torch.stack(self.tokens).sum().item()
             *means, tokens = self.processes.total(*means, tokens)
@@ -126,6 +123,16 @@ class DistillationTrainer(Trainer):
             self.loss_parts.clear()
             self.tokens.clear()
         super().log(logs, start_time)
+
+    def diverged(self, found: str) -> CometError:
+        """Return the error of a training that has diverged, with what helps and can be done."""
+        distiller: Any = self.accelerator.unwrap_model(self.model)
+        folder = Path(str(self.args.output_dir))
+        begin_anew = f"remove {folder}, then run again" if any(folder.glob("checkpoint-*")) else "run again"
+        return CometError(
+            f"step {self.state.global_step}: {found}, so the training has diverged; {begin_anew} with a "
+            f"--learning-rate below {self.args.learning_rate:g}{', or --dtype float32' if distiller.bf16 else ''}"
+        )
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate and log the student. Returns the fields of a Validation, each with the prefix `eval_`."""

@@ -108,19 +108,36 @@ def test_of_labels_alone_the_student_with_the_lowest_masked_token_loss_is_kept(
 
 @pytest.mark.slow
 def test_a_training_that_diverges_leaves_no_student(cache: Cache, tmp_path: Path) -> None:
-    config = StudentConfig(tmp_path / "student", steps=3, learning_rate=1e18)
-    with pytest.raises(CometError, match="the training diverged: the validation loss is not finite"):
+    config = StudentConfig(tmp_path / "student", steps=3, learning_rate=1e18, dtype="float32")
+    message = (
+        r"^step 3: the validation loss is not finite, so the training has diverged; run again with a --learning-rate "
+        r"below 1e\+18$"
+    )
+    with pytest.raises(CometError, match=message):
         distill([cache], config)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loss_that_is_not_finite_ends_the_training_at_once(cache: Cache, tmp_path: Path) -> None:
-    config = StudentConfig(tmp_path / "student", steps=1000, batch_size=4, learning_rate=1e18)
-    with pytest.raises(
-        CometError, match=r"step 10: the loss is (nan|inf), so the training has diverged; run again with"
-    ):
+@pytest.mark.parametrize(
+    ("dtype", "checkpoints", "said"),
+    [
+        ("float32", 0, r"run again with a --learning-rate below 1e\+18"),
+        ("bfloat16", 0, r"run again with a --learning-rate below 1e\+18, or --dtype float32"),
+        ("float32", 1, r"remove .*/student\.checkpoints, then run again with a --learning-rate below 1e\+18"),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_training_at_once(
+    cache: Cache, tmp_path: Path, dtype: str, checkpoints: int, said: str
+) -> None:
+    """The advice can be followed: with a checkpoint, another rate is refused until its folder is removed."""
+    config = StudentConfig(
+        tmp_path / "student", "nano", steps=1000, batch_size=4, learning_rate=1e18, dtype=dtype,
+        save_minutes=0 if checkpoints else 60,
+    )  # fmt: skip
+    message = rf"^step 10: the loss is (nan|inf), so the training has diverged; {said}$"
+    with pytest.raises(CometError, match=message):
         distill([cache], config)
-    assert not (tmp_path / "student").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["student.checkpoints"] * checkpoints
 
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, 1.5, float("nan")])
