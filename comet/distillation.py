@@ -224,6 +224,7 @@ def _result(
         row_before=row_before,
         row_after=row_after,
         steps=trainer.state.global_step,
+        planned_steps=trainer.state.max_steps,
         best_step=best.step,
         seconds=best.seconds,
         of_each_cache={name: trainer.validate(of_one) for name, of_one in rows.items()},

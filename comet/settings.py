@@ -84,7 +84,8 @@ class StudentConfig:
 class Distilled:
     """The result of a training: the student's folder, what it began with, and its validation before and after.
 
-    The student is the best checkpoint, that of `best_step`. `row_before` and `row_after` are its predictions in the
+    The student is the best checkpoint, that of `best_step`. There are fewer `steps` than were planned if validations
+    brought nothing better. `row_before` and `row_after` are its predictions in the
     first validation row. `of_each_cache` is its validation on the rows of each that has some, by name, if there are
     several.
     """
@@ -100,6 +101,7 @@ class Distilled:
     row_before: "AnnotatedRow"
     row_after: "AnnotatedRow"
     steps: int
+    planned_steps: int
     best_step: int
     seconds: float
     of_each_cache: Mapping[str, "Validation"] = field(default_factory=dict)

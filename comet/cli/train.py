@@ -119,7 +119,7 @@ def train(
     caches = open_for_training(locations, local)
     result = distill(caches, config, say=click.echo)
     if end_processes():
-        click.echo(summary(caches, result))
+        click.echo(summary(caches, config.objective, result))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,16 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     return ["  ".join(cell(column, text) for column, text in enumerate(row)).rstrip() for row in rows]
 
 
-def summary(caches: Sequence[Cache], result: Distilled) -> str:
+def _steps(objective: Objective, result: Distilled) -> str:
+    """Return how many steps a training took, and why if they are fewer than planned."""
+    seconds = f"in {result.seconds:.0f} s"
+    if result.steps == result.planned_steps:
+        return f"{counted(result.steps, 'step')} {seconds}"
+    stopped = f"stopped after {result.steps:,} of {result.planned_steps:,} steps {seconds}"
+    return f"{stopped}, since {counted(objective.patience, 'validation')} brought nothing better"
+
+
+def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) -> str:
     """Return the last lines of `comet-train`."""
     smaller = 1 - result.parameters / result.teacher_parameters
     lines = aligned([
@@ -108,7 +117,7 @@ def summary(caches: Sequence[Cache], result: Distilled) -> str:
         lines.append("No epoch brought the student nearer; it is unchanged. Try a lower --learning-rate or more text.")
     return "\n".join(
         [
-            f"{counted(result.steps, 'step')} in {result.seconds:.0f} s; best checkpoint at step {result.best_step}, "
+            f"{_steps(objective, result)}; best checkpoint at step {result.best_step}, "
             f"measured on {counted(result.after.targets, 'validation target')}:",
             *lines,
             kl_note(caches, result.vocabulary.trimmed),
@@ -180,7 +189,7 @@ def facts(
         ("vocabulary", vocabulary_line(result.vocabulary)),
         ("teacher", str(caches[0].provenance.get("teacher"))),
         ("objective", objective.name),
-        ("steps", f"{result.steps:,}; best checkpoint at step {result.best_step:,}"),
+        ("steps", f"{result.steps:,} of {result.planned_steps:,}; best checkpoint at step {result.best_step:,}"),
     ]
     rows += [(f"objective: {name.replace('_', ' ')}", described(getattr(objective, name))) for name in OF_OBJECTIVE]
     rows.append(("objective: layers, student ← teacher", _layers(objective)))

@@ -1,8 +1,18 @@
-"""What a cache says ends up in a card as text, and as nothing else."""
+"""What is said of a training; and what a cache says ends up in a card as text, and as nothing else."""
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cache_tools import Cache
 from cache_tools.templates import as_markdown
+from comet.distillation import distill
 from comet.report.analysis import AnnotatedRow, Guess, MaskedPosition
-from comet.report.summary import filled_in
+from comet.report.summary import filled_in, summary
+from comet.settings import StudentConfig
+from comet.train.objective import DEFAULT
 
 
 def test_markup_of_a_cache_is_text_in_a_card() -> None:
@@ -39,3 +49,26 @@ def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
 def test_a_row_without_targets_shows_nothing() -> None:
     empty = AnnotatedRow("Validation row 1", ["<s>", "▁Data", "</s>"], [], 0)
     assert filled_in(empty, empty) == []
+
+
+@pytest.mark.parametrize(
+    ("learning_rate", "said", "in_page"),
+    [
+        (
+            5.0,
+            "stopped after 2 of 3 steps in [0-9]+ s, since 2 validations brought nothing better; best",
+            "2 of 3; best",
+        ),
+        (1e-3, "3 steps in [0-9]+ s; best", "3 of 3; best"),
+    ],
+)
+def test_a_training_that_stopped_early_says_why(
+    cache: Cache, tmp_path: Path, learning_rate: float, said: str, in_page: str
+) -> None:
+    objective = replace(DEFAULT, patience=2)
+    config = StudentConfig(
+        tmp_path / "student", "nano", objective=objective, steps=3, learning_rate=learning_rate, validate_steps=1
+    )
+    line = summary([cache], objective, distill([cache], config)).splitlines()[0]
+    assert re.match(f"{said} checkpoint at step [0-3], measured on [0-9]+ validation targets:$", line)
+    assert f"<td>{in_page} checkpoint at step " in (tmp_path / "student.html").read_text(encoding="utf-8")

@@ -127,7 +127,7 @@ def test_the_mass_outside_is_each_corpus_s_own(corpora: list[Cache]) -> None:
 def trained(corpora: list[Cache], tmp_path_factory: pytest.TempPathFactory) -> tuple[Distilled, list[str]]:
     output, said = tmp_path_factory.mktemp("students") / "one", []
     result = distill(corpora, StudentConfig(output, student="nano", steps=30, batch_size=8), said.append)
-    return result, [*said, summary(corpora, result)]
+    return result, [*said, summary(corpora, DEFAULT, result)]
 
 
 def test_one_student_of_all_languages(
@@ -202,4 +202,4 @@ def test_the_student_before_and_after_is_that_of_the_trained(trained: tuple[Dist
 def test_a_single_cache_has_no_line_of_its_own(corpora: list[Cache], tmp_path: Path) -> None:
     result = distill(corpora[:1], StudentConfig(tmp_path / "one", student="nano", steps=2, batch_size=8))
     assert result.of_each_cache == {}
-    assert "(a.zarr)" not in summary(corpora[:1], result)
+    assert "(a.zarr)" not in summary(corpora[:1], DEFAULT, result)
