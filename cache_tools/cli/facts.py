@@ -69,7 +69,7 @@ def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, fol
         "vocabulary": f"{recipe.vocab_size:,} tokens, {recipe.seen_size:,} of them in its rows",
         "rows": f"{recipe.train_rows:,} train + {recipe.validation_rows:,} validation, of {recipe.seq_len} tokens, "
         + describe_views(recipe),
-        "targets": f"up to {targets:,}, {kept} of each, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
+        "targets": f"up to {targets:,}; of each {kept}, at T = " + ", ".join(f"{t:g}" for t in recipe.temperatures),
         **{s.name: s.kept(recipe) if s in kept_signals(recipe) else "none" for s in SIGNALS if s.name not in LOGITS},
         "start": describe_start(recipe),
         **({"start_bytes": start_bytes} if start_bytes else {}),

@@ -35,9 +35,12 @@ def kl_note(caches: Sequence[Cache], trimmed: bool) -> str:
     """Return a sentence on how the validation KL is measured from these caches."""
     corpus = "the corpus" if len(caches) == 1 else "each target's own corpus"
     targets = teacher_targets(caches[0].recipe)
-    among = f" among the tokens of {corpus}{targets.trimmed_note}" if trimmed else ""
-    note = f"The KL{among} is {targets.kl_note}."
-    return note + " Accuracies are among the same tokens, the teacher's, too." * trimmed
+    if not trimmed:
+        return f"The KL is {targets.kl_note}."
+    return (
+        f"Teacher and student are compared on the tokens of {corpus} only. The KL{targets.trimmed_note} is "
+        f"{targets.kl_note}. Accuracies, the teacher's too, count these tokens only."
+    )
 
 
 ATTENTION_NOTES = {

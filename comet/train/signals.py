@@ -121,7 +121,7 @@ class TopkTargets:
 class ThresholdTargets:
     """A threshold sample of the distribution at each temperature; temperature 1 is always stored."""
 
-    trimmed_note: ClassVar[str] = ", times the teacher's mass on them,"
+    trimmed_note: ClassVar[str] = ", weighted by the teacher's probability of these tokens,"
 
     def __init__(self, recipe: Recipe) -> None:
         self.temperatures, self.k = recipe.temperatures, recipe.top_k

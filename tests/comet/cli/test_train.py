@@ -73,7 +73,7 @@ def test_the_student_comes_nearer_to_the_teacher_and_says_so(trained: Path) -> N
     assert f"\nit begins with layers 0, 1, 2, 3 of the teacher's 0–3, cut to width {shape[1]}\n" in output
     assert "attention matched in layer (student ← teacher): 3 ← 3" in output
     row = next(line for line in output.splitlines() if line.startswith("validation KL"))
-    assert "The KL among the tokens of the corpus is bucketed: the top 16 tokens, and all others as one" in output
+    assert "The KL is bucketed: the top 16 tokens, and all others as one" in output
     before, after, teacher = (float(number) for number in row.split()[-3:])
     assert after < 0.9 * before
     assert teacher == 0
@@ -173,7 +173,7 @@ def test_a_threshold_cache_trains_too(threshold_cache: Cache, tmp_path: Path) ->
     assert done.code == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("validation KL"))
     estimated = (
-        "The KL among the tokens of the corpus, times the teacher's mass on them, is estimated from up to 16 sampled "
+        "The KL, weighted by the teacher's probability of these tokens, is estimated from up to 16 sampled "
         "tokens at each target."
     )
     assert estimated in done.stdout
