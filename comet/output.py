@@ -10,12 +10,11 @@ from cache_tools.store.records import sync_file, sync_folder
 from comet.paths import options_path, report_path, require_free
 from comet.preparation import Preparation, has_learnt, peak_learning_rate
 from comet.publish import published_folder
-from comet.recipes import as_option
 from comet.report.analysis import analyse
 from comet.report.card import model_card
 from comet.report.page import History, page
 from comet.report.summary import attention_note, by_cache, facts, headline, kl_note
-from comet.settings import Distilled
+from comet.settings import Distilled, as_options
 from comet.student.model import token_counts
 from comet.train.callbacks import KeepBest
 from comet.train.trainer import DistillationTrainer
@@ -53,24 +52,9 @@ def save_outputs(
 
 def _used_options(prepared: Preparation, bf16: bool) -> dict[str, Any]:
     """The options of `comet-train` that train this student again, every automatic choice made."""
-    config, objective = prepared.config, prepared.config.objective
-    return {
-        "cache": [cache.name for cache in prepared.caches],
-        "output": str(config.output),
-        "student": config.student,
-        "vocabulary": config.vocabulary,
-        "init": config.init,
-        "recipe": as_option(objective),
-        "epochs": None if config.steps else config.epochs,
-        "steps": config.steps,
-        "batch-size": config.batch_size or objective.batch_size,
-        "learning-rate": peak_learning_rate(config, prepared.shape),
-        "language-alpha": config.language_alpha,
-        "validate-steps": config.validate_steps,
-        "seed": config.seed,
+    return as_options(prepared.config, [cache.name for cache in prepared.caches]) | {
+        "learning-rate": peak_learning_rate(prepared.config, prepared.shape),
         "dtype": "bfloat16" if bf16 else "float32",
-        "save-minutes": config.save_minutes,
-        "set": dict(config.arguments),
     }
 
 

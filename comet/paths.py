@@ -11,6 +11,10 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.html")
 
 
+def checkpoints_path(output: Path) -> Path:
+    return output.with_name(f"{output.name}.checkpoints")
+
+
 def runs_path(output: Path) -> Path:
     """Where TensorBoard's files lie in the end, if they were asked for."""
     return output.with_name(f"{output.name}.runs")

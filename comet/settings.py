@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cache_tools.checks import LARGEST_SEED, as_path, require_number, require_text, require_truth, require_whole
 from cache_tools.errors import CometError
 from cache_tools.store.reader import Cache
-from comet.recipes import choose_objective
+from comet.recipes import as_option, choose_objective
 from comet.student.sizes import require_size
 from comet.train.objective import DEFAULT, Objective
 
@@ -121,3 +121,25 @@ def run_identity(config: StudentConfig, caches: Sequence[Cache]) -> dict[str, An
         chosen[f"cache {number} id"] = cache.cache_id
     identity: dict[str, Any] = json.loads(json.dumps(chosen))
     return identity
+
+
+def as_options(config: StudentConfig, caches: Sequence[str]) -> dict[str, Any]:
+    """Return the options of `comet-train` that give these settings and name these caches."""
+    return {
+        "cache": list(caches),
+        "output": str(config.output),
+        "student": config.student,
+        "vocabulary": config.vocabulary,
+        "init": config.init,
+        "recipe": as_option(config.objective),
+        "epochs": None if config.steps else config.epochs,
+        "steps": config.steps,
+        "batch-size": config.batch_size or config.objective.batch_size,
+        "learning-rate": config.learning_rate,
+        "language-alpha": config.language_alpha,
+        "validate-steps": config.validate_steps,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "save-minutes": config.save_minutes,
+        "set": dict(config.arguments),
+    }

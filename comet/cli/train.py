@@ -12,7 +12,7 @@ from cache_tools.cli.help import GroupedHelp, version_option
 from cache_tools.cli.terminal import one_line_errors, quiet_libraries
 from cache_tools.errors import CometError
 from cache_tools.places.destinations import require_no_cache
-from cache_tools.places.urls import is_url, name_of
+from cache_tools.places.urls import is_url, name_of, printable_url
 from cache_tools.settings import LocalCache, parse_bytes
 from comet.paths import require_free
 
@@ -92,11 +92,18 @@ def train(
 ) -> None:
     """Train a student from a cache. Needs neither the teacher nor, with a cache on this disk, the network."""
     from cache_tools.store.reader import open_cache
+    from comet.finished import has_finished
     from comet.recipes import choose_objective
     from comet.settings import StudentConfig
 
     names = [name_of(location).removesuffix(".zarr") for location in locations]
     output = output or Path("-".join(names) + "-student")
+    arguments = tuple(_split_setting(text) for text in settings)
+    config = StudentConfig(output=output, objective=choose_objective(objective), **options)
+    named = [printable_url(location) if is_url(location) else str(Path(location)) for location in locations]
+    if config.resume and os.path.isdir(output) and has_finished(replace(config, arguments=arguments), named):
+        click.echo(f"{output}: this training has finished; there is nothing to resume")
+        return
     require_free(output)
     if local_cache is not None:
         require_no_cache(local_cache, "--local-cache")
@@ -104,8 +111,6 @@ def train(
     for location in locations:
         if not is_url(location):
             open_cache(location)
-    arguments = tuple(_split_setting(text) for text in settings)
-    config = StudentConfig(output=output, objective=choose_objective(objective), **options)
 
     quiet_libraries()
 
