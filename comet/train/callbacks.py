@@ -111,7 +111,8 @@ class KeepBest(TrainerCallback):
     def restore(self, checkpoint: Path) -> None:
         """Continue from the files of `save`."""
         state = json.loads((checkpoint / "best.json").read_text(encoding="utf-8"))
-        self.weights = load_file(checkpoint / "best.safetensors")
+        weights = load_file(checkpoint / "best.safetensors")
+        self.weights = {name: tensor.clone() for name, tensor in weights.items()}  # NFS and Windows keep a mapped file
         self.validations = [(step, Validation(**validation)) for step, validation in state["validations"]]
         self.step, self.worse = state["step"], state["worse"]
         self._began = time.monotonic() - state["seconds"]
