@@ -53,16 +53,14 @@ def estimate(settings: BuildSettings) -> Estimate:
 
     Raises CometError as `build_cache` does for the same settings, also at SIGINT and SIGTERM: the folder is removed.
     """
-    with stop_on_signal(None, "stopped; a dry run keeps nothing"):
-        return _estimate(settings)
-
-
-def _estimate(settings: BuildSettings) -> Estimate:
     inputs = find_inputs(settings)
     begun = open_cache(settings.out).provenance if settings.out.exists() else {}
     inputs = at_commits(inputs, begun)
     teacher, tokenizer = inputs.load_teacher()
-    with tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder:
+    with (
+        stop_on_signal(None, "stopped; a dry run keeps nothing"),
+        tempfile.TemporaryDirectory(prefix="comet-dry-run-") as folder,
+    ):
         started = time.monotonic()
         prepare(inputs, Path(folder) / "cache", teacher, tokenizer)
         prepare_seconds = time.monotonic() - started
@@ -74,7 +72,7 @@ def _estimate(settings: BuildSettings) -> Estimate:
         teacher = teacher.to(device, getattr(torch, cache.settings["dtype"]))
         teacher_pass = TeacherPass(teacher, recipe, seen_mask(cache.vocabulary.id, recipe.vocab_size))
         shard = ShardBuffer(cache, ShardKey("train", 0), cache.settings["batch_size"], pinned=device.type == "cuda")
-    parts, seconds = _probe(teacher_pass, shard)
+        parts, seconds = _probe(teacher_pass, shard)
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     probed = len(next(iter(arrays.values())))
     encoded = sum(len(encode_chunk(cache.specs["train"][name], rows)) for name, rows in arrays.items())

@@ -254,6 +254,8 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer's two files, as in a cache. Raises OSError if they cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
+    except CometError:  # a signal's
+        raise
     except Exception as error:  # the library raises a bare Exception if the disk refuses
         raise OSError(str(error)) from error
     for path in folder.iterdir():

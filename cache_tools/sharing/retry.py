@@ -4,7 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -82,8 +82,9 @@ def map_concurrently(work: Callable[[Item], Result], items: Sequence[Item], stop
     After the first error `stop` is set and no further item is started; it is raised once the running ones have ended.
     """
     with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(work, item) for item in items]
+        futures: list[Future[Result]] = []
         try:
+            futures += [pool.submit(work, item) for item in items]
             for future in as_completed(futures):
                 future.result()
         except BaseException:

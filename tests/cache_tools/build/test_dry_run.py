@@ -40,7 +40,7 @@ def test_a_signal_leaves_nothing(sample_teacher: Path, sample_text: Path, tmp_pa
     command = [sys.executable, "-m", "cache_tools", *arguments, "--dry-run"]
     environment = os.environ | ENVIRONMENT | {"TMPDIR": str(temporary)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
-        while running.poll() is None and not list(temporary.glob("comet-dry-run-*/*")):
+        while running.poll() is None and not list(temporary.glob("comet-dry-run-*/**/ids.bin")):
             time.sleep(0.01)
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate()

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,18 @@ def test_the_first_failure_stops_the_others_with_its_own_error() -> None:
     with pytest.raises(CometError, match=r"^the fourth$"):
         map_concurrently(work, range(60), stop)
     assert len(begun) < 20
+
+
+def test_a_signal_while_work_is_handed_out_ends_what_began() -> None:
+    class Interrupted(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield 0
+            raise KeyboardInterrupt
+
+    stop, waited = threading.Event(), list[bool]()
+    with pytest.raises(KeyboardInterrupt):
+        map_concurrently(lambda _: waited.append(stop.wait(60)), Interrupted(), stop)
+    assert waited == [True]
 
 
 def test_only_what_may_pass_is_tried_again() -> None:

@@ -1,6 +1,7 @@
 """The folder of checkpoints: who may use it, and what stays in it."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def like_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def close(lock: FileLock, force: bool = False) -> None:
         release(lock, force)
-        unlink(Path(lock.lock_file).with_name(hidden))
+        with suppress(FileNotFoundError):  # a lock is released once more as it goes
+            unlink(Path(lock.lock_file).with_name(hidden))
 
     monkeypatch.setattr(os, "unlink", rename_if_open)
     monkeypatch.setattr(FileLock, "release", close)
