@@ -42,7 +42,7 @@ def describe_listing(listing: "Listing") -> dict[str, object]:
 def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, folder: str | Path) -> dict[str, object]:
     """Return the facts, given the commit records and the size in bytes. A text is to be attached in `folder`."""
     recipe, provenance = cache.recipe, cache.provenance
-    shards = len([*cache.extent.keys()])
+    shards = len(cache.extent.keys())
     missing = shards - len(records)
     start_bytes = sum(cache.seal.files[path].size for path in start_chunks(recipe))
     targets = recipe.max_targets * (recipe.train_rows + recipe.validation_rows)

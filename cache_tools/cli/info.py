@@ -40,17 +40,14 @@ def info(cache: str, as_json: bool, toml: bool) -> None:
     from cache_tools.cli.facts import describe, describe_listing, local_sources, options_of_build
     from cache_tools.store.reader import open_cache
 
-    if is_url(cache):
-        listing = _listing_at(cache)
-        found, facts = listing.cache, describe_listing(listing)
-    else:
-        found = open_cache(cache)
-        facts = describe(found)
+    listing = _listing_at(cache) if is_url(cache) else None
+    found = open_cache(cache) if listing is None else listing.cache
     if toml:
         if local := local_sources(found):
             click.echo(f"# add the folders of these, which a cache does not record: {printable(', '.join(local))}")
         click.echo(as_toml(options_of_build(found)), nl=False)
         return
+    facts = describe(found) if listing is None else describe_listing(listing)
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:

@@ -12,7 +12,7 @@ from cache_tools.settings import Part
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.remote import Remote
-from cache_tools.sharing.plan import plan
+from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store import copy
 from cache_tools.store.ledger import EXTENT, FileRecord, shard_record_path
@@ -22,6 +22,19 @@ from cache_tools.verify.verify import verify
 @pytest.fixture
 def there(tmp_path: Path) -> Folder:
     return Folder(tmp_path / "there")
+
+
+def another(late: Plan, to: Folder) -> tuple[threading.Thread, list[str]]:
+    """A transfer in another thread, not begun yet, and where its error will be."""
+    errors: list[str] = []
+
+    def run() -> None:
+        try:
+            carry_out(late, to)
+        except CometError as error:
+            errors.append(str(error))
+
+    return threading.Thread(target=run), errors
 
 
 def test_what_another_has_completed_meanwhile_stays(there: Folder, tmp_path: Path) -> None:
@@ -103,15 +116,7 @@ def test_of_two_extents_at_once_the_second_is_refused(
     """The whole cache comes when a part of it is there and is about to write its extent."""
     cache, to = built(tmp_path / "mine"), Folder(there.root)
     early, late, write = planned(cache, there, Part(max_tokens=1)), planned(cache, to), Transfer._write
-    errors: list[str] = []
-
-    def run() -> None:
-        try:
-            carry_out(late, to)
-        except CometError as error:
-            errors.append(str(error))
-
-    began = threading.Thread(target=run)
+    began, errors = another(late, to)
 
     def extent(self: Transfer, path: str, data: bytes) -> None:
         if self.plan is early and path == EXTENT:
@@ -193,15 +198,7 @@ def test_of_two_starts_that_come_at_once_the_first_stays(
     to = Folder(there.root)
     early, late, move = planned(first, there), planned(second, to), Transfer.copy_file
     a_file = next(path for path in first.seal.files if path.startswith("start/"))
-    errors: list[str] = []
-
-    def run() -> None:
-        try:
-            carry_out(late, to)
-        except CometError as error:
-            errors.append(str(error))
-
-    began = threading.Thread(target=run)
+    began, errors = another(late, to)
 
     def file(self: Transfer, path: str, record: FileRecord) -> None:
         if self.plan is early and path == a_file:
