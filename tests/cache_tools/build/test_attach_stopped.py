@@ -5,6 +5,8 @@ import os
 import random
 import re
 import signal
+import threading
+import time
 from pathlib import Path
 
 import numcodecs
@@ -24,6 +26,7 @@ from cache_tools.signals import TEXT_ARRAYS, TOKEN_ARRAYS
 from cache_tools.store.copy import cut
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import SEAL, file_record, token_digest, without_text
+from cache_tools.store.staging import exclusive
 from cache_tools.verify.verify import verify
 
 
@@ -55,6 +58,22 @@ def test_a_crash_at_any_step_leaves_it_detached_or_whole(whole: Cache, tmp_path:
         assert verify(cache.root).damage == []
     assert deaths == len(points)
     assert states == {False, True}
+
+
+def test_the_extent_is_widened_under_the_lock(detached: Cache, corpus: Path) -> None:
+    """Another process may be about to widen it, too, by what it has read."""
+    attaching = threading.Thread(target=lambda: attach(detached, *given(corpus)))
+    wanted = [
+        detached.root / detached.specs["train"]["input_ids"].chunk_path(s) for s in detached.extent.indices("train")
+    ]
+    with exclusive(detached.root):
+        attaching.start()
+        while attaching.is_alive() and not all(path.exists() for path in wanted):
+            time.sleep(0.01)
+        attaching.join(0.5)
+        assert not open_cache(detached.root).extent.has_text
+    attaching.join()
+    assert open_cache(detached.root).extent.has_text
 
 
 def test_killed_at_any_moment_and_called_again(whole: Cache, detached: Cache, corpus: Path, tmp_path: Path) -> None:
