@@ -6,20 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from cache_tools.errors import Stopped, noop
-
-
-class StoppedAtOnce(Stopped):
-    """Raised on a second interrupt, or on the first if there is nothing to finish first."""
+from cache_tools.errors import noop
 
 
 @contextmanager
 def stop_on_signal(
     first: Callable[[], object] | None, message: str, close: Callable[[], object] = noop
 ) -> Iterator[None]:
-    """Call `first` at the first signal, and raise StoppedAtOnce with `message` at the second, after `close`.
+    """Call `first` at the first signal, and raise KeyboardInterrupt with `message` at the second, after `close`.
 
-    Without `first` the first signal raises already. Does nothing in a thread that cannot receive signals.
+    Without `first` the first signal raises already. It is no CometError, since it says nothing about the work that it
+    interrupts, and no handler of errors may take it for one. Does nothing in a thread that cannot receive signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -30,7 +27,7 @@ def stop_on_signal(
         nonlocal was_asked
         if was_asked or first is None:
             close()
-            raise StoppedAtOnce(message)
+            raise KeyboardInterrupt(message)
         was_asked = True
         first()
 

@@ -111,9 +111,10 @@ def _kept_unless_saved(
         if trainer.processes.first:
             with stop_on_signal(noop, at_once):
                 checkpoints.keep_finished(best, trainer.state)
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{error}; {kept}") from error
         if isinstance(error, CometError):
-            kind = Stopped if isinstance(error, Stopped) else CometError
-            raise kind(f"{error}; {kept}", exit_code=error.exit_code) from error
+            raise CometError(f"{error}; {kept}", exit_code=error.exit_code) from error
         raise
 
 

@@ -29,8 +29,8 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
 
     Return the cache, which then has the id of the copy that was never detached.
 
-    Raises CometError, and changes nothing, if the text cannot be read or does not give the sealed tokens, if files are
-    in the way, and at SIGINT or SIGTERM.
+    Raises CometError, and changes nothing, if the text cannot be read or does not give the sealed tokens, or if files
+    are in the way; KeyboardInterrupt, likewise, at SIGINT and SIGTERM.
     """
     if cache.extent == with_tokens(cache.extent, cache.recipe):
         remove_abandoned(cache.root, STAGING)  # a call killed after its last step may have left its folder

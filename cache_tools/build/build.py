@@ -39,7 +39,8 @@ def build_cache(
     shard is pushed there as soon as it is committed; shards already there are fetched, not built again. A URL needs
     `i_may_share_this` if a text's licence is unknown or restricts its use.
     Raises CometError if arguments are invalid, a teacher or text cannot be read, `out` or `push_to` holds another
-    cache, a disk or server refuses, or time, SIGINT or SIGTERM ended the build before this worker's last shard.
+    cache, a disk or server refuses, or time, SIGINT or SIGTERM ended the build before this worker's last shard;
+    KeyboardInterrupt at a second signal, or at the first while the text is prepared.
     """
     for name, value, hint in (
         ("settings", settings, BuildSettings),
@@ -102,7 +103,7 @@ def _begun(out: Path) -> Cache | None:
 @contextmanager
 def stop_event(seconds: float | None = None) -> Iterator[threading.Event]:
     """Yield an event that is set at the first SIGINT or SIGTERM, or after so many seconds, at once if they are over; a
-    second signal raises StoppedAtOnce."""
+    second signal raises KeyboardInterrupt."""
     stop = threading.Event()
     timer = threading.Timer(seconds or 0.0, stop.set)
 

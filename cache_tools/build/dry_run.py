@@ -51,7 +51,8 @@ class Estimate:
 def estimate(settings: BuildSettings) -> Estimate:
     """Prepare the text in a temporary folder, and run the teacher on its first rows for PROBE_SECONDS.
 
-    Raises CometError as `build_cache` does for the same settings, also at SIGINT and SIGTERM: the folder is removed.
+    Raises CometError as `build_cache` does for the same settings, and KeyboardInterrupt at SIGINT and SIGTERM. The
+    folder is always removed.
     """
     inputs = find_inputs(settings)
     begun = open_cache(settings.out).provenance if settings.out.exists() else {}

@@ -63,7 +63,8 @@ EMBEDDING_WIDTH = 256
 def prepare_once(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTokenizerFast) -> None:
     """Prepare the sealed cache `--out` unless it exists.
 
-    Raises CometError as `prepare` does, if the disk refuses, and at SIGINT or SIGTERM, which leave no files.
+    Raises CometError as `prepare` does, and if the disk refuses; KeyboardInterrupt at SIGINT and SIGTERM, which leave
+    no files.
     """
     out = inputs.settings.out
     try:
@@ -254,8 +255,6 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer's two files, as in a cache. Raises OSError if they cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
-    except CometError:  # a signal's
-        raise
     except Exception as error:  # the library raises a bare Exception if the disk refuses
         raise OSError(str(error)) from error
     for path in folder.iterdir():

@@ -30,10 +30,10 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if debug:
                 raise
-            click.echo("stopped; run the same command again", err=True)
+            click.echo(visible(str(interrupt)) or "stopped; run the same command again", err=True)
             sys.exit(1)
         except Exception as error:
             if debug or isinstance(error, click.ClickException | BrokenPipeError):  # click handles these

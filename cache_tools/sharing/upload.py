@@ -9,7 +9,6 @@ from threading import Condition, Event, Thread
 from tqdm import tqdm
 
 from cache_tools.errors import CometError
-from cache_tools.interrupts import StoppedAtOnce
 from cache_tools.progress import show_progress
 from cache_tools.settings import Part
 from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
@@ -33,8 +32,7 @@ def pushing(
 
     Yields a function to call with group and number of each committed shard; it returns at once. If an upload fails,
     `stop` is set, and the error is raised at the end of the block. The end waits for pending uploads, also after an
-    error of the block, but not after StoppedAtOnce or KeyboardInterrupt. Raises CometError as `plan` and
-    `Transfer.run` do.
+    error of the block, but not after KeyboardInterrupt. Raises CometError as `plan` and `Transfer.run` do.
     """
 
     def on_failure() -> None:
@@ -52,8 +50,6 @@ def pushing(
                     uploads.add(*shard)
             yield uploads.add
             uploads.finish()
-        except StoppedAtOnce:
-            raise
         except Exception:
             uploads.wait()
             raise

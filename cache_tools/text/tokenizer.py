@@ -104,7 +104,7 @@ def _errors_as(message: str, advice: str) -> Iterator[None]:
     """Raise whatever the tokenizers library raises as a CometError: its panics are not Exceptions."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, MemoryError, CometError):  # the last also of a signal
+    except (KeyboardInterrupt, SystemExit, MemoryError, CometError):
         raise
     except BaseException as error:
         raise CometError(f"{message} ({str(error)[:200]}); {advice}") from None
