@@ -37,6 +37,12 @@ class Run:
     seconds: float
     predictions: list[list[str]]
 
+    @property
+    def only_label(self) -> str | None:
+        """The label that is predicted everywhere, None if several are: then the fine-tuning has learnt something."""
+        labels = {label for of_item in self.predictions for label in of_item}
+        return labels.pop() if len(labels) == 1 else None
+
 
 @dataclass(frozen=True)
 class ModelResult:

@@ -71,7 +71,8 @@ def how_long(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
 
 
 def run_line(task: Task, result: ModelResult, run: Run) -> str:
-    return f"{result.name}, seed {run.seed}: {task.metric} {100 * run.score:.1f} after {run.seconds:.0f} s"
+    alone = f", predicting {run.only_label} everywhere" if run.only_label else ""
+    return f"{result.name}, seed {run.seed}: {task.metric} {100 * run.score:.1f} after {run.seconds:.0f} s{alone}"
 
 
 def _score_text(model: ModelResult) -> str:
@@ -118,6 +119,12 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
         "learning rate: " + ", ".join(f"{model.how.learning_rate:.3g} ({model.name})" for model in models),
     ]
     for model in models:
+        lines += [
+            f"{model.name}, seed {run.seed}: predicts {run.only_label} everywhere; it has learnt nothing but counts in "
+            f"the mean: try a --learning-rate below {model.how.learning_rate:.3g} or more --epochs"
+            for run in model.runs
+            if run.only_label
+        ]
         if model.mean <= _baseline(data)[1]:
             lines.append(f"{model.name}: no better than the most frequent label; try more --epochs")
         if model.truncated or model.unseen:

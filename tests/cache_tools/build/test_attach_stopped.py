@@ -110,7 +110,8 @@ def test_a_signal_ends_it_in_good_order(
         return rebuild_tokens(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(cache_tools.build.attach, "rebuild_tokens", read)
-    with pytest.raises(KeyboardInterrupt, match=r"kin\.zarr: stopped; it is detached as before, run the same command again$"):
+    message = r"kin\.zarr: stopped; it is detached as before, run the same command again$"
+    with pytest.raises(KeyboardInterrupt, match=message):
         attach(detached, *given(corpus))
     assert files(detached.root) == before
     assert not list(detached.root.glob(".staging-*"))

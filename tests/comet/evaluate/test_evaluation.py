@@ -17,7 +17,7 @@ from comet.evaluate.evaluation import Evaluation, evaluate, latency_ms
 from comet.evaluate.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
 from comet.evaluate.metrics import retained, retained_interval
 from comet.evaluate.results import ModelResult, Run
-from comet.evaluate.scoreboard import best_candidate, score_page, score_table
+from comet.evaluate.scoreboard import best_candidate, run_line, score_page, score_table
 from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import find_task
 
@@ -132,13 +132,27 @@ def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str
     assert "over 2 seeds after 2 epochs in batches of 4, the last epoch whatever its score" in lines[4]
     assert lines[5] == "most frequent label: sports, that of train, said of every text"
     assert f"0.001 ({student.name})" in lines[7]
-    assert lines[8:] == [
+    assert [line for line in lines[8:] if ", seed " not in line] == [
         f"{model.name}: no better than the most frequent label; try more --epochs"
         for model in evaluation.models
         if model.mean <= 1 / 3
     ]
     hopeless = score_table(evaluation.data, [replace(teacher, runs=tuple(replace(r, score=0.3) for r in teacher.runs))])
     assert f"{teacher.name}: no better than the most frequent label" in hopeless
+
+
+def test_a_fine_tuning_that_learnt_nothing_is_said(evaluation: Evaluation) -> None:
+    """Its score is that of the most frequent label, and in a mean of several seeds only a lower number."""
+    model, data = evaluation.models[0], evaluation.data
+    good, failed = model.runs
+    failed = replace(failed, predictions=[["sports"] for _ in failed.predictions])
+    assert run_line(data.task, model, good).endswith(" s")
+    assert run_line(data.task, model, failed).endswith(" s, predicting sports everywhere")
+    table = score_table(data, [replace(model, runs=(good, failed))])
+    assert [line for line in table.splitlines() if line.startswith(f"{model.name}, seed")] == [
+        f"{model.name}, seed 1: predicts sports everywhere; it has learnt nothing but counts in the mean: try a "
+        f"--learning-rate below {model.how.learning_rate:.3g} or more --epochs"
+    ]
 
 
 def test_one_seed_has_no_deviation_and_cut_items_are_said(evaluation: Evaluation) -> None:
