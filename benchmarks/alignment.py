@@ -87,7 +87,7 @@ def score(folder: Path, encoded: Callable[..., Encoded], data: TaskData, seed: i
     train, reported = (
         encoded(tokenizer, split.examples, task, task.max_length) for split in (data.train, data.reported)
     )
-    how = FineTuning(EPOCHS, BATCH, default_learning_rate(model.config.hidden_size))
+    how = FineTuning(EPOCHS, BATCH, default_learning_rate(model.config.hidden_size, tagging=True))
     fine_tune(model, train, task, how, seed, CPU, encoded.__name__)
     return task.score(reported.labels, finetuning.predict(model, reported, task, 32, CPU))
 

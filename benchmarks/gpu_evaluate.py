@@ -50,7 +50,8 @@ def write_model(folder: Path) -> None:
 
 def on(device: torch.device, run: Run, data: TaskData) -> dict[str, float]:
     """Fine-tune once to warm up, then again from the start."""
-    task, how, elapsed = data.task, FineTuning(EPOCHS, BATCH_SIZE, default_learning_rate(HIDDEN)), 0.0
+    task, elapsed = data.task, 0.0
+    how = FineTuning(EPOCHS, BATCH_SIZE, default_learning_rate(HIDDEN, task.tagging))
     for _ in range(2):
         model, tokenizer = load_for_task(str(run.folder / "model"), task, seed=0)
         train, test = (encode(tokenizer, part.examples, task, task.max_length) for part in (data.train, data.reported))

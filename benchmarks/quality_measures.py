@@ -104,7 +104,7 @@ def on_task(model: str, data: TaskData, seed: int, epochs: int) -> dict[str, Any
     loaded, tokenizer = load_for_task(model, task, seed)
     length = min(task.max_length, max_positions(loaded.config))
     train, reported = (encode(tokenizer, split.examples, task, length) for split in (data.train, data.reported))
-    how = FineTuning(epochs, BATCH, default_learning_rate(loaded.config.hidden_size))
+    how = FineTuning(epochs, BATCH, default_learning_rate(loaded.config.hidden_size, task.tagging))
     fine_tune(loaded, train, task, how, seed, CPU, Path(model).name)
     predicted = predict(loaded, reported, task, 32, CPU)
     numbers = [task.labels.index(label) for (label,) in predicted]

@@ -117,7 +117,7 @@ def _measure_models(
             say(longer_than_rows(name, rows, longer, data.reported, length))
         texts = encode(tokenizer, spread, task, length)
         inputs.append([texts.collate([text]) for text in texts.inputs])
-        rate = settings.learning_rate or default_learning_rate(model.config.hidden_size)
+        rate = settings.learning_rate or default_learning_rate(model.config.hidden_size, task.tagging)
         results.append(
             ModelResult(
                 name=name,

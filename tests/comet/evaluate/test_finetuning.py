@@ -198,9 +198,10 @@ def test_padding_changes_no_prediction(sample_teacher: Path, entities: TaskData)
 
 
 def test_the_learning_rate_rises_for_narrow_models() -> None:
-    assert default_learning_rate(1024) == 2e-5
-    assert default_learning_rate(256) == pytest.approx(3.2e-4)
-    assert default_learning_rate(64) == 1e-3
+    for tagging in (False, True):
+        assert default_learning_rate(1024, tagging) == 2e-5
+        assert default_learning_rate(256, tagging) == pytest.approx(3.2e-4)
+    assert (default_learning_rate(64, tagging=False), default_learning_rate(64, tagging=True)) == (5e-4, 1e-3)
 
 
 def test_the_positions_bound_the_input(sample_teacher: Path) -> None:
