@@ -66,10 +66,16 @@ class Training:
         layers, width = self.shape
         parts = [f"{layers}x{width}", self.vocabulary, self.init]
         parts.append(f"{self.steps} steps" if self.epochs is None else f"{self.epochs:g} epochs")
-        parts += [] if self.rate is None else [f"rate {self.rate:g}"]
-        parts += [] if self.heads is None else [f"{self.heads} heads"]
-        parts += [self.objective.name] * (self.objective is not DEFAULT) + [f"seed {self.seed}"] * bool(self.seed)
-        parts += [self.cache] * (self.cache != "default")
+        if self.rate is not None:
+            parts.append(f"rate {self.rate:g}")
+        if self.heads is not None:
+            parts.append(f"{self.heads} heads")
+        if self.objective is not DEFAULT:
+            parts.append(self.objective.name)
+        if self.seed:
+            parts.append(f"seed {self.seed}")
+        if self.cache != "default":
+            parts.append(self.cache)
         return " ".join(parts)
 
 

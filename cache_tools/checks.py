@@ -13,7 +13,8 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's
 def require_whole(value: Any, option: str, least: int, most: int = 2**31 - 1) -> None:
     """Raise CometError, naming the option, unless the value is a whole number in these bounds."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise _refused(option, value, f"a whole number from {least}" + f" to {most}" * (most < 2**31 - 1))
+        upper = f" to {most}" if most < 2**31 - 1 else ""
+        raise _refused(option, value, f"a whole number from {least}{upper}")
 
 
 def require_number(value: Any, option: str, least: float = 0.0, most: float = math.inf, *, above: bool = False) -> None:
@@ -21,8 +22,8 @@ def require_number(value: Any, option: str, least: float = 0.0, most: float = ma
     least."""
     ok = isinstance(value, int | float) and not isinstance(value, bool)
     if not (ok and (least < value if above else least <= value) and value <= most and value < 1e300):
-        bounds = f"{'above' if above else 'from'} {least:g}" + f", up to {most:g}" * (most < math.inf)
-        raise _refused(option, value, f"a number {bounds}")
+        upper = f", up to {most:g}" if most < math.inf else ""
+        raise _refused(option, value, f"a number {'above' if above else 'from'} {least:g}{upper}")
 
 
 def require_text(value: Any, option: str, choices: tuple[str, ...] = ()) -> None:

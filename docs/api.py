@@ -86,7 +86,8 @@ def entry(found: Any, module: str) -> str:
         members = {one.name: ast.get_docstring(one) for one in node.body if isinstance(one, ast.FunctionDef)}
         documented = {name: text for name, text in members.items() if text and not name.startswith("_")}
         lines += [f"- `{node.name}.{name}`: {' '.join(text.split())}" for name, text in documented.items()]
-        lines += [""] * bool(documented)
+        if documented:
+            lines.append("")
     return "\n".join(lines)
 
 

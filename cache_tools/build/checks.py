@@ -174,9 +174,12 @@ def check_accuracy(
 def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:
     """Print which texts gave no token, and how many documents are repeated, if it is many."""
     if unread := [text.name for text, tokens in zip(texts, spool.source_tokens, strict=True) if not tokens]:
-        reached = limit is not None and spool.total >= limit
-        left_out = "there is no text in it" + ", or --exclude left it out" * bool(spool.excluded)
-        why = f"{limit:,} tokens were reached before (--max-tokens)" if reached else left_out
+        if limit is not None and spool.total >= limit:
+            why = f"{limit:,} tokens were reached before (--max-tokens)"
+        elif spool.excluded:
+            why = "there is no text in it, or --exclude left it out"
+        else:
+            why = "there is no text in it"
         tqdm.write(visible(f"--text: not a token is of {named(unread)}: {why}"))
     if spool.repeated >= MANY_REPEATED * spool.document_count:
         tqdm.write(

@@ -114,7 +114,7 @@ class RebuiltTokens:
         arrays = masked_shard(self.rows[key.group], self.masking, cache.recipe, *key)
         has_shapes = all(arrays[name].shape[1:] == specs[name].shape[1:] for name in TOKEN_ARRAYS)
         if not has_shapes or token_digest(arrays) != cache.seal.token_digests[key.group][key.shard]:
-            forged = ", though every row has its key: the cache is damaged or forged" * self.has_keys
+            forged = ", though every row has its key: the cache is damaged or forged" if self.has_keys else ""
             raise self.error(f"those of shard {key} are not the sealed ones{forged}")
         files = {name: encode_chunk(specs[name], arrays[name]) for name in TOKEN_ARRAYS}
         record = cache.record(*key)
@@ -170,7 +170,7 @@ def _source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[
     records = [source.record() for source in given]
     if not recorded:
         return [f"{option}: the cache was made without any"] if records and option == "--exclude" else []
-    names = ", ".join(str(r.get("name")) for r in recorded[:MOST_NAMED]) + ", …" * (len(recorded) > MOST_NAMED)
+    names = ", ".join(str(r.get("name")) for r in recorded[:MOST_NAMED]) + (", …" if len(recorded) > MOST_NAMED else "")
     if len(records) != len(recorded):
         return [f"{option}: {len(records)} files, but the cache was made with {len(recorded)} ({names})"]
     found, expected = [_identity(r) for r in records], [_identity(r) for r in recorded]

@@ -77,8 +77,8 @@ def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, fol
     }
     if text_tokens and not missing and is_whole:
         each = (size - start_bytes) / (text_tokens * recipe.views)
-        views = ", of each view" * (recipe.views > 1)
-        facts["bytes_per_token"] = f"{each:,.1f}{views}{WITHOUT_START * bool(start_bytes)}"
+        views = ", of each view" if recipe.views > 1 else ""
+        facts["bytes_per_token"] = f"{each:,.1f}{views}{WITHOUT_START if start_bytes else ''}"
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
         held = (records[key].to_json() for key in cache.extent.keys())
@@ -99,8 +99,9 @@ def numerics_of(records: Iterable[ShardRecord]) -> list[str]:
 def _computed(records: Mapping[ShardKey, ShardRecord]) -> dict[str, object]:
     """Return how the shards were computed, or most of them."""
     ways = numerics_of(records.values())
-    others = "; the others otherwise" * (len(ways) > 1)
-    return {"computed": ways[0] + others} if ways else {}
+    if not ways:
+        return {}
+    return {"computed": ways[0] + ("; the others otherwise" if len(ways) > 1 else "")}
 
 
 def _unknown(provenance: dict[str, Any]) -> dict[str, object]:
@@ -125,7 +126,7 @@ def _part_of_whole(cache: Cache) -> str:
     held = {group: len(cache.extent.indices(group)) for group in GROUPS}
     shards = " and ".join(f"{held[group]:,} of {cache.recipe.shards(group):,} {group}" for group in GROUPS)
     without = [name for name in cache.specs["train"] if name not in cache.extent.arrays]
-    return f"{shards} shards" + f", without {', '.join(without)}" * bool(without)
+    return f"{shards} shards" + (f", without {', '.join(without)}" if without else "")
 
 
 def _texts(records: list[dict[str, Any]]) -> str:

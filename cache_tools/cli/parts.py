@@ -112,7 +112,7 @@ def merge_caches(sources: tuple[Path, ...], destination: Path) -> None:
             click.echo(line)
     merged = merge(caches, destination, _progress("merge"))
     if differing := _differing_shards(caches):
-        more = f", and {len(differing) - MOST_SHOWN} more" * (len(differing) > MOST_SHOWN)
+        more = f", and {len(differing) - MOST_SHOWN} more" if len(differing) > MOST_SHOWN else ""
         kept = ", ".join(differing[:MOST_SHOWN]) + more
         click.echo(f"{len(differing)} shards have different versions; the first is kept: {kept}")
     show_result(merged)

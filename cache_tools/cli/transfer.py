@@ -113,7 +113,7 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
         run_plan(planned, "push", policy)
         write_card(planned, policy)
     _require_all_built(planned)
-    click.echo(f"{to.name}: complete" + ", without its text" * (not planned.extent.has_text))
+    click.echo(f"{to.name}: complete" + ("" if planned.extent.has_text else ", without its text"))
     click.echo(fact_line("cache_id", planned.cache_id))
 
 

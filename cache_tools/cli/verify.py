@@ -151,7 +151,7 @@ def _way_out(left: list["Damage"]) -> str:
     """Return what to do about damage outside shards."""
     if all(damage.foreign for damage in left):
         return "Remove what does not belong: of the cache itself nothing is damaged"
-    foreign = ", and remove what does not belong" * any(damage.foreign for damage in left)
+    foreign = ", and remove what does not belong" if any(damage.foreign for damage in left) else ""
     return f"Copy the damaged files from a sound copy, or build the cache again{foreign}"
 
 
@@ -168,9 +168,12 @@ def _made_again(report: "Report") -> str:
 
 def _repairing(report: "Report") -> str:
     """Return the command that finds the same damage again and drops it."""
-    again = {} if report.again is None else asdict(report.again)
-    chosen = [
-        (f.name, again[f.name]) for f in fields(RecheckSettings) if f.name in again and again[f.name] != f.default
-    ]
-    parts = [f"--{name.replace('_', '-')} {value}" for name, value in chosen]
-    return " ".join(["comet-cache repair", str(report.root), *["--deep"] * report.deep, *parts])
+    parts = ["comet-cache repair", str(report.root)]
+    if report.deep:
+        parts.append("--deep")
+    if report.again is not None:
+        given = asdict(report.again)
+        for field in fields(RecheckSettings):
+            if given[field.name] != field.default:
+                parts.append(f"--{field.name.replace('_', '-')} {given[field.name]}")
+    return " ".join(parts)

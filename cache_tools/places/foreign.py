@@ -24,5 +24,5 @@ def is_left_by_system(name: str) -> bool:
 
 def named(names: list[str]) -> str:
     """Return the first few names, and how many more there are."""
-    more = f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED)
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

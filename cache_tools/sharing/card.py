@@ -63,17 +63,20 @@ def require_consent(
     and `may_share` is not set; if the text is `detachable`, the message says how."""
     texts = in_doubt(text_licences(provenance)) if has_text else []
     layers = in_doubt(start_licences(provenance, has_start))
-    if (doubtful := texts + layers) and not may_share:
-        one = len(doubtful) == 1
-        subject, doubt = ("licence", "is unknown or restricts its") if one else ("licences", "are unknown or restrict")
-        ways = ["leave the text out with --detach-text"] * bool(texts and detachable)
-        ways += ["build the cache with --start-layers none"] * bool(layers)
-        raise CometError(
-            f"{where}: the {subject} of {' and '.join(doubtful)} {doubt} use; if you may share "
-            f"{'it' if one else 'them'}, say so with --i-may-share-this"
-            + (f"; if not, {', and '.join(ways)}" if ways else ""),
-            exit_code=2,
-        )
+    doubtful = texts + layers
+    if may_share or not doubtful:
+        return
+    if len(doubtful) == 1:
+        problem = f"the licence of {doubtful[0]} is unknown or restricts its use; if you may share it"
+    else:
+        problem = f"the licences of {' and '.join(doubtful)} are unknown or restrict use; if you may share them"
+    ways = []
+    if texts and detachable:
+        ways.append("leave the text out with --detach-text")
+    if layers:
+        ways.append("build the cache with --start-layers none")
+    otherwise = f"; if not, {', and '.join(ways)}" if ways else ""
+    raise CometError(f"{where}: {problem}, say so with --i-may-share-this{otherwise}", exit_code=2)
 
 
 def card(
@@ -93,7 +96,7 @@ def card(
     return render(
         "cache_tools.sharing", "card.md.jinja", mark=MARK, code=code, recipe=recipe, provenance=provenance, size=size,
         metadata=DatasetCardData(language=code, license="other", tags=["comet-cache", "knowledge-distillation"]),
-        shards=", ".join(f"{held[g]:,} of {recipe.shards(g):,} {g}" for g in GROUPS) + " so far" * bool(missing),
+        shards=", ".join(f"{held[g]:,} of {recipe.shards(g):,} {g}" for g in GROUPS) + (" so far" if missing else ""),
         signals=_held_signals(recipe, extent),
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
         attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),

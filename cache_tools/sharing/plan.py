@@ -203,12 +203,10 @@ def _require_available(
     """Raises CometError if the source cannot provide these arrays of a shard; `current` is the destination's record."""
     record = source.records.get(shard)
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
-        attach = "; choose another location, attach the text there, and merge the two" * (
-            set(unheld) <= set(TEXT_ARRAYS)
-        )
+        attach = "; choose another location, attach the text there, and merge the two"
         raise CometError(
-            f"{destination.name}: shard {shard[0]} {shard[1]} would lack {', '.join(unheld)}, which "
-            f"{source.location.name} does not hold either{attach}"
+            f"{destination.name}: shard {shard} would lack {', '.join(unheld)}, which {source.location.name} does not "
+            f"hold either{attach if set(unheld) <= set(TEXT_ARRAYS) else ''}"
         )
     if current is not None and current != record:
         raise another_version(source.location, destination, shard)
@@ -216,7 +214,7 @@ def _require_available(
 
 def another_version(source: Location, destination: Location, shard: ShardKey) -> CometError:
     return CometError(
-        f"{destination.name}: shard {shard[0]} {shard[1]} is another version than that of {source.name} and cannot be "
-        "completed from it; choose another location",
+        f"{destination.name}: shard {shard} is another version than that of {source.name} and cannot be completed from "
+        "it; choose another location",
         exit_code=2,
     )

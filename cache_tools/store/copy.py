@@ -166,10 +166,10 @@ def merge(caches: Sequence[Cache], folder: Path, track: Track = iter) -> Cache:
                 exit_code=2,
             )
         if unlike := _token_differences(first, other) + _array_differences(first.extent, other.extent):
-            attaching = first.extent.has_text != other.extent.has_text
-            way_out = "; attach the text to both first, with comet-cache attach" * attaching
+            attach = "; attach the text to both first, with comet-cache attach"
             raise CometError(
-                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)}){way_out}",
+                f"{other.root}: holds other tokens or arrays than {first.root} ({shortened(unlike)})"
+                f"{attach if first.extent.has_text != other.extent.has_text else ''}",
                 exit_code=2,
             )
     shards = {group: ranges({s for cache in caches for s in cache.extent.indices(group)}) for group in GROUPS}
@@ -210,7 +210,9 @@ def _token_differences(one: Cache, other: Cache) -> list[str]:
 
 
 def _array_differences(one: Extent, other: Extent) -> list[str]:
-    return [f"arrays: {', '.join(one.arrays)} against {', '.join(other.arrays)}"] * (one.arrays != other.arrays)
+    if one.arrays == other.arrays:
+        return []
+    return [f"arrays: {', '.join(one.arrays)} against {', '.join(other.arrays)}"]
 
 
 def _extent_differences(one: Extent, other: Extent) -> str:
@@ -222,5 +224,5 @@ def _extent_differences(one: Extent, other: Extent) -> str:
 
 def shortened(found: list[str]) -> str:
     """Join the first few, and say how many more there are."""
-    more = [f"and {len(found) - MOST_NAMED} more"] * (len(found) > MOST_NAMED)
-    return "; ".join(found[:MOST_NAMED] + more)
+    more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    return "; ".join(found[:MOST_NAMED]) + more

@@ -151,11 +151,10 @@ class Cache:
             of = {group: len(self.extent.indices(group)) for group in GROUPS}
             can_train = not missing["validation"] and missing["train"] < of["train"]
             part = "subset" if self.shard_files is None else "pull"
+            take = f", or take those that are there: comet-cache {part} {shlex.quote(self.name)} part.zarr --fraction 1"
             raise CometError(
                 f"{self.name}: the cache is incomplete: {sum(missing.values())} of {sum(of.values())} shards are "
-                "missing. Run the same `comet-cache build` again to finish it"
-                + f", or take those that are there: comet-cache {part} {shlex.quote(self.name)} part.zarr --fraction 1"
-                * can_train
+                f"missing. Run the same `comet-cache build` again to finish it{take if can_train else ''}"
             )
 
     def require_text(self) -> None:

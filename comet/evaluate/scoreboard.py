@@ -128,7 +128,7 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
         if model.mean <= _baseline(data)[1]:
             lines.append(f"{model.name}: no better than the most frequent label; try more --epochs")
         if model.truncated or model.unseen:
-            words = f"; never shown, and not recognised: {counted(model.unseen, 'word')}" * data.task.tagging
+            words = f"; never shown, and not recognised: {counted(model.unseen, 'word')}" if data.task.tagging else ""
             lines.append(
                 f"{model.name}: {model.truncated:,} of {len(data.reported.examples):,} items cut at "
                 f"{model.max_length} tokens{words}"

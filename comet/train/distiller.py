@@ -70,10 +70,8 @@ class Distiller(nn.Module):
             )
         self.student, self.cache, self.objective, self.bf16 = student, cache, objective, bf16
         self.targets, self.logit_loss = teacher_targets(cache), logit_loss(objective.logit_loss, cache)
-        self.attention_targets, self.attention_loss = (
-            AttentionTargets(cache),
-            ATTENTION_LOSSES[objective.attention_loss],
-        )
+        self.attention_targets = AttentionTargets(cache)
+        self.attention_loss = ATTENTION_LOSSES[objective.attention_loss]
         self.matches_attention = is_used(objective.attention_weight) and bool(cache.attention_layers)
         layers = student.config.num_hidden_layers
         if not self.matches_attention:
@@ -83,10 +81,10 @@ class Distiller(nn.Module):
         else:
             self.matched = _explicit_layers(objective.layer_map, cache, layers)
         if not (self.matches_attention or is_used(objective.kd_weight) or is_used(objective.hard_weight)):
-            without = ", and the cache holds no attention" * is_used(objective.attention_weight)
+            wanted = is_used(objective.attention_weight)
+            why = "the cache holds no attention" if wanted else "so is attention_weight"
             raise CometError(
-                f"objective {objective.name}: nothing to learn from: kd_weight and hard_weight are 0"
-                f"{without or ', and so is attention_weight'}",
+                f"objective {objective.name}: nothing to learn from: kd_weight and hard_weight are 0, and {why}",
                 exit_code=2,
             )
         index = [cache.attention_layers.index(teacher) for teacher, _ in self.matched]
