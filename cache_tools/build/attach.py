@@ -5,16 +5,17 @@ whole text or is detached. The next call compares and uses the files that a kill
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from cache_tools.build.resolve import resolve_text
-from cache_tools.build.restore import committed_shards, rebuild_tokens
+from cache_tools.build.restore import rebuild_tokens
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.copy import staging_in
-from cache_tools.store.ledger import EXTENT, ShardKey, read_extent, with_tokens
+from cache_tools.store.ledger import EXTENT, ShardKey, ShardRecord, read_extent, with_tokens
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, rename_durably, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, exclusive, remove_abandoned
@@ -36,17 +37,17 @@ def attach(cache: Cache, text: tuple[str, ...], exclude: tuple[str, ...] = ()) -
         remove_abandoned(cache.root, STAGING)  # a call killed after its last step may have left its folder
         return cache
     texts, evaluation = find_texts(text), find_sources(exclude, "--exclude", ITEM_FORMATS)
-    keys = committed_shards(cache)
-    if not keys:
+    records = cache.records()
+    if not records:
         raise CometError(f"{cache.root}: holds no shard to attach a text to; pull or merge some first")
-    left = _files_left(cache, keys)
+    left = _files_left(cache, records)
     tokenizer = load_cache_tokenizer(cache)
     sources = tuple(resolve_text(t, cache.provenance) if isinstance(t, HubText) else t for t in texts)
     stopped = f"{cache.root}: stopped; it is detached as before, run the same command again"
     with stop_on_signal(None, stopped), staging_in(cache.root) as work:
         rebuilt = rebuild_tokens(cache, sources, evaluation, tokenizer, work)
         staged = []
-        for key in show_progress(keys, "attach", "shard"):
+        for key in show_progress(list(records), "attach", "shard"):
             files = rebuilt.files(key)
             for name, path in _lacking_files(cache, key).items():
                 if path not in left:
@@ -64,17 +65,16 @@ def _lacking_files(cache: Cache, key: ShardKey) -> dict[str, str]:
     return {name: specs[name].chunk_path(key.shard) for name in TOKEN_ARRAYS if name not in cache.extent.arrays}
 
 
-def _files_left(cache: Cache, keys: list[ShardKey]) -> set[str]:
+def _files_left(cache: Cache, records: Mapping[ShardKey, ShardRecord]) -> set[str]:
     """Return those of the lacking files that a killed attach has left.
 
     Raises CometError if another file than the ledger's is in the way: nothing is ever overwritten.
     """
     left = set()
-    for key in keys:
-        record = cache.record(*key)
+    for key, record in records.items():
         for name, path in _lacking_files(cache, key).items():
             file = inside(cache.root, path)
-            if record is None or not os.path.lexists(file):
+            if not os.path.lexists(file):
                 continue
             if not record.files[name].matches(read_bounded(file, record.files[name].size)):
                 raise CometError(

@@ -141,7 +141,7 @@ class RebuiltTokens:
         cache, recipe = self.cache, self.cache.recipe
         if not self.has_keys:
             return None
-        for group, shard in committed_shards(cache):
+        for group, shard in cache.records():
             tokens, length = self.rows[group].tokens, self.rows[group].length
             stored = cache.read_shard(group, shard, ("row_key",))["row_key"]  # [R]
             row = shard * recipe.rows_per_shard + np.arange(len(stored))
@@ -158,11 +158,6 @@ class RebuiltTokens:
                 start = self.tokenizer.decode(tokens[number[first]][:SHOWN_TOKENS].tolist(), skip_special_tokens=True)
                 return f"{where}; here it begins {str(start)[:SHOWN_CHARACTERS]!r}"
         return None
-
-
-def committed_shards(cache: Cache) -> list[ShardKey]:
-    """Return the shards of the extent that this copy holds."""
-    return [key for key in cache.extent.keys() if cache.record(*key) is not None]
 
 
 def _source_mismatches(given: Sequence[TextFile | HubText], recorded: list[dict[str, Any]], option: str) -> list[str]:

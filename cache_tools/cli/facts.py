@@ -26,8 +26,7 @@ WITHOUT_START = ", without the start"
 
 def describe(cache: Cache) -> dict[str, object]:
     """Return facts by name, each a number or a text: state, source, teacher, sizes. Raises CometError on damage."""
-    records = {key: record for key in cache.extent.keys() if (record := cache.record(*key)) is not None}
-    return _facts(cache, records, _bytes_of(cache.root), cache.root)
+    return _facts(cache, cache.records(), _bytes_of(cache.root), cache.root)
 
 
 def describe_listing(listing: "Listing") -> dict[str, object]:

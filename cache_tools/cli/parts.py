@@ -16,7 +16,7 @@ from cache_tools.places.urls import is_url
 from cache_tools.settings import PART_SIGNALS, Part
 
 if TYPE_CHECKING:
-    from cache_tools.store.ledger import Extent, ShardRecord
+    from cache_tools.store.ledger import Extent, ShardKey, ShardRecord
     from cache_tools.store.reader import Cache
 
 PART = ("fraction", "max_tokens", "signals", "detach_text")
@@ -87,7 +87,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
             "subset: no part chosen; give --fraction, --max-tokens, --signals or --detach-text", exit_code=2
         )
     cache = open_cache(source)
-    records = records_of(cache)
+    records = list(cache.records().values())
     extent = part_extent(cache.recipe, cache.seal, detach(cache, part), records, part, source)
     report_larger_part(part, cache, extent, records)
     show_result(cut(cache, destination, extent, _progress("subset")))
@@ -140,28 +140,23 @@ def report_larger_part(part: Part, cache: "Cache", extent: "Extent", records: li
         )
 
 
-def records_of(cache: "Cache") -> list["ShardRecord"]:
-    """Return the commit records within the extent. Raises CometError if one is damaged."""
-    records = (cache.record(*shard) for shard in cache.extent.keys())
-    return [record for record in records if record is not None]
-
-
 def _numerics_lines(cache: "Cache") -> list[str]:
     """Return a line for each device and dtype that shards were computed with, the most frequent first."""
     from cache_tools.cli.facts import numerics_of
 
-    return [f"{cache.root}: {printable(way)}" for way in numerics_of(records_of(cache)) or ["no shard is built yet"]]
+    ways = numerics_of(cache.records().values())
+    return [f"{cache.root}: {printable(way)}" for way in ways or ["no shard is built yet"]]
 
 
 def _differing_shards(caches: Sequence["Cache"]) -> list[str]:
     """Return the shards of which the caches hold different versions, each with the first cache that holds it."""
-    first: dict[tuple[str, int], tuple[ShardRecord, Cache]] = {}
+    first: dict[ShardKey, tuple[ShardRecord, Cache]] = {}
     differing = {}
     for cache in caches:
-        for record in records_of(cache):
-            kept, holder = first.setdefault((record.group, record.shard), (record, cache))
+        for key, record in cache.records().items():
+            kept, holder = first.setdefault(key, (record, cache))
             if kept != record:
-                differing[record.group, record.shard] = f"{record.group} {record.shard} of {holder.root}"
+                differing[key] = f"{key} of {holder.root}"
     return list(differing.values())
 
 

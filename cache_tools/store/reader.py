@@ -33,6 +33,7 @@ from cache_tools.store.ledger import (
     Extent,
     FileRecord,
     Seal,
+    ShardKey,
     ShardRecord,
     cache_id,
     file_record,
@@ -132,6 +133,12 @@ class Cache:
                 return None
             self._records[key] = record
         return self._records[key]
+
+    def records(self) -> dict[ShardKey, ShardRecord]:
+        """Return the commit records of the extent's committed shards, train first. Raises CometError if one is
+        damaged."""
+        found = {key: self.record(*key) for key in self.extent.keys()}
+        return {key: record for key, record in found.items() if record is not None}
 
     def _require_shard(self, group: str, shard: int) -> None:
         if group not in GROUPS:

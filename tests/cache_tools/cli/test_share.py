@@ -9,7 +9,6 @@ from helpers.commands import run
 from helpers.small_caches import NO_START, commit, make_cache, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
-from cache_tools.cli.parts import records_of
 from cache_tools.settings import Part
 from cache_tools.sharing.parts import part_extent
 from cache_tools.signals import ATTENTION, TOKEN_ARRAYS
@@ -29,7 +28,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 def shard_bytes(cache: Cache) -> int:
     """Bytes of what a part is measured by: sealed files, and the arrays of the extent."""
     sealed = sum(file.size for file in cache.seal.files.values())
-    return sealed + sum(record.files[name].size for record in records_of(cache) for name in cache.extent.arrays)
+    return sealed + sum(record.files[name].size for record in cache.records().values() for name in cache.extent.arrays)
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.8, 1.0])
@@ -71,7 +70,7 @@ def test_of_two_limits_the_smaller_one_holds(whole: Cache) -> None:
 
 
 def extent_of(cache: Cache, part: Part) -> Extent:
-    return part_extent(cache.recipe, cache.seal, cache.extent, records_of(cache), part, cache.root)
+    return part_extent(cache.recipe, cache.seal, cache.extent, cache.records().values(), part, cache.root)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +159,7 @@ def test_of_different_versions_the_first_is_kept_and_said(tmp_path: Path) -> Non
     said = f"2 shards have different versions; the first is kept: train 0 of {one}, train 1 of {other}"
     assert said in done.stdout.splitlines()
     merged = open_cache(tmp_path / "merged")
-    devices = {(record.group, record.shard): record.numerics["device"] for record in records_of(merged)}
+    devices = {key: record.numerics["device"] for key, record in merged.records().items()}
     assert devices == {("train", 0): "cpu", ("train", 1): "cuda", ("train", 2): "cpu"}
     assert f"{merged.root}: 3 of 4 shards built" in done.stdout
 
