@@ -1,4 +1,7 @@
-"""Principal components of the residual stream, and what a norm does in them, for the start of one text or several."""
+"""Principal components of embeddings and of the residual stream, and the effect of norms on the latter.
+
+Used for the vocabulary of a cache, and for the start of one text or several.
+"""
 
 from collections.abc import Sequence
 
@@ -23,6 +26,19 @@ def principal_basis(streams: Sequence[Tensor], features: Tensor, apart: Sequence
     basis[list(apart), range(len(apart))] = 1.0
     basis[rest, len(apart) :] = torch.linalg.eigh(together[rest][:, rest]).eigenvectors
     return with_signs(basis[:, falling(((together @ basis) * basis).sum(0))])
+
+
+def principal_components(embedding: Tensor, count: Tensor, width: int) -> Tensor:
+    """Return [V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
+
+    Mean and covariance weigh each row by its `count` [V]. Signs are fixed as in `principal_basis`.
+    """
+    rows = embedding.double()
+    weight = count.double() / count.sum()
+    centred = rows - weight @ rows
+    covariance = centred.T @ (weight[:, None] * centred)  # [H, H]
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [H, width], leading first
+    return (centred @ with_signs(directions)).half()
 
 
 def slopes(together: Tensor, variance: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from cache_tools.build.checks import (
 )
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
+from cache_tools.components import principal_components
 from cache_tools.errors import CometError
 from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import choose_device
@@ -234,21 +235,6 @@ def _vocabulary(teacher: Teacher, counts: NDArray[np.int64], recipe: Recipe) -> 
         "embedding": principal_components(embedding, torch.from_numpy(count), recipe.embedding_width).numpy(),
         "head_bias": teacher.head.bias.detach().float()[seen].numpy(),
     }
-
-
-def principal_components(embedding: torch.Tensor, count: torch.Tensor, width: int) -> torch.Tensor:
-    """Return [V, width] float16: rows of `embedding` [V, H], centred, in their leading principal directions.
-
-    Mean and covariance weigh each row by its count. Each direction's largest entry is made positive, so the result
-    does not depend on the eigensolver's choice of sign.
-    """
-    rows = embedding.double()
-    weight = count.double() / count.sum()
-    centred = rows - weight @ rows
-    covariance = centred.T @ (weight[:, None] * centred)  # [H, H]
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]  # [H, width], leading first
-    largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
-    return (centred @ (directions * largest.sign())).half()
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

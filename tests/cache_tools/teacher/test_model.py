@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from cache_tools.attention import AttentionCapture
-from cache_tools.build.prepare import principal_components
+from cache_tools.components import principal_components
 from cache_tools.errors import CometError
 from cache_tools.models import weights_sha256
 from cache_tools.teacher.model import Teacher, load_teacher, split_head
