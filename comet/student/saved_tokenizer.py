@@ -12,9 +12,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from cache_tools.errors import CometError
-from cache_tools.signals import UNUSED_POSITION
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import TEXT_FORM
+from cache_tools.text.masking import unmasked
 from cache_tools.text.model_tokenizer import save_tokenizer
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.vocabulary import StudentVocabulary
@@ -83,12 +83,11 @@ def require_same_reading(
 
 def corpus_lines(cache: Cache, teacher: PreTrainedTokenizerBase) -> list[str]:
     """Return the documents of some validation rows as text. Raises CometError as `read_shard` does."""
-    shard = next(iter(cache.extent.indices("validation")))
-    rows = cache.read_shard("validation", shard, ("input_ids", "length", "target_position", "target_id"))
+    shard = cache.extent.indices("validation")[0]
+    arrays = cache.read_shard("validation", shard, ("input_ids", "length", "target_position", "target_id"))
     lines = []
-    for ids, length, position, label in zip(*(array[:ROWS] for array in rows.values()), strict=True):
-        whole, used = ids.copy(), position != UNUSED_POSITION
-        whole[position[used]] = label[used]  # the words that were masked
-        ends = np.flatnonzero(whole[:length] == cache.recipe.eos_id)
-        lines += [str(teacher.decode(part, skip_special_tokens=True)) for part in np.split(whole[:length], ends)]
+    for row, length in zip(unmasked(arrays)[:ROWS], arrays["length"][:ROWS], strict=True):
+        tokens = row[:length]
+        documents = np.split(tokens, np.flatnonzero(tokens == cache.recipe.eos_id))
+        lines += [str(teacher.decode(document, skip_special_tokens=True)) for document in documents]
     return [unicodedata.normalize(TEXT_FORM, line) for line in lines if line.strip()]
