@@ -33,7 +33,7 @@ def with_short_hashes(text: str) -> str:
 
 
 def noop(*arguments: object) -> None:
-    """For callers that want no progress or lines."""
+    """Do nothing, in place of a callback that the caller does not need."""
 
 
 def visible(text: str) -> str:

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, noop
 from cache_tools.places.destinations import require_no_cache
 from cache_tools.settings import LocalCache
 from cache_tools.sharing.disk_cache import DiskCache
@@ -104,5 +104,5 @@ def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy)
             if not folder.has_exactly(path, len(data), sha256(data)):
                 folder.write(path, [data])
         planned = Plan(source, folder, extent, extent, source.records, lacking={}, is_sealed=False)
-        Transfer(planned, policy, lambda size: None, frozenset(start_chunks(source.cache.recipe))).run()
+        Transfer(planned, policy, noop, frozenset(start_chunks(source.cache.recipe))).run()
     return folder

@@ -8,7 +8,7 @@ from threading import Event
 
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, noop
 from cache_tools.settings import Part
 from cache_tools.sharing.listing import ROOT, Listing, read_listing
 from cache_tools.sharing.locations.folder import Folder
@@ -48,7 +48,7 @@ def take_sealed(source: Listing, folder: Path, policy: RetryPolicy) -> None:
     to = Folder(folder)
     planned = replace(plan(source, to, Part(), policy), extent=whole_extent(source.cache.recipe), lacking={})
     with to.staging():
-        Transfer(planned, policy, lambda size: None).run()
+        Transfer(planned, policy, noop).run()
 
 
 def require_same_seal(source: Listing, cache: Cache) -> None:
