@@ -182,11 +182,10 @@ def _begin_student(
         return shape, new_student(shape, caches, vocabulary, dropout, config.seed, config.init)
     student = earlier_student(Path(config.init), caches, vocabulary, dropout)
     shape = shape_of(student, Path(config.init).name)
-    if (
-        config.student != "auto"
-        and replace(choose_shape(config.student, recipe, len(vocabulary)), name=shape.name) != shape
-    ):
-        raise CometError(f"--student {config.student}: but --init {config.init} is {shape}; omit one", exit_code=2)
+    if config.student != AUTO:
+        asked = choose_shape(config.student, recipe, len(vocabulary))
+        if replace(asked, name=shape.name) != shape:
+            raise CometError(f"--student {config.student}: but --init {config.init} is {shape}; omit one", exit_code=2)
     return shape, student
 
 

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from cache_tools.errors import CometError, printable
 from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
-from cache_tools.store.ledger import CARD as CARD
 from cache_tools.store.ledger import Extent, ShardKey
 from cache_tools.store.provenance import attach_call, name_exclusion, restricts_use, texts_read
 from cache_tools.store.reader import Cache

@@ -8,17 +8,17 @@ from threading import Condition, Event, Thread
 
 from tqdm import tqdm
 
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, noop
 from cache_tools.progress import show_progress
 from cache_tools.settings import Part
-from cache_tools.sharing.card import CARD, MARK, MAX_CARD_BYTES, card
+from cache_tools.sharing.card import MARK, MAX_CARD_BYTES, card
 from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location
 from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.retry import RetryPolicy, retry
 from cache_tools.sharing.transfer import Transfer
-from cache_tools.store.ledger import ShardKey
+from cache_tools.store.ledger import CARD, ShardKey
 from cache_tools.store.reader import Cache
 
 UPLOAD_THREADS = 4  # one shard each: with small files a single thread would mostly wait for answers
@@ -40,7 +40,7 @@ def pushing(
         stop.set()
 
     planned = plan(read_listing(Folder(cache.root), policy), to, Part(), policy)
-    transfer = Transfer(planned, policy, lambda size: None)
+    transfer = Transfer(planned, policy, noop)
     with to.staging():
         transfer.begin()
         uploads = Uploads(cache, transfer, on_failure)

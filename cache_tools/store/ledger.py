@@ -111,7 +111,9 @@ class Extent:
 
 def whole_extent(recipe: Recipe) -> Extent:
     """Return the extent of all arrays and all shards."""
-    shards = {group: ((0, recipe.shards(group)),) if recipe.rows(group) else () for group in GROUPS}
+    shards: dict[str, tuple[tuple[int, int], ...]] = {
+        group: ((0, recipe.shards(group)),) if recipe.rows(group) else () for group in GROUPS
+    }
     return Extent(recipe.recipe_id, tuple(group_arrays(recipe, "train")), shards)
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from cache_tools.errors import CometError, printable
 from cache_tools.settings import LARGEST_BATCH
+from cache_tools.signals import DTYPES
 
 TEXTS = ("language_name", "teacher", "teacher_revision", "teacher_licence")
 COUNTS = ("text_tokens", "unknown_tokens", "documents", "max_tokens", "excluded_documents", "excluded_run_words")
 SOURCES = ("text", "excluded")
 SOURCE_TEXTS = ("name", "revision", "licence")
 OF_EXCLUSION = ("documents", "excluded_documents", "excluded_run_words")
-DTYPES = ("float32", "bfloat16", "float16")
 MOST_NAMED = 3  # texts in one command
 NOT_FREE = re.compile(r"\b(nc|non-?commercial|research|other|proprietary|gated)\b")
 

@@ -8,7 +8,8 @@ from helpers.small_caches import commit, prepare_cache, shard_keys, small_recipe
 
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
-from cache_tools.sharing.card import CARD, card, in_doubt, text_licences
+from cache_tools.sharing.card import card, in_doubt, text_licences
+from cache_tools.store.ledger import CARD
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe()

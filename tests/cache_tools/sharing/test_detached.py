@@ -14,10 +14,9 @@ from helpers.small_caches import NO_START, commit, flip_byte, make_cache, prepar
 from cache_tools import Cache, open_cache
 from cache_tools.cli.verify import as_lines
 from cache_tools.errors import CometError
-from cache_tools.sharing.card import CARD
 from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import TEXT_ARRAYS
-from cache_tools.store.ledger import whole_extent, with_tokens, without_text
+from cache_tools.store.ledger import CARD, whole_extent, with_tokens, without_text
 from cache_tools.verify.verify import verify
 
 RECIPE = small_recipe(**NO_START)

@@ -12,9 +12,9 @@ from helpers.small_caches import commit, prepare_cache, shard_keys, small_recipe
 from cache_tools import Cache, open_cache
 from cache_tools.cli.main import main
 from cache_tools.settings import LocalCache
-from cache_tools.sharing.card import CARD
 from cache_tools.sharing.remote_shards import open_remote
 from cache_tools.sharing.retry import RetryPolicy
+from cache_tools.store.ledger import CARD
 from cache_tools.store.recipe import Recipe
 from cache_tools.store.start import read_start, start_arrays, start_chunks
 

@@ -23,6 +23,7 @@ from cache_tools.sharing.plan import plan
 from cache_tools.sharing.retry import RetryPolicy, Unreachable, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.signals import ATTENTION
+from cache_tools.store.ledger import ShardKey
 from cache_tools.store.staging import STAGING
 from cache_tools.verify.verify import verify
 
@@ -275,8 +276,8 @@ def test_a_larger_pull_that_was_cut_is_no_damage(whole: Cache, tmp_path: Path) -
     planned = plan(read_listing(Folder(whole.root), POLICY), to, Part(), POLICY)
     cut = Transfer(planned, POLICY, lambda size: None)
     with to.staging():
-        cut.copy_shard(("train", 0))
-        cut.copy_shard(("train", 2))
+        cut.copy_shard(ShardKey("train", 0))
+        cut.copy_shard(ShardKey("train", 2))
         cut.copy_files(planned.source.records["train", 1], planned.lacking["train", 1][:3])
     assert open_cache(there).cache_id == part
     done = run("verify", there)

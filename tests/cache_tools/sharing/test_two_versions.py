@@ -15,7 +15,7 @@ from cache_tools.sharing.locations.remote import Remote
 from cache_tools.sharing.plan import Plan, plan
 from cache_tools.sharing.transfer import Transfer
 from cache_tools.store import copy
-from cache_tools.store.ledger import EXTENT, FileRecord, shard_record_path
+from cache_tools.store.ledger import EXTENT, FileRecord, ShardKey, shard_record_path
 from cache_tools.verify.verify import verify
 
 
@@ -221,4 +221,4 @@ def test_another_version_without_all_arrays_is_not_completed(there: Folder, tmp_
         there.staging(),
         pytest.raises(CometError, match=r"shard train 0 is another version than that of .*mine and cannot"),
     ):
-        transfer(late).copy_shard(("train", 0))
+        transfer(late).copy_shard(ShardKey("train", 0))

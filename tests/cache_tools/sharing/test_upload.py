@@ -17,11 +17,10 @@ from cache_tools.build import pipeline
 from cache_tools.build.workers import Worker
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
-from cache_tools.sharing.card import CARD
 from cache_tools.sharing.locations.location import locate
 from cache_tools.signals import family_of
 from cache_tools.store.copy import cut
-from cache_tools.store.ledger import Extent
+from cache_tools.store.ledger import CARD, Extent
 from cache_tools.store.records import write_durably
 
 

@@ -91,7 +91,7 @@ def test_a_record_that_is_written_otherwise_is_noticed(cache: Path, path: str) -
         (lambda comet: comet["provenance"].update(text=[{"name": 1}]), "provenance: text: expected a list of named"),
         (lambda comet: comet["provenance"].update(documents=-1), "provenance: documents: expected a count, found '-1'"),
         (lambda comet: comet["provenance"].update(excluded=[{}]), "provenance: documents: expected a count"),
-        (lambda comet: comet["settings"].update(dtype="load"), "provenance: dtype: expected float32 or bfloat16 or"),
+        (lambda comet: comet["settings"].update(dtype="load"), "provenance: dtype: expected float32 or float16 or"),
         (lambda comet: comet["settings"].update(batch_size=True), "provenance: batch_size: expected a number of rows"),
     ],
 )
