@@ -73,28 +73,26 @@ def options_of(path: Path, parameters: list[click.Parameter]) -> dict[str, Any]:
 
 def _value_of(parameter: click.Parameter, value: Any, where: str) -> Any:
     """Return a TOML value as click takes it. A list stands for a repeated option, or for one that takes commas."""
-    expected = None
+
+    def require(ok: bool, expected: str) -> None:
+        if not ok:
+            raise CometError(f"{where} = {json.dumps(value, default=str)}: expected {expected}", exit_code=2)
+
     if getattr(parameter, "is_flag", False):
-        expected = None if isinstance(value, bool) else "true or false"
-    elif isinstance(value, dict):
-        if parameter.multiple:
-            return [f"{name}={setting!r}" for name, setting in value.items()]
-        expected = None if isinstance(parameter.type, TextOrTable) else "a value, not a table"
-    elif isinstance(value, list):
-        if any(isinstance(part, list | dict | bool) for part in value):
-            expected = "a list of strings or numbers"
-        else:
-            value = [str(part) for part in value]
-            value = value if parameter.multiple else ",".join(value)
-    elif not isinstance(value, str | int | float) or isinstance(value, bool):
-        expected = "a string or a number"
-    elif parameter.multiple:
-        value = [value]
-    if any("\0" in one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)):
-        expected = "text without NUL"
-    if expected is not None:
-        raise CometError(f"{where} = {json.dumps(value, default=str)}: expected {expected}", exit_code=2)
-    return value
+        require(isinstance(value, bool), "true or false")
+        return value
+    if isinstance(value, dict):
+        require(parameter.multiple or isinstance(parameter.type, TextOrTable), "a value, not a table")
+        return [f"{name}={setting!r}" for name, setting in value.items()] if parameter.multiple else value
+    if isinstance(value, list):
+        require(not any(isinstance(part, list | dict | bool) for part in value), "a list of strings or numbers")
+    else:
+        require(isinstance(value, str | int | float) and not isinstance(value, bool), "a string or a number")
+    parts = [str(part) for part in value] if isinstance(value, list) else [value]
+    require(not any("\0" in str(part) for part in parts), "text without NUL")
+    if parameter.multiple:
+        return parts
+    return ",".join(parts) if isinstance(value, list) else value
 
 
 def as_toml(options: Mapping[str, Any]) -> str:
