@@ -104,8 +104,9 @@ class BuildSettings:
     @property
     def token_limit(self) -> int | None:
         """Tokens of text at which reading stops: `max_tokens`, else HUB_TOKENS if any text is from the hub."""
-        from_hub = any(is_hub_text(text) for text in self.text)
-        return self.max_tokens if self.max_tokens is not None else HUB_TOKENS if from_hub else None
+        if self.max_tokens is not None:
+            return self.max_tokens
+        return HUB_TOKENS if any(is_hub_text(text) for text in self.text) else None
 
     def views_of(self, tokens: int) -> int:
         """Return the masked views of each row of a text of so many tokens: `views`, else as many as make VIEW_TOKENS,

@@ -29,17 +29,19 @@ ARRAYS = ("input_ids", "length", "target_position", "target_id")
 def require_other_text(caches: Sequence[Cache]) -> None:
     """Raise CometError if text that one cache validates on is text that another trains on; print a line if it is less
     than a hundredth of the validation."""
-    held_out = [_distinct(cache, "validation") for cache in caches] if len(caches) > 1 else []
+    if len(caches) < 2:
+        return
+    held_out = [_distinct(cache, "validation") for cache in caches]
     found = [np.zeros(len(runs), dtype=np.bool_) for runs in held_out]
     likely = [_leading_bits_of(runs) for runs in held_out]
-    for trained in caches if held_out else ():
+    for trained in caches:
         for hashes in _runs(trained, "train"):
             for cache, runs, filter_, seen in zip(caches, held_out, likely, found, strict=True):
                 if cache is not trained and len(runs):
                     some = hashes[filter_[hashes >> np.uint64(64 - FILTER_BITS)]]
                     place = np.minimum(np.searchsorted(runs, some), len(runs) - 1)
                     seen[place[runs[place] == some]] = True
-    for cache, seen in zip(caches, found, strict=False):
+    for cache, seen in zip(caches, found, strict=True):
         if not seen.any():
             continue
         share = float(seen.mean())

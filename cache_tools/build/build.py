@@ -57,8 +57,8 @@ def build_cache(
     destination = find_destination(push_to, out, worker)
     existing = destination.existing
     begun = begun or _begun(out)  # another worker may have begun while this one waited
-    provenance = begun.provenance if begun else existing.cache.provenance if existing else {}
-    inputs = at_commits(inputs, provenance)
+    known = begun or (existing.cache if existing else None)
+    inputs = at_commits(inputs, known.provenance if known else {})
     whose = begun.provenance if begun else {"text": inputs.text_provenance(), **inputs.teacher_provenance()}
     has_start = bool(begun.recipe.start_layers) if begun else settings.start_layers != "none"
     destination.require_shareable(whose, has_start, i_may_share_this)

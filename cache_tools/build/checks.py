@@ -75,7 +75,8 @@ def _try_teacher(
     mask = torch.arange(settings.seq_len) < lengths[:, None]  # [2, L]
     ids = torch.where(mask, tokenizer.mask_token_id, tokenizer.pad_token_id)
     try:
-        both, longest = (_features(teacher, ids[:n], mask[:n], layers) for n in (2, 1))  # [n, L, H]
+        both = _features(teacher, ids, mask, layers)  # [2, L, H]
+        longest = _features(teacher, ids[:1], mask[:1], layers)  # [1, L, H]
         shortest = _features(teacher, ids[1:, :SHORTEST], mask[1:, :SHORTEST], layers)
     except CometError as error:
         raise CometError(f"{where}: {error}", exit_code=2) from error

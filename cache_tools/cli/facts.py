@@ -130,13 +130,12 @@ def _part_of_whole(cache: Cache) -> str:
 
 def _texts(records: list[dict[str, Any]]) -> str:
     """Return the names of the texts; of several with the tokens that are of each, if the cache says so."""
-    counts = [f" ({one['tokens']:,} tokens)" if one.get("tokens") is not None else "" for one in records]
-    told = [
-        str(record["name"]) + (count if len(records) > 1 else "")
-        for record, count in zip(records, counts, strict=True)
-        if record.get("name")
-    ]
-    return ", ".join(told)
+    texts = []
+    for record in records:
+        if record.get("name"):
+            counted = len(records) > 1 and record.get("tokens") is not None
+            texts.append(f"{record['name']} ({record['tokens']:,} tokens)" if counted else str(record["name"]))
+    return ", ".join(texts)
 
 
 def _listed(records: list[dict[str, Any]], field: str) -> str:

@@ -76,7 +76,11 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
         click.echo(json.dumps(_as_facts(report), indent=1))
     else:
         for line in as_lines(report):
-            color = "red" if line.startswith(DAMAGED) else "green" if line == SOUND else None
+            color = None
+            if line.startswith(DAMAGED):
+                color = "red"
+            elif line == SOUND:
+                color = "green"
             click.echo(painted(visible(line), fg=color))
     sys.exit(1 if report.damage else 0)
 
@@ -109,8 +113,9 @@ def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
 
 
 def _as_facts(report: "Report") -> dict[str, object]:
+    state = "incomplete" if report.missing else "complete"
     return {
-        "state": "damaged" if report.damage else "incomplete" if report.missing else "complete",
+        "state": "damaged" if report.damage else state,
         "deep": report.deep,
         "text_detached": report.attaching is not None,
         "shards": report.shards,

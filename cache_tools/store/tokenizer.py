@@ -94,9 +94,10 @@ def _parts_of(value: Any, where: str, depth: int = 0) -> Iterator[Json]:
         raise CometError(f"{where}: a list of {len(value)} entries beside the vocabulary, expected at most {MAX_STEPS}")
     if isinstance(value, dict):
         yield value
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for part in inner:
-        yield from _parts_of(part, where, depth + 1)
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _parts_of(part, where, depth + 1)
 
 
 def _check_parts(parts: list[Json], where: str) -> None:

@@ -74,10 +74,10 @@ class XzStreams(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         while (stream := self._next_stream()) is not None:
-            if stream.needs_input and not self._rest and not (more := self._file.read(READ_AT_ONCE)):
-                raise EOFError("compressed file ended before the end of a stream")
-            if stream.needs_input:
-                self._rest = self._rest or more
+            if stream.needs_input and not self._rest:
+                self._rest = self._file.read(READ_AT_ONCE)
+                if not self._rest:
+                    raise EOFError("compressed file ended before the end of a stream")
             found = stream.decompress(self._rest, len(view))
             self._rest = stream.unused_data if stream.eof else b""
             if stream.eof:

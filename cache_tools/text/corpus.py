@@ -110,8 +110,7 @@ def spool_documents(
     with bar, id_path.open("wb") as id_file, table_path.open("wb") as table_file:
         total = excluded = 0
         chunks = ((number, chunk) for number, source in enumerate(sources) for chunk in _chunks(documents(source)))
-        while (limit is None or total < limit) and (found := next(chunks, None)) is not None:
-            number, chunk = found
+        for number, chunk in chunks:
             shared = contain_ngram(chunk, ngrams)
             kept = np.flatnonzero(~shared)
             encoded = encode_texts(tokenizer, [chunk[i] for i in kept], None if limit is None else limit - total)
@@ -131,6 +130,8 @@ def spool_documents(
             total += len(ids)
             source_tokens[number] += len(ids)
             bar.update(len(ids))
+            if limit is not None and total >= limit:
+                break
     if not total:
         names = ", ".join(source.name for source in sources)
         what = f"of {excluded:,} documents --exclude leaves none" if excluded else "found no text"

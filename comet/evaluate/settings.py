@@ -13,7 +13,6 @@ from cache_tools.places.destinations import SEAL, require_place
 from cache_tools.text.hub import require_model_name
 from cache_tools.text.languages import find_language
 
-MOST = 2**31 - 1
 MOST_SEEDS = 1000
 PAGE_SIGN, SIGN_WITHIN = b'<meta name="generator" content="comet-eval">', 1024  # by which its pages are known
 
@@ -45,11 +44,14 @@ class EvaluationSettings:
         for name in ("data", "results", "output"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, as_path(getattr(self, name), f"--{name}"))
-        for name in ("task", "language", "device"):
-            require_text(getattr(self, name), {"language": "--lang"}.get(name, f"--{name}"))
-        for name, most in (("seeds", MOST_SEEDS), ("epochs", MOST), ("batch_size", MOST), ("max_length", MOST)):
-            if getattr(self, name) is not None or name != "max_length":
-                require_whole(getattr(self, name), f"--{name.replace('_', '-')}", 1, most)
+        require_text(self.task, "--task")
+        require_text(self.language, "--lang")
+        require_text(self.device, "--device")
+        require_whole(self.seeds, "--seeds", 1, MOST_SEEDS)
+        require_whole(self.epochs, "--epochs", 1)
+        require_whole(self.batch_size, "--batch-size", 1)
+        if self.max_length is not None:
+            require_whole(self.max_length, "--max-length", 1)
         if self.learning_rate is not None:
             require_number(self.learning_rate, "--learning-rate", above=True)
         if not isinstance(self.models, tuple) or not self.models:

@@ -149,16 +149,14 @@ def announcement(
     objective = distiller.objective
     lines = [f"student: {shape}, for a teacher of {caches[0].recipe.teacher_parameters:,} parameters"]
     if vocabulary.trimmed:
-        lines.append(
-            f"vocabulary: {len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: all that the "
-            + ("corpus uses" if len(caches) == 1 else f"{len(caches)} corpora use, each target over those of its own")
-            + ", and those that spell other text"
-            + (
-                f"; {outside:.1%} of the teacher's probability lies on other tokens, which are not learnt"
-                if outside is not None
-                else ""
-            )
-        )
+        used = "the corpus uses"
+        if len(caches) > 1:
+            used = f"the {len(caches)} corpora use, each target over those of its own"
+        line = f"vocabulary: {len(vocabulary):,} of the teacher's {vocabulary.teacher_size:,} tokens: all that {used}"
+        line += ", and those that spell other text"
+        if outside is not None:
+            line += f"; {outside:.1%} of the teacher's probability lies on other tokens, which are not learnt"
+        lines.append(line)
     if (restriction := teacher_restriction(caches[0].provenance)) is not None:
         lines.append(restriction)
     if distiller.matched:

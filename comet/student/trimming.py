@@ -108,8 +108,8 @@ class Merging:
     def _characters(self, token: str) -> list[str]:
         """Return the first symbols of a token: its characters with their marks."""
         prefix, suffix = self.affixes
-        begins = "" if not prefix or not token.startswith(prefix) else prefix
-        ends = "" if not suffix or not token.endswith(suffix) else suffix
+        begins = prefix if token.startswith(prefix) else ""
+        ends = suffix if token.endswith(suffix) else ""
         characters = [prefix + character for character in token[len(begins) : len(token) - len(ends)]]
         if characters:
             characters[0] = begins + characters[0].removeprefix(prefix)

@@ -84,7 +84,9 @@ def temperatures_of(value: Temperature) -> tuple[float, ...]:
 
 def described(value: object) -> str:
     """Format a weight, temperature or any other setting for a reader; None is the default."""
-    return f"{value:g}" if isinstance(value, float) else "default" if value is None else str(value)
+    if value is None:
+        return "default"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _require_pairs(value: object, name: str, example: str) -> None:
