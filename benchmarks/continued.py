@@ -76,7 +76,7 @@ def trained(
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to go on from.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to continue from.")
 @click.option("--language", default="kin", show_default=True)
 @click.option("--tokens", "sizes", type=int, multiple=True, default=tuple(STEPS), show_default=True)
 @click.option("--vocabulary", "vocabularies", multiple=True, default=VOCABULARIES, show_default=True)

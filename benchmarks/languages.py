@@ -68,7 +68,7 @@ def kl_at_the_start(caches: dict[str, Cache], shape: Path) -> dict[str, float]:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to go on from.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to continue from.")
 @click.option("--language", "languages", multiple=True, default=LANGUAGES, show_default=True)
 @click.option("--tokens", default=400_000, show_default=True, help="Of each language.")
 @click.option("--views", type=int, help="Of the caches.  [default: as a build chooses them]")

@@ -209,7 +209,7 @@ class Experiment:
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to go on from.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Caches and results, to continue from.")
 @click.option("--teacher", help="Folder of another teacher.  [default: the shared one]")
 @click.option("--sharpness", default=1.0, show_default=True, help="Factor of the teacher's logits.")
 @click.option("--views", type=int, help="Of the caches.  [default: as a build chooses them]")

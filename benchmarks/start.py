@@ -154,7 +154,7 @@ def at_full_width(cache: Cache, shared: Path, language: str, teacher: str) -> fl
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Cache and results, to go on from.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Cache and results, to continue from.")
 @click.option("--language", default="kin", show_default=True)
 @click.option("--tokens", default=400_000, show_default=True)
 @click.option("--part", "parts", multiple=True, type=click.Choice(list(PARTS)), help="Only these.  [default: all]")

@@ -140,7 +140,7 @@ def measured(make: Callable[[], Arrays], cache: Cache, unseen: Unseen, steps: in
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Cache and results, to go on from.")
+@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Cache and results, to continue from.")
 @click.option("--language", default="kin", show_default=True)
 @click.option("--tokens", default=400_000, show_default=True)
 @click.option("--steps", default=300, show_default=True)

@@ -87,7 +87,7 @@ def new_model(
 
 @click.command(help=__doc__.split("\n\n")[0])
 @click.option("--shared", type=click.Path(exists=True, path_type=Path), required=True, help="The shared data.")
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder, to go on in.")
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder, to continue in.")
 @click.option("--steps", default=40_000, show_default=True, help="Of 2,048 tokens each.")
 @click.option("--layers", default=12, show_default=True)
 @click.option("--hidden", default=512, show_default=True)

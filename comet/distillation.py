@@ -164,7 +164,7 @@ def _train(
     def stop() -> None:
         saver.stop = True
         if saver.processes.first:
-            tqdm.write("stopping after a last checkpoint (once more to stop at once)", file=sys.stderr)
+            tqdm.write("stopping after a last checkpoint (interrupt again to stop at once)", file=sys.stderr)
 
     at_once = f"stopped at once; --resume continues from the last checkpoint in {checkpoints.folder}"
     try:
@@ -179,7 +179,7 @@ def _train(
         if best.measured_at < trainer.state.global_step:
             trainer.evaluate()
     finally:
-        trainer.rows.expect([])  # ends reading ahead; waits for the shard in work unless its cache is closed
+        trainer.rows.expect([])  # ends reading ahead; waits for the current shard unless its cache is closed
     if best.step == 0 and not best.latest.cross_entropy < float("inf"):
         raise trainer.diverged("the validation loss is not finite")
 

@@ -77,14 +77,15 @@ def build_cache(
     restore_lost(cache, missing_shards(cache, worker), inputs.texts, inputs.excluded, tokenizer)
     before = committed_shards(cache, worker)
     if before and (left := missing_shards(cache, worker)):
-        tqdm.write(f"{out}: {len(before):,} of {len(before) + len(left):,} shards are there; going on with the others")
+        total = len(before) + len(left)
+        tqdm.write(f"{out}: {len(before):,} of {total:,} shards are already built; continuing with the rest")
     left_seconds = None if max_hours is None else began + max_hours * 3600 - time.monotonic()
     with stop_event(left_seconds) as stop, destination.pushing(cache, before, stop) as committed:
         if missing_shards(cache, worker):
             tqdm.write(f"{worker}: {fill(cache, teacher, device, stop, worker, committed)}")
     if left := missing_shards(cache, worker):
         shards = "1 shard" if len(left) == 1 else f"{len(left)} shards"
-        raise Stopped(f"{out}: stopped with {shards} to go; run the same command again to go on")
+        raise Stopped(f"{out}: stopped with {shards} to go; run the same command again to continue")
     return cache
 
 
@@ -109,9 +110,9 @@ def stop_event(seconds: float | None = None) -> Iterator[threading.Event]:
 
     def first() -> None:
         stop.set()
-        tqdm.write("stopping after the shard in work, which is all that the bar counts now (once more to stop at once)")
+        tqdm.write("stopping after the current shard, all that the bar counts now (interrupt again to stop at once)")
 
-    with stop_on_signal(first, "stopped at once; the shard in work is lost, run the same command again to go on"):
+    with stop_on_signal(first, "stopped at once; the current shard is lost; run the same command again to continue"):
         if seconds is not None and seconds <= 0:
             stop.set()
         elif seconds is not None:

@@ -27,7 +27,7 @@ from cache_tools.teacher.device import numerics, smaller_batch
 from cache_tools.teacher.forward import DeviceTimer, HostBatch, Launched, TeacherPass, collect, host_batch, seen_mask
 from cache_tools.teacher.model import Teacher
 
-ENCODING_AT_ONCE = 1  # shards queued for the writer, held in memory beside the shard in work
+ENCODING_AT_ONCE = 1  # shards queued for the writer, held in memory beside the current shard
 LAUNCHED_AT_ONCE = 2  # batches on the device: the running one and the next
 
 
@@ -120,7 +120,7 @@ def fill(
 ) -> Throughput:
     """Run the teacher over the worker's missing shards, calling `committed` after each in the writer thread.
 
-    Returns early, after the shard in work, once `stop` is set. If memory runs out, the shard and all after it are
+    Returns early, after the current shard, once `stop` is set. If memory runs out, the shard and all after it are
     computed in batches of half the size; the commit record holds the size.
     An error in any thread ends the build with that error; no thread outlives the call.
     """

@@ -23,7 +23,7 @@ def require_requested(
         raise CometError(
             f"{where}: exists and is another cache than the one asked for "
             f"({with_short_hashes(shortened(differences))}); choose another {option}, or give the options it was begun "
-            "with to go on with it",
+            "with to continue it",
             exit_code=2,
         )
 

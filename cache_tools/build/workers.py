@@ -1,8 +1,8 @@
 """Several workers that build one cache: their division of the shards, and waiting for the first.
 
 Workers share at most the folder: each takes whole shards, and the ledger lists the finished ones. A worker that dies
-loses its shard in work; run it again, or any other division of the same build, to go on. In folders of their own they
-build parts that `comet-cache merge` joins.
+loses its current shard; run it again, or any other division of the same build, to continue. In folders of their own
+they build parts that `comet-cache merge` joins.
 """
 
 import os

@@ -75,7 +75,7 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
     """Copy a part of the cache SRC into the folder DST: a complete smaller cache, or one without its text.
 
     All validation shards are included, so that students of the part and of the whole are measured on the same rows.
-    Nothing is overwritten; run again after a stop to go on.
+    Nothing is overwritten; run again after a stop to continue.
     """
     from cache_tools.sharing.parts import detach, part_extent
     from cache_tools.store.copy import cut
@@ -100,8 +100,8 @@ def subset(source: Path, destination: Path, **options: Any) -> None:
 def merge_caches(sources: tuple[Path, ...], destination: Path) -> None:
     """Join caches SRC… of one recipe, built on different machines, in the folder DST.
 
-    If versions of a shard differ, that of the first SRC is kept. Nothing is overwritten; run again after a stop to go
-    on. Caches of different texts cannot be merged: give them to comet-train together.
+    If versions of a shard differ, that of the first SRC is kept. Nothing is overwritten; run again after a stop to
+    continue. Caches of different texts cannot be merged: give them to comet-train together.
     """
     from cache_tools.store.copy import merge
     from cache_tools.store.reader import open_cache

@@ -55,7 +55,7 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
     here = locate(source, policy)
     if isinstance(here, Folder):
         require_folder(to.root, "DST", here.root)
-    with stop_on_signal(None, "stopped; run the same command again to go on", here.close):
+    with stop_on_signal(None, "stopped; run the same command again to continue", here.close):
         planned = plan(read_listing(here, policy), to, part, policy, expected_id)
         report_larger_part(part, planned.source.cache, planned.extent, list(planned.source.records.values()))
         with to.staging():

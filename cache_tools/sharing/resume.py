@@ -56,7 +56,7 @@ def require_same_seal(source: Listing, cache: Cache) -> None:
     if read_bounded(cache.root / SEAL, MAX_RECORD_BYTES) != source.metadata[SEAL]:
         raise CometError(
             f"{source.location.name}: holds another cache than {cache.root} ({differences(source.cache, cache)}); "
-            "choose another --push-to, or another --out to go on with the cache there",
+            "choose another --push-to, or another --out to continue the cache there",
             exit_code=2,
         )
 

@@ -22,7 +22,7 @@ class Unreachable(CometError):
     """A failure that may pass: worth another try."""
 
     def __init__(self, problem: str) -> None:
-        super().__init__(f"{problem}; run the same command again to go on")
+        super().__init__(f"{problem}; run the same command again to continue")
         self.problem = problem
 
 

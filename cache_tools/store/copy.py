@@ -27,8 +27,8 @@ Track = Callable[[Sequence[ShardKey]], Iterable[ShardKey]]
 
 
 def _require_destination(folder: Path, sources: Sequence[Cache]) -> None:
-    """Raise CometError unless a copy can be made, or gone on with, in the folder: apart from its sources, and without
-    files of other things."""
+    """Raise CometError unless a copy can be made, or continued, in the folder: apart from its sources, and without
+    unrelated files."""
     require_folder(folder, "DST", *(cache.root for cache in sources))
     own = {path.partition("/")[0] for path in (*sources[0].seal.files, SEAL, CARD)}
     found = [path.name for path in sorted(folder.iterdir())] if folder.exists() else []
@@ -109,7 +109,7 @@ def staging_in(folder: Path) -> Iterator[Path]:
 
 def writing_in(folder: Path) -> AbstractContextManager[None]:
     """Raise CometError for errors of the disk inside."""
-    return writing(folder, "the source is safe. Fix the folder and run the same command again to go on")
+    return writing(folder, "the source is safe. Fix the folder and run the same command again to continue")
 
 
 def _publish(

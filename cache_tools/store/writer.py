@@ -162,5 +162,5 @@ def commit_shard(
     except OSError as error:
         raise CometError(
             f"shard {group} {shard} of {root}: cannot be written ({error.strerror or error}); shards committed before "
-            "are safe. Fix the disk and run the same command again to go on"
+            "are safe. Fix the disk and run the same command again to continue"
         ) from error

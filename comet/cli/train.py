@@ -56,7 +56,7 @@ EXAMPLES = (
               "or a JSON file. auto: small.")  # fmt: skip
 @click.option("--vocabulary", type=click.Choice(["auto", "trimmed", "full"]), default="auto",
               help="trimmed: the tokens of the corpus, for a nearer student of the same size. full: all of the "
-              "teacher's, to go on with other languages. auto: trimmed where the tokenizer allows it.")  # fmt: skip
+              "teacher's, to continue with other languages. auto: trimmed where the tokenizer allows it.")  # fmt: skip
 @click.option("--init", default="auto",
               help="Initial weights: start (the teacher's layers), cache (its embeddings), random, or a student's "
               "folder. auto: start where the cache has it, else cache.")  # fmt: skip

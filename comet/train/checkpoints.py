@@ -198,7 +198,7 @@ def seal(checkpoint: Path, finished: bool = False) -> None:
 
 def remove_all_but_newest(checkpoint: Path, count: int) -> None:
     """Remove all checkpoints beside this one, which was just sealed, but so many sealed ones up to it: earlier ones,
-    what a crash cut off, and later ones, which were damaged, since training did not go on from them."""
+    what a crash cut off, and later ones, which were damaged, since training did not continue from them."""
     found = _checkpoints(checkpoint.parent)
     sealed = [path for path in found[found.index(checkpoint) :] if (path / COMPLETE).exists()]
     for path in found:

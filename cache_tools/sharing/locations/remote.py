@@ -122,7 +122,7 @@ class Remote:
                 if time.monotonic() > deadline:
                     raise CometError(
                         f"{self.name}/{path}: slower than {self.policy.min_rate / 1024:.0f} KiB a second; run the same "
-                        "command again to go on"
+                        "command again to continue"
                     )
 
     def _read(self, address: str) -> Blocks:

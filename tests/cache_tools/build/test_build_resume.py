@@ -165,9 +165,9 @@ def test_a_signal_stops_after_the_current_shard(
     assert ended.code == 1
     of_teacher, said, done = ended.stdout.splitlines()
     assert of_teacher.startswith("the teacher names ")
-    assert said.startswith("stopping after the shard in work") and said.endswith(" (once more to stop at once)")
+    assert said.startswith("stopping after the current shard, ") and said.endswith(" (interrupt again to stop at once)")
     assert re.fullmatch(r"teacher: [\d,]+ tokens in [\d.]+ s \([\d,]+ a second\), device idle \d+\.\d%", done)
-    assert ended.stderr == f"{out}: stopped with {left} shards to go; run the same command again to go on\n"
+    assert ended.stderr == f"{out}: stopped with {left} shards to go; run the same command again to continue\n"
     assert not list(out.glob(".*"))
     kept = stamps(committed_files(out))
     assert start().wait().code == 0

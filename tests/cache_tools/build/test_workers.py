@@ -60,7 +60,7 @@ def test_after_the_time_no_shard_begins_and_the_next_run_goes_on(
     settings: BuildSettings, of_one: dict[str, str], tmp_path: Path
 ) -> None:
     short = replace(settings, out=tmp_path / "kin.zarr")
-    with pytest.raises(CometError, match=r"stopped with \d+ shards to go; run the same command again to go on"):
+    with pytest.raises(CometError, match=r"stopped with \d+ shards to go; run the same command again to continue"):
         build_cache(short, max_hours=1e-9)
     committed = len(list((short.out / "ledger").glob("train-*"))) + len(list((short.out / "ledger").glob("val*")))
     assert committed == 0, "it was over before the first shard: the time to prepare counts"

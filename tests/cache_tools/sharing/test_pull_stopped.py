@@ -26,7 +26,7 @@ def test_a_silent_server_is_not_waited_for(tmp_path: Path, path: str, number: si
         ended = running.send(number)
         assert time.monotonic() - asked < AT_ONCE
         assert ended.code == 1
-        assert ended.stderr.splitlines()[-1] == "stopped; run the same command again to go on"
+        assert ended.stderr.splitlines()[-1] == "stopped; run the same command again to continue"
         del server.mischief[path]
         assert Running(["pull", server.url, str(tmp_path / "copy")], tmp_path / "log").wait().code == 0
     assert verify(tmp_path / "copy").damage == []

@@ -162,7 +162,7 @@ def test_another_cache_is_refused_before_anything_is_built(machines: list[Machin
     assert ended.code == 2
     assert re.fullmatch(
         r"error: \S+: exists and is another cache than the one asked for \(--seed: asked 3, the cache has 0; --top-k: "
-        r"asked 9, the cache has 8\); choose another --push-to, or give the options it was begun with to go on with "
+        r"asked 9, the cache has 8\); choose another --push-to, or give the options it was begun with to continue "
         r"it\n",
         ended.stderr,
     )

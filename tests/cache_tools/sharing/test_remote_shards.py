@@ -93,9 +93,9 @@ def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, wh
     [
         (hostile.wrong_bytes, "but the ledger has"),
         (hostile.endless, "more than the .* bytes of the ledger; the file there is damaged"),
-        (hostile.truncated, "run the same command again to go on"),
+        (hostile.truncated, "run the same command again to continue"),
         (hostile.answering(404), "not there, though the ledger lists it; the cache there is damaged"),
-        (hostile.answering(503), "the server answered 503; run the same command again to go on"),
+        (hostile.answering(503), "the server answered 503; run the same command again to continue"),
         (hostile.redirecting("file:///etc/passwd"), "redirects to file:, which is refused"),
     ],
 )

@@ -129,5 +129,5 @@ def test_nobody_answers_is_one_line_without_keys(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr("cache_tools.sharing.retry.RetryPolicy", lambda: RetryPolicy(timeout=2, retries=0))
         done = run("pull", f"{running.pull}/kin.zarr", tmp_path / "kin.zarr")
     assert (done.exit_code, done.stderr.count("\n")) == (1, 1)
-    assert "run the same command again to go on" in done.stderr
+    assert "run the same command again to continue" in done.stderr
     assert not any(secret in done.output for secret in running.environment.values() if "key" in secret)

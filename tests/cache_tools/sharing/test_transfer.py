@@ -105,7 +105,7 @@ def test_a_disk_that_is_full_is_one_line(whole: Cache, tmp_path: Path, monkeypat
     assert done.exit_code == 1
     assert done.stderr == (
         f"error: {tmp_path / 'there'}: cannot be written (No space left on device); the source is safe. Fix the "
-        "folder and run the same command again to go on\n"
+        "folder and run the same command again to continue\n"
     )
     monkeypatch.undo()
     assert pull(whole.root, tmp_path / "there").cache_id == whole.cache_id

@@ -140,7 +140,7 @@ def test_a_second_signal_waits_for_no_upload(
     with (
         signal_after(1, settings.out, [signal.SIGINT, signal.SIGINT]),
         held_uploads(monkeypatch, lambda: False),
-        pytest.raises(KeyboardInterrupt, match="stopped at once; the shard in work is lost"),
+        pytest.raises(KeyboardInterrupt, match="stopped at once; the current shard is lost"),
     ):
         build_cache(settings, push_to=memory, i_may_share_this=True)
     assert time.monotonic() - begun < 20

@@ -61,7 +61,7 @@ def test_three_processes_stop_resume_and_train_as_one(cache: Cache, tmp_path: Pa
         ended = [one.wait() for one in running]
         assert all(one.code for one in ended), "stopped"
         errors = "".join(one.stderr for one in ended)
-        assert errors.count("stopping after a last checkpoint (once more to stop at once)") == 1, errors
+        assert errors.count("stopping after a last checkpoint (interrupt again to stop at once)") == 1, errors
         assert "run again with --resume to continue" in errors, errors
         histories[processes] = losses(max(checkpoints_of(output), key=lambda path: int(path.name.split("-")[1])))
         ended = [one.wait() for one in start_together(cache, output, processes, *given, "--resume")]
