@@ -1,4 +1,4 @@
-"""What teacher, tokenizer and text must allow, before the hours of a build are spent on them."""
+"""Checks of teacher, tokenizer and text, made before hours are spent on a build."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ from cache_tools.text.tokenizer import vocabulary_size
 NO_ATTENTION = "--attention-layers none"
 MANY_REPEATED = 0.25  # of all documents
 MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
-SHORTEST = 2  # tokens of a row that the teacher is tried with
+SHORTEST = 2  # tokens of the shortest row that the teacher is tried with
 SAME = 1e-3  # relative to the largest feature, in float32
 TOKENS_TRIED, ROWS_AT_ONCE = 4096, 8
 HARDLY_BETTER = 2.0  # times a unigram model's accuracy
@@ -69,7 +69,7 @@ def _try_teacher(
     settings: BuildSettings, teacher: Teacher, tokenizer: PreTrainedTokenizerFast, layers: tuple[int, ...]
 ) -> None:
     """Raise CometError if the teacher cannot read the shortest and the longest row, with the attention of these layers,
-    or reads a row otherwise when it is padded."""
+    or reads a row differently when it is padded."""
     where, kind = f"teacher {settings.teacher}", type(teacher.model).__name__
     lengths = torch.tensor([settings.seq_len, SHORTEST])
     mask = torch.arange(settings.seq_len) < lengths[:, None]  # [2, L]
@@ -91,8 +91,8 @@ def _try_teacher(
     for alone, padded in ((longest[0], both[0]), (shortest[0], both[1, :SHORTEST])):
         if not (alone - padded).abs().max() <= SAME * alone.abs().max():
             raise CometError(
-                f"{where}: {kind} reads a row otherwise beside another, or with padding behind it, so that what it "
-                "says would depend on its neighbours; choose another teacher",
+                f"{where}: {kind} reads a row differently beside another, or with padding behind it, so its outputs "
+                "would depend on the batch; choose another teacher",
                 exit_code=2,
             )
 
@@ -108,17 +108,17 @@ def _features(teacher: Teacher, ids: Tensor, mask: Tensor, layers: tuple[int, ..
 
 
 def check_unknown_tokens(teacher: str, spool: Spool, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Print how much of the text the tokenizer does not know, if it is much. Raises CometError if it is half."""
+    """Print the share of unknown tokens in the text if it is large. Raises CometError from one half on."""
     share = spool.counts[tokenizer.unk_token_id] / spool.total
     said = f"{share:.1%} of the tokens of this text are unknown to the tokenizer of {teacher}"
     if share >= MOST_UNKNOWN:
         raise CometError(
-            f"--text: {said}, so a student would learn to read as little; use a teacher that was trained on this "
-            "language and script",
+            f"--text: {said}, so a student could not read them either; use a teacher that was trained on this language "
+            "and script",
             exit_code=2,
         )
     if share >= MANY_UNKNOWN:
-        tqdm.write(f"{said}: no student will know them either; is this its script?")
+        tqdm.write(f"{said}: no student will know them either; was the teacher trained on this script?")
 
 
 @torch.no_grad()
@@ -130,14 +130,14 @@ def check_accuracy(
     counts: NDArray,
     mask_id: int,
 ) -> None:
-    """Print how many masked tokens the teacher names in the first of these rows of a shard, beside a unigram model.
+    """Print how many masked tokens the teacher predicts in the first of these rows of a shard, and a unigram model.
 
     `counts` [V] are the occurrences of each token of the corpus, 0 of special ones. The teacher reads the rows on
     `device`, and is on the CPU before and after. Raises CometError if it is no better than always saying the most
     frequent token, unless `weak_teacher` is set.
     """
     reading = teacher.to(device, torch.float32)
-    named_right = frequent = tried = 0
+    right = frequent = tried = 0
     for first in range(0, min(-(-TOKENS_TRIED // settings.seq_len), len(rows["length"])), ROWS_AT_ONCE):
         ids, length, position, label = (
             torch.from_numpy(rows[name][first : first + ROWS_AT_ONCE].astype(np.int64))
@@ -150,19 +150,19 @@ def check_accuracy(
         hidden = reading.hidden_states(ids.to(device), mask.to(device), None)
         logits = reading.head.logits(reading.transform(hidden[row, position[row, slot]]))  # [T, V]
         truth = label[row, slot]
-        named_right += int((logits.argmax(1).cpu() == truth).sum())
+        right += int((logits.argmax(1).cpu() == truth).sum())
         frequent += int((truth == int(counts.argmax())).sum())
         tried += len(truth)
     teacher.to(torch.device("cpu"), torch.float32)
     if not tried:
         return
     said = (
-        f"the teacher names {named_right / tried:.1%} of {tried:,} masked tokens of this text; its most frequent token "
-        f"alone would be right for {frequent / tried:.1%}"
+        f"the teacher predicts {right / tried:.1%} of {tried:,} masked tokens of this text; its most frequent "
+        f"token alone would be right for {frequent / tried:.1%}"
     )
-    if named_right > frequent or settings.weak_teacher or tried < FEWEST_JUDGED:
-        doubt = "; that is hardly more: is the text in a language of this teacher?"
-        tqdm.write(said + (doubt if named_right < HARDLY_BETTER * frequent else ""))
+    if right > frequent or settings.weak_teacher or tried < FEWEST_JUDGED:
+        doubt = "; that is hardly better: was the teacher trained on this language?"
+        tqdm.write(said + (doubt if right < HARDLY_BETTER * frequent else ""))
         return
     raise CometError(
         f"teacher {settings.teacher}: {said}: it was not trained to fill masks, or not on this language, or its "
@@ -173,7 +173,7 @@ def check_accuracy(
 
 
 def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:
-    """Print which texts gave no token, and how many documents are repeated, if it is many."""
+    """Print which texts gave no tokens, and how many documents are repeated if there are many."""
     if unread := [text.name for text, tokens in zip(texts, spool.source_tokens, strict=True) if not tokens]:
         if limit is not None and spool.total >= limit:
             why = f"{limit:,} tokens were reached before (--max-tokens)"
@@ -181,11 +181,11 @@ def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: 
             why = "there is no text in it, or --exclude left it out"
         else:
             why = "there is no text in it"
-        tqdm.write(visible(f"--text: not a token is of {named(unread)}: {why}"))
+        tqdm.write(visible(f"--text: no token comes from {named(unread)}: {why}"))
     if spool.repeated >= MANY_REPEATED * spool.document_count:
         tqdm.write(
             f"{spool.repeated:,} of {spool.document_count:,} documents repeat another word for word: is a text given "
-            "twice, as it is and compressed?"
+            "twice, plain and compressed?"
         )
 
 

@@ -72,7 +72,7 @@ EXAMPLES = (
               help="Views in a chain: each but the first begins from the one before, its masked tokens filled by the "
               "teacher. 4 helps with a text of a few thousand tokens; 1 leaves every view to the text.")  # fmt: skip
 @click.option("--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that each view masks.")
-@click.option("--top-k", default=BuildSettings.top_k, help="Most tokens kept at each target.")
+@click.option("--top-k", default=BuildSettings.top_k, help="Largest number of tokens kept at each target.")
 @click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,
               help="threshold: every token with probability above 1/k, and an unbiased sample of the others. topk: the "
               "k best tokens, and the mass of all others.")  # fmt: skip
@@ -80,13 +80,13 @@ EXAMPLES = (
               help="Layers whose attention is kept: spread:N (evenly, with the last), every:N, last, all, none, "
               "or numbers such as -1,-7.")  # fmt: skip
 @click.option("--attention-queries", default=BuildSettings.attention_queries,
-              help="Keep the attention of one token in this many, other ones in every row and layer.")  # fmt: skip
+              help="Keep the attention of one token in this many, different ones in every row and layer.")  # fmt: skip
 @click.option("--attention-keys", type=int,
-              help="Most tokens kept that such a token attends to: those with a share above 1/k, and a sample of the "
+              help="Largest number of keys kept for each such token: those with a share above 1/k, and a sample of the "
               f"others.  [default: {ATTENTION_KEYS}, or --seq-len if less]")  # fmt: skip
 @click.option("--start-layers", default=BuildSettings.start_layers,
               help="The teacher's layers that students may start from: all, none, spread:N, every:N, last, or numbers. "
-              "auto: all, or none of a teacher whose kind of layers is not known.")  # fmt: skip
+              "auto: all, or none if the kind of the teacher's layers is unknown.")  # fmt: skip
 @click.option("--start-width", type=int,
               help="The widest student that may start from them.  "
               f"[default: the widest up to {START_WIDTH} that the teacher's heads divide]")  # fmt: skip
@@ -100,7 +100,7 @@ EXAMPLES = (
 @click.option(
     "--weak-teacher",
     is_flag=True,
-    help="Build even if the teacher names masked tokens no better than the most frequent token would.",
+    help="Build even if the teacher predicts masked tokens no better than the most frequent token would.",
 )
 @click.option("--seed", default=0, help="Seed of the masking.")
 @click.option("--max-hours", type=float,
@@ -183,4 +183,4 @@ def _say_if_complete(out: Path) -> None:
 
     # unlike Path.is_file, isfile is also False for a name that no disk takes
     if isfile(out / "zarr.json") and not any(map(open_cache(out).missing, GROUPS)):
-        say_on_terminal(f"{out}: complete already; comparing it with the teacher and the text")
+        say_on_terminal(f"{out}: already complete; comparing it with the teacher and the text")

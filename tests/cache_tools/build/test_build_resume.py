@@ -164,7 +164,7 @@ def test_a_signal_stops_after_the_current_shard(
     assert 0 < left < len(records(whole.folder)) - 1
     assert ended.code == 1
     of_teacher, said, done = ended.stdout.splitlines()
-    assert of_teacher.startswith("the teacher names ")
+    assert of_teacher.startswith("the teacher predicts ")
     assert said.startswith("stopping after the current shard, ") and said.endswith(" (interrupt again to stop at once)")
     assert re.fullmatch(r"teacher: [\d,]+ tokens in [\d.]+ s \([\d,]+ a second\), device idle \d+\.\d%", done)
     assert ended.stderr == f"{out}: stopped with {left} shards to go; run the same command again to continue\n"
@@ -213,7 +213,7 @@ def test_files_that_vanish_during_a_build(tmp_path: Path, whole: Build, start: C
             vanished += 1
     ended = running.wait()
     if ended.code:
-        assert ended.stdout.startswith("the teacher names ") and ended.stdout.count("\n") == 1
+        assert ended.stdout.startswith("the teacher predicts ") and ended.stdout.count("\n") == 1
         assert_one_error_line(replace(ended, stdout=""), 1, "kin.zarr", "No such file or directory")
     assert vanished
     ended = start().wait()

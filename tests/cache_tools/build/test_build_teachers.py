@@ -207,4 +207,4 @@ def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path, sample_text: 
     of_kind("ConvBertForMaskedLM", embedding_size=32, head_ratio=2, conv_kernel_size=3)(teacher, sample_text)
     options = OPTIONS | {"attention_layers": "none"}
     refused = build(tmp_path / "kin.zarr", teacher, sample_text, tmp_path / "log", **options)
-    assert_one_error_line(refused, 2, "ConvBertForMaskedLM reads a row otherwise beside another, or with padding")
+    assert_one_error_line(refused, 2, "ConvBertForMaskedLM reads a row differently beside another, or with padding")

@@ -129,7 +129,7 @@ def test_rows_whose_reading_depends_on_padding(tmp_path: Path, sample_text: Path
     """FNet mixes all positions of a batch, padding too."""
     folder = of_family(tmp_path / "teacher", sample_text, FNetConfig)
     message = refused(folder, sample_text, attention_layers="none")
-    assert "FNetForMaskedLM reads a row otherwise beside another, or with padding behind it" in message
+    assert "FNetForMaskedLM reads a row differently beside another, or with padding behind it" in message
 
 
 @pytest.mark.parametrize("config", [CamembertConfig, Data2VecTextConfig])
@@ -250,7 +250,7 @@ def test_how_many_masked_tokens_the_teacher_names_is_said(
             if position != 65535 and int(inputs[position]) == cache.recipe.mask_id:
                 right, often, tried = right + (int(best[position]) == label), often + (label == frequent), tried + 1
     assert said == (
-        f"the teacher names {right / tried:.1%} of {tried:,} masked tokens of this text; its most frequent token "
+        f"the teacher predicts {right / tried:.1%} of {tried:,} masked tokens of this text; its most frequent token "
         f"alone would be right for {often / tried:.1%}"
     )
     assert right > 2 * often > 0
@@ -262,7 +262,7 @@ def test_a_teacher_that_is_hardly_better_than_one_token_is_doubted(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(checks, "HARDLY_BETTER", 1000.0)
     build_cache(build_settings(tmp_path / "kin.zarr", sample_teacher, sample_text, weak_teacher=False))
-    assert "; that is hardly more: is the text in a language of this teacher?\n" in capsys.readouterr().out
+    assert "; that is hardly better: was the teacher trained on this language?\n" in capsys.readouterr().out
 
 
 def test_a_teacher_that_knows_nothing_is_refused(
@@ -276,12 +276,12 @@ def test_a_teacher_that_knows_nothing_is_refused(
     save_file(tensors, teacher / "model.safetensors", metadata={"format": "pt"})
     settings = build_settings(tmp_path / "kin.zarr", teacher, sample_text, weak_teacher=False, rows_per_shard=64)
     with pytest.raises(
-        CometError, match=rf"^teacher {teacher}: the teacher names 0\.\d% of \d+ masked .* --weak-teacher"
+        CometError, match=rf"^teacher {teacher}: the teacher predicts 0\.\d% of \d+ masked .* --weak-teacher"
     ):
         build_cache(settings)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
     build_cache(replace(settings, weak_teacher=True))
-    assert "the teacher names 0." in capsys.readouterr().out
+    assert "the teacher predicts 0." in capsys.readouterr().out
 
 
 def test_rows_that_begin_otherwise_than_in_pretraining(sample_teacher: Path, sample_text: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_text_behind_the_limit_is_said_not_to_be_read(
     texts: Path, sample_teacher: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = settings(texts, sample_teacher, "a.txt", "b.txt", max_tokens=700)
-    said = "--text: not a token is of b.txt: 700 tokens were reached before (--max-tokens)\n"
+    said = "--text: no token comes from b.txt: 700 tokens were reached before (--max-tokens)\n"
     estimate(asked)
     assert said in capsys.readouterr().out
     cache = build_cache(asked)
@@ -62,7 +62,7 @@ def test_a_text_behind_the_limit_is_said_not_to_be_read(
 
 def test_what_is_of_each_text_is_told(texts: Path, sample_teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cache = build_cache(settings(texts, sample_teacher, "a.txt", "blank.txt", "b.txt", max_tokens=None))
-    assert "--text: not a token is of blank.txt: there is no text in it\n" in capsys.readouterr().out
+    assert "--text: no token comes from blank.txt: there is no text in it\n" in capsys.readouterr().out
     a, blank, b = (text["tokens"] for text in open_cache(cache.root).provenance["text"])
     assert a + b == cache.provenance["text_tokens"] and 0 == blank < b < a * 2
     alone = settings(texts, sample_teacher, "b.txt", max_tokens=None)

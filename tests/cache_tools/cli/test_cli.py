@@ -86,7 +86,7 @@ def test_colours_are_for_terminals_whose_owner_wants_them(sample_cache: Path, tm
 
 def test_a_terminal_is_told_at_once_that_a_cache_is_complete(sample_cache: Path) -> None:
     shown = on_a_terminal("build", "--sample", "--seq-len", "32", "--out", str(sample_cache)).splitlines()
-    complete = f"{sample_cache}: complete already; comparing it with the teacher and the text"
+    complete = f"{sample_cache}: already complete; comparing it with the teacher and the text"
     assert shown[:2] == [complete, "loading torch …"]
     assert "--seq-len: asked 32, the cache has 128" in shown[-1]
 
@@ -125,7 +125,7 @@ def test_the_dry_run_estimates_and_leaves_nothing(
     recipe = open_cache(sample_cache).recipe
     of_views, of_teacher, costs = done.stdout.splitlines()
     assert of_views.startswith("16 masked views of each row, ")
-    assert of_teacher.startswith("the teacher names ")
+    assert of_teacher.startswith("the teacher predicts ")
     assert costs.startswith(f"dry run, nothing kept: {recipe.train_rows + recipe.validation_rows:,} rows from ")
     estimated = float(done.stdout.split("about ")[1].split(" MB")[0]) * 1e6
     actual = sum(path.stat().st_size for path in sample_cache.rglob("*") if path.is_file())
