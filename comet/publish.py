@@ -26,4 +26,4 @@ def published_folder(path: Path) -> Iterator[Path]:
             folder.rename(path)
         except OSError as error:
             way_out = "remove it, or give another --output, and run again"
-            raise CometError(f"--output {path}: came to exist meanwhile; {way_out}") from error
+            raise CometError(f"--output {path}: was created meanwhile; {way_out}") from error

@@ -42,7 +42,7 @@ def _changed_objective(given: dict[str, Any], name: str, where: str) -> Objectiv
         require_text(base, "base", tuple(OBJECTIVES))
         known = {field.name for field in fields(Objective)} - set(NOT_IN_FILES)
         if unknown := sorted(set(given) - known - {"base"}):
-            raise CometError(f"there is no {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+            raise CometError(f"unknown field {', '.join(unknown)}; expected some of {', '.join(sorted(known))}")
         changed = {field: _of_toml(field, value) for field, value in given.items() if field != "base"}
         return replace(OBJECTIVES[base], name=name, differs_from_paper=(), **changed)
     except CometError as error:

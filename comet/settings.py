@@ -85,7 +85,7 @@ class Distilled:
     """The result of a training: the student's folder, what it began with, and its validation before and after.
 
     The student is the best checkpoint, that of `best_step`. There are fewer `steps` than `planned_steps` if validations
-    brought nothing better. `row_before` and `row_after` are its predictions in the first validation row.
+    brought no improvement. `row_before` and `row_after` are its predictions in the first validation row.
     `of_each_cache` is its validation on the rows of each that has some, by name, if there are several.
     """
 

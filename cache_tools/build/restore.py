@@ -72,7 +72,7 @@ def rebuild_tokens(
     if recipe.continued_views > 1:
         raise CometError(
             f"{cache.root}: its views continue one another (--continue-views), so its text alone does not give its "
-            "tokens; copy it again from where it is whole, or build it anew"
+            "tokens; copy them again from a whole copy, or build the cache again"
         )
     whole = len(sources) == len(provenance.get("text", []))
     mismatches = _source_mismatches(sources, provenance.get("text", []) if whole else texts_read(provenance), "--text")

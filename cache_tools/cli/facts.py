@@ -100,7 +100,7 @@ def _computed(records: Mapping[ShardKey, ShardRecord]) -> dict[str, object]:
     ways = numerics_of(records.values())
     if not ways:
         return {}
-    return {"computed": ways[0] + ("; the others otherwise" if len(ways) > 1 else "")}
+    return {"computed": ways[0] + ("; the others differently" if len(ways) > 1 else "")}
 
 
 def _unknown(provenance: dict[str, Any]) -> dict[str, object]:

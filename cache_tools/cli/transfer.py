@@ -75,15 +75,15 @@ def pull(source: str, destination: str, expected_id: str | None, **options: Any)
 @click.argument("source", metavar="SRC")
 @click.argument("destination", metavar="DST")
 @click.option("--i-may-share-this", is_flag=True, 
-              help="Go on if the licence of a text or of the teacher is unknown or restricts its use.")  # fmt: skip
+              help="Push even if the licence of a text or of the teacher is unknown or restricts its use.")  # fmt: skip
 @detach_option
 @one_line_errors
 def push(source: str, destination: str, i_may_share_this: bool, detach_text: bool) -> None:
     """Copy the cache in the folder SRC to DST, a folder or a URL that fsspec can write to.
 
     A cache holds its text word for word, and layers of its teacher: share it only if you may share both. With
-    --detach-text the text stays here, and only people who have it, too, can train; the teacher's signals are not
-    anonymous all the same. A README.md that describes the cache is written beside it. Run again to copy only what is
+    --detach-text the text stays here, and only people who already have it can train; even so, the teacher's signals
+    are not anonymous. A README.md that describes the cache is written beside it. Run again to copy only what is
     missing: after a stop, or when more has been built.
     """
     from cache_tools.sharing.card import require_consent, say_whose
@@ -118,7 +118,7 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
 
 
 def _require_all_built(planned: "Plan") -> None:
-    """Raises CometError if the source lacks shards, too."""
+    """Raise CometError if the source itself lacks shards."""
     if planned.missing:
         raise CometError(
             f"{planned.source.location.name}: {len(planned.missing)} shards are not built yet; all others are copied. "

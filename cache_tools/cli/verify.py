@@ -155,7 +155,7 @@ def as_lines(report: "Report") -> list[str]:
 def _way_out(left: list["Damage"]) -> str:
     """Return what to do about damage outside shards."""
     if all(damage.foreign for damage in left):
-        return "Remove what does not belong: of the cache itself nothing is damaged"
+        return "Remove what does not belong; the cache itself is not damaged"
     foreign = ", and remove what does not belong" if any(damage.foreign for damage in left) else ""
     return f"Copy the damaged files from a sound copy, or build the cache again{foreign}"
 

@@ -50,9 +50,9 @@ def say_whose(provenance: Mapping[str, Any], has_start: bool, has_text: bool = T
         tqdm.write(f"a cache holds {name}, under its licence ({licence})")
     named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(provenance).items())
     if has_text:
-        tqdm.write(f"a cache holds its text word for word; this one that of {named}")
+        tqdm.write(f"a cache holds its text word for word; this one holds that of {named}")
     else:
-        tqdm.write(f"no text is moved, not that of {named}. {NOT_ANONYMOUS}")
+        tqdm.write(f"no text is copied; that of {named} stays here. {NOT_ANONYMOUS}")
 
 
 def require_consent(

@@ -74,14 +74,14 @@ def _fitting_count(sizes: list[int], room: float) -> int:
 def detach(cache: Cache, part: Part) -> Extent:
     """Return the extent of a cache, without its text if the part is detached from it.
 
-    Raises CometError if nobody could attach the text again.
+    Raises CometError if the text could not be attached again.
     """
     if not part.detach_text:
         return cache.extent
     if cache.recipe.continued_views > 1:
         raise CometError(
-            f"{cache.name}: --detach-text: its views continue one another (--continue-views), so nobody could attach "
-            "the text again; share it with its text, or build it without --continue-views",
+            f"{cache.name}: --detach-text: its views continue one another (--continue-views), so the text could not be "
+            "attached again; share it with its text, or build it without --continue-views",
             exit_code=2,
         )
     return without_text(cache.extent)

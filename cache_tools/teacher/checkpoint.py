@@ -1,4 +1,4 @@
-"""What a checkpoint says and the model of transformers does not compute: weights left out, settings ignored."""
+"""Refuse a checkpoint that transformers would compute only in part: weights left out, settings ignored."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ OF_NO_USE = re.compile(
 
 
 def require_whole(name: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
-    """Raise CometError if the model lacks weights, or has others than its checkpoint, or computes something else.
+    """Raise CometError if the model lacks weights, or its checkpoint has weights or settings that it does not use.
 
-    `loading` is what transformers says about the loading.
+    `loading` is the loading info of transformers' `from_pretrained`.
     """
     if others := sorted(loading["mismatched_keys"] or []):
         key, found, expected = others[0]
@@ -35,7 +35,7 @@ def require_whole(name: str, model: PreTrainedModel, loading: Mapping[str, Any])
     if unused := [key for key in sorted(loading["unexpected_keys"] or []) if OF_NO_USE.search(key) is None]:
         raise CometError(
             f"teacher {name}: the checkpoint holds {_some(unused)}, which {type(model).__name__} of transformers does "
-            "not use: it would compute something else than was trained; choose a teacher that it knows whole"
+            "not use, so it would not compute what was trained; choose a teacher that it supports in full"
         )
     config = model.config
     positions = getattr(config, "position_embedding_type", None) or "absolute"

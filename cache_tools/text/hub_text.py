@@ -82,7 +82,7 @@ def hub_documents(text: HubText) -> Iterator[str]:
     what = f"--text {text.name}"
     if Path(text.repository).exists():
         raise CometError(
-            f"{what}: a folder of that name is here and would be read instead; run from another folder",
+            f"{what}: a folder of that name exists here and would be read instead; run from another folder",
             exit_code=2,
         )
     datasets.logging.set_verbosity(CRITICAL)

@@ -30,7 +30,7 @@ LOADED_FROM = ("is_local", "local_files_only")  # how it was loaded, which would
 def load_model_tokenizer(folder: Path, where: str, lines: Iterable[str] = ()) -> PreTrainedTokenizerBase:
     """Load the tokenizer in a model's folder, a fast one if there is one for its class.
 
-    Prints how many of the first `lines` transformers itself would read otherwise, if any.
+    Prints how many of the first `lines` transformers itself would read differently, if any.
     Raises CometError, from `where` on, if the folder holds none of its files or they contradict each other, and
     whatever transformers raises.
     """
@@ -56,9 +56,9 @@ def load_model_tokenizer(folder: Path, where: str, lines: Iterable[str] = ()) ->
     compared = list(islice(lines, COMPARED))
     if others := _read_otherwise(tokenizer, as_written, compared):
         tqdm.write(
-            f"{where}: {others:,} of the first {len(compared):,} lines are read as its tokenizer.json says, and "
-            f"otherwise by transformers' {type(tokenizer).__name__}; to have both alike, write PreTrainedTokenizerFast "
-            "for tokenizer_class in a copy of its tokenizer_config.json"
+            f"{where}: {others:,} of the first {len(compared):,} lines are read as its tokenizer.json says, but "
+            f"differently by transformers' {type(tokenizer).__name__}; to make both agree, set tokenizer_class to "
+            "PreTrainedTokenizerFast in a copy of its tokenizer_config.json"
         )
     return as_written
 
@@ -101,7 +101,7 @@ def _require_its_own_ends(tokenizer: PreTrainedTokenizerFast, name: str) -> None
             token, other = (tokenizer.convert_ids_to_tokens(i) for i in (expected, *found))
             raise CometError(
                 f"teacher {name}: its tokenizer.json puts {other} {'before' if role == 'cls' else 'after'} a text, but "
-                f"its {role} token is {token}: the teacher would read rows as it never saw them; correct "
+                f"its {role} token is {token}: the teacher would read rows unlike any it was trained on; correct "
                 f"{role}_token in a copy of its tokenizer_config.json"
             )
 

@@ -65,7 +65,7 @@ def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_len
 def how_long(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
     """Return a line on how long further fine-tunings will take, if it is in proportion to the latency of each model."""
     return (
-        f"about {duration(seconds_per_ms * sum(latencies_ms))} more for the other {len(latencies_ms):,}, to judge by "
+        f"about {duration(seconds_per_ms * sum(latencies_ms))} more for the other {len(latencies_ms):,}, judging by "
         "the speed of each model"
     )
 

@@ -123,6 +123,6 @@ def find_task(name: str) -> Task:
     by_name = {task.name: task for task in TASKS}
     if name not in by_name:
         near = get_close_matches(name.lower(), by_name, n=1)
-        advice = f"did you mean {near[0]}? There are" if near else "expected"
-        raise CometError(f"--task {name}: no such task; {advice} {', '.join(by_name)}", exit_code=2)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise CometError(f"--task {name}: no such task; expected {', '.join(by_name)}{hint}", exit_code=2)
     return by_name[name]

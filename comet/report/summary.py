@@ -105,7 +105,7 @@ def _steps(objective: Objective, result: Distilled) -> str:
     if result.steps == result.planned_steps:
         return f"{counted(result.steps, 'step')} {seconds}"
     stopped = f"stopped after {result.steps:,} of {result.planned_steps:,} steps {seconds}"
-    return f"{stopped}, since {counted(objective.patience, 'validation')} brought nothing better"
+    return f"{stopped}, since {counted(objective.patience, 'validation')} brought no improvement"
 
 
 def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) -> str:
@@ -117,7 +117,7 @@ def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) ->
         ("parameters", "", f"{result.parameters:,}", f"{result.teacher_parameters:,}"),
     ])  # fmt: skip
     if not result.best_step:
-        lines.append("No epoch brought the student nearer; it is unchanged. Try a lower --learning-rate or more text.")
+        lines.append("No epoch brought the student closer; it is unchanged. Try a lower --learning-rate or more text.")
     return "\n".join(
         [
             f"{_steps(objective, result)}; best checkpoint at step {result.best_step}, "

@@ -65,7 +65,7 @@ def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
         if len(joined := joined_caches(shape, caches)) > 1:
             width += f" in the components of the texts of {', '.join(Path(one.name).name for one in joined)} together"
         without = [Path(other.name).name for other in caches if not other.recipe.start_layers]
-        mean = f"; tokens of {', '.join(without)} alone begin at the mean, for want of a start there" if without else ""
+        mean = f"; tokens found only in {', '.join(without)}, without a start, begin at the mean" if without else ""
         return f"layers {layers} of the teacher's 0–{recipe.teacher_layers - 1}, {width}{mean}"
     known = {"cache": "the teacher's embeddings and a random body", "random": "random weights"}
     return known.get(init, f"the student in {Path(init).name}")

@@ -82,7 +82,7 @@ class Checkpoints:
                 )
                 raise CometError(
                     f"--resume: the training in {self.folder} was begun differently ({differences}); give the options "
-                    "it was begun with, or remove that folder to begin anew without --resume",
+                    "it was begun with, or remove that folder to start over without --resume",
                     exit_code=2,
                 )
         else:

@@ -34,6 +34,6 @@ def collide(path: Path) -> None:
 
 
 def test_what_came_to_exist_meanwhile_stays(tmp_path: Path) -> None:
-    with pytest.raises(CometError, match="model: came to exist meanwhile; remove it"):
+    with pytest.raises(CometError, match="model: was created meanwhile; remove it"):
         collide(tmp_path / "model")
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["model", "model/theirs"]

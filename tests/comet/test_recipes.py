@@ -48,9 +48,9 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("kd_wieght = 1", r"there is no kd_wieght; there are attention_loss, attention_weight,"),
+        ("kd_wieght = 1", r"unknown field kd_wieght; expected some of attention_loss, attention_weight,"),
         ('base = "papre"', "base papre: expected default, paper"),
-        ('name = "mine"', "there is no name"),
+        ('name = "mine"', "unknown field name"),
         ("kd_weight = -1", r"kd_weight -1: expected a number from 0, up to 1e\+09"),
         ("kd_weight = nan", "kd_weight nan: expected a number from 0"),
         ("kd_weight = true", "kd_weight True: expected a number"),
@@ -91,5 +91,5 @@ def test_a_recipe_as_an_option_is_read_back(tmp_path: Path) -> None:
     recipe = choose_objective(written(tmp_path, FILE))
     table = tomllib.loads(as_toml({"recipe": as_option(recipe)}))["recipe"]
     assert choose_objective(table) == replace(recipe, name="recipe")
-    with pytest.raises(CometError, match=r"^--config: recipe: there is no colour; there are attention_loss, "):
+    with pytest.raises(CometError, match=r"^--config: recipe: unknown field colour; expected some of attention_loss, "):
         choose_objective({"colour": 1})

@@ -103,7 +103,7 @@ def test_a_text_of_the_hub_is_attached_at_its_commit(
     done(clients.run("cache_tools", command, tmp_path))
     second = hub.add("datasets/lab/attached", {"a.parquet": parquet(lines[150:])})
     pushed = done(clients.run("cache_tools", ["push", "kin.zarr", "there", "--detach-text"], tmp_path)).stdout
-    assert "\nno text is moved, not that of hf:lab/attached (licence not stated). " in pushed
+    assert "\nno text is copied; that of hf:lab/attached (licence not stated) stays here. " in pushed
     call = ["attach", "there", "--text"]
     refused = clients.run("cache_tools", [*call, f"hf:lab/attached@{second}"], tmp_path)
     assert refused.code == 1 and "is the first that differs; here it begins" in refused.stderr

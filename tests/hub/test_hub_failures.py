@@ -196,8 +196,8 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_data_set(hub: Hub, clien
     (tmp_path / "wikimedia" / "wikipedia").mkdir(parents=True)
     ended = run_text(clients, "hf:wikimedia/wikipedia:20231101.rw", tmp_path)
     assert ended.stderr == (
-        "error: --text hf:wikimedia/wikipedia:20231101.rw: a folder of that name is here and would be read instead; "
-        "run from another folder\n"
+        "error: --text hf:wikimedia/wikipedia:20231101.rw: a folder of that name exists here and would be read "
+        "instead; run from another folder\n"
     )
 
 

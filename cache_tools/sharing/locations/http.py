@@ -222,7 +222,8 @@ def _raw(answer: http.client.HTTPResponse, size: int) -> Iterator[bytes]:
 
 
 def _decoded(blocks: Iterable[bytes], answer: http.client.HTTPResponse, name: str) -> Iterator[bytes]:
-    """Yield the body without an encoding that nobody asked for. Raises CometError if that cannot be undone."""
+    """Yield the body, decoded if it came in an encoding that was not requested. Raises CometError if that cannot be
+    undone."""
     coding = answer.headers.get("Content-Encoding", "").strip().lower()
     transfer = answer.headers.get("Transfer-Encoding", "chunked").strip().lower()
     if coding in ("", "identity") and transfer == "chunked":
@@ -230,7 +231,7 @@ def _decoded(blocks: Iterable[bytes], answer: http.client.HTTPResponse, name: st
         return
     shown = (coding if transfer == "chunked" else transfer)[:40]
     problem = CometError(
-        f"{name}: the server, or a proxy on the way, sends it in an encoding that nobody asked for ({shown}) and that "
+        f"{name}: the server, or a proxy on the way, sends it in an encoding that was not requested ({shown}) and "
         "cannot be undone; switch that off for the files of caches"
     )
     if coding not in UNPACKED or transfer != "chunked":

@@ -289,7 +289,7 @@ def test_rows_that_begin_otherwise_than_in_pretraining(sample_teacher: Path, sam
     file = teacher / "tokenizer_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps(config | {"cls_token": "<pad>"}))
-    said = r"its tokenizer.json puts <s> before a text, but its cls token is <pad>: the teacher would read rows as it"
+    said = r"its tokenizer.json puts <s> before a text, but its cls token is <pad>: the teacher would read rows unlike"
     with pytest.raises(CometError, match=said):
         build_cache(build_settings(tmp_path / "kin.zarr", teacher, sample_text))
     file.write_text(json.dumps(config | {"sep_token": "<s>"}))

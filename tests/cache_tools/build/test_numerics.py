@@ -43,7 +43,7 @@ def test_the_number_of_threads_is_in_the_id_and_in_what_info_says(
         assert f"{len(cache.extent.keys())} shards with" in computed and "otherwise" not in computed
     part = replace(one.extent, shards=one.extent.shards | {"train": ((0, 1),)})
     mixed = merge([cut(one, tmp_path / "part", part), two], tmp_path / "mixed")
-    assert str(describe(mixed)["computed"]).endswith("; the others otherwise")
+    assert str(describe(mixed)["computed"]).endswith("; the others differently")
 
 
 @pytest.mark.usefixtures("threads")

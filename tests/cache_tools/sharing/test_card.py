@@ -112,7 +112,7 @@ def test_licences_that_need_consent(tmp_path: Path, licence: str | None, is_in_d
     shown = licence or "licence not stated"
     assert done.stdout.startswith(
         "a cache holds layers of Davlan/afro-xlmr-large, under its licence (mit)\n"
-        f"a cache holds its text word for word; this one that of corpus.txt ({shown})\n"
+        f"a cache holds its text word for word; this one holds that of corpus.txt ({shown})\n"
     )
     assert done.exit_code == (2 if is_in_doubt else 0)
     assert (tmp_path / "there").exists() != is_in_doubt

@@ -208,7 +208,7 @@ def test_push_says_what_it_does_not_move_and_asks_for_no_licence(whole: Cache, t
     done = run("push", whole.root, tmp_path / "there", "--detach-text")
     there = ready(done, tmp_path / "there")
     lines = done.stdout.splitlines()
-    assert lines[0] == f"no text is moved, not that of corpus.txt (licence not stated). {NOT_ANONYMOUS}"
+    assert lines[0] == f"no text is copied; that of corpus.txt (licence not stated) stays here. {NOT_ANONYMOUS}"
     assert lines[2:] == [f"{there.root}: complete, without its text", f"  cache id           {there.cache_id}"]
     assert text_files(there.root) == []
     assert run("push", there.root, tmp_path / "further").stdout.splitlines()[0] == lines[0]

@@ -68,7 +68,7 @@ def complete(done: Result, folder: Path, whole: Path) -> None:
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 12345\n"
 PAGE = b"<html><body>Please log in</body></html>"
-ASKED = "sends it in an encoding that nobody asked for "
+ASKED = "sends it in an encoding that was not requested "
 LOST = "run the same command again to continue"
 BROKEN: dict[str, tuple[str, Mischief, str]] = {
     "an endless chunk": (CHUNK, hostile.endless, "more than the "),

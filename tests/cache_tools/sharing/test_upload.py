@@ -136,7 +136,7 @@ def test_the_text_s_licence_is_asked_before_anything_is_done(
         "share it, say so with --i-may-share-this"
     )
     assert (
-        "a cache holds its text word for word; this one that of text.txt (licence not stated)"
+        "a cache holds its text word for word; this one holds that of text.txt (licence not stated)"
         in capsys.readouterr().out
     )
     assert not settings.out.exists()

@@ -115,7 +115,7 @@ def test_without_its_text_it_could_not_be_completed(caches: tuple[Cache, Cache],
     assert refused.exit_code == 2
     assert "--detach-text: its views continue one another (--continue-views)" in refused.stderr
     assert not (tmp_path / "part.zarr").exists()
-    with pytest.raises(CometError, match="its text alone does not give its tokens; copy it again"):
+    with pytest.raises(CometError, match="its text alone does not give its tokens; copy them again"):
         rebuild_tokens(continued, (), (), load_cache_tokenizer(continued), tmp_path)
 
 

@@ -50,8 +50,8 @@ def test_a_normaliser_that_the_class_would_drop(
     assert teacher_ids(folder, odd) == raw_ids(folder, odd)
     load_teacher_tokenizer(str(folder), iter(odd))
     said = capsys.readouterr().out
-    assert "20 of the first 20 lines are read as its tokenizer.json says, and otherwise by transformers'" in said
-    assert "write PreTrainedTokenizerFast for tokenizer_class" in said
+    assert "20 of the first 20 lines are read as its tokenizer.json says, but differently by transformers'" in said
+    assert "set tokenizer_class to PreTrainedTokenizerFast" in said
 
 
 def test_a_model_that_the_class_would_replace(tmp_path: Path, sample_text: Path, lines: list[str]) -> None:

@@ -111,7 +111,7 @@ def test_unknown_files_are_damage(copy: Callable[..., Path], name: str) -> None:
     (root / name).write_text("x")
     (damage,) = verify(root).damage
     assert damage.message == f"{root / name}: unknown file; it belongs to nothing in this cache"
-    way_out = "Remove what does not belong: of the cache itself nothing is damaged"
+    way_out = "Remove what does not belong; the cache itself is not damaged"
     assert way_out in CliRunner().invoke(main, ["verify", str(root)]).stdout
     assert way_out in CliRunner().invoke(main, ["repair", str(root)]).stderr
     flip_byte(root / "vocabulary/id/c/0")

@@ -119,7 +119,7 @@ def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str
     assert [line.split(":")[0] for line in (said[2], *said[4:7])] == [
         f"{m.name}, seed {s}" for m in evaluation.models for s in (0, 1)
     ]
-    assert re.fullmatch(r"about \d+ s more for the other 3, to judge by the speed of each model", said[3])
+    assert re.fullmatch(r"about \d+ s more for the other 3, judging by the speed of each model", said[3])
     teacher, student = evaluation.models
     lines = score_table(evaluation.data, evaluation.models).splitlines()
     assert lines[0].split() == ["model", "score", "retained", "parameters", "MiB", "ms"]

@@ -236,7 +236,7 @@ def test_one_that_came_to_exist_meanwhile_stays_too(student: Path, tmp_path: Pat
     settings = ExportSettings(student, output=tmp_path / "exported")
     settings.folder.mkdir()
     (settings.folder / "mine.txt").write_text("mine")
-    with pytest.raises(CometError, match="exported: came to exist meanwhile"):
+    with pytest.raises(CometError, match="exported: was created meanwhile"):
         export(settings, say=lambda _: None)
     assert [path.name for path in tmp_path.iterdir()] == ["exported"]
     assert [path.name for path in settings.folder.iterdir()] == ["mine.txt"]

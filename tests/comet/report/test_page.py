@@ -161,7 +161,7 @@ def test_a_page_without_maps_curves_or_examples_is_whole() -> None:
     look = replace(analyse(), maps=[], examples=[])
     html = report(analysis=look, history=History([], [], 0))
     assert [h for h in HEADINGS if h not in Tree(html).of("h2")] == ["Attention"]
-    assert "No epoch brought the student nearer" in html
+    assert "No epoch brought the student closer" in html
     assert "nan" not in re.sub(r"base64,[^\"]*", "", html)
 
 

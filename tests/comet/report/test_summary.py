@@ -56,7 +56,7 @@ def test_a_row_without_targets_shows_nothing() -> None:
     [
         (
             5.0,
-            "stopped after 2 of 3 steps in [0-9]+ s, since 2 validations brought nothing better; best",
+            "stopped after 2 of 3 steps in [0-9]+ s, since 2 validations brought no improvement; best",
             "2 of 3; best",
         ),
         (1e-3, "3 steps in [0-9]+ s; best", "3 of 3; best"),

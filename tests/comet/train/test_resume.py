@@ -180,7 +180,7 @@ def test_other_settings_are_refused_by_name(cache: Cache, stopped: StudentConfig
 def test_other_steps_are_refused_without_a_word_on_the_epochs_that_follow(cache: Cache, stopped: StudentConfig) -> None:
     message = (
         rf"^--resume: the training in {stopped.output}\.checkpoints was begun differently \(steps: 6 before, not given "
-        r"now\); give the options it was begun with, or remove that folder to begin anew without --resume$"
+        r"now\); give the options it was begun with, or remove that folder to start over without --resume$"
     )
     with pytest.raises(CometError, match=message):
         distill([cache], replace(stopped, resume=True, steps=None))
