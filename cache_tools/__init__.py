@@ -1,4 +1,4 @@
-"""Stage 1 of comet: build, open and inspect caches of what a teacher says about a text."""
+"""Stage 1 of comet: build, open and inspect caches of a teacher's outputs on a text."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""Where the layers of a masked LM lie, by family, for the teacher they are read from and the student they go to.
+"""Names of the layers of masked LMs by family, for the teacher they are read from and the student they are copied to.
 
 Most families have layer norm after the residual sum: x = norm(x + attention(x)), then x = norm(x + ffn(x)). ModernBERT
 has it before: x = x + attention(norm(x)), then x = x + ffn(norm(x)); its positions are rotary, its ffn is gated.

@@ -1,4 +1,4 @@
-"""Checks of single settings, whoever gives them: a command line, a file, or a caller in Python."""
+"""Checks of single settings, from a command line, a file, or a caller in Python."""
 
 import math
 from pathlib import Path

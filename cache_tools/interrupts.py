@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: end work in good order at the first, at once at the second."""
+"""SIGINT and SIGTERM: end work in an orderly way at the first, at once at the second."""
 
 import signal
 import threading

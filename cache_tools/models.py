@@ -1,4 +1,4 @@
-"""What teacher, student and evaluation share: the device, the identity of weights, limits and loading errors."""
+"""Shared by teacher, student and evaluation: the device, the hash of weights, limits and loading errors of models."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""How far long work has come: a bar on a terminal, and in a log, which has no terminal, a line now and then."""
+"""Progress of long work: a bar on a terminal, or a line now and then in a log."""
 
 import sys
 from collections.abc import Iterable

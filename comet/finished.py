@@ -1,4 +1,4 @@
-"""Has a training left its student already, so that nothing of it is to be resumed?"""
+"""Recognise a training that has already finished, so that there is nothing to resume."""
 
 import tomllib
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from comet.settings import StudentConfig, as_options
 
 
 def has_finished(config: StudentConfig, caches: Sequence[str]) -> bool:
-    """Tell whether the student in `config.output` is that of this training, and no checkpoint is left.
+    """Return whether the student in `config.output` is that of this training, and no checkpoint is left.
 
     As far as `OUTPUT.toml` shows it: what is left to the program fits whatever was chosen.
     """

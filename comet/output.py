@@ -1,4 +1,4 @@
-"""What a training leaves: an ordinary transformers folder, a page about it, and its options."""
+"""Write the outputs of a training: an ordinary transformers folder, a page about it, and its options."""
 
 from pathlib import Path
 from typing import Any

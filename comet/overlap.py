@@ -1,8 +1,8 @@
-"""Whether one cache is validated on what another one trains: text that several caches share is split in each by itself,
-and by another share if their options differ.
+"""Find text that one cache holds out for validation and another one trains on: each cache is split on its own, and by
+another share if their options differ.
 
-Compared is the text, token by token and without its masks: every 16 tokens in a row of a document, and the whole of a
-shorter one, as hashes of 64 bits.
+The text is compared without its masks, by 64-bit hashes of every 16 tokens in a row of a document, or of all tokens of
+a shorter one.
 """
 
 from collections.abc import Iterator, Sequence

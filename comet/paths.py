@@ -1,4 +1,4 @@
-"""Where a training writes: the student's folder, and what comes beside it."""
+"""Paths that a training writes to: the student's folder, and the files and folders beside it."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def options_path(output: Path) -> Path:
 
 
 def require_free(output: Path) -> None:
-    """Raises CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
+    """Raise CometError if the student's folder, or a file that comes beside it, exists or could not be created."""
     if not os.path.exists(output):  # unlike Path.exists, also False for a name that no disk takes
         require_place(output, "--output")
     elif not output.name:

@@ -1,4 +1,4 @@
-"""Give a folder its name only when all of it is written."""
+"""Publish a folder under its name only once it is complete."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`--dry-run`: the cost of a build. Rows are counted exactly, time and bytes measured on the first few."""
+"""`--dry-run`: estimate the cost of a build. Rows are counted exactly; time and bytes are measured on the first few."""
 
 import tempfile
 import time

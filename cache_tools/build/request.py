@@ -1,4 +1,4 @@
-"""Comparison of a cache with the options of a `comet-cache build`."""
+"""Compare an existing cache with the options of `comet-cache build`."""
 
 from typing import Any
 

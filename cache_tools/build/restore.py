@@ -1,7 +1,7 @@
-"""Tokens that are missing from a cache, or were never part of a copy, rebuilt from its text.
+"""Rebuild tokens that are missing from a cache, or were never part of a copy, from its text.
 
-The seal decides: a shard's tokens are right if they have its digest, whatever the names of the text's files and
-whatever the provenance records of them.
+The seal decides: a shard's tokens are right if they have its digest, whatever the files are called and whatever the
+provenance records about them.
 """
 
 from collections.abc import Sequence

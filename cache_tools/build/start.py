@@ -1,4 +1,4 @@
-"""The start of a build: which of the teacher's layers it keeps, and their arrays from some rows of the text."""
+"""Choose which of the teacher's layers a build keeps as its start, and compute them from some rows of the text."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

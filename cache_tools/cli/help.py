@@ -1,5 +1,7 @@
-"""Commands that take an option once, and whose help has headings and examples; by hand, since libraries for option
-groups wrap the options in decorators."""
+"""Commands that accept an option only once, and whose help has headings and examples.
+
+Written by hand, since libraries for option groups wrap the options in decorators.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -67,7 +69,7 @@ class GroupedHelp(OneLineUsage):
         self.sections, self.examples = sections or {}, examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raises WrongCall for an option given twice, of which click would silently take the last, and for the value of
+        """Raise WrongCall for an option given twice, of which click would silently take the last, and for the value of
         an option without its name, if that option is required and absent."""
         values, left, given = self.make_parser(ctx).parse_args(list(args))
         for option in self.params:

@@ -1,1 +1,1 @@
-"""Where things lie: folders and files that commands create, URLs, and files that systems leave."""
+"""Paths and URLs: folders and files that commands create, addresses of caches, and files that systems leave."""

@@ -1,7 +1,7 @@
-"""Where a command writes: checked before its first slow step, so that no work is lost for want of a place.
+"""Check the paths that a command will write to before its first slow step, so that no work is lost.
 
 A place is a file or folder to be created. It must not lie in a cache, which holds nothing but its own files, and the
-disk must allow it.
+disk must allow it. Also turns errors of the disk into CometError.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""Where a cache lies, as people write it: the path of a folder, or a URL; and how a URL is shown, without its secrets.
+"""Tell paths of folders from URLs, check URLs, and print them without their secrets.
 
-What stands in a URL before @ and after ? may be a password or a signature. Only the calls to a server have these;
-messages and files have the printable form, in which the URL is not enough where credentials are needed.
+The parts of a URL before @ and after ? may hold a password or a signature. Only calls to a server use them; messages
+and files hold the printable form, without credentials.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""The card of a shared cache: a README.md on its content, the licences of its text, and its use."""
+"""The card of a shared cache, a README.md on its content, licences and use; and consent to share under these."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -58,7 +58,7 @@ def say_whose(provenance: Mapping[str, Any], has_start: bool, has_text: bool = T
 def require_consent(
     provenance: Mapping[str, Any], where: str, may_share: bool, has_start: bool, has_text: bool, detachable: bool
 ) -> None:
-    """Raises CometError if the licence of the text or of the teacher's layers is in doubt, as far as a copy has them,
+    """Raise CometError if the licence of the text or of the teacher's layers is in doubt, as far as a copy has them,
     and `may_share` is not set; if the text is `detachable`, the message says how."""
     texts = in_doubt(text_licences(provenance)) if has_text else []
     layers = in_doubt(start_licences(provenance, has_start))

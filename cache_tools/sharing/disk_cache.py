@@ -49,7 +49,7 @@ class DiskCache:
         return data
 
     def require_open(self) -> None:
-        """Raises CometError once `closed` is set."""
+        """Raise CometError once `closed` is set."""
         if self.closed.is_set():
             raise CometError(f"{self.local.folder}: closed; nothing more is read into it")
 

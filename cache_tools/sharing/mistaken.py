@@ -1,4 +1,4 @@
-"""What comes in place of a file: pages of logins and of servers that answer everything, errors as text, pointers."""
+"""Recognise answers that are not the requested file: login and error pages, text, pointers of Git LFS."""
 
 import codecs
 import re

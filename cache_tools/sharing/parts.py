@@ -88,7 +88,7 @@ def detach(cache: Cache, part: Part) -> Extent:
 
 
 def require_detached(destination: "Location", current: Extent | None) -> None:
-    """Raises CometError if the destination, whose extent is `current`, holds the text."""
+    """Raise CometError if the destination, whose extent is `current`, holds the text."""
     if current is not None and set(TEXT_ARRAYS) & set(current.arrays):
         raise CometError(
             f"{destination.name}: already holds the text of this cache; omit --detach-text, or choose another location",
@@ -97,7 +97,7 @@ def require_detached(destination: "Location", current: Extent | None) -> None:
 
 
 def require_no_text(cache: Cache, destination: "Location", shards: Iterable[ShardKey], policy: RetryPolicy) -> None:
-    """Raises CometError if the destination, which has no extent yet, holds text left by a stopped copy of the whole."""
+    """Raise CometError if the destination, which has no extent yet, holds text left by a stopped copy of the whole."""
     paths = [cache.specs[group][name].chunk_path(shard) for group, shard in shards for name in TEXT_ARRAYS]
     stop = threading.Event()
     sizes = map_concurrently(lambda path: retry(partial(destination.size_of, path), policy, stop), paths, stop)

@@ -1,4 +1,4 @@
-"""What a destination lacks of the cache at a source: the plan of a transfer."""
+"""Plan a transfer: compare the cache at a source with its destination, and list what is missing there."""
 
 import threading
 from collections.abc import Mapping
@@ -99,7 +99,7 @@ def plan(
 
 
 def _require_id(source: Listing, extent: Extent, expected_id: str) -> None:
-    """Raises CometError unless the source or its part `extent` has this cache id, as it is or with text attached."""
+    """Raise CometError unless the source or its part `extent` has this cache id, as it is or with text attached."""
     name = source.location.name
     if source.missing:
         raise CometError(f"{name}: --id: {len(source.missing)} shards are missing, so there is no cache id yet")
@@ -132,7 +132,7 @@ def _has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bo
 
 
 def require_empty(location: Location, policy: RetryPolicy) -> None:
-    """Raises CometError if the location holds files, unless a cache has just been started there."""
+    """Raise CometError if the location holds files, unless a cache has just been started there."""
     stop = threading.Event()
     is_empty = retry(location.is_empty, policy, stop)
     if not is_empty and retry(lambda: location.size_of(ROOT), policy, stop) is None:
@@ -200,7 +200,7 @@ def absent_arrays(
 def _require_available(
     source: Listing, destination: Location, shard: ShardKey, names: list[str], current: ShardRecord | None
 ) -> None:
-    """Raises CometError if the source cannot provide these arrays of a shard; `current` is the destination's record."""
+    """Raise CometError if the source cannot provide these arrays of a shard; `current` is the destination's record."""
     record = source.records.get(shard)
     if unheld := [name for name in names if record is None or name not in source.cache.extent.arrays]:
         attach = "; choose another location, attach the text there, and merge the two"

@@ -1,4 +1,4 @@
-"""Building on a cache that was started at another location."""
+"""Continue the build of a cache that was started at another location."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ def take_sealed(source: Listing, folder: Path, policy: RetryPolicy) -> None:
 
 
 def require_same_seal(source: Listing, cache: Cache) -> None:
-    """Raises CometError if a cache of the source's recipe has other sealed files, as when another machine made them."""
+    """Raise CometError if a cache of the source's recipe has other sealed files, as when another machine made them."""
     if read_bounded(cache.root / SEAL, MAX_RECORD_BYTES) != source.metadata[SEAL]:
         raise CometError(
             f"{source.location.name}: holds another cache than {cache.root} ({differences(source.cache, cache)}); "

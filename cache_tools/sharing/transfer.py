@@ -1,4 +1,4 @@
-"""Copying a cache from one location to another, safe to stop at any time and to run again.
+"""Copy a cache from one location to another. A copy can be stopped at any time and run again.
 
 Order of writes: the sealed files, then the seal; for each shard its files, then its commit record; the extent last, or
 before the shards for a cache that is being built. Several transfers of one cache may run at once.
@@ -68,13 +68,13 @@ class Transfer:
             self.require_own_root()
 
     def require_own_root(self) -> None:
-        """Raises CometError if another cache was started at the destination since the plan was made."""
+        """Raise CometError if another cache was started at the destination since the plan was made."""
         source, name = self.plan.source, self.plan.destination.name
         if any(self._read(path) not in (None, source.metadata[path]) for path in (ROOT, SEAL)):
             raise CometError(f"{name}: another cache was started there meanwhile; choose another location", exit_code=2)
 
     def write_extent(self) -> None:
-        """Raises CometError if the destination was given another extent since the plan was made."""
+        """Raise CometError if the destination was given another extent since the plan was made."""
         plan = self.plan
         if plan.current_extent == plan.extent:
             return

@@ -1,4 +1,4 @@
-"""Pushing a cache while it is built: each shard is uploaded as soon as it is committed."""
+"""Push a cache while it is built: each shard is uploaded as soon as it is committed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

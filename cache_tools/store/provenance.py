@@ -1,4 +1,4 @@
-"""The provenance of a cache: where it comes from, beside its recipe. It proves nothing, but its types are relied on."""
+"""The provenance of a cache: names and licences of its sources, beside its recipe. Checked for types, not for truth."""
 
 import re
 import shlex

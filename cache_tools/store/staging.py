@@ -1,6 +1,6 @@
 """Locks between processes: of a cache, and of temporary folders while their owner is alive.
 
-Unlike those of tempfile such folders are removed after a kill, too.
+Unlike those of tempfile, such folders are also removed after a kill.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""How the teacher computes: dtype, batch size, and the record of both and of the device."""
+"""Choose the teacher's dtype and batch size, and record them with the device for the commit record."""
 
 import sys
 

@@ -1,5 +1,4 @@
-"""Text files as bytes, decompressed by their ending; a file whose content is of another kind than its name says is
-refused with a way out."""
+"""Open text files as bytes, decompressed by their ending; refuse a file whose content does not match its name."""
 
 import gzip
 import io

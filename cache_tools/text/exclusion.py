@@ -1,8 +1,8 @@
-"""Which documents repeat part of an evaluation item: words, word n-grams and their hashes.
+"""Find the documents that repeat part of an evaluation item, by hashes of word n-grams.
 
 A corpus comes from the same news sites and tweets as the test sets on which a student is later measured. Documents that
-share an n-gram with any item are excluded. Exact, unlike the libraries for near-duplicates (MinHash), which compare
-whole documents. Pure functions; `sources.py` reads the items.
+share an n-gram with any item are excluded. The search is exact, unlike libraries for near-duplicates (MinHash), which
+compare whole documents. Pure functions; `sources.py` reads the items.
 """
 
 import unicodedata

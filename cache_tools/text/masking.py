@@ -1,6 +1,6 @@
 """Packed token rows → masked views. Pure, and the same on every machine.
 
-What is drawn for a row depends only on the row's own tokens, the seed and the view.
+The mask of a row depends only on the row's own tokens, the seed and the view.
 """
 
 import hashlib

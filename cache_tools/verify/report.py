@@ -1,4 +1,4 @@
-"""The report of a verification."""
+"""The findings of a verification."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

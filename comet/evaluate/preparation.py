@@ -1,4 +1,4 @@
-"""All that an evaluation needs beside its models, in every language, before the first fine-tuning of any."""
+"""Prepare an evaluation: load and check all but its models, in every language, before the first fine-tuning."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

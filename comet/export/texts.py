@@ -1,4 +1,4 @@
-"""The text that an exported model is compared with torch on: its own language where that is at hand."""
+"""Choose the text on which an exported model is compared with torch: in its own language if that is available."""
 
 import tomllib
 from dataclasses import dataclass

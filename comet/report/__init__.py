@@ -1,1 +1,1 @@
-"""What a training reports: an analysis of the student, a page, a summary, a model card."""
+"""Reports on a training: an analysis of the student, a page, a summary, a model card."""

@@ -1,4 +1,4 @@
-"""What to say of the example sentences in the cards of models, which are Kinyarwanda."""
+"""A comment for the example sentences in model cards, which are Kinyarwanda."""
 
 from collections.abc import Collection
 

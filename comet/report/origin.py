@@ -1,4 +1,4 @@
-"""What a model comes from, as the card in its folder says: for the cards of what is made of it."""
+"""Read the origin of a model from the card in its folder, for the cards of models derived from it."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""report.html: what a training gave, as charts and tables. One file, without scripts, that opens without network."""
+"""OUTPUT.html: the results of a training as charts and tables, in one file without scripts that opens offline."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence

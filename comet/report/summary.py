@@ -1,4 +1,4 @@
-"""The training summary: the lines of `comet-train`, and the card of the student."""
+"""Texts about a training: the lines that `comet-train` prints, and facts for the page and the card."""
 
 import json
 import math

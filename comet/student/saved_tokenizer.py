@@ -1,6 +1,6 @@
-"""A student's tokenizer in its folder, checked against the teacher's.
+"""Save a student's tokenizer, and check it against the teacher's.
 
-A student was trained on the teacher's tokens of the corpus. Whoever loads its folder must get the same ones.
+A student was trained on the teacher's tokens of the corpus: the tokenizer in its folder must give the same ones.
 """
 
 import unicodedata

@@ -1,4 +1,4 @@
-"""Which fields of transformers' TrainingArguments `--set` passes on, and what may stand in them.
+"""The fields of transformers' TrainingArguments that `--set` accepts, and their legal values.
 
 Every field of the supported versions of transformers is in one of three tables. What a newer version adds is refused
 until it is in one of them: a setting that is taken and not used would change nothing, and nobody would know.

@@ -207,12 +207,12 @@ def remove_all_but_newest(checkpoint: Path, count: int) -> None:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Tell whether the training of a whole checkpoint was finished, so that only its student is to be saved."""
+    """Return whether the training of a whole checkpoint was finished, so that only its student is to be saved."""
     return bool(read_checked(checkpoint / COMPLETE)["finished"])
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Tell whether the checkpoint has its list of files, and every file matches it."""
+    """Return whether the checkpoint has its list of files, and every file matches it."""
     try:
         listed = read_checked(checkpoint / COMPLETE)["files"]
         return all(file_record((checkpoint / n).read_bytes()).sha256 == digest for n, digest in listed.items())

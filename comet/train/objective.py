@@ -73,7 +73,7 @@ def at(value: Weight | Temperature, progress: float) -> float:
 
 
 def is_used(weight: Weight) -> bool:
-    """Tell whether the weight is ever above 0."""
+    """Return whether the weight is ever above 0."""
     return weight.start > 0 or weight.end > 0 if isinstance(weight, Schedule) else weight > 0
 
 

@@ -1,4 +1,4 @@
-"""How far a student is from the teacher, on rows it never trains on and without the teacher."""
+"""Measure a student against the teacher's cached outputs, on rows that it never trains on."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where a cache can lie: a folder of this machine, or a URL."""
+"""Locations of caches: a folder on this machine, or a URL."""
 
 from collections.abc import Generator
 

@@ -1,5 +1,5 @@
-"""Proxies of the environment, as curl reads them: http_proxy, https_proxy, all_proxy and no_proxy, in small letters or
-capitals."""
+"""Proxies from the environment, as curl reads them: http_proxy, https_proxy, all_proxy and no_proxy, in lower or upper
+case."""
 
 import base64
 import os

@@ -111,7 +111,7 @@ class Remote:
             ) from None
 
     def _blocks(self, path: str, size: int) -> Blocks:
-        """Raises FileNotFoundError if there is no file."""
+        """Raise FileNotFoundError if there is no file."""
         time_limit = self.policy.time_limit(size)
         deadline = time.monotonic() + time_limit
         address = self._address(path)
@@ -145,7 +145,7 @@ class Remote:
         return False
 
     def require_writable(self) -> None:
-        """Raises CometError for a kind of URL that cannot be written to."""
+        """Raise CometError for a kind of URL that cannot be written to."""
         if self.scheme in HTTP:
             raise CometError(f"{self.name}: HTTP is read-only; push to a folder that the server serves", exit_code=2)
         if self.scheme == "hf":
@@ -184,7 +184,7 @@ class Remote:
             ) from None
 
     def _write(self, path: str, blocks: Iterable[bytes]) -> None:
-        """Raises FileNotFoundError if the bucket or disk does not exist."""
+        """Raise FileNotFoundError if the bucket or disk does not exist."""
         final = self._address(path)
         if self.scheme in ATOMIC_PUTS:
             data = b"".join(blocks)

@@ -1,4 +1,4 @@
-"""What the starts of all teachers share: the frame of their arrays, the embeddings, and the moments of the head."""
+"""Parts common to the starts of all teachers: the frame of the arrays, the embeddings, and the moments of the head."""
 
 import math
 from dataclasses import dataclass
