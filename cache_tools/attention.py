@@ -1,7 +1,8 @@
 """Attention of a few queries, for teacher and student alike, and the code in which a cache keeps it.
 
-A row of attention is that of one query over the keys of its text, averaged over the heads. A cache holds of a sample of
-its keys the gaps between them, and their weights; with weight 0 for the other keys, the expectation is the whole row.
+A row of attention is that of one query over the keys of its text, averaged over the heads. A cache holds a sample of
+its keys, as the gaps between them, and their weights. With weight 0 for all other keys its expectation is the whole
+row.
 """
 
 from itertools import count
@@ -22,8 +23,9 @@ IMPLEMENTATION = "comet_sampled_sdpa"
 def attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, at: Tensor) -> Tensor:
     """Return the attention [B, S, L] float32 of the queries `at` [B, S], the mean over heads. No L × L matrix is made.
 
-    `query` [B, H, L, d] and `key` [B, H', L, d], of which each serves H ÷ H' heads; `mask` [B or 1, 1, L or 1, L] bool,
-    True where a key may be attended to. The row of a query without such a key, which only padding is, is uniform.
+    `query` is [B, H, L, d]; `key` is [B, H', L, d], each of its heads for H ÷ H' heads of the query; `mask` is
+    [B or 1, 1, L or 1, L] bool, True where a key may be attended to. The row of a query without such a key, which only
+    padding is, is uniform.
     """
     if (heads_of_key := query.shape[1] // key.shape[1]) > 1:
         key = key.repeat_interleave(heads_of_key, dim=1)  # [B, H, L, d]
@@ -52,7 +54,7 @@ def decode_keys(gap: Tensor, code: Tensor, seq_len: int) -> tuple[Tensor, Tensor
     """Return the keys […, k] int64, 0 in unused slots, and their weights […, k] float32: 0 there, else of sum 1.
 
     `gap` […, k] are the positions between a key and the one before, or the beginning of the row, `seq_len` in unused
-    slots. `code` […, k] uint8 is 0 of drawn keys: these share equally what the others leave of 1.
+    slots. `code` […, k] uint8 is 0 for drawn keys: they share equally the weight that the others leave of 1.
     """
     is_used = gap < seq_len
     is_drawn = is_used & (code == 0)
@@ -77,7 +79,7 @@ class AttentionCapture:
         self._unnumbered = count()
 
     def layer_of(self, module: nn.Module) -> int:
-        """Return the layer of an attention module; those that transformers does not number come in their order."""
+        """Return the layer of an attention module; modules without a number are counted as they are called."""
         number: int | None = getattr(module, "layer_idx", None)
         return next(self._unnumbered) if number is None else number
 
@@ -108,7 +110,7 @@ def _capturing_sdpa(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Run transformers' own SDPA attention; pass query and key to a capture, too."""
+    """Run transformers' own SDPA attention, and pass query and key to the capture, if any."""
     if attention_capture is not None and (layer := attention_capture.layer_of(module)) in attention_capture.layers:
         with torch.autocast(query.device.type, enabled=False):  # autocast would round the weights to half precision
             attention_capture.collect(layer, query, key, attention_mask, scaling)
@@ -116,10 +118,10 @@ def _capturing_sdpa(
 
 
 def _mask_by_shapes(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Return transformers' own mask for SDPA. Only on a CPU may it look whether all of a mask is true, to leave it out:
-    on a GPU the answer would wait for all work queued there."""
-    looks = attention_mask is None or attention_mask.device.type == "cpu"
-    kwargs["allow_is_bidirectional_skip"] = looks and kwargs.get("allow_is_bidirectional_skip", False)
+    """Return transformers' own mask for SDPA, which drops a mask that is True everywhere. Only on a CPU may it look for
+    that: on a GPU the answer would wait for all queued work."""
+    may_look = attention_mask is None or attention_mask.device.type == "cpu"
+    kwargs["allow_is_bidirectional_skip"] = may_look and kwargs.get("allow_is_bidirectional_skip", False)
     return sdpa_mask(attention_mask=attention_mask, **kwargs)
 
 

@@ -11,15 +11,15 @@ LARGEST_SEED = 2**32 - 1  # of NumPy's
 
 
 def require_whole(value: Any, option: str, least: int, most: int = 2**31 - 1) -> None:
-    """Raise CometError, naming the option, unless the value is a whole number in these bounds."""
+    """Raise CometError, naming the option, unless the value is a whole number from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         upper = f" to {most}" if most < 2**31 - 1 else ""
         raise _refused(option, value, f"a whole number from {least}{upper}")
 
 
 def require_number(value: Any, option: str, least: float = 0.0, most: float = math.inf, *, above: bool = False) -> None:
-    """Raise CometError, naming the option, unless the value is a finite number in these bounds; with `above`, above the
-    least."""
+    """Raise CometError, naming the option, unless the value is a finite number from `least` to `most`; with `above`, it
+    must be greater than `least`."""
     ok = isinstance(value, int | float) and not isinstance(value, bool)
     if not (ok and (least < value if above else least <= value) and value <= most and value < 1e300):
         upper = f", up to {most:g}" if most < math.inf else ""
@@ -46,14 +46,14 @@ def as_path(value: Any, option: str) -> Path:
 
 
 def require_types(settings: Any) -> None:
-    """Raise CometError, naming the field, for a value of another type than its dataclass declares. A whole number will
-    do for a float."""
+    """Raise CometError, naming the field, for a value of another type than its dataclass declares. A float may be given
+    as a whole number."""
     for name, hint in get_type_hints(type(settings)).items():
         require_type(getattr(settings, name), hint, f"{type(settings).__name__}: {name}")
 
 
 def require_type(value: object, hint: Any, name: str) -> None:
-    """Raise CometError, with the name of the value, unless it is of a type as annotations have it."""
+    """Raise CometError, with the name of the value, unless it is of the annotated type `hint`."""
     if not _is_of(value, hint):
         expected = hint.__name__ if type(hint) is type else hint
         raise CometError(f"{name} {shown(value)!r}: expected {expected}, found {type(value).__name__}", exit_code=2)

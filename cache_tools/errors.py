@@ -15,7 +15,7 @@ class CometError(Exception):
 
 
 class Stopped(CometError):
-    """Work that ended before its end as asked, by a signal or by the time given: no error of anybody."""
+    """Raised when work ends early as requested, by a signal or a time limit; not a failure."""
 
 
 def first_line(error: BaseException) -> str:

@@ -15,8 +15,8 @@ def stop_on_signal(
 ) -> Iterator[None]:
     """Call `first` at the first signal, and raise KeyboardInterrupt with `message` at the second, after `close`.
 
-    Without `first` the first signal raises already. It is no CometError, since it says nothing about the work that it
-    interrupts, and no handler of errors may take it for one. Does nothing in a thread that cannot receive signals.
+    Without `first` the first signal already raises. It is not a CometError, so that no handler of errors catches it: it
+    says nothing about the work that it interrupts. Does nothing in a thread that cannot receive signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

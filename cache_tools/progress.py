@@ -21,7 +21,7 @@ def duration(seconds: float) -> str:
 
 
 class _Lines:
-    """A log for a bar that would be drawn over itself: each of its states is a line."""
+    """A file for tqdm that writes each state of a bar as a line, instead of drawing over the last one."""
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n "):
@@ -37,8 +37,8 @@ def show_progress(
 ) -> "tqdm[Any]":  # fmt: skip
     """Return a bar on stderr that `work`, or else calls of `update`, advance up to `total`.
 
-    A total of infinity is one that the caller sets later. Without a terminal it is a line every so many `seconds`, none
-    for work that takes less. `options` are tqdm's.
+    A total of infinity stands for one that the caller sets later. Without a terminal a line is printed every `seconds`,
+    and none for work that takes less. `options` are those of tqdm.
     """
     options |= {"desc": what, "unit": unit, "total": total}
     if sys.stderr.isatty() or options.get("disable"):

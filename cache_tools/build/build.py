@@ -103,8 +103,8 @@ def _begun(out: Path) -> Cache | None:
 
 @contextmanager
 def stop_event(seconds: float | None = None) -> Iterator[threading.Event]:
-    """Yield an event that is set at the first SIGINT or SIGTERM, or after so many seconds, at once if they are over; a
-    second signal raises KeyboardInterrupt."""
+    """Yield an event that is set at the first SIGINT or SIGTERM, or after `seconds`, at once if none are left; a second
+    signal raises KeyboardInterrupt."""
     stop = threading.Event()
     timer = threading.Timer(seconds or 0.0, stop.set)
 

@@ -29,8 +29,8 @@ PROBE_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a build. Rows, tokens and `start_bytes` are exact; `bytes`, of which they are a part, and seconds are
-    measured on some rows."""
+    """The cost of a build. Rows, tokens and `start_bytes` are exact; `bytes`, which include those, and seconds are
+    extrapolated from some rows."""
 
     rows: int
     text_tokens: int

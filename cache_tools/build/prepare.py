@@ -161,7 +161,7 @@ def preparing_prefix(out: Path) -> str:
 
 
 def _without(special: tuple[int, ...], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return counts by id [V], 0 of special ones."""
+    """Return `counts` [V] by id, with 0 for the special ids."""
     return np.where(np.isin(np.arange(len(counts)), special), 0, counts)
 
 
@@ -238,7 +238,7 @@ def _vocabulary(teacher: Teacher, counts: NDArray[np.int64], recipe: Recipe) -> 
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer's two files, as in a cache. Raises OSError if they cannot be written."""
+    """Write the two files of a tokenizer that a cache keeps. Raises OSError if they cannot be written."""
     try:
         tokenizer.save_pretrained(folder)
     except Exception as error:  # the library raises a bare Exception if the disk refuses

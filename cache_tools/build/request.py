@@ -62,7 +62,7 @@ def _differences(inputs: BuildInputs, teacher: Teacher, tokenizer: PreTrainedTok
 
 
 def _shown(value: Any) -> str:
-    """Return a value in a few words: of texts their names and what tells them apart."""
+    """Return a value for a message; texts by their names and hashes or commits."""
     if isinstance(value, list):
         return ", ".join(_shown_text(record) for record in value) or "none"
     return str(value)

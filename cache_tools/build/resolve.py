@@ -74,7 +74,7 @@ def find_inputs(settings: BuildSettings) -> BuildInputs:
 def at_commits(inputs: BuildInputs, begun: Mapping[str, Any]) -> BuildInputs:
     """Return the same inputs with a commit for every name of the hub: that of a cache already begun, else the newest.
 
-    `begun` is the provenance of that cache, empty for a new one. Of a new cache, prints the texts from the hub and the
+    `begun` is the provenance of that cache, empty for a new one. For a new cache, prints the texts from the hub and the
     teacher, with their licences, and whether that of the teacher restricts its use. Raises CometError if the hub cannot
     provide them, and if a text is given twice.
     """

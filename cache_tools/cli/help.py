@@ -36,7 +36,7 @@ version_option = click.option(
 
 
 class OneLineUsage(click.Command):
-    """A command whose wrong calls are one line, like every other error, without what is secret in a URL."""
+    """A command that reports wrong usage in one line, like every other error, without the secrets of URLs."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         try:
@@ -46,7 +46,7 @@ class OneLineUsage(click.Command):
 
 
 def in_one_line(error: click.UsageError) -> WrongCall:
-    """Return an error of click in the form of ours, with the command that lists what is possible."""
+    """Return an error of click in the form of ours, with the command that lists the options."""
     message = error.format_message().rstrip(".")
     advice = f"; see `{error.ctx.command_path} --help`" if error.ctx else ""
     return WrongCall(without_secrets(f"{message[:1].lower()}{message[1:]}{advice}"))
@@ -69,8 +69,8 @@ class GroupedHelp(OneLineUsage):
         self.sections, self.examples = sections or {}, examples
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Raise WrongCall for an option given twice, of which click would silently take the last, and for the value of
-        an option without its name, if that option is required and absent."""
+        """Raise WrongCall for an option given twice, where click would silently take the last value, and for the value
+        of a required option that is given without its name."""
         values, left, given = self.make_parser(ctx).parse_args(list(args))
         for option in self.params:
             if left and isinstance(option, click.Option) and option.required and option.name not in values:

@@ -50,8 +50,8 @@ def one_line_errors(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def quiet_libraries() -> None:
-    """Silence the progress bars and advice of libraries, except the bars of downloads. To call before torch is loaded:
-    a terminal is told first, since that takes seconds."""
+    """Silence the progress bars and advice of libraries, except the bars of downloads. Call it before torch is loaded,
+    which takes seconds and is announced on a terminal."""
     say_on_terminal("loading torch …")
     import transformers.utils.logging as transformers_logging
     from huggingface_hub import constants
@@ -66,13 +66,13 @@ def quiet_libraries() -> None:
 
 
 def _show_error(message: str) -> None:
-    """Print one line to stderr, without what is secret in a URL, also where the message is a library's."""
+    """Print one line to stderr, without the secrets of URLs, which messages of libraries may contain."""
     text = visible(without_secrets(" ".join(message.split())))
     click.echo(f"{painted('error:', fg='red')} {text}", err=True)
 
 
 def say_on_terminal(line: str) -> None:
-    """Print a line for a person who waits; a log and a script get none."""
+    """Print a line to stderr if that is a terminal, for a person who is waiting."""
     if sys.stderr.isatty():
         click.echo(line, err=True)
 

@@ -52,7 +52,7 @@ def is_url(location: str) -> bool:
 
 
 def parse_url(url: str) -> SplitResult:
-    """Return the parts of a URL, its scheme in small letters.
+    """Return the parts of a URL, with its scheme in lower case.
 
     Raises CometError, at once, for one that can lead nowhere: no host, a wrong port, characters that no URL has.
     """

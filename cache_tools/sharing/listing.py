@@ -107,7 +107,7 @@ def read_records(location: Location, cache: Cache, extent: Extent, policy: Retry
 def _by_shard(
     read: Callable[[ShardKey], ShardRecord | None], extent: Extent, stop: threading.Event
 ) -> dict[ShardKey, ShardRecord]:
-    """Return what `read` finds of the shards of the extent."""
+    """Return the records that `read` finds for the shards of the extent."""
     shards = extent.keys()
     records = map_concurrently(read, shards, stop)
     return {shard: record for shard, record in zip(shards, records, strict=True) if record is not None}

@@ -5,7 +5,7 @@ import re
 
 from cache_tools.errors import CometError
 
-HEAD = 512  # bytes that are looked at
+HEAD = 512  # bytes to inspect
 PAGE = re.compile(rb"<(!doctype|!--|\?xml|[a-z][a-z0-9]*[\s>])", re.IGNORECASE)
 SIGNS = {
     b"version https://git-lfs": "a pointer of Git LFS came instead of the file; run `git lfs pull` where it is served",
@@ -20,9 +20,9 @@ class PerhapsAbsent(CometError):
 
 
 def mistaken(head: bytes, is_json: bool) -> str | None:
-    """Return what the first bytes show to have come instead of a file, None if they do not show it.
+    """Say what came instead of a file, by the first bytes of the answer; None if they do not show it.
 
-    For files that are known to be wrong, or are JSON; `is_json`: whether JSON is what was expected.
+    For answers that are known to be wrong, or are expected to be JSON, as `is_json` says.
     """
     text = head.removeprefix(codecs.BOM_UTF8).lstrip()
     for sign, said in SIGNS.items():

@@ -165,7 +165,7 @@ def _find_lacking(
     current_records: Mapping[ShardKey, ShardRecord],
     policy: RetryPolicy,
 ) -> dict[ShardKey, list[str]]:
-    """Return the arrays of each shard that the destination lacks; shards that nobody has are left out.
+    """Return the arrays of each shard that the destination lacks; shards that neither side has are left out.
 
     A shard with a commit record has all arrays of the destination's current extent. For its other arrays, and where a
     record was written before the extent, the size of each file decides: a file gets its name only once it is complete.

@@ -113,8 +113,8 @@ class Transfer:
     def commit(self, shard: ShardKey, record: ShardRecord, names: Sequence[str]) -> None:
         """Write the commit record of a shard whose files are at the destination.
 
-        If another transfer brings another version at the same time, files may be mixed: whoever finds the other's
-        record copies all its files again, then its own record. Raises CometError if that is not there in the end.
+        If another transfer brings another version at the same time, files may be mixed: the one that finds the other's
+        record copies all its files again, then its own record. Raises CometError if its record is not there in the end.
         """
         with self.plan.destination.exclusive():
             for _ in range(COMMITS):
@@ -124,8 +124,8 @@ class Transfer:
                 if self._read_record(shard) in (None, record):  # none: a server that lags behind
                     return
         raise CometError(
-            f"{self.plan.destination.name}: shard {shard} comes from another transfer, too, in another version; run "
-            "the same command again when that one has ended"
+            f"{self.plan.destination.name}: another transfer is copying another version of shard {shard}; run the same "
+            "command again when that one has ended"
         )
 
     def copy_files(self, record: ShardRecord, names: Iterable[str]) -> None:

@@ -86,7 +86,7 @@ class Recipe:
 
     @property
     def start_step(self) -> int:
-        """Of what the width of the start is a multiple: the number of heads, or their size if they are kept whole."""
+        """The divisor of the start's width: the number of heads, or the size of a head if they are kept whole."""
         return self.teacher_hidden // self.teacher_heads if self.start_rope else self.teacher_heads
 
     def rows(self, group: str) -> int:
@@ -223,7 +223,7 @@ def _check_start(value: dict[str, Any], require: Callable[[bool, str, str], None
     require((value["start_positions"] > 0) == (kept and not rotary), "start_positions", positions)
     local = value["start_local_layers"]
     require(rotary or not local, "start_local_layers", "none, since only layers with rotary positions are local")
-    require(set(local) <= set(value["start_layers"]), "start_local_layers", "numbers that are in start_layers, too")
+    require(set(local) <= set(value["start_layers"]), "start_local_layers", "numbers that are also in start_layers")
     require((value["start_window"] > 0) == bool(local), "start_window", "a number above 0 if layers are local, else 0")
     require(not kept or hidden % heads == 0, "teacher_heads", f"a divisor of {hidden}")
     step = max(hidden // heads, 1) if rotary else heads

@@ -98,7 +98,7 @@ def _rotary_arrays(recipe: Recipe) -> dict[str, Declared]:
 
 
 def _exact(shapes: dict[str, tuple[int, ...]], recipe: Recipe, dimensions: tuple[str, ...]) -> dict[str, Declared]:
-    """Return arrays of the teacher's channels, which a start of the teacher's own width has, and no other."""
+    """Return arrays in the teacher's own channels, which only a start of the teacher's full width has."""
     whole = recipe.start_width == recipe.teacher_hidden
     return {name: (shape, shape, "float32", dimensions) for name, shape in shapes.items() if whole}
 
@@ -135,8 +135,8 @@ def start_chunks(recipe: Recipe) -> list[str]:
 def read_start(cache: "Cache", name: str, *region: slice) -> NDArray:
     """Return a region of an array of the start; only the chunks that it touches are read.
 
-    A slice without a step for each of the leading axes; the others are whole. Raises CometError if the cache has no
-    such array, a file is not the sealed one, a value is not finite, or an order is none.
+    `region` has a slice without a step for each of the leading axes; the others are whole. Raises CometError if the
+    cache has no such array, a file is not the sealed one, a value is not finite, or an order is not one.
     """
     specs = start_arrays(cache.recipe)
     if name not in specs:
@@ -172,7 +172,7 @@ def _check_order(cache: "Cache", name: str, order: NDArray) -> None:
 
 
 def _copy_overlap(chunk: NDArray, at: tuple[slice, ...], out: NDArray, region: tuple[slice, ...]) -> None:
-    """Copy to `out`, the array of a region, what a chunk that lies `at` has of it."""
+    """Copy the part of a chunk that overlaps `region` to `out`, the array of that region; the chunk lies `at`."""
     overlap = [slice(max(a.start, r.start), min(a.stop, r.stop)) for a, r in zip(at, region, strict=True)]
     source = tuple(slice(o.start - a.start, o.stop - a.start) for o, a in zip(overlap, at, strict=True))
     target = tuple(slice(o.start - r.start, o.stop - r.start) for o, r in zip(overlap, region, strict=True))

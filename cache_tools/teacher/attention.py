@@ -1,4 +1,4 @@
-"""The signal `attention`: of a few queries of every row, and of their keys a sample that stands for all without bias.
+"""The signal `attention`: a few queries of every row, and an unbiased sample of the keys of each.
 
 Of a query's attention p over n keys, those with p ≥ 1/k are kept and stand for p. Of the others, of mass r, m = ⌊r k⌋
 (at least one) are drawn, one wherever the running sum of p passes a multiple of r/m, and each stands for r/m

@@ -1,6 +1,6 @@
 """Distances between two runs of a teacher over the same targets, for the comparisons of all signals.
 
-A value that only one run keeps is compared, too: it cannot lie above the last value that the other run keeps.
+A value that only one run keeps is also compared: it cannot lie above the last value that the other run keeps.
 """
 
 import numpy as np

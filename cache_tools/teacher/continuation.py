@@ -1,7 +1,7 @@
 """Views that the teacher continues, for languages with hardly any text: each begins from the view before, its masked
 tokens filled by draws from the teacher's distribution (as in TinyBERT's augmentation of task data, Jiao et al. 2020,
-https://arxiv.org/abs/1909.10351, but in chains). Draws depend on the rows and on what this machine computes; the rows
-that come of it are sealed in the cache.
+https://arxiv.org/abs/1909.10351, but in chains). Draws depend on the rows and on the arithmetic of this machine; the
+resulting rows are sealed in the cache.
 """
 
 import os
@@ -61,7 +61,7 @@ def continued_rows(
 def filled(
     teacher: Teacher, tokens: NDArray[np.int32], masked: MaskedRows, ids: NDArray[np.int32], device: torch.device
 ) -> NDArray[np.int32]:
-    """Return rows [R, L] with the targets drawn anew from the teacher's distribution among `ids` [V']."""
+    """Return rows [R, L] with the targets replaced by draws from the teacher's distribution among `ids` [V']."""
     row, slot = np.nonzero(masked.target_position != UNUSED_POSITION)  # [T]
     position = masked.target_position[row, slot].astype(np.int64)
     read, length, columns = (

@@ -42,7 +42,7 @@ class Spool:
 
     @property
     def repeated(self) -> int:
-        """How many documents are there already, word for word."""
+        """The number of documents that repeat an earlier one word for word."""
         return self.document_count - len(np.unique(np.fromfile(self.table, dtype=DOCUMENT)["hash"]))
 
     @property

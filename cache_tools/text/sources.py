@@ -56,7 +56,7 @@ class TextFile:
 
 
 def _text_format(path: Path) -> str:
-    """Return the format by a file's name, empty if it cannot be read."""
+    """Return the format of a file by its name, empty if there is no reader for it."""
     suffix, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
     if suffix in COMPRESSIONS:
         return inner if inner in ITEM_FORMATS and inner != ".parquet" else ""
@@ -76,7 +76,7 @@ def _csv_fields(source: TextFile) -> Iterator[str]:
 
 def _is_conll(source: TextFile) -> bool:
     """Return whether every non-blank line is a token and its label, as in the `.txt` of MasakhaNER and MasakhaPOS, or
-    has more columns, the last of them that of a name."""
+    has more columns and ends in the label of a name."""
     return all(_is_labelled(line.split()) for _, line in _lines(source) if line.strip())
 
 
@@ -290,8 +290,8 @@ def _files_of_folder(folder: Path, option: str, formats: tuple[str, ...]) -> lis
 def documents(source: TextFile | HubText) -> Iterator[str]:
     """Yield the documents of one file or data set in order, stripped and in Unicode's form NFC.
 
-    Letters and their marks apart (NFD) would be read otherwise: SentencePiece's table of characters, as the tokenizers
-    library applies it, loses the tones of Yorùbá.
+    Letters with separate marks (NFD) would be tokenised differently: SentencePiece's table of characters, as the
+    tokenizers library applies it, loses the tones of Yorùbá.
 
     Raises CometError naming the file and line for bytes that are not UTF-8, a line over 64 MiB, broken JSON, or a
     record without a text, and as `hub_documents` does.

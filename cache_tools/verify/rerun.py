@@ -135,7 +135,7 @@ def sample_rows(recipe: Recipe, keys: Sequence[ShardKey], rows: int, seed: int) 
     """Return the rows to compare of each of these shards, ascending: `rows` in all, or all rows if there are fewer.
 
     A pure function of recipe, seed and shards. The rows are spread as evenly as possible over as many shards as
-    possible, and the two groups take turns, so that the small validation group is compared, too.
+    possible, and the two groups take turns, so that the small validation group is also compared.
     """
     recipe_hash = np.array([int(recipe.recipe_id[:16], 16)], dtype=np.uint64)
     seeded = {group: mix(mix(recipe_hash, np.uint64(seed)), np.uint64(GROUPS.index(group))) for group in GROUPS}

@@ -171,11 +171,11 @@ class Remote:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Do nothing: URLs know no locks. A caller reads again what it has written."""
+        """Do nothing: URLs have no locks. A caller reads back what it has written."""
         yield
 
     def write(self, path: str, blocks: Iterable[bytes]) -> None:
-        """Write a file, which gets its name only once all blocks have arrived. Raises the errors of `blocks`, too."""
+        """Write a file, which gets its name only once all blocks have arrived. Also raises the errors of `blocks`."""
         try:
             self._write(path, blocks)
         except FileNotFoundError:

@@ -29,9 +29,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Of one layer: the normalised inputs of its two norms, before scale and bias, the attention output of all heads,
-    and the feed-forward's activations (variances only). The first layer of ModernBERT has no norm before its attention:
-    there it is the input of that."""
+    """Moments in one layer: of the normalised inputs of its two norms, before scale and bias, of the attention output of
+    all heads, and of the feed-forward's activations (variances only). The first layer of ModernBERT has no norm before
+    its attention: there `attention_norm` is of the input of the attention."""
 
     attention_norm: Moments
     ffn_norm: Moments
@@ -119,7 +119,8 @@ def observe(teacher: Teacher, anatomy: Anatomy, batches: Iterable[HostBatch]) ->
 
 
 def _adder(sum_: _Sum, mask: Tensor, eps: float | None) -> Callable[[Tensor], None]:
-    """Return what adds the inputs [B, L, H] of a module at valid positions, normalised if it is a norm with `eps`."""
+    """Return a function that adds the inputs [B, L, H] of a module at valid positions, normalised if it is a norm with
+    `eps`."""
 
     def add(inputs: Tensor) -> None:
         vectors = inputs[mask]  # [N, H]

@@ -1,7 +1,7 @@
 """The start of a teacher whose norms come after the residual sum: x = norm(x + attention(x)), x = norm(x + ffn(x)).
 
-What a narrower student lacks of a vector is replaced by its mean, in the biases. Its norms divide by the deviation of
-fewer components, so it is an approximation.
+Components of a vector that a narrower student lacks are replaced by their means, in the biases. Its norms divide by the
+deviation of fewer components, so it is an approximation.
 """
 
 from collections.abc import Sequence
@@ -95,7 +95,7 @@ def channels_apart(norms: Sequence[Norm]) -> list[int]:
 def project_layers(
     teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, frame: StartFrame
 ) -> dict[str, Tensor]:
-    """Return the arrays of positions, norms and layers; at the teacher's width those of the exact head, too."""
+    """Return the arrays of positions, norms and layers; at the teacher's width also those of the exact head."""
     norms, basis = norms_of(teacher, anatomy, found), frame.basis  # [H, w]
     layers = [
         _project_attention(teacher, anatomy, index, norms[2 * index], found.layers[index], basis, recipe, heads)

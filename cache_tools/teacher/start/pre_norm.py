@@ -47,7 +47,7 @@ def make_frame(teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activa
 def project_layers(
     teacher: Teacher, anatomy: Anatomy, recipe: Recipe, found: Activations, frame: StartFrame
 ) -> dict[str, Tensor]:
-    """Return the arrays of norms and layers; at the teacher's width those of the exact embedding norm and head, too."""
+    """Return the arrays of norms and layers; at the teacher's width also those of the exact embedding norm and head."""
     basis, layers = frame.basis, recipe.start_layers
     orders = list(zip(layers, frame.head_order, frame.neuron_order, strict=True))
     scale = anatomy.embeddings(teacher.model, MODERN_EMBEDDING_NORM).weight.double()

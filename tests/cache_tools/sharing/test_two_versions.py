@@ -184,7 +184,7 @@ def test_a_url_where_another_version_always_comes_back(
 
     monkeypatch.setattr(Transfer, "_write", overwritten)
     with pytest.raises(
-        CometError, match=r"kin: shard train 0 comes from another transfer, too, in another version; ru"
+        CometError, match=r"kin: another transfer is copying another version of shard train 0; ru"
     ):
         transfer(planned(mine, to)).run()
 

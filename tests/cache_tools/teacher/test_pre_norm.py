@@ -220,7 +220,7 @@ def test_deep_finds_a_negative_second_moment(of_width: Callable[[int | None], Ca
         ({"start_rope": "no"}, "'start_rope': expected two numbers"),
         ({"start_positions": 64}, "'start_positions': expected 0, since they are rotary, found '64'"),
         ({"start_local_layers": [1, 2, 9]}, "'start_local_layers': expected 0 to 4096 different numbers from 0 to 3"),
-        ({"start_layers": [0, 1, 3]}, "'start_local_layers': expected numbers that are in start_layers, too"),
+        ({"start_layers": [0, 1, 3]}, "'start_local_layers': expected numbers that are also in start_layers"),
         ({"start_local_layers": []}, "'start_window': expected a number above 0 if layers are local, else 0"),
         ({"start_window": 0}, "'start_window': expected a number above 0 if layers are local, else 0"),
         ({"start_window": -1}, "'start_window': expected a whole number from 0"),
