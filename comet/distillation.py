@@ -98,11 +98,11 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
 def _kept_unless_saved(
     trainer: DistillationTrainer, best: KeepBest, checkpoints: Checkpoints, prepared: Preparation
 ) -> Iterator[None]:
-    """Keep what was trained among the checkpoints if measuring or saving the student fails, or is stopped.
+    """Keep the trained student among the checkpoints if measuring or saving it fails, or is stopped.
 
-    While it is being kept, one more signal changes nothing.
+    The first signal while it is being kept is ignored.
     """
-    kept = f"what was trained is kept in {checkpoints.folder}: run again with --resume"
+    kept = f"the trained student is kept in {checkpoints.folder}: run again with --resume"
     at_once = f"stopped at once; run again, with --resume if there is still a {checkpoints.folder}"
     try:
         with stop_on_signal(None, "stopped before the student was saved", prepared.close):
@@ -198,7 +198,7 @@ def _announce(prepared: Preparation, trainer: DistillationTrainer, distiller: Di
 def _first_row(
     prepared: Preparation, trainer: DistillationTrainer, distiller: Distiller, shards: list[CacheShard]
 ) -> AnnotatedRow:
-    """Return the first row of these shards, and what teacher and student predict in it."""
+    """Return the first row of these shards, with the predictions of teacher and student."""
     _, rows = look_at_rows(distiller, shards, prepared.tokenizer, trainer.args.device, prepared.collator)
     return rows[0]
 

@@ -11,7 +11,7 @@ from comet.settings import StudentConfig, as_options
 def has_finished(config: StudentConfig, caches: Sequence[str]) -> bool:
     """Return whether the student in `config.output` is that of this training, and no checkpoint is left.
 
-    As far as `OUTPUT.toml` shows it: what is left to the program fits whatever was chosen.
+    Compares the options with `OUTPUT.toml`; an option on `auto` fits whatever was chosen.
     """
     if not config.output.name or checkpoints_path(config.output).exists():
         return False

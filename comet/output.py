@@ -29,7 +29,7 @@ def save_outputs(
 ) -> None:
     """Write the student, the page and the options; each gets its name once all of them are on the disk.
 
-    The student in the trainer is the best one. Raises CometError if one of them has come to exist meanwhile.
+    The student in the trainer is the best one. Raises CometError if one of the outputs was created meanwhile.
     """
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     options = _used_options(prepared, distiller.bf16)
@@ -51,7 +51,7 @@ def save_outputs(
 
 
 def _used_options(prepared: Preparation, bf16: bool) -> dict[str, Any]:
-    """The options of `comet-train` that train this student again, every automatic choice made."""
+    """Return the options of `comet-train` that train this student again, with every automatic choice made."""
     return as_options(prepared.config, [cache.name for cache in prepared.caches]) | {
         "learning-rate": peak_learning_rate(prepared.config, prepared.shape),
         "dtype": "bfloat16" if bf16 else "float32",
@@ -65,7 +65,7 @@ def _make_report(
     result: Distilled,
     options: dict[str, Any],
 ) -> str:
-    """The page about a finished training."""
+    """Return the page about a finished training as HTML."""
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     caches = prepared.caches
     counts = token_counts([cache.vocabulary for cache in caches], prepared.vocabulary)

@@ -20,15 +20,15 @@ from cache_tools.text.masking import unmasked
 
 RUN = 16  # tokens in a row that two different texts hardly share: about eight words
 SHORTEST = 5  # tokens; shorter documents are phrases that any text may have
-MOST_SHARED = 0.01  # of the runs of a validation: that much is said, and more refused
+MOST_SHARED = 0.01  # of the runs of a validation: less is reported, more is refused
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
 FILTER_BITS = 24
 ARRAYS = ("input_ids", "length", "target_position", "target_id")
 
 
 def require_other_text(caches: Sequence[Cache]) -> None:
-    """Raise CometError if text that one cache validates on is text that another trains on; print a line if it is less
-    than a hundredth of the validation."""
+    """Raise CometError if one cache trains on text that another holds out for validation; print a line instead if that
+    is less than MOST_SHARED of the validation."""
     if len(caches) < 2:
         return
     held_out = [_distinct(cache, "validation") for cache in caches]

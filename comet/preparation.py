@@ -54,7 +54,8 @@ class Preparation:
     validation: list[CacheShard]
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Write the student's tokenizer. Raises CometError if what was written reads otherwise than the teacher's."""
+        """Write the student's tokenizer. Raises CometError if the written one reads text differently from the
+        teacher's."""
         inputs = family_of(self.recipe).model_inputs
         save_student_tokenizer(self.tokenizer, inputs, folder, self.caches, self.vocabulary)
 
@@ -104,7 +105,7 @@ def _open_at(location: str, local: LocalCache | None) -> Cache:
 
 
 def opened(caches: Sources) -> Sequence[Cache]:
-    """Return these caches; those that are named are opened as `open_for_training` does. Raises CometError as that."""
+    """Return these caches, opened by `open_for_training` if folders are given. Raises CometError as it does."""
     if isinstance(caches, str | Path):
         return open_for_training([caches])
     if isinstance(caches, Sequence) and caches and all(isinstance(one, str | Path) for one in caches):
@@ -123,8 +124,8 @@ def require_inputs(caches: Sequence[Cache], config: StudentConfig) -> None:
 def prepare(caches: Sequence[Cache], config: StudentConfig) -> tuple[Preparation, PreTrainedModel]:
     """Return the inputs of a training and the student at step 0.
 
-    Raises CometError if the caches lack text or validation rows, if one trains on what another is validated on, or if
-    the student cannot be made.
+    Raises CometError if the caches lack text or validation rows, if one trains on text that another holds out for
+    validation, or if the student cannot be made.
     """
     for cache in caches:
         cache.require_text()
@@ -190,13 +191,13 @@ def _begin_student(
 
 
 def peak_learning_rate(config: StudentConfig, shape: StudentShape) -> float:
-    """Return the peak of the learning rate: as given, or that of a random body, or of one that has learnt before."""
+    """Return the peak learning rate: as given, or the objective's for a body that is random or has learnt before."""
     return config.learning_rate or config.objective.peak_learning_rate(shape.hidden, has_learnt(config))
 
 
 def default_epochs(config: StudentConfig, rows: int) -> float:
-    """Return how often so many training rows are read: as the objective says for a random body, or for one that has
-    learnt before."""
+    """Return the objective's number of epochs on `rows` training rows for a body that is random or has learnt
+    before."""
     objective, accumulated = config.objective, dict(config.arguments).get("gradient_accumulation_steps", 1)
     steps = rows / ((config.batch_size or objective.batch_size) * accumulated)
     return float(objective.default_epochs(steps, has_learnt(config)))

@@ -13,7 +13,7 @@ def published_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder hidden beside `path`; rename it to `path` at the end, or remove it if the block raises.
 
     Its files become as readable as the umask allows: temporary folders and safetensors are private.
-    Raises CometError if `path` has come to exist meanwhile.
+    Raises CometError if `path` was created meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as staging:

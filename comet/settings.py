@@ -31,8 +31,7 @@ class StudentConfig:
     transformers' TrainingArguments. Each of several caches is sampled in proportion to its rows to the power of
     `language_alpha`. Validation is every `validate_steps`, by default after every epoch. A checkpoint is written every
     `save_minutes` into the folder `OUTPUT.checkpoints`, from which `resume` continues. The output, the objective, as
-    `--recipe` takes it, and the values of `arguments` may be given as text. Raises CometError for a value that cannot
-    be.
+    `--recipe` takes it, and the values of `arguments` may be given as text. Raises CometError for an invalid value.
     """
 
     output: Path

@@ -209,7 +209,7 @@ def _save_best(
 ) -> str:
     """Fine-tune the best candidate again with its seed, and write it as an ordinary transformers folder.
 
-    Returns a line about it. Raises CometError if the folder has come to exist meanwhile or cannot be written.
+    Returns a line about it. Raises CometError if the folder was created meanwhile or cannot be written.
     """
     result, chosen = best_candidate(models)
     run, (model, tokenizer) = _run_once(pinned[result.name], result, data, chosen.seed, device)

@@ -117,9 +117,9 @@ class Results:
         return next((model for model in self.models if model.sha256 == sha256), None)
 
     def with_runs(self, model: ModelResult) -> ModelResult:
-        """Return the model with the runs that are here of the same weights.
+        """Return the model with the runs of the same weights in these results.
 
-        Raises CometError if these were fine-tuned otherwise, as by a version of Comet with another default.
+        Raises CometError if these were fine-tuned differently, as by a version of Comet with another default.
         """
         there = self.find(model.sha256)
         if there is not None and there.how != model.how:

@@ -24,7 +24,7 @@ NAME_CHARACTERS = 48  # what fits under a chart, for all names together
 
 
 def what_is_measured(data: TaskData) -> str:
-    """Return a line that names task, split and its size: a score means nothing without them."""
+    """Return a line that names the task and the size of its splits: a score means nothing without them."""
     return f"{_title(data)}: {_splits(data)}"
 
 
@@ -53,8 +53,8 @@ def what_is_ahead(settings: EvaluationSettings, missing: int) -> str:
 
 
 def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_length: int) -> str:
-    """Return a line on the items that are longer than the rows that a student was trained on. They are not cut there,
-    which would lose labels."""
+    """Return a line on the items that are longer than the rows that a student was trained on. They are not cut to that
+    length, which would lose labels."""
     return (
         f"{name}: was trained on rows of {rows} tokens, at which its tokenizer cuts; {longer:,} of "
         f"{counted(len(reported.examples), 'item')} of {reported.name} are longer, and their later tokens are at "
@@ -63,7 +63,7 @@ def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_len
 
 
 def how_long(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
-    """Return a line on how long further fine-tunings will take, if it is in proportion to the latency of each model."""
+    """Return a line on the time left, assuming that a fine-tuning takes time in proportion to its model's latency."""
     return (
         f"about {duration(seconds_per_ms * sum(latencies_ms))} more for the other {len(latencies_ms):,}, judging by "
         "the speed of each model"

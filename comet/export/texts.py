@@ -18,14 +18,14 @@ MOST_ROWS, LEAST_SENTENCES = 256, 8
 
 @dataclass(frozen=True)
 class Texts:
-    """Sentences, and whose they are."""
+    """Sentences, and a description of their origin."""
 
     described: str
     sentences: list[str]
 
 
 def texts_for(model: Path) -> Texts:
-    """Return the validation text of the cache that the options beside a student name, if it is still there with
+    """Return the validation text of the cache that is named in the options beside a student, if it still exists and has
     enough text; for any other model the Kinyarwanda sample."""
     try:
         options = tomllib.loads(options_path(model.resolve()).read_text(encoding="utf-8"))

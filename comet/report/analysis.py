@@ -103,7 +103,7 @@ def analyse(
     device: torch.device,
     collator: Collator | None = None,
 ) -> Analysis:
-    """Measure the student on the first rows of these shards, of each cache for as many targets.
+    """Measure the student on the first rows of these shards, on equally many targets of each cache.
 
     `counts` [V] int64 are the occurrences of each token in the corpus. `counts` and `tokenizer` take the ids of the
     batches of `collator`, by default those of the cache.

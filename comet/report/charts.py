@@ -1,4 +1,4 @@
-"""Small charts as SVG and heat maps as PNG, whose classes the page around them colours for day and night.
+"""Small charts as SVG and heat maps as PNG. The page around them sets the colours of their classes, light or dark.
 
 By hand: matplotlib 3.11 would add 97 MB of packages (a 10 MB wheel and eight dependencies beside numpy) and 0.5 s to
 the import, and its drawings have no classes to colour and no tooltips.
@@ -26,7 +26,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """Numbers of one kind. `kind` is the class that colours them, `notes` what is shown on hovering."""
+    """Numbers of one kind. `kind` is the class that colours them, `notes` are their tooltips."""
 
     kind: str
     name: str
@@ -36,7 +36,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) from left to right. `kind` is the class that colours them, `notes` what is shown on hovering."""
+    """Points (x, y) from left to right. `kind` is the class that colours them, `notes` are their tooltips."""
 
     kind: str
     name: str
@@ -48,7 +48,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the data of the ranges x and y lie in a drawing of WIDTH × HEIGHT."""
+    """The mapping of data in the ranges x and y to a drawing of WIDTH × HEIGHT."""
 
     x: Range
     y: Range
@@ -60,7 +60,7 @@ class Frame:
 
 
 def number(value: float) -> str:
-    """As short as a tick label must be: 0.25, 20, 1.5k, 20k, 3M."""
+    """Return a number as short as a tick label must be: 0.25, 20, 1.5k, 20k, 3M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{letter}"
@@ -68,7 +68,7 @@ def number(value: float) -> str:
 
 
 def whole(value: float) -> str:
-    """The number of a step; nothing for a tick between two steps."""
+    """Return the label of a whole step, empty for a tick between two steps."""
     return number(value) if value == round(value) else ""
 
 
@@ -77,21 +77,21 @@ def percent(value: float) -> str:
 
 
 def _tick_step(low: float, high: float, most: int = 5) -> float:
-    """The smallest 1, 2 or 5 times a power of ten that cuts a range, not empty, into at most `most` parts."""
+    """Return the smallest 1, 2 or 5 times a power of ten that cuts a range, not empty, into at most `most` parts."""
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     return power * next(m for m in (1, 2, 5, 10) if m * power >= rough * (1 - 1e-9))
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """The multiples of the tick step from low to high."""
+    """Return the multiples of the tick step from low to high."""
     step = _tick_step(low, high)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [i * step for i in range(first, last + 1)]
 
 
 def widen(values: Sequence[float]) -> Range:
-    """A range that holds the values and ends on ticks, never empty."""
+    """Return a range that holds the values and ends on ticks, never empty."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = (low - abs(low) / 2, high + abs(high) / 2) if high else (0.0, 1.0)
@@ -110,7 +110,7 @@ def line_chart(
     tick_label: Callable[[float], str] = number,
     mark: tuple[Point, str] | None = None,
 ) -> str:
-    """Lines over a common x, whole steps unless its range is given. `mark` is a point with a name, drawn last."""
+    """Draw lines over a common x, whole steps unless its range is given. `mark` is a point with a name, drawn last."""
     points = [point for line in lines for point in line.points]
     first, last = min(px for px, _ in points), max(px for px, _ in points)
     frame = Frame(x or (first, max(last, first + 1)), y or widen([py for _, py in points]))
@@ -139,7 +139,7 @@ def bar_chart(
     x_name: str,
     tick_label: Callable[[float], str] = number,
 ) -> str:
-    """Groups of bars side by side, a group for each of `names`, whose lines stand under it."""
+    """Draw groups of bars side by side, one group for each of `names`, whose lines stand under it."""
     frame = Frame((0.0, float(len(names))), widen([0.0, *(value for one in series for value in one.values)]))
     parts = _y_axis(frame, tick_label)
     width = min((WIDTH - LEFT - RIGHT) / len(names) * 0.7 / len(series), 36.0)
@@ -191,13 +191,13 @@ def _dot(at: Point, kind: str, note: str) -> str:
 
 
 def heat_map(values: NDArray, most: float) -> str:
-    """[n, m] values as the data address of a PNG, a pixel each: transparent at 0, opaque at `most`."""
+    """Return values [n, m] as the data URL of a PNG, one pixel each: transparent at 0, opaque at `most`."""
     share = np.clip(values / most if most > 0 else np.zeros_like(values), 0.0, 1.0)
     return "data:image/png;base64," + base64.b64encode(_png(np.rint(share * 255).astype(np.uint8))).decode()
 
 
 def _png(opacity: NDArray[np.uint8]) -> bytes:
-    """A PNG of one colour whose pixels [n, m] have this opacity: a palette of 256 entries that differ in it alone.
+    """Return a PNG of one colour whose pixels [n, m] have this opacity, by a palette that differs in nothing else.
 
     Portable Network Graphics, third edition (W3C 2025): colour type 3, bit depth 8, a tRNS chunk, filter 0.
     """

@@ -22,7 +22,7 @@ OF_OBJECTIVE = (
     *("kd_weight", "logit_loss", "temperature", "hard_weight", "attention_weight", "attention_loss"),
     *("dropout", "patience"),
 )
-"""The fields on the page; the others are defaults of options, of which it has the values that were used."""
+"""The fields on the page. The others are defaults of options, and the page has the values that were used."""
 OF_OPTIONS = (
     *("vocabulary", "init", "epochs", "steps", "batch-size", "learning-rate", "language-alpha", "validate-steps"),
     *("seed", "dtype"),
@@ -50,7 +50,7 @@ ATTENTION_NOTES = {
 
 
 def attention_note(objective: Objective) -> dict[str, str]:
-    """Return what to know of the attention loss, by its name among the parts of the loss; nothing of some."""
+    """Return a note on the attention loss by the name of that part of the loss; empty for losses that need none."""
     note = ATTENTION_NOTES.get(objective.attention_loss)
     return {"attention": note} if note else {}
 
@@ -217,8 +217,8 @@ def _layers(objective: Objective) -> str:
 
 
 def sample_row(example: AnnotatedRow) -> str:
-    """Return the beginning of a row with its first targets numbered, and the teacher's predictions at these, to judge
-    by eye."""
+    """Return the beginning of a row with its first targets numbered, and the teacher's predictions at these, for a look
+    at their quality."""
     lines = [f"the first row of the cache: {_numbered(example)}"]
     for number, masked in enumerate(example.positions[:SAMPLE_TARGETS], 1):
         guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in masked.teacher)

@@ -1,12 +1,13 @@
 """One start of several caches, as if it had been computed from all of their texts: for a student of several languages.
 
-The start of a cache is in the principal components of its own text, and what a narrower student lacks is replaced by
-means over that text. In the start of one language other languages lose what that one does not use, and meet the wrong
-means. So the components are found anew, of all texts together, and means and moments are those of all. The teacher's
-matrices are the same in every start: they are taken from the first and turned. Every text counts the same.
+The start of a cache is in the principal components of its own text, and the components that a narrower student lacks
+are replaced by means over that text. In the start of one language other languages lose what that one does not use, and
+meet the wrong means. So the components are computed again from all texts together, and means and moments are those of
+all. The teacher's matrices are the same in every start: they are taken from the first and turned. Every text counts the
+same.
 
 Each start holds only the diagonal of its moments. In its own components those of all sites together have no other
-entries; those of a single site are taken for diagonal, too, which is the one approximation. With starts narrower than
+entries; those of a single site are also taken for diagonal, which is the one approximation. With starts narrower than
 the teacher, all components are within those of the first.
 """
 

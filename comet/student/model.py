@@ -56,7 +56,7 @@ def new_student(
 
 
 def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
-    """Return in words what a student has before its first step."""
+    """Describe the initial weights of a student."""
     cache = start_cache(caches)
     if init == "start" and cache is not None:
         recipe = cache.recipe

@@ -44,7 +44,7 @@ def save_student_tokenizer(
 ) -> None:
     """Write a student's tokenizer, then read lines of all corpora and of other languages with what was written.
 
-    `inputs` are the names of the student's inputs. Raises CometError if it reads a line otherwise than the teacher's
+    `inputs` are the names of the student's inputs. Raises CometError if it reads a line differently from the teacher's
     tokenizer, OSError if the disk refuses.
     """
     # only what is among the arguments of its creation is saved, with the value of the attribute

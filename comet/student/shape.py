@@ -21,7 +21,7 @@ LARGEST = 2**31  # parameters of a shape from a file: 8 GiB of float32
 def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShape:
     """Return the paper's shape, one by its size, or one from a JSON config file.
 
-    By its size is, with all layers of the cache's start, the widest student that is at least so much smaller than the
+    A size means the widest student, with all layers of the cache's start, that is at least so much smaller than the
     teacher and has at most MOST_PARAMETERS, or else the narrowest. Raises CometError if `requested` is none of these.
     """
     if requested == COMET.name:

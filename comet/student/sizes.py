@@ -1,4 +1,4 @@
-"""The names of students' sizes, without torch: a mistyped one is refused before seconds go by to load it."""
+"""The names of students' sizes, without torch, so that a mistyped one is refused before torch is loaded."""
 
 import os
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ SMALLER = {"small": 0.85, "tiny": 0.90, "nano": 0.95}
 """How much smaller than the teacher a student of this name is."""
 DEFAULT_SIZE = "small"
 SHAPE_FIELDS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size")
-"""Of a shape in a JSON file."""
+"""The fields of a shape in a JSON file."""
 
 
 def require_size(requested: str) -> None:

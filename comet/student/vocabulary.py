@@ -135,7 +135,7 @@ def student_tokenizer(cache: Cache, vocabulary: StudentVocabulary) -> PreTrained
 
 
 def composing(normalizer: dict[str, Any] | None) -> dict[str, Any]:
-    """Return the normaliser of a tokenizer.json with one before it that gives texts the form of those in caches."""
+    """Return the normaliser of a tokenizer.json, preceded by one that gives text the Unicode form of caches."""
     steps = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if steps and steps[0]["type"] in COMPOSING:
         return {"type": "Sequence", "normalizers": steps}

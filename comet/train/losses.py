@@ -163,7 +163,7 @@ def attention_projection(attention: SampledRows, student: Tensor, projection: Te
 
 @dataclass(frozen=True)
 class AttentionLoss:
-    """Distance [B] of rows of attention to the teacher's. With `projects` it takes a learned projection, too."""
+    """Distance [B] of rows of attention to the teacher's. With `projects` it also takes a learned projection."""
 
     distance: Callable[..., Tensor]
     projects: bool = False

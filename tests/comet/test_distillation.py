@@ -50,7 +50,7 @@ def test_a_signal_after_the_last_step_keeps_what_was_trained(
         interrupt(patch, stage)
         with pytest.raises(KeyboardInterrupt) as stopped:
             distill([cache], config)
-    kept = f"what was trained is kept in {config.output}.checkpoints: run again with --resume"
+    kept = f"the trained student is kept in {config.output}.checkpoints: run again with --resume"
     assert str(stopped.value) == f"stopped before the student was saved; {kept}"
     assert resumed(cache, config, monkeypatch).steps == 2
 
@@ -61,7 +61,7 @@ def test_a_second_signal_does_not_lose_what_is_being_kept(
     with monkeypatch.context() as patch:
         interrupt(patch, "comet.output.analyse")
         interrupt(patch, "comet.train.checkpoints.seal")
-        with pytest.raises(KeyboardInterrupt, match="what was trained is kept in"):
+        with pytest.raises(KeyboardInterrupt, match="the trained student is kept in"):
             distill([cache], config)
     assert resumed(cache, config, monkeypatch).steps == 2
 
@@ -75,7 +75,7 @@ def test_a_student_that_cannot_be_measured_is_measured_after_a_resume(
         raise CometError("the shard is damaged")
 
     message = (
-        rf"^the shard is damaged; what was trained is kept in {config.output}\.checkpoints: run again with --resume$"
+        rf"^the shard is damaged; the trained student is kept in {config.output}\.checkpoints: run again with --resume$"
     )
     with monkeypatch.context() as patch:
         patch.setattr("comet.distillation._result", fail)

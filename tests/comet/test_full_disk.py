@@ -32,8 +32,8 @@ def whole(cache: Cache, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     ("students", "options", "said"),
     [
         (0.5, (), "--output: no room for a student of 1 MB in "),
-        (3.6, (), "/student: cannot be written (No space left on device); make room; what was trained is kept in "),
-        (4.3, (), "/student: cannot be written (No space left on device); make room; what was trained is kept in "),
+        (3.6, (), "/student: cannot be written (No space left on device); make room; the trained student is kept in "),
+        (4.3, (), "/student: cannot be written (No space left on device); make room; the trained student is kept in "),
         (5.0, CHECKPOINTS, "/checkpoint-4: cannot be written (No space left on device); make room"),
         (9.0, CHECKPOINTS, "/checkpoint-8: cannot be written (No space left on device); make room"),
     ],

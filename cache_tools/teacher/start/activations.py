@@ -29,9 +29,9 @@ class Moments:
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Moments in one layer: of the normalised inputs of its two norms, before scale and bias, of the attention output of
-    all heads, and of the feed-forward's activations (variances only). The first layer of ModernBERT has no norm before
-    its attention: there `attention_norm` is of the input of the attention."""
+    """Moments in one layer: of the normalised inputs of its two norms, before scale and bias, of the attention output
+    of all heads, and of the feed-forward's activations (variances only). The first layer of ModernBERT has no norm
+    before its attention: there `attention_norm` is of the attention's input."""
 
     attention_norm: Moments
     ffn_norm: Moments

@@ -183,9 +183,7 @@ def test_a_url_where_another_version_always_comes_back(
         write(self, path, record if path == path_of_record else data)
 
     monkeypatch.setattr(Transfer, "_write", overwritten)
-    with pytest.raises(
-        CometError, match=r"kin: another transfer is copying another version of shard train 0; ru"
-    ):
+    with pytest.raises(CometError, match=r"kin: another transfer is copying another version of shard train 0; ru"):
         transfer(planned(mine, to)).run()
 
 

@@ -136,9 +136,9 @@ def test_killed_after_the_last_step_resumes_to_the_same_student(
     [
         (
             OSError(28, "No space left on device"),
-            "cannot be written (No space left on device); make room; what was trained is kept",
+            "cannot be written (No space left on device); make room; the trained student is kept",
         ),
-        (CometError("it exists meanwhile"), "it exists meanwhile; what was trained is kept in "),
+        (CometError("it exists meanwhile"), "it exists meanwhile; the trained student is kept in "),
         (KeyboardInterrupt("impatient"), "impatient"),
     ],
 )
