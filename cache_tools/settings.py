@@ -72,7 +72,7 @@ class BuildSettings:
         require(0 <= self.seed < 2**63, "--seed", self.seed, "a whole number from 0")
         require(self.keep in LOGITS, "--keep", self.keep, " or ".join(LOGITS))
         logits = LOGITS[self.keep]
-        require(logits.fewest <= self.top_k <= 2**14, "--top-k", self.top_k, f"{logits.fewest} to 16384")
+        require(logits.min_top_k <= self.top_k <= 2**14, "--top-k", self.top_k, f"{logits.min_top_k} to 16384")
         largest = min(self.seq_len, 4096)
         require(1 <= self.attention_queries <= 1024, "--attention-queries", self.attention_queries, "1 to 1024")
         require(1 <= self.keys_kept <= largest, "--attention-keys", self.keys_kept, f"1 to {largest}")
@@ -91,7 +91,7 @@ class BuildSettings:
         ok = 0 < len(self.temperatures) <= 16 and all(0.01 <= t <= 1000 for t in self.temperatures)
         ok = ok and len(set(self.temperatures)) == len(self.temperatures)
         require(ok, "--temperatures", listed, "up to 16 different numbers from 0.01 to 1000, such as 1,2")
-        ok = 1.0 in self.temperatures or not logits.needs_one
+        ok = 1.0 in self.temperatures or not logits.needs_temperature_1
         reason = f"1 among them with --keep {self.keep}, since students are validated at 1"
         require(ok, "--temperatures", listed, reason)
         object.__setattr__(self, "temperatures", tuple(map(float, self.temperatures)))  # a recipe holds no other kind
@@ -123,7 +123,7 @@ class BuildSettings:
 
 
 @dataclass(frozen=True)
-class RecheckSettings:
+class RerunSettings:
     """Options of `verify --teacher`, checked on creation. Raises CometError naming the option if one is invalid.
 
     `dtype` auto is that in which each shard was built; `batch_size` None is as device and memory allow.

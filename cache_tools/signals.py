@@ -87,8 +87,7 @@ class Signal:
     """Arrays of the teacher that belong together, of the family logits or attention.
 
     `measures` are the errors of a re-run teacher. `kept` describes the contents of a cache for `info` and the card,
-    `fidelity` their difference from the teacher. `fewest` is the smallest `top_k`; with `needs_one`, temperature 1 must
-    be among those kept.
+    `fidelity` their difference from the teacher. With `needs_temperature_1`, temperature 1 must be among those kept.
     """
 
     name: str
@@ -97,8 +96,8 @@ class Signal:
     measures: dict[str, Measure]
     kept: Callable[["Recipe"], str]
     fidelity: str
-    fewest: int = 1
-    needs_one: bool = False
+    min_top_k: int = 1
+    needs_temperature_1: bool = False
 
 
 def _token_ids(recipe: "Recipe") -> tuple[int, int]:
@@ -146,8 +145,8 @@ THRESHOLD = Signal(
     },
     kept=lambda recipe: f"up to {recipe.top_k} tokens by threshold sampling",
     fidelity="Logits: a sample whose expectation is the teacher's whole distribution; its likely tokens are exact.",
-    fewest=2,
-    needs_one=True,
+    min_top_k=2,
+    needs_temperature_1=True,
 )
 
 TOPK = Signal(

@@ -12,7 +12,7 @@ from typing import Any
 
 PUBLIC = {
     "cache_tools": ("build_cache", "open_cache", "Cache"),
-    "cache_tools.settings": ("BuildSettings", "RecheckSettings", "LocalCache"),
+    "cache_tools.settings": ("BuildSettings", "RerunSettings", "LocalCache"),
     "cache_tools.build.workers": ("Worker",),
     "cache_tools.attention": ("decode_keys",),
     "cache_tools.verify.verify": ("verify",),

@@ -29,7 +29,7 @@ NO_ATTENTION = "--attention-layers none"
 MANY_REPEATED = 0.25  # of all documents
 MANY_UNKNOWN, MOST_UNKNOWN = 0.01, 0.5  # of all tokens
 SHORTEST = 2  # tokens of the shortest row that the teacher is tried with
-SAME = 1e-3  # relative to the largest feature, in float32
+TOLERANCE = 1e-3  # relative to the largest feature, in float32
 TOKENS_TRIED, ROWS_AT_ONCE = 4096, 8
 HARDLY_BETTER = 2.0  # times a unigram model's accuracy
 FEWEST_JUDGED = 100  # masked tokens: by fewer a teacher is not refused
@@ -89,7 +89,7 @@ def _try_teacher(
     if not both.isfinite().all() or both.shape[-1] != teacher.head.weight.shape[1]:
         raise CometError(f"{where}: {kind} gives features that its head cannot read, or that are not finite")
     for alone, padded in ((longest[0], both[0]), (shortest[0], both[1, :SHORTEST])):
-        if not (alone - padded).abs().max() <= SAME * alone.abs().max():
+        if not (alone - padded).abs().max() <= TOLERANCE * alone.abs().max():
             raise CometError(
                 f"{where}: {kind} reads a row differently beside another, or with padding behind it, so its outputs "
                 "would depend on the batch; choose another teacher",
@@ -172,7 +172,7 @@ def check_accuracy(
     )
 
 
-def say_what_was_read(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:
+def report_texts(texts: Sequence[TextFile | HubText], spool: Spool, limit: int | None) -> None:
     """Print which texts gave no tokens, and how many documents are repeated if there are many."""
     if unread := [text.name for text, tokens in zip(texts, spool.source_tokens, strict=True) if not tokens]:
         if limit is not None and spool.total >= limit:

@@ -15,11 +15,11 @@ from cache_tools.build.workers import Worker, wait_for_seal
 from cache_tools.checks import require_text
 from cache_tools.errors import noop
 from cache_tools.places.destinations import require_folder
-from cache_tools.sharing.card import require_consent, say_whose
+from cache_tools.sharing.card import print_licences, require_consent
 from cache_tools.sharing.listing import Listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location, locate
-from cache_tools.sharing.resume import fetch, find_existing, require_same_seal, take_sealed
+from cache_tools.sharing.resume import create_empty_copy, fetch, find_existing, require_same_seal
 from cache_tools.sharing.retry import RetryPolicy
 from cache_tools.sharing.upload import pushing
 from cache_tools.store.copy import writing_in
@@ -44,7 +44,7 @@ class Destination:
         """
         if self.location is None:
             return
-        say_whose(provenance, has_start)
+        print_licences(provenance, has_start)
         if not isinstance(self.location, Folder):
             where = f"--push-to {self.location.name}"
             require_consent(provenance, where, may_share, has_start, has_text=True, detachable=False)
@@ -53,7 +53,7 @@ class Destination:
         """Create `out` from the existing cache's sealed files. Raises CometError if fetching or writing them fails."""
         tqdm.write(f"{existing.location.name}: the cache was begun there; resuming it in {out}")
         with writing_in(out.parent), claimed_folder(out.parent, preparing_prefix(out)) as work:
-            take_sealed(existing, work / "cache", self.policy)
+            create_empty_copy(existing, work / "cache", self.policy)
             publish(work / "cache", out)
 
     def fetch(self, cache: Cache, missing: Sequence[ShardKey]) -> None:

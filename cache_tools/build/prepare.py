@@ -22,7 +22,7 @@ from cache_tools.build.checks import (
     check_against_teacher,
     check_tokenizer,
     check_unknown_tokens,
-    say_what_was_read,
+    report_texts,
 )
 from cache_tools.build.resolve import BuildInputs
 from cache_tools.build.start import StartShape, choose_start, compute_start, start_rows
@@ -98,7 +98,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
         check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
         check_unknown_tokens(settings.teacher, spool, tokenizer)
-        say_what_was_read(inputs.texts, spool, settings.token_limit)
+        report_texts(inputs.texts, spool, settings.token_limit)
         provenance = _make_provenance(inputs, spool, int(spool.counts[tokenizer.unk_token_id]))
         if inputs.excluded:
             tqdm.write(f"left out {describe_exclusion(provenance)}")

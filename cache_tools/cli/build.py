@@ -15,7 +15,7 @@ from cache_tools.cli.terminal import one_line_errors, quiet_libraries, say_on_te
 from cache_tools.errors import CometError
 from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, MOST_VIEWS, START_WIDTH, VIEW_TOKENS, BuildSettings
 from cache_tools.signals import LOGITS
-from cache_tools.text.languages import doubt_about, find_language
+from cache_tools.text.languages import find_language, unlisted_note
 from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
@@ -154,7 +154,7 @@ def build(
 
     find_texts(tuple(one for one in settings.text if not os.path.isdir(one)))  # what a folder lacks is said once, later
     find_sources(tuple(one for one in settings.exclude if not os.path.isdir(one)), "--exclude", ITEM_FORMATS)
-    if (doubt := doubt_about(code)) is not None:
+    if (doubt := unlisted_note(code)) is not None:
         click.echo(doubt)
     if not dry_run:
         _say_if_complete(settings.out)

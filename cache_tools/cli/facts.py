@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
 from cache_tools.store.ledger import ShardKey, ShardRecord, identity, whole_extent
-from cache_tools.store.provenance import attach_call, describe_exclusion
+from cache_tools.store.provenance import attach_command, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, describe_views
 from cache_tools.store.staging import STAGING
@@ -52,7 +52,7 @@ def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, fol
     facts: dict[str, object] = {
         "state": "complete" if not missing else f"{shards - missing} of {shards} shards built",
         **({} if is_whole else {"part": _part_of_whole(cache)}),
-        **({} if cache.extent.has_text else {"text_detached": attach_call(folder, provenance)}),
+        **({} if cache.extent.has_text else {"text_detached": attach_command(folder, provenance)}),
         "language": f"{provenance.get('language_name')} ({provenance.get('language')})",
         "text": _texts(provenance.get("text", [])),
         **_from_hub("text", provenance.get("text", [])),

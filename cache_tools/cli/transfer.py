@@ -86,7 +86,7 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     are not anonymous. A README.md that describes the cache is written beside it. Run again to copy only what is
     missing: after a stop, or when more has been built.
     """
-    from cache_tools.sharing.card import require_consent, say_whose
+    from cache_tools.sharing.card import print_licences, require_consent
     from cache_tools.sharing.listing import read_listing
     from cache_tools.sharing.locations.folder import Folder
     from cache_tools.sharing.locations.location import locate
@@ -106,7 +106,7 @@ def push(source: str, destination: str, i_may_share_this: bool, detach_text: boo
     part = Part(detach_text=detach_text)
     has_text = detach(listing.cache, part).has_text
     has_start = bool(listing.cache.recipe.start_layers)
-    say_whose(listing.cache.provenance, has_start, has_text)
+    print_licences(listing.cache.provenance, has_start, has_text)
     require_consent(listing.cache.provenance, source, i_may_share_this, has_start, has_text, detachable=True)
     planned = plan(listing, to, part, policy)
     with to.staging():

@@ -15,7 +15,7 @@ from cache_tools.cli.help import GroupedHelp
 from cache_tools.cli.parts import CacheFolder
 from cache_tools.cli.terminal import one_line_errors, painted, quiet_libraries
 from cache_tools.errors import CometError, visible
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 
 if TYPE_CHECKING:
     from cache_tools.verify.report import Damage, Report
@@ -29,8 +29,8 @@ def _teacher_options(command: Callable[..., None]) -> Callable[..., None]:
     dtypes = click.Choice(["auto", "float32", "bfloat16", "float16"])
     options = [
         click.option("--teacher", help="Folder or hub name of the cache's teacher: rerun it on some rows and compare."),
-        click.option("--rows", default=RecheckSettings.rows, help="Rows to rerun the teacher on."),
-        click.option("--seed", default=RecheckSettings.seed, help="Seed for the choice of rows."),
+        click.option("--rows", default=RerunSettings.rows, help="Rows to rerun the teacher on."),
+        click.option("--seed", default=RerunSettings.seed, help="Seed for the choice of rows."),
         click.option("--dtype", type=dtypes, default="auto", help="auto: that of the shard, if the device has it."),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, …"),
         click.option("--batch-size", type=int, help="Rows per forward pass.  [default: as device and memory allow]"),
@@ -43,7 +43,7 @@ def _teacher_options(command: Callable[..., None]) -> Callable[..., None]:
             raise CometError(f"{', '.join(unused)}: nothing to do without --teacher", exit_code=2)
         if teacher is not None:
             quiet_libraries()
-        command(*args, again=RecheckSettings(teacher, **settings) if teacher is not None else None, **others)
+        command(*args, again=RerunSettings(teacher, **settings) if teacher is not None else None, **others)
 
     decorated: Callable[..., None] = with_settings
     for option in reversed(options):
@@ -63,7 +63,7 @@ def _given(options: Iterable[str]) -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @one_line_errors
 @_teacher_options
-def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings | None) -> None:
+def verify_cache(cache: Path, deep: bool, as_json: bool, again: RerunSettings | None) -> None:
     """Compare every file of a cache with its ledger; exit 1 if anything is damaged.
 
     An incomplete cache passes if its finished part is sound. --teacher (with --rows, --seed, --dtype, --device,
@@ -90,7 +90,7 @@ def verify_cache(cache: Path, deep: bool, as_json: bool, again: RecheckSettings 
 @click.option("--deep", is_flag=True, help="Also drop shards with impossible values.")
 @one_line_errors
 @_teacher_options
-def repair(cache: Path, deep: bool, again: RecheckSettings | None) -> None:
+def repair(cache: Path, deep: bool, again: RerunSettings | None) -> None:
     """Drop the damaged shards of a cache, so that `comet-cache build` rebuilds them.
 
     Damage is what `comet-cache verify` finds with the same options. Only files of damaged shards are removed. Sealed
@@ -178,7 +178,7 @@ def _repairing(report: "Report") -> str:
         parts.append("--deep")
     if report.again is not None:
         given = asdict(report.again)
-        for field in fields(RecheckSettings):
+        for field in fields(RerunSettings):
             if given[field.name] != field.default:
                 parts.append(f"--{field.name.replace('_', '-')} {given[field.name]}")
     return " ".join(parts)

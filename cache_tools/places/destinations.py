@@ -80,7 +80,7 @@ def require_apart(source: Path, destination: Path, option: str) -> None:
         raise CometError(f"{option} {destination}: {inner}; give a folder beside it", exit_code=2)
 
 
-def is_of_the_disk(error: BaseException) -> bool:
+def is_disk_error(error: BaseException) -> bool:
     """Return whether a disk, or the right to write to it, is what failed, whatever type a library gives the error."""
     return isinstance(error, OSError) or any(sign in str(error) for sign in DISK_ERRORS)
 
@@ -101,6 +101,6 @@ def writing(path: Path, way_out: str) -> Iterator[None]:
     except CometError:
         raise
     except Exception as error:
-        if not is_of_the_disk(error):
+        if not is_disk_error(error):
             raise
         raise CometError(f"{path}: cannot be written ({reason(error)}); {way_out}") from error

@@ -9,7 +9,7 @@ from cache_tools.errors import CometError, printable
 from cache_tools.sharing.parts import NOT_ANONYMOUS
 from cache_tools.signals import kept_signals
 from cache_tools.store.ledger import Extent, ShardKey
-from cache_tools.store.provenance import attach_call, name_exclusion, restricts_use, texts_read
+from cache_tools.store.provenance import attach_command, name_exclusion, restricts_use, texts_read
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, Recipe, describe_views
 from cache_tools.store.start import describe_start
@@ -43,7 +43,7 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
     ]
 
 
-def say_whose(provenance: Mapping[str, Any], has_start: bool, has_text: bool = True) -> None:
+def print_licences(provenance: Mapping[str, Any], has_start: bool, has_text: bool = True) -> None:
     """Print a line with the texts and their licences, and whether they are moved; another with the teacher's if layers
     of it are."""
     for name, licence in start_licences(provenance, has_start).items():
@@ -98,7 +98,7 @@ def card(
         shards=", ".join(f"{held[g]:,} of {recipe.shards(g):,} {g}" for g in GROUPS) + (" so far" if missing else ""),
         signals=_held_signals(recipe, extent),
         cache_id=cache_id, attached_id=attached_id, has_text=extent.has_text, not_anonymous=NOT_ANONYMOUS,
-        attach=printable(attach_call(f"{code}.zarr", provenance)), licences=text_licences(provenance),
+        attach=printable(attach_command(f"{code}.zarr", provenance)), licences=text_licences(provenance),
         teacher_licence=provenance.get("teacher_licence") or UNKNOWN_LICENCE,
         start=describe_start(recipe), views=describe_views(recipe), left_out=name_exclusion(provenance),
     )  # fmt: skip

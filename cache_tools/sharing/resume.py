@@ -43,7 +43,7 @@ def find_existing(location: Location, policy: RetryPolicy) -> Listing | None:
     return source
 
 
-def take_sealed(source: Listing, folder: Path, policy: RetryPolicy) -> None:
+def create_empty_copy(source: Listing, folder: Path, policy: RetryPolicy) -> None:
     """Create, in a new folder, the cache of a source with the whole extent and no shard."""
     to = Folder(folder)
     planned = replace(plan(source, to, Part(), policy), extent=whole_extent(source.cache.recipe), lacking={})

@@ -76,7 +76,7 @@ def texts_read(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [text for text in provenance.get("text", []) if text.get("tokens") != 0]
 
 
-def attach_call(folder: object, provenance: dict[str, Any]) -> str:
+def attach_command(folder: object, provenance: dict[str, Any]) -> str:
     """Return the shell command that attaches the text to a detached cache; control characters are not escaped."""
     sources = (texts_read(provenance), provenance.get("excluded", []))
     texts, excluded = ([s["name"] for s in records if s.get("name")] for records in sources)

@@ -43,7 +43,7 @@ from cache_tools.store.ledger import (
     read_shard_record,
     token_digest,
 )
-from cache_tools.store.provenance import attach_call, check_provenance
+from cache_tools.store.provenance import attach_command, check_provenance
 from cache_tools.store.recipe import GROUPS, Recipe, parse_recipe
 from cache_tools.store.records import inside, parse_json, read_bounded
 from cache_tools.store.start import start_arrays
@@ -168,7 +168,7 @@ class Cache:
         """Raise CometError, with the command to run, if this copy is detached from its text."""
         if not self.extent.has_text:
             raise CometError(
-                f"{self.root}: holds no text; attach the text first: {attach_call(self.root, self.provenance)}",
+                f"{self.root}: holds no text; attach the text first: {attach_command(self.root, self.provenance)}",
                 exit_code=2,
             )
 

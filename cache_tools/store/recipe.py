@@ -184,7 +184,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     for name in ("bos_id", "eos_id", "pad_id", "mask_id"):
         require(value[name] < value["vocab_size"], name, f"an id below {value['vocab_size']}")
     require(value["seen_size"] <= value["vocab_size"], "seen_size", f"at most {value['vocab_size']}")
-    require(value["top_k"] >= logits.fewest, "top_k", f"at least {logits.fewest} for a {logits.name} sample")
+    require(value["top_k"] >= logits.min_top_k, "top_k", f"at least {logits.min_top_k} for a {logits.name} sample")
     require(value["top_k"] <= value["vocab_size"], "top_k", f"at most {value['vocab_size']}")
     require(value["max_targets"] <= value["seq_len"], "max_targets", f"at most {value['seq_len']}")
     require(value["attention_keys"] <= value["seq_len"], "attention_keys", f"at most {value['seq_len']}")
@@ -200,7 +200,7 @@ def parse_recipe(value: dict[str, Any], where: str) -> Recipe:
     require_list("attention_layers", int, 0, value["teacher_layers"] - 1, 0)
     require_list("start_layers", int, 0, value["teacher_layers"] - 1, 0)
     require_list("start_local_layers", int, 0, value["teacher_layers"] - 1, 0)
-    require(1.0 in value["temperatures"] or not logits.needs_one, "temperatures", "1 among them")
+    require(1.0 in value["temperatures"] or not logits.needs_temperature_1, "temperatures", "1 among them")
     _check_start(value, require)
     for name in ("special_ids", "temperatures", "attention_layers", "start_layers", "start_local_layers", "start_rope"):
         value = value | {name: tuple(value[name])}

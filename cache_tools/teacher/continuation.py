@@ -50,7 +50,7 @@ def continued_rows(
                     file.seek(((view - 1) * count + first) * seq_len * tokens.itemsize)
                     tokens = np.frombuffer(file.read(tokens.nbytes), tokens.dtype).reshape(tokens.shape)
                     masked = mask_rows(tokens, rows.length[part], view - 1, masking)
-                    tokens = filled(reading, tokens, masked, ids, device)
+                    tokens = fill_targets(reading, tokens, masked, ids, device)
                     file.seek(0, os.SEEK_END)
                 file.write(tokens.tobytes())  # not through a map, where a full disk would kill the process
     teacher.to(torch.device("cpu"), torch.float32)
@@ -58,7 +58,7 @@ def continued_rows(
     return PackedRows(every, np.tile(rows.length, views))
 
 
-def filled(
+def fill_targets(
     teacher: Teacher, tokens: NDArray[np.int32], masked: MaskedRows, ids: NDArray[np.int32], device: torch.device
 ) -> NDArray[np.int32]:
     """Return rows [R, L] with the targets replaced by draws from the teacher's distribution among `ids` [V']."""

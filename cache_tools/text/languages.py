@@ -72,7 +72,7 @@ def find_language(code: str) -> Language:
     return Language(lowered, lowered)
 
 
-def doubt_about(code: str) -> str | None:
+def unlisted_note(code: str) -> str | None:
     """Return a line about a code that is not in the list, with the nearest that is; None for one that is."""
     codes = [one for known in LANGUAGES for one in (known.code, *known.synonyms)]
     if code in codes:

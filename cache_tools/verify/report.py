@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.store.ledger import ShardKey
 
 if TYPE_CHECKING:  # tolerance imports the teacher's torch, which reading does not need
@@ -27,7 +27,7 @@ class Report:
 
     root: Path
     deep: bool
-    again: RecheckSettings | None = None
+    again: RerunSettings | None = None
     shards: int = 0  # committed, in the extent
     missing: int = 0  # in the extent, not committed
     files: int = 0

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from cache_tools.errors import CometError
 from cache_tools.models import choose_device
 from cache_tools.progress import show_progress
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.signals import DTYPES, TOKEN_ARRAYS, UNUSED_POSITION, kept_signals
 from cache_tools.store.ledger import ShardKey
 from cache_tools.store.reader import Cache
@@ -32,7 +32,7 @@ class TeacherRerun:
     not hold the tokens or any signal.
     """
 
-    def __init__(self, cache: Cache, settings: RecheckSettings) -> None:
+    def __init__(self, cache: Cache, settings: RerunSettings) -> None:
         self.cache, self.settings = cache, settings
         self.names, self.device = _compared_arrays(cache), choose_device(settings.device)
         self.runs: dict[tuple[str, str, str, str], Deviations] = {}

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from cache_tools.errors import CometError
 from cache_tools.progress import show_progress
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.bounds import Arrays, check_ranges
 from cache_tools.store.layout import decode_chunk, max_file_bytes
 from cache_tools.store.ledger import TOKENIZER, ShardKey
-from cache_tools.store.provenance import attach_call
+from cache_tools.store.provenance import attach_command
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import inside, read_bounded
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # rerun imports torch, which reading does not need
     from cache_tools.verify.rerun import TeacherRerun
 
 
-def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None = None) -> Report:
+def verify(path: str | Path, deep: bool = False, again: RerunSettings | None = None) -> Report:
     """Check every file against the ledger; with `deep` also every value, and all that can be recomputed; with `again`
     rerun the teacher on rows of the shards that are sound so far.
 
@@ -47,7 +47,7 @@ def verify(path: str | Path, deep: bool = False, again: RecheckSettings | None =
         return report
     report.is_continued = cache.recipe.continued_views > 1
     if not cache.extent.has_text:
-        report.attaching = attach_call(path, cache.provenance)
+        report.attaching = attach_command(path, cache.provenance)
     rerun = None
     if again is not None:
         from cache_tools.verify.rerun import TeacherRerun

@@ -31,12 +31,12 @@ from comet.evaluate.results import ModelResult, Run, add_to_results, open_result
 from comet.evaluate.scoreboard import (
     best_candidate,
     finetuned_card,
-    how_long,
-    longer_than_rows,
+    long_items_line,
+    measured_line,
+    plan_line,
     run_line,
     score_page,
-    what_is_ahead,
-    what_is_measured,
+    time_left_line,
 )
 from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import Task
@@ -75,19 +75,19 @@ def evaluate_prepared(prepared: Preparation, say: Callable[[str], None] = print)
     settings, data, empty, device = prepared.settings, prepared.data, prepared.empty, prepared.device
     path = settings.results_path
     results = open_results(path, empty.subject, empty.gold)  # with what other evaluations have added meanwhile
-    say(what_is_measured(data))
+    say(measured_line(data))
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned, say)}
     missing = [(model, seed) for model in found.values() for seed in model.missing(settings.seeds)]
     if missing:
-        say(what_is_ahead(settings, len(missing)))
+        say(plan_line(settings, len(missing)))
     for number, (model, seed) in enumerate(missing):
         run, _ = _run_once(pinned[model.name], model, data, seed, device)
         found[model.sha256] = found[model.sha256].with_run(run)
         add_to_results(path, empty, found[model.sha256])
         say(run_line(data.task, model, run))
         if number == 0 and len(missing) > 1:
-            say(how_long(run.seconds / model.latency_ms, [other.latency_ms for other, _ in missing[1:]]))
+            say(time_left_line(run.seconds / model.latency_ms, [other.latency_ms for other, _ in missing[1:]]))
     for model in found.values():
         add_to_results(path, empty, model)
     finished = [model.of_seeds(range(settings.seeds)) for model in found.values()]
@@ -114,7 +114,7 @@ def _measure_models(
         reported = encode(tokenizer, data.reported.examples, task, length)
         rows = tokenizer.model_max_length  # of a student those of its cache, of other models usually all they can read
         if longer := sum(len(one["input_ids"]) > rows for one in reported.inputs):
-            say(longer_than_rows(name, rows, longer, data.reported, length))
+            say(long_items_line(name, rows, longer, data.reported, length))
         texts = encode(tokenizer, spread, task, length)
         inputs.append([texts.collate([text]) for text in texts.inputs])
         rate = settings.learning_rate or default_learning_rate(model.config.hidden_size, task.tagging)

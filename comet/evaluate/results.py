@@ -21,7 +21,7 @@ from cache_tools.store.records import sync_folder, write_durably
 from comet.evaluate.finetuning import FineTuning
 
 FORMAT = 1
-PATIENCE = 60  # seconds for another evaluation to write the file
+LOCK_SECONDS = 60  # seconds for another evaluation to write the file
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def add_to_results(path: Path, empty: Results, model: ModelResult) -> Results:
 
     `empty` has the subject. Raises CometError as `open_results` does, and if the file cannot be written.
     """
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=PATIENCE)
+    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=LOCK_SECONDS)
     with writing(path, "runs in it are safe; make room, then run the same command again"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -23,7 +23,7 @@ BASELINE = "most frequent label"
 NAME_CHARACTERS = 48  # what fits under a chart, for all names together
 
 
-def what_is_measured(data: TaskData) -> str:
+def measured_line(data: TaskData) -> str:
     """Return a line that names the task and the size of its splits: a score means nothing without them."""
     return f"{_title(data)}: {_splits(data)}"
 
@@ -42,7 +42,7 @@ def _splits(data: TaskData) -> str:
     )
 
 
-def what_is_ahead(settings: EvaluationSettings, missing: int) -> str:
+def plan_line(settings: EvaluationSettings, missing: int) -> str:
     """Return a line on how many fine-tunings there are, `missing` of them still to be done."""
     models, seeds = len(settings.models), settings.seeds
     again = f"; then the best once more, for --output {settings.output}" if settings.output else ""
@@ -52,7 +52,7 @@ def what_is_ahead(settings: EvaluationSettings, missing: int) -> str:
     )
 
 
-def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_length: int) -> str:
+def long_items_line(name: str, rows: int, longer: int, reported: Split, max_length: int) -> str:
     """Return a line on the items that are longer than the rows that a student was trained on. They are not cut to that
     length, which would lose labels."""
     return (
@@ -62,7 +62,7 @@ def longer_than_rows(name: str, rows: int, longer: int, reported: Split, max_len
     )
 
 
-def how_long(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
+def time_left_line(seconds_per_ms: float, latencies_ms: Sequence[float]) -> str:
     """Return a line on the time left, assuming that a fine-tuning takes time in proportion to its model's latency."""
     return (
         f"about {duration(seconds_per_ms * sum(latencies_ms))} more for the other {len(latencies_ms):,}, judging by "
@@ -173,7 +173,7 @@ def finetuned_card(data: TaskData, model: ModelResult, run: Run) -> str:
     pipeline = "token-classification" if data.task.tagging else "text-classification"
     origin = origin_of(Path(model.name))
     return render(
-        "comet.report", "finetuned.md.jinja", data=data, model=model, run=run, measured=what_is_measured(data),
+        "comet.report", "finetuned.md.jinja", data=data, model=model, run=run, measured=measured_line(data),
         metadata=ModelCardData(
             language=[data.language], license=origin.license, base_model=origin.base_model,
             library_name="transformers", pipeline_tag=pipeline,

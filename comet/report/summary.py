@@ -124,7 +124,7 @@ def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) ->
             f"measured on {counted(result.after.targets, 'validation target')}:",
             *lines,
             kl_note(caches, result.vocabulary.trimmed),
-            *filled_in(result.row_before, result.row_after),
+            *predictions_table(result.row_before, result.row_after),
             *(aligned([BY_CACHE, *each]) if (each := by_cache(caches, result)) else ()),
             f"The student is {smaller:.0%} smaller than its teacher.",
             f"  a page about it:  {result.output}.html",
@@ -235,7 +235,7 @@ def _numbered(example: AnnotatedRow) -> str:
     return printable("".join(tokens).replace("▁", " ").strip())
 
 
-def filled_in(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
+def predictions_table(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
     """Return the beginning of a row with its first targets numbered, and a table of what is predicted at them."""
     shown = list(zip(before.positions, after.positions, strict=True))[:SAMPLE_TARGETS]
     if not shown:

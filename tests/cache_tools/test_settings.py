@@ -8,7 +8,7 @@ import pytest
 
 from cache_tools import build_cache
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings, Part, RecheckSettings, parse_layers
+from cache_tools.settings import BuildSettings, Part, RerunSettings, parse_layers
 
 SETTINGS = BuildSettings(out=Path("kin.zarr"), language="kin", teacher="teacher", text=("kin.txt",))
 
@@ -72,7 +72,7 @@ def test_numbers_that_cannot_be(field: str, value: object, message: str) -> None
 WRONG_TYPES = (None, True, 3, 0.5, "x", Path("x"), ["x"], ("x",), (3,), {"x": 1}, b"x", float("nan"), 10**400)
 
 
-@pytest.mark.parametrize("settings", [SETTINGS, RecheckSettings("teacher"), Part()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("settings", [SETTINGS, RerunSettings("teacher"), Part()], ids=lambda s: type(s).__name__)
 def test_a_value_of_another_type_is_named(settings: Any) -> None:
     for field in fields(settings):
         errors = [error for value in WRONG_TYPES if (error := refusal(settings, field.name, value)) is not None]

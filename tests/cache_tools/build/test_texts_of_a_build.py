@@ -16,7 +16,7 @@ from cache_tools.settings import BuildSettings
 from cache_tools.sharing.card import text_licences
 from cache_tools.store.copy import cut
 from cache_tools.store.ledger import without_text
-from cache_tools.store.provenance import attach_call
+from cache_tools.store.provenance import attach_command
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_text_behind_the_limit_is_said_not_to_be_read(
     assert [text["tokens"] for text in cache.provenance["text"]] == [total, 0]
     assert describe(cache)["text"] == f"a.txt ({total:,} tokens), b.txt (0 tokens)"
     assert list(text_licences(cache.provenance)) == ["a.txt"]
-    assert attach_call(cache.root, cache.provenance).endswith("--text a.txt")
+    assert attach_command(cache.root, cache.provenance).endswith("--text a.txt")
     assert build_cache(asked).cache_id == cache.cache_id
     detached = cut(cache, texts / "detached.zarr", without_text(cache.extent))
     capsys.readouterr()

@@ -13,7 +13,7 @@ from cache_tools import build_cache, open_cache
 from cache_tools.build.pipeline import missing_shards
 from cache_tools.build.workers import Worker, parse_worker
 from cache_tools.errors import CometError
-from cache_tools.settings import BuildSettings, RecheckSettings
+from cache_tools.settings import BuildSettings, RerunSettings
 from cache_tools.store.copy import merge
 from cache_tools.verify.verify import verify
 
@@ -110,7 +110,7 @@ def test_halves_of_other_numerics_merge_and_pass_the_teacher(settings: BuildSett
         "float32",
         "bfloat16",
     }
-    report = verify(merged.root, deep=True, again=RecheckSettings(settings.teacher, rows=32))
+    report = verify(merged.root, deep=True, again=RerunSettings(settings.teacher, rows=32))
     assert report.damage == report.notes == []
     assert report.runs is not None and len(report.runs) == 2
 

@@ -16,9 +16,9 @@ from cache_tools import Cache, build_cache, open_cache
 from cache_tools.build.restore import rebuild_tokens
 from cache_tools.cli.facts import describe, options_of_build
 from cache_tools.errors import CometError
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.signals import TOKEN_ARRAYS, UNUSED_POSITION
-from cache_tools.teacher.continuation import continued_rows, filled
+from cache_tools.teacher.continuation import continued_rows, fill_targets
 from cache_tools.teacher.model import load_teacher
 from cache_tools.text.corpus import PackedRows
 from cache_tools.text.masking import Masking, mask_rows, unmasked
@@ -91,7 +91,7 @@ def test_validation_rows_are_of_the_text(caches: tuple[Cache, Cache]) -> None:
 
 def test_it_is_sound_and_says_so(caches: tuple[Cache, Cache], sample_teacher: Path, tmp_path: Path) -> None:
     continued, plain = caches
-    assert verify(continued.root, deep=True, again=RecheckSettings(str(sample_teacher), device="cpu")).damage == []
+    assert verify(continued.root, deep=True, again=RerunSettings(str(sample_teacher), device="cpu")).damage == []
     said = f"{VIEWS} views, in chains of {CHAIN} that the teacher continued"
     assert said in str(describe(continued)["rows"])
     assert run("push", continued.root, tmp_path / "there", "--i-may-share-this").exit_code == 0
@@ -158,7 +158,8 @@ def test_draws_follow_the_teacher(sample_teacher: Path, caches: tuple[Cache, Cac
     keys = np.arange(copies, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     teacher = load_teacher(str(sample_teacher))
     with torch.no_grad():
-        drawn = filled(teacher, np.repeat(tokens, copies, 0), type(masked)(**many, row_key=keys), masking.seen, CPU)
+        many_tokens, rows = np.repeat(tokens, copies, 0), type(masked)(**many, row_key=keys)
+        drawn = fill_targets(teacher, many_tokens, rows, masking.seen, CPU)
         mask = torch.ones((1, int(length[0])), dtype=torch.bool)
         ids = torch.from_numpy(masked.input_ids[:, : int(length[0])].astype(np.int64))
         logits = teacher.head.logits(teacher.transform(teacher.hidden_states(ids, mask, None)[0]))

@@ -18,7 +18,7 @@ from transformers import AutoModelForMaskedLM
 
 from cache_tools import Cache, build_cache, open_cache
 from cache_tools.errors import CometError
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.store.layout import encode_chunk
 from cache_tools.store.ledger import SEAL, file_record
 from cache_tools.store.recipe import Recipe, parse_recipe
@@ -169,7 +169,7 @@ def test_a_width_holds_whole_heads(teacher: Path, sample_text: Path, tmp_path: P
 
 def test_it_is_sound_and_its_teacher_s(of_width: Callable[[int | None], Cache], teacher: Path) -> None:
     for width in (None, 16):
-        report = verify(of_width(width).root, deep=True, again=RecheckSettings(str(teacher), rows=4, device="cpu"))
+        report = verify(of_width(width).root, deep=True, again=RerunSettings(str(teacher), rows=4, device="cpu"))
         assert not report.damage and not report.notes
 
 
@@ -196,7 +196,7 @@ def test_another_array_is_not_the_teacher_s(
 ) -> None:
     root = changed(of_width(None), tmp_path, name, a_quarter_more)
     assert not verify(root, deep=True).damage
-    report = verify(root, again=RecheckSettings(str(teacher), rows=1, device="cpu"))
+    report = verify(root, again=RerunSettings(str(teacher), rows=1, device="cpu"))
     assert any(f"start/{name}: " in str(found) for found in report.damage), report
 
 

@@ -11,7 +11,7 @@ from helpers.settings import build_settings
 from cache_tools import Cache, build_cache
 from cache_tools.build.pipeline import ShardBuffer
 from cache_tools.models import choose_device
-from cache_tools.settings import BuildSettings, RecheckSettings
+from cache_tools.settings import BuildSettings, RerunSettings
 from cache_tools.store.ledger import ShardKey
 from cache_tools.teacher.device import TOKENS_AT_ONCE, choose_batch_size
 from cache_tools.teacher.forward import TeacherPass, collect, seen_mask
@@ -78,7 +78,7 @@ def test_values_are_those_of_the_cpu_within_the_tolerance(settings: BuildSetting
     record = cache.record("train", 0)
     assert record is not None
     assert (record.numerics["device"], record.numerics["dtype"]) == (torch.cuda.get_device_name(GPU), dtype)
-    again = RecheckSettings(settings.teacher, rows=10_000, device="cpu", dtype="float32")
+    again = RerunSettings(settings.teacher, rows=10_000, device="cpu", dtype="float32")
     assert verify(out, deep=True, again=again).damage == []
 
 
@@ -121,7 +121,7 @@ def test_out_of_memory_goes_on_in_half_batches(
     assert record is not None
     assert 16 <= int(record.numerics["batch_size"]) < 128
     assert limited.recipe.recipe_id == small.recipe.recipe_id
-    assert verify(limited.root, deep=True, again=RecheckSettings(settings.teacher, device="cuda")).damage == []
+    assert verify(limited.root, deep=True, again=RerunSettings(settings.teacher, device="cuda")).damage == []
 
 
 def test_ranks_share_the_cards_there_are() -> None:

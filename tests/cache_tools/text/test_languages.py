@@ -3,7 +3,7 @@
 import pytest
 
 from cache_tools.errors import CometError
-from cache_tools.text.languages import LANGUAGES, doubt_about, find_language
+from cache_tools.text.languages import LANGUAGES, find_language, unlisted_note
 
 
 def test_language_codes_and_their_synonyms() -> None:
@@ -18,10 +18,10 @@ def test_language_codes_and_their_synonyms() -> None:
 
 
 def test_a_code_outside_the_list_is_doubted() -> None:
-    assert doubt_about("hau") is None and doubt_about("sw") is None
+    assert unlisted_note("hau") is None and unlisted_note("sw") is None
     taken = "not among the languages of `comet-cache languages`, taken as it is"
-    assert doubt_about("hua") == f"--lang hua: {taken}; did you mean hau (Hausa)?"
-    assert doubt_about("qqq") == f"--lang qqq: {taken}"
+    assert unlisted_note("hua") == f"--lang hua: {taken}; did you mean hau (Hausa)?"
+    assert unlisted_note("qqq") == f"--lang qqq: {taken}"
 
 
 def test_every_code_of_a_language_means_that_one_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 from helpers.settings import build_settings
 
 from cache_tools import build_cache
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 
 ALL_ROWS = 10_000
 
@@ -33,6 +33,6 @@ def copy(built: dict[str, Path], tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def again(sample_teacher: Path) -> RecheckSettings:
+def again(sample_teacher: Path) -> RerunSettings:
     """Every row, so that whatever is wrong is looked at."""
-    return RecheckSettings(str(sample_teacher), rows=ALL_ROWS, device="cpu")
+    return RerunSettings(str(sample_teacher), rows=ALL_ROWS, device="cpu")

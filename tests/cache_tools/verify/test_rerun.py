@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from cache_tools import open_cache
 from cache_tools.cli.main import main
 from cache_tools.errors import CometError
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.store.copy import cut, merge
 from cache_tools.store.ledger import Extent
 from cache_tools.store.recipe import Recipe
@@ -33,7 +33,7 @@ def rows_of(recipe: Recipe) -> int:
 
 
 @pytest.mark.parametrize("kind", ["topk float32", "topk bfloat16", "threshold float32", "threshold bfloat16"])
-def test_a_sound_cache_is_given_again(built: dict[str, Path], again: RecheckSettings, kind: str) -> None:
+def test_a_sound_cache_is_given_again(built: dict[str, Path], again: RerunSettings, kind: str) -> None:
     keep, dtype = kind.split()
     report = verify(built[kind], again=again)
     assert report.damage == []
@@ -52,7 +52,7 @@ def test_a_sound_cache_is_given_again(built: dict[str, Path], again: RecheckSett
 @pytest.mark.parametrize("keep", ["topk", "threshold"])
 @pytest.mark.parametrize(("built_in", "run_in"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_another_dtype_is_near_enough_and_not_the_same(
-    built: dict[str, Path], again: RecheckSettings, keep: str, built_in: str, run_in: str
+    built: dict[str, Path], again: RerunSettings, keep: str, built_in: str, run_in: str
 ) -> None:
     report = verify(built[f"{keep} {built_in}"], again=replace(again, dtype=run_in))
     assert report.damage == []
@@ -99,10 +99,10 @@ def test_another_tokenizer_is_another_teacher(built: dict[str, Path], sample_tea
     with pytest.raises(
         CometError, match=rf"not the teacher of {root}: tokenizer sha256 differ: expected .{{12}}…, found"
     ):
-        verify(root, again=RecheckSettings(str(folder)))
+        verify(root, again=RerunSettings(str(folder)))
 
 
-def test_a_part_is_run_again_as_far_as_it_goes(built: dict[str, Path], again: RecheckSettings, tmp_path: Path) -> None:
+def test_a_part_is_run_again_as_far_as_it_goes(built: dict[str, Path], again: RerunSettings, tmp_path: Path) -> None:
     cache = open_cache(built["threshold float32"])
     shards: dict[str, tuple[tuple[int, int], ...]] = {"train": ((1, 2),), "validation": ()}
     cut(cache, tmp_path / "whole", Extent(cache.recipe.recipe_id, cache.extent.arrays, shards))
@@ -122,7 +122,7 @@ def test_a_part_is_run_again_as_far_as_it_goes(built: dict[str, Path], again: Re
 
 
 def test_shards_of_several_dtypes_are_judged_each_by_its_own(
-    built: dict[str, Path], again: RecheckSettings, tmp_path: Path
+    built: dict[str, Path], again: RerunSettings, tmp_path: Path
 ) -> None:
     """A teacher that was rounded to bfloat16 first would be far off in float32."""
     one, other = open_cache(built["topk bfloat16"]), open_cache(built["topk float32"])
@@ -138,7 +138,7 @@ def test_shards_of_several_dtypes_are_judged_each_by_its_own(
 
 
 def test_where_memory_runs_out_batches_are_smaller(
-    built: dict[str, Path], again: RecheckSettings, monkeypatch: pytest.MonkeyPatch
+    built: dict[str, Path], again: RerunSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = out_of_memory_above(5, monkeypatch, torch.OutOfMemoryError("out of memory"))
     report = verify(built["threshold float32"], again=replace(again, batch_size=16))
@@ -149,7 +149,7 @@ def test_where_memory_runs_out_batches_are_smaller(
     assert tried[-1] <= 4
 
 
-def test_a_cache_without_shards_has_nothing_to_compare(copy: Callable[[str], Path], again: RecheckSettings) -> None:
+def test_a_cache_without_shards_has_nothing_to_compare(copy: Callable[[str], Path], again: RerunSettings) -> None:
     root = copy("topk float32")
     for record in (root / "ledger").glob("*-*.json"):
         record.unlink()
@@ -164,7 +164,7 @@ def test_the_options_are_checked() -> None:
         ({"batch_size": 0}, "--batch-size 0"),
     ):
         with pytest.raises(CometError, match=f"^{words}: expected ") as caught:
-            replace(RecheckSettings("teacher"), **change)
+            replace(RerunSettings("teacher"), **change)
         assert caught.value.exit_code == 2
 
 

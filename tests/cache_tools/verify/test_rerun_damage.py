@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cache_tools import open_cache
 from cache_tools.cli.main import main
-from cache_tools.settings import RecheckSettings
+from cache_tools.settings import RerunSettings
 from cache_tools.signals import family_of
 from cache_tools.verify.verify import verify
 
@@ -73,7 +73,7 @@ FORGED: dict[str, tuple[str, tuple[str, ...], Callable[[NDArray], NDArray], str]
 @pytest.mark.slow
 @pytest.mark.parametrize("forged", FORGED)
 def test_values_that_the_teacher_does_not_give_are_damage(
-    copy: Callable[[str], Path], again: RecheckSettings, forged: str
+    copy: Callable[[str], Path], again: RerunSettings, forged: str
 ) -> None:
     """Under sound checksums, and such that they could be right."""
     kind, names, change, message = FORGED[forged]
@@ -123,7 +123,7 @@ def test_what_the_teacher_found_is_repaired_with_it(copy: Callable[[str], Path],
     assert open_cache(root).missing("train") == [0]
 
 
-def test_what_is_no_number_is_damage(copy: Callable[[str], Path], again: RecheckSettings) -> None:
+def test_what_is_no_number_is_damage(copy: Callable[[str], Path], again: RerunSettings) -> None:
     """The reader refuses it before anything is compared."""
     root = copy("threshold float32")
     entropy = np.array(open_cache(root).read_shard("train", 0)["entropy"])
@@ -136,7 +136,7 @@ def test_what_is_no_number_is_damage(copy: Callable[[str], Path], again: Recheck
     assert said.exit_code == 1 and "entropy: expected a finite number" in str(json.loads(said.stdout)["damage"])
 
 
-def test_a_damaged_shard_is_not_run_again(copy: Callable[[str], Path], again: RecheckSettings) -> None:
+def test_a_damaged_shard_is_not_run_again(copy: Callable[[str], Path], again: RerunSettings) -> None:
     root = copy("topk float32")
     (root / "train/topk_id/c/0/0/0").unlink()
     report = verify(root, again=again)
@@ -145,7 +145,7 @@ def test_a_damaged_shard_is_not_run_again(copy: Callable[[str], Path], again: Re
     assert report.runs[0].shards == report.shards - 1
 
 
-def test_ids_that_nobody_may_index_by_are_damage(copy: Callable[[str], Path], again: RecheckSettings) -> None:
+def test_ids_that_nobody_may_index_by_are_damage(copy: Callable[[str], Path], again: RerunSettings) -> None:
     root = copy("topk float32")
     rewrite(root, "topk_id", open_cache(root).read_shard("train", 0)["topk_id"] + np.int32(8000))
     (damage,) = verify(root, again=again).damage
@@ -153,7 +153,7 @@ def test_ids_that_nobody_may_index_by_are_damage(copy: Callable[[str], Path], ag
     assert "topk_id: a value lies outside" in damage.message
 
 
-def test_an_unknown_dtype_is_damage(copy: Callable[[str], Path], again: RecheckSettings) -> None:
+def test_an_unknown_dtype_is_damage(copy: Callable[[str], Path], again: RerunSettings) -> None:
     root = copy("topk float32")
     change_json(root / "ledger/train-00001.json", lambda r: r["numerics"].update(dtype="int8"), sign=True)
     (damage,) = verify(root, again=again).damage

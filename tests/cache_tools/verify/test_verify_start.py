@@ -10,7 +10,7 @@ from helpers.settings import build_settings
 from helpers.small_caches import change_json
 
 from cache_tools import build_cache, open_cache
-from cache_tools.settings import Part, RecheckSettings
+from cache_tools.settings import Part, RerunSettings
 from cache_tools.sharing.parts import part_extent
 from cache_tools.store.copy import cut
 from cache_tools.store.layout import encode_chunk
@@ -33,8 +33,8 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def again(sample_teacher: Path) -> RecheckSettings:
-    return RecheckSettings(str(sample_teacher), rows=1, device="cpu")
+def again(sample_teacher: Path) -> RerunSettings:
+    return RerunSettings(str(sample_teacher), rows=1, device="cpu")
 
 
 def changed(root: Path, name: str, change: Callable[[np.ndarray], object]) -> None:
@@ -49,7 +49,7 @@ def changed(root: Path, name: str, change: Callable[[np.ndarray], object]) -> No
     change_json(root / SEAL, lambda seal: seal["files"].update(records), sign=True)
 
 
-def test_a_start_is_that_of_its_teacher(built: Path, again: RecheckSettings) -> None:
+def test_a_start_is_that_of_its_teacher(built: Path, again: RerunSettings) -> None:
     report = verify(built, deep=True, again=again)
     assert not report.damage and not report.notes
 
@@ -76,7 +76,7 @@ def one_matrix_of_another_layer(array: np.ndarray) -> None:
     ],
 )
 def test_what_the_teacher_does_not_give_is_named(
-    copy: Path, again: RecheckSettings, name: str, change: Callable[[np.ndarray], object], named: str
+    copy: Path, again: RerunSettings, name: str, change: Callable[[np.ndarray], object], named: str
 ) -> None:
     changed(copy, name, change)
     assert not verify(copy, deep=True).damage
@@ -84,7 +84,7 @@ def test_what_the_teacher_does_not_give_is_named(
     assert any(named in message and message.endswith("expected at most 1%") for message in messages), messages
 
 
-def test_the_sign_of_a_heads_dimension_does_not_matter(copy: Path, again: RecheckSettings) -> None:
+def test_the_sign_of_a_heads_dimension_does_not_matter(copy: Path, again: RerunSettings) -> None:
     def turned(array: np.ndarray) -> None:
         array[:, :2, 5] *= -1  # query and key
 
@@ -123,7 +123,7 @@ def test_deep_finds_values_that_no_teacher_gives(
 
 
 def test_a_copy_without_the_rows_says_that_the_start_was_not_compared(
-    built: Path, tmp_path: Path, again: RecheckSettings
+    built: Path, tmp_path: Path, again: RerunSettings
 ) -> None:
     cache = open_cache(built)
     records = [record for key in cache.extent.keys() if (record := cache.record(*key)) is not None]

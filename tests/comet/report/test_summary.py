@@ -10,7 +10,7 @@ from cache_tools import Cache
 from cache_tools.templates import as_markdown
 from comet.distillation import distill
 from comet.report.analysis import AnnotatedRow, Guess, MaskedPosition
-from comet.report.summary import filled_in, summary
+from comet.report.summary import predictions_table, summary
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT
 
@@ -37,7 +37,7 @@ def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
         row(("▁ya", 0.05), ("x\x1b", 0.5), ("▁neza", 0.4)),
         row(("▁akunda", 0.2), ("ma", 0.7), ("▁neza", 0.6)),
     )
-    assert filled_in(before, after) == [
+    assert predictions_table(before, after) == [
         "a validation row, and the best token at its first targets: <s> Data [1] gusu[2] [3]</s>",
         "       label   teacher     student before  student after",
         "  [1]  akunda  akunda 22%  ya 5%           akunda 20%",
@@ -48,7 +48,7 @@ def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
 
 def test_a_row_without_targets_shows_nothing() -> None:
     empty = AnnotatedRow("Validation row 1", ["<s>", "▁Data", "</s>"], [], 0)
-    assert filled_in(empty, empty) == []
+    assert predictions_table(empty, empty) == []
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).parents[3]))
 from helpers.builds import groups_of
 
 from cache_tools import build_cache
-from cache_tools.settings import BuildSettings, RecheckSettings
+from cache_tools.settings import BuildSettings, RerunSettings
 from cache_tools.verify.verify import verify
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def main() -> None:
             root = Path(name, f"{keep}.zarr")
             settings = BuildSettings(root, "kin", str(teacher), (str(text),), keep=keep, **SIGNALS, **start)
             cache = build_cache(settings)
-            report = verify(root, deep=True, again=RecheckSettings(str(teacher)))
+            report = verify(root, deep=True, again=RerunSettings(str(teacher)))
             assert not report.damage, report.damage
             arrays = {f"{group}/{name}": a for group, found in groups_of(root).items() for name, a in found.items()}
             np.savez_compressed(HERE / f"{keep}.npz", allow_pickle=False, **arrays)
