@@ -110,25 +110,25 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
                 exit_code=2,
             )
         share = validation_share(settings.mask_prob * views * spool.total)
-        rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
+        text_rows = pack_groups(spool, share, settings.seq_len, tokenizer, work)
         if settings.views is None and views > 1:
             tqdm.write(f"{views} masked views of each row, since the text has only {spool.total:,} tokens (--views)")
         special = tuple(sorted(tokenizer.all_special_ids))
         text_counts = _without(special, spool.counts)
         masking = Masking(settings.mask_prob, settings.seed, tokenizer.mask_token_id, special, _ids_of(text_counts))
         device = choose_device(settings.device)
-        of_text, counts = rows, text_counts
+        rows, counts = text_rows, text_counts
         if settings.continue_views > 1:
             drawn = _without(special, np.bincount([*tokenizer.get_vocab().values()]))
             path, chain = work / "continued.bin", settings.continue_views
-            train = continued_rows(teacher, rows["train"], masking, _ids_of(drawn), views, chain, device, path)
-            rows = of_text | {"train": train}
+            train = continued_rows(teacher, text_rows["train"], masking, _ids_of(drawn), views, chain, device, path)
+            rows = text_rows | {"train": train}
             counts = _without(special, np.sum([token_counts(one, len(spool.counts)) for one in rows.values()], 0))
             masking = replace(masking, seen=_ids_of(counts))
-        recipe = _make_recipe(settings, teacher, tokenizer, of_text, rows, masking, views, start_shape)
+        recipe = _make_recipe(settings, teacher, tokenizer, text_rows, rows, masking, views, start_shape)
         digests = {group: _write_rows(root, recipe, group, rows[group], masking) for group in GROUPS}
         read_tokens = partial(masked_shard, rows["train"], masking, recipe, "train")
-        first = masked_shard(of_text["train"], masking, recipe, "train", 0)
+        first = masked_shard(text_rows["train"], masking, recipe, "train", 0)
         check_accuracy(settings, teacher, device, first, text_counts, masking.mask_id)
         attributes: dict[str, object] = {
             "recipe": asdict(recipe),
@@ -174,27 +174,28 @@ def _make_recipe(
     settings: BuildSettings,
     teacher: Teacher,
     tokenizer: PreTrainedTokenizerFast,
-    of_text: dict[str, PackedRows],
+    text_rows: dict[str, PackedRows],
     rows: dict[str, PackedRows],
     masking: Masking,
     views: int,
     start: StartShape,
 ) -> Recipe:
+    """Return the recipe. `text_rows` are the rows of one view of the text, `rows` the same or the continued ones."""
     config = teacher.model.config
-    train_rows = len(of_text["train"].length) * views
+    train_rows = len(text_rows["train"].length) * views
     return Recipe(
         **identity(teacher, tokenizer),
-        tokens_sha256=rows_sha256(of_text),
+        tokens_sha256=rows_sha256(text_rows),
         seen_sha256=hashlib.sha256(masking.seen.astype("<i4").tobytes()).hexdigest(),
         seen_size=len(masking.seen),
         embedding_width=min(EMBEDDING_WIDTH, teacher.input_embedding.shape[1], widest_embedding(len(masking.seen))),
         train_rows=train_rows,
-        validation_rows=len(of_text["validation"].length) * views,
+        validation_rows=len(text_rows["validation"].length) * views,
         seq_len=settings.seq_len,
         max_targets=max_targets(settings.seq_len, settings.mask_prob),
         views=views,
         continued_views=settings.continue_views,
-        continued_sha256="" if rows is of_text else keys_sha256(rows["train"]),
+        continued_sha256="" if rows is text_rows else keys_sha256(rows["train"]),
         mask_prob=settings.mask_prob,
         seed=settings.seed,
         keep=settings.keep,
