@@ -56,7 +56,7 @@ def long_items_line(name: str, rows: int, longer: int, reported: Split, max_leng
     """Return a line on the items that are longer than the rows that a student was trained on. They are not cut to that
     length, which would lose labels."""
     return (
-        f"{name}: was trained on rows of {rows} tokens, at which its tokenizer cuts; {longer:,} of "
+        f"{name}: was trained on rows of {rows} tokens, where its tokenizer truncates; {longer:,} of "
         f"{counted(len(reported.examples), 'item')} of {reported.name} are longer, and their later tokens are at "
         f"positions that only fine-tuning trains: build with --seq-len {max_length} for this task"
     )
@@ -113,7 +113,7 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
         + (f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else f"one seed ({seeds[0]})")
         + f" after {counted(how.epochs, 'epoch')} in batches of {how.batch_size}, the last epoch whatever "
         "its score",
-        f"{BASELINE}: {_baseline(data)[0]}, that of train, said of every {'word' if data.task.tagging else 'text'}",
+        f"{BASELINE}: {_baseline(data)[0]}, as in train, predicted for every {'word' if data.task.tagging else 'text'}",
         "retained: share of the first model's mean; MiB: weights in float32; ms: a forward pass on one text, median, "
         "one CPU thread",
         "learning rate: " + ", ".join(f"{model.how.learning_rate:.3g} ({model.name})" for model in models),

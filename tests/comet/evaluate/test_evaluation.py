@@ -130,7 +130,7 @@ def test_the_table_says_what_was_measured(evaluation: Evaluation, said: list[str
     assert f"{student.mean / teacher.mean:.1%}" in lines[2]
     assert re.split(r"\s{2,}", lines[3]) == ["most frequent label", "33.3"]  # half of the items, of two labels
     assert "over 2 seeds after 2 epochs in batches of 4, the last epoch whatever its score" in lines[4]
-    assert lines[5] == "most frequent label: sports, that of train, said of every text"
+    assert lines[5] == "most frequent label: sports, as in train, predicted for every text"
     assert f"0.0005 ({student.name})" in lines[7]
     assert [line for line in lines[8:] if ", seed " not in line] == [
         f"{model.name}: no better than the most frequent label; try more --epochs"

@@ -37,7 +37,7 @@ def test_the_command_line(student: Path, sample_teacher: Path, tmp_path: Path) -
     assert last == "all runs with their predictions: eval-masakhaner-kin.json; charts: eval-masakhaner-kin.html"
     assert {"eval-masakhaner-kin.json", "eval-masakhaner-kin.html", "deployed"} < {p.name for p in tmp_path.iterdir()}
     card = (tmp_path / "deployed" / "README.md").read_text(encoding="utf-8")
-    assert "Always saying the most frequent label of train, " in card and "token-classification" in card
+    assert "Always predicting the most frequent label of train, " in card and "token-classification" in card
     assert "Of the seeds" not in card and "distilled from a teacher in the folder" in card, "what it comes from"
     tokenizer = json.loads((tmp_path / "deployed" / "tokenizer_config.json").read_text(encoding="utf-8"))
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast", "which transformers 4 has, too"
@@ -109,7 +109,7 @@ def test_items_longer_than_the_rows_of_a_student(sample_teacher: Path, student: 
     call += ["--data", str(tmp_path), "--seeds", "1", "--epochs", "1"]
     whole = CliRunner().invoke(evaluate_models, [*call, "--results", str(tmp_path / "whole.json")])
     assert [line for line in whole.stdout.splitlines() if "rows" in line] == [
-        f"{student}: was trained on rows of 64 tokens, at which its tokenizer cuts; 2 of 3 items of dev are longer, "
+        f"{student}: was trained on rows of 64 tokens, where its tokenizer truncates; 2 of 3 items of dev are longer, "
         "and their later tokens are at positions that only fine-tuning trains: build with --seq-len 256 for this task"
     ]
     cut = CliRunner().invoke(evaluate_models, [*call, "--max-length", "64", "--results", str(tmp_path / "cut.json")])
