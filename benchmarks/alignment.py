@@ -1,5 +1,6 @@
-"""What tagging loses where words are tokenised one by one: MasakhaNER F1 of one model with ByteLevel tokens. Words are
-found by their characters, as comet-eval does, or by `is_split_into_words`, as it did until commit a4070ed.
+"""Measure what tagging loses if words are tokenised one by one: MasakhaNER F1 of one model with ByteLevel tokens.
+
+Words are found by their characters, as comet-eval does, or by `is_split_into_words`, as it did until commit a4070ed.
 
 The model is made here: a small RoBERTa and its tokenizer, trained on text of the language that no task's set holds.
 

@@ -1,4 +1,4 @@
-"""What building a cache costs beside the teacher's bare forward pass, in time, memory and bytes.
+"""Measure the cost of a build beside the teacher's bare forward pass: time, memory and bytes.
 
 Prints a table and writes JSON. Times are medians of interleaved runs on the same rows; the text is the sample's and
 the timed teacher has random weights, which changes no cost. With `--shared` bytes are measured on real text and a

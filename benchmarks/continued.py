@@ -1,5 +1,7 @@
-"""Whether views that the teacher continues help where there is little text: against plain views of the same text, with
-equal rows and steps, the same shape and start, of the tokens of the rows and of all; on unseen text.
+"""Test whether views that the teacher continues help where there is little text.
+
+Compared with plain views of the same text at equal rows, steps, shape and start, for students with the tokens of the
+rows and with all tokens; measured on unseen text.
 
     python benchmarks/continued.py --shared ../shared --folder continued
 """

@@ -1,4 +1,4 @@
-"""Size and speed of exported models: torch, ONNX in float32, ONNX in int8, one text at a time on one thread.
+"""Measure size and speed of exported models: torch, ONNX in float32, ONNX in int8, one text at a time on one thread.
 
 A classifier of three labels, which is what is deployed most, of every preset, with XLM-R's vocabulary
 and with a trimmed one; random weights, which cost what trained ones cost. Medians of interleaved calls.

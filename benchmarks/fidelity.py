@@ -1,4 +1,4 @@
-"""How much of the teacher each way to keep its signals keeps, against the bytes that it takes.
+"""Compare ways to keep a teacher's signals: how much of the teacher each preserves, and the bytes that it takes.
 
 The gradient that a kept signal gives a half-trained student is compared with that of the whole signal: over all
 parameters and a batch of 4,096 targets, and per target on the logits. Real text of five languages, a real teacher, the

@@ -1,4 +1,4 @@
-"""What fidelity.py measures by: batches of targets, angles between gradients, bytes as the cache packs them."""
+"""Measures for fidelity.py: batches of targets, angles between gradients, bytes as the cache packs them."""
 
 import math
 from collections.abc import Iterator

@@ -1,6 +1,7 @@
-"""What README's first run shows: the student of the sample from its cache, with the teacher in the loop, and without a
-teacher. The same shape, rows, masks and steps; KL and accuracy on the validation rows after each epoch, against seconds
-of training. Needs nothing but the project.
+"""Draw README's first run: the student of the sample from its cache, with the teacher in the loop, and without one.
+
+The same shape, rows, masks and steps; KL and accuracy on the validation rows after each epoch, against seconds of
+training. Needs nothing but the project.
 
     python benchmarks/first_run.py --draw docs/first-run.svg
 """

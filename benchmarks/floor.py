@@ -1,4 +1,4 @@
-"""A build beside its floor: the teacher's bare forward pass over the same rows, in turns."""
+"""Time a build and its lower bound, the teacher's bare forward pass over the same rows, in turns."""
 
 import shutil
 import statistics

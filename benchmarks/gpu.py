@@ -1,4 +1,4 @@
-r"""What can only be measured on a GPU: builds, training, fine-tuning and the tests marked gpu, in ten minutes.
+r"""Measure what needs a GPU: builds, training, fine-tuning and the tests marked gpu, in ten minutes.
 
 Needs no network and no data: teachers of AfroXLMR-large's and mmBERT-base's shape get random weights on the device.
 The most important parts come first; each result is printed and written as soon as it is there, so that a run that is

@@ -1,4 +1,4 @@
-"""The parts of gpu.py that build: teachers of full size with random weights, made on the device, and what they cost."""
+"""The parts of gpu.py that build: teachers of full size with random weights, made on the device, and their cost."""
 
 import hashlib
 import multiprocessing

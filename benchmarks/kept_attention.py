@@ -1,4 +1,4 @@
-"""The ways to keep attention that fidelity.py compares: so many of the queries, so many keys of each."""
+"""The ways to keep attention that fidelity.py compares: a number of queries, and a number of keys of each."""
 
 from typing import Any
 

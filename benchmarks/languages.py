@@ -1,5 +1,6 @@
-"""One student of several languages against one student of each, of one shape and as many steps together: dense KL,
-loss and accuracy on unseen text of each language, KL before the first step, and the parameters of all files.
+"""Compare one student of several languages with one student of each, of the same shape and the same steps in total.
+
+Dense KL, loss and accuracy on unseen text of each language, KL before the first step, and the parameters of all files.
 
     python benchmarks/languages.py --shared ../shared --folder languages
 """

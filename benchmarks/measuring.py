@@ -1,4 +1,4 @@
-"""Memory of a process, and functions run in one of their own so that their peak is theirs."""
+"""Measure the memory of a process, and run functions in processes of their own so that each has its own peak."""
 
 import multiprocessing
 import re

@@ -1,6 +1,7 @@
-"""Whether a student from the cache is as good as one with the teacher in the loop: the same student, the same rows in
-the same order and as many steps, from every kind of signal, with paired seeds; measured densely on unseen text, and
-some of them after fine-tuning on AfriSenti.
+"""Compare students from the cache with students that have the teacher in the loop.
+
+The same student, the same rows in the same order and as many steps, for every kind of signal, with paired seeds;
+measured densely on unseen text, and some of them after fine-tuning on AfriSenti.
 
 Every finished training leaves a JSON file in the folder, and is not repeated when the command is given again. Several
 processes may work on one folder, each on its own seeds (`--seed 0 --seed 1`).

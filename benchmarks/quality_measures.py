@@ -1,4 +1,4 @@
-"""What quality.py measures of a model: densely against the teacher on text that nobody trained on, and on a task."""
+"""Measures of a model for quality.py: against the teacher's dense outputs on unseen text, and on a task."""
 
 import lzma
 from dataclasses import dataclass

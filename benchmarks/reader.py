@@ -1,4 +1,4 @@
-"""How fast the trainer reads a cache, beside a plain numpy gather of the same rows from raw memory-mapped files.
+"""Measure how fast the trainer reads a cache, beside a numpy gather of the same rows from memory-mapped files.
 
 Prints JSON: tokens per second, medians of interleaved runs, each with the cache opened anew. `arrays` is a batch's
 arrays, `batches` the tensors that the trainer gets of them; the first epoch checks every file's SHA-256, and a cache

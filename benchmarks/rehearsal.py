@@ -1,4 +1,4 @@
-"""A build with a teacher of full size, on a CPU: the memory and the seconds that no first try on a GPU should find out.
+"""Rehearse a build with a teacher of full size on a CPU: memory and seconds to know before a first try on a GPU.
 
 The teacher has random weights in float16 and in a pytorch_model.bin, as AfroXLMR-large's are. That of mmBERT's shape
 has a tokenizer of Gemma's kind, and a config.json whose cls is not the tokenizer's, as mmBERT's. The text is the

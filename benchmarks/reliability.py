@@ -1,4 +1,4 @@
-"""What happens to a cache when things go wrong: kills, a full disk, damaged files, hostile content.
+"""Test caches when things go wrong: kills, a full disk, damaged files, hostile content.
 
 The same checks as in the tests, with their tools, many more times; nothing is simulated where the real thing can be
 had. Every part ends with a count, and the command fails where one is not what it must be.

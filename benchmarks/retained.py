@@ -1,4 +1,4 @@
-"""What students retain of their teacher's scores on tasks, at two sizes, and what the start and the cache each add.
+"""Measure how much of their teacher's scores on tasks students retain, at two sizes, and what start and cache each add.
 
 Every student trains for the same time of the processor, whatever else the machine does: with the cache; from the same
 start, but on labels alone; and on labels alone from a random body on the teacher's embeddings. Students and scores stay

@@ -1,4 +1,4 @@
-"""What it is worth that a student begins with its teacher's layers, and which student and settings make the most of it.
+"""Measure what a student gains from beginning with its teacher's layers, and which shape and settings gain most.
 
 Every finished training leaves a JSON file in the folder and is not repeated when the command is given again. Students
 of one shape and vocabulary take equally long for a step, whatever they begin with.

@@ -1,4 +1,4 @@
-"""What the start costs: seconds of a build, bytes of a cache, and the bytes of it that a narrow student reads.
+"""Measure the cost of the start: seconds of a build, bytes of a cache, and the bytes of it that a narrow student reads.
 
 python benchmarks/start_cost.py --shared ../shared
 """

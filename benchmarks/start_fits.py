@@ -1,4 +1,4 @@
-"""How near a start is without a gradient step, and after 300, by the way that the teacher's layers are made narrower.
+"""Compare ways to make the teacher's layers narrower: distance of the start before any gradient step, and after 300.
 
 All ways have the same size, rows and steps; each is the default's with one thing changed.
 

@@ -1,4 +1,4 @@
-"""How long a person waits for `--help`, `languages` and `info`: processes of their own, bytecode compiled before.
+"""Measure how long a person waits for `--help`, `languages` and `info`: fresh processes, bytecode compiled before.
 
 Prints JSON: seconds on the clock and of the processor, medians of interleaved runs; the latter is what a busy machine
 does not lengthen much. Without `--cache` the sample's cache is built first.

@@ -1,4 +1,4 @@
-"""What training a student from a cache costs beside the alternatives, in time and memory.
+"""Measure the cost of training a student from a cache beside the alternatives, in time and memory.
 
 Prints JSON part by part and writes it. Times are medians of interleaved steps on the same rows. The cache has real
 Kinyarwanda in XLM-R's 250,002 pieces and a small random teacher: what a step costs does not depend on its wisdom.

@@ -1,6 +1,6 @@
-"""Whether trimmed tokenizers read text of kept tokens exactly as whole ones, over five languages, and what they keep.
+"""Check that trimmed tokenizers read text of kept tokens exactly as whole ones, over five languages; print their sizes.
 
-The tokens of a language's first lines are kept; every line of every language that is of kept tokens only is compared.
+The tokens of a language's first lines are kept; every line of every language that has only kept tokens is compared.
 
     python benchmarks/trimming.py --shared ../shared --tokenizer gemma-2/tokenizer.json --tokenizer modernbert/…
 """

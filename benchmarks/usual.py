@@ -1,4 +1,4 @@
-"""The script that one would write today in place of a build: what a build is compared with, on a CPU and on a GPU."""
+"""The usual script in place of a build: the baseline that a build is compared with, on a CPU and on a GPU."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The parts of train.py that run trainings from their beginning: how they start, what they hold, what a kill costs."""
+"""The parts of train.py that run whole trainings: time to start, memory, and the cost of a kill."""
 
 import json
 import os
