@@ -85,7 +85,8 @@ class ShardBuffer:
 
         Raises ValueError unless they are all the arrays of a shard, in their dtypes: arrays start uninitialised.
         """
-        found, expected = ({name: a.dtype for name, a in arrays.items()} for arrays in (part, self.arrays))
+        found = {name: array.dtype for name, array in part.items()}
+        expected = {name: array.dtype for name, array in self.arrays.items()}
         if found != expected:
             raise ValueError(f"shard {self.key}: expected arrays {expected}, found {found}")
         rows = slice(self.collected_rows, self.collected_rows + len(next(iter(part.values()))))
