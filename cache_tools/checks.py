@@ -27,9 +27,9 @@ def require_number(value: Any, option: str, least: float = 0.0, most: float = ma
 
 
 def require_text(value: Any, option: str, choices: tuple[str, ...] = ()) -> None:
-    """Raise CometError, naming the option, unless the value is a text that is not empty, or one of the choices."""
+    """Raise CometError, naming the option, unless the value is a string that is not empty, or one of the choices."""
     if not isinstance(value, str) or not value or "\0" in value or (choices and value not in choices):
-        raise _refused(option, value, ", ".join(choices) or "a text")
+        raise _refused(option, value, ", ".join(choices) or "a string")
 
 
 def require_truth(value: Any, option: str) -> None:
@@ -39,7 +39,7 @@ def require_truth(value: Any, option: str) -> None:
 
 
 def as_path(value: Any, option: str) -> Path:
-    """Return a path that is given as such or as text. Raises CometError, naming the option, for anything else."""
+    """Return a path that is given as a Path or a string. Raises CometError, naming the option, for anything else."""
     if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
         raise _refused(option, value, "a path")
     return Path(value)
@@ -70,7 +70,7 @@ def _is_of(value: object, hint: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a short text for a message."""
+    """Return a value as a short string for a message."""
     try:
         text = str(value) if isinstance(value, str | int | float | Path | None) else repr(value)
     except ValueError:  # Python writes no number of more than 4,300 digits

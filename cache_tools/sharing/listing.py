@@ -93,6 +93,7 @@ def read_listing(location: Location, policy: RetryPolicy) -> Listing:
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their paths relative to a temporary folder."""
     for path, data in files.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(data)

@@ -213,6 +213,7 @@ def _require_available(
 
 
 def another_version(source: Location, destination: Location, shard: ShardKey) -> CometError:
+    """Return the error of a shard that the destination holds in another version, and in part."""
     return CometError(
         f"{destination.name}: shard {shard} is another version than that of {source.name} and cannot be completed from "
         "it; choose another location",

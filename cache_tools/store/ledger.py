@@ -155,10 +155,12 @@ def sealed_limits(recipe: Recipe) -> dict[str, int]:
 
 
 def max_tokenizer_bytes(vocab_size: int) -> int:
+    """Return the largest allowed size of a tokenizer's file in bytes."""
     return 2**20 + 256 * vocab_size
 
 
 def shard_record_path(group: str, shard: int) -> str:
+    """Return the path of a shard's commit record, relative to the cache."""
     return f"{LEDGER}/{group}-{shard:05d}.json"
 
 

@@ -52,7 +52,7 @@ def check_provenance(provenance: Any, settings: Any, where: str) -> None:
     for name, value in (("provenance", provenance), ("settings", settings)):
         require(isinstance(value, dict), name, "an object", value)
     for name in TEXTS:
-        require(_is_text(provenance.get(name)), name, "a text", provenance.get(name))
+        require(_is_text(provenance.get(name)), name, "a string", provenance.get(name))
     code = provenance.get("language", "und")
     is_code = isinstance(code, str) and 2 <= len(code) <= 3 and code.isascii() and code.isalpha()
     require(is_code, "language", "a code of two or three letters", code)
@@ -78,11 +78,13 @@ def texts_read(provenance: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def attach_command(folder: object, provenance: dict[str, Any]) -> str:
     """Return the shell command that attaches the text to a detached cache; control characters are not escaped."""
-    sources = (texts_read(provenance), provenance.get("excluded", []))
-    texts, excluded = ([s["name"] for s in records if s.get("name")] for records in sources)
-    texts = texts if 0 < len(texts) <= MOST_NAMED else ["FILE_OR_FOLDER"]
-    excluded = excluded if len(excluded) <= MOST_NAMED else ["FILE_OR_FOLDER"]
-    options = [("--text", text) for text in texts] + [("--exclude", one) for one in excluded]
+    texts = [text["name"] for text in texts_read(provenance) if text.get("name")]
+    if not 0 < len(texts) <= MOST_NAMED:
+        texts = ["FILE_OR_FOLDER"]
+    excluded = [source["name"] for source in provenance.get("excluded", []) if source.get("name")]
+    if len(excluded) > MOST_NAMED:
+        excluded = ["FILE_OR_FOLDER"]
+    options = [("--text", name) for name in texts] + [("--exclude", name) for name in excluded]
     return shlex.join(["comet-cache", "attach", str(folder), *chain.from_iterable(options)])
 
 

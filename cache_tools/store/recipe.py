@@ -231,4 +231,5 @@ def _check_start(value: dict[str, Any], require: Callable[[bool, str, str], None
 
 
 def is_digest(value: Any) -> bool:
+    """Return whether a value is a SHA-256 as 64 hexadecimal digits in lower case."""
     return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -30,6 +30,7 @@ def canonical(value: Any) -> bytes:
 
 
 def sha256(data: bytes) -> str:
+    """Return the SHA-256 of some bytes, 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
 
 

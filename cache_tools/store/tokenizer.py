@@ -147,10 +147,10 @@ def is_charsmap(value: Any) -> bool:
 
 
 def parse_tokenizer_config(data: bytes, where: str) -> Json:
-    """Return the special tokens of a tokenizer_config.json as texts, by role, and the longest text, `model_max_length`.
+    """Return the special tokens of a tokenizer_config.json as strings, by role, and `model_max_length`, in tokens.
 
-    Everything else would set up a class, and no class is looked up by a name in a file. Raises CometError if code is
-    named, and for special tokens that are not texts.
+    All other fields would set up a class, and no class is looked up by a name in a file. Raises CometError if code is
+    named, and for special tokens that are not strings.
     """
     config = parse_json(data, where)
     for name in NAMING_CODE:
@@ -164,7 +164,7 @@ def parse_tokenizer_config(data: bytes, where: str) -> Json:
         token = config.get(role)
         text = token.get("content") if isinstance(token, dict) else token
         if token is not None and not isinstance(text, str):
-            raise CometError(f"{where}: {role}: expected a text, found {str(token)[:80]!r}")
+            raise CometError(f"{where}: {role}: expected a string, found {str(token)[:80]!r}")
         if text is not None:
             found[role] = text
     longest = config.get("model_max_length")

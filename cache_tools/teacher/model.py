@@ -138,4 +138,5 @@ def teacher_folder(name: str) -> Path:
 
 
 def teacher_licence(name: str) -> str:
+    """Return the licence in the card of a teacher. Raises CometError as `model_folder` does."""
     return licence_of(teacher_folder(name) / "README.md")

@@ -21,6 +21,7 @@ def validation_share(targets: float, targets_wanted: int = 10_000) -> float:
 
 
 def is_validation(hash_: int, share: float) -> bool:
+    """Return whether a document with this `document_hash` is in the share set aside for validation."""
     return hash_ < int(share * 2**64)
 
 

@@ -105,6 +105,7 @@ def _read_files(task: Task, language: str, folder: Path, alone: bool) -> dict[st
 
 
 def read_file(task: Task, name: str, path: Path) -> Split:
+    """Read a split from a file. Raises CometError, with file and line, if it is invalid or holds no example."""
     examples = tuple(_read_tagged(task, path) if task.tagging else read_table(task, path))
     if not examples:
         raise CometError(f"{path}: holds no example of {task.title}; get the file again from {task.source}")
@@ -141,6 +142,7 @@ def _read_text(path: Path) -> str:
 
 
 def read_table(task: Task, path: Path) -> Iterable[Example]:
+    """Yield the rows of a tab-separated table with a header. Raises CometError, with file and line, for a wrong one."""
     reader = csv.reader(
         io.StringIO(_read_text(path), newline=""),
         delimiter="\t",

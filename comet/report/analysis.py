@@ -46,6 +46,8 @@ class MapPair:
 
 @dataclass(frozen=True)
 class Guess:
+    """A predicted token as text, its probability, and whether it is the label."""
+
     text: str
     probability: float
     correct: bool

@@ -106,6 +106,7 @@ def _aligned(values: Tensor, fill: float) -> Tensor:
 
 
 def slices(vocab_size: int) -> list[tuple[int, int]]:
+    """Return the first id of each slice of the vocabulary, and the first after it."""
     return [(s, min(s + VOCABULARY_SLICE, vocab_size)) for s in range(0, vocab_size, VOCABULARY_SLICE)]
 
 

@@ -179,5 +179,6 @@ def earlier_student(
 
 
 def shape_of(student: PreTrainedModel, name: str) -> StudentShape:
+    """Return the shape of a student under this name."""
     c = student.config
     return StudentShape(name, c.num_hidden_layers, c.hidden_size, c.num_attention_heads, c.intermediate_size)

@@ -76,6 +76,7 @@ class StudentVocabulary:
 
 
 def full_vocabulary(recipe: Recipe) -> StudentVocabulary:
+    """Return the vocabulary of a student with all of the teacher's tokens."""
     return StudentVocabulary(np.arange(recipe.vocab_size), recipe.vocab_size)
 
 
@@ -96,6 +97,7 @@ def trimmed_vocabulary(caches: Sequence[Cache]) -> StudentVocabulary:
 
 
 def read_tokenizer(cache: Cache) -> dict[str, Any]:
+    """Return the parsed tokenizer.json of a cache. Raises CometError as `parse_tokenizer` does."""
     return read_tokenizer_file(cache.tokenizer_folder, cache.recipe.vocab_size)[1]
 
 

@@ -80,7 +80,7 @@ def _text() -> Values:
             raise ValueError
         return value
 
-    return Values("a text of up to 100 characters", convert)
+    return Values("a string of up to 100 characters", convert)
 
 
 def _trackers() -> Values:

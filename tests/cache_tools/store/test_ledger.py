@@ -86,7 +86,7 @@ def test_a_record_that_is_written_otherwise_is_noticed(cache: Path, path: str) -
         (lambda comet: comet.pop("recipe"), "not a cache of comet: its attributes hold no recipe"),
         (lambda comet: comet.update(colour=1), "attributes: expected "),
         (lambda comet: comet.pop("settings"), "provenance: settings: expected an object, found 'None'"),
-        (lambda comet: comet["provenance"].update(teacher=7), "provenance: teacher: expected a text, found '7'"),
+        (lambda comet: comet["provenance"].update(teacher=7), "provenance: teacher: expected a string, found '7'"),
         (lambda comet: comet["provenance"].update(text="abc"), "provenance: text: expected a list of named sources"),
         (lambda comet: comet["provenance"].update(text=[{"name": 1}]), "provenance: text: expected a list of named"),
         (lambda comet: comet["provenance"].update(documents=-1), "provenance: documents: expected a count, found '-1'"),

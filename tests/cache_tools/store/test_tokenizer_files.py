@@ -120,8 +120,8 @@ def test_tables_of_characters() -> None:
         ({"auto_map": {"AutoTokenizer": "x.Y"}}, "auto_map: a cache's tokenizer must not name code"),
         ({"chat_template": "{{ x }}"}, "chat_template: a cache's tokenizer must not name code"),
         ({"tokenizer_class": "os.system"}, "tokenizer_class: expected the name of a class of transformers"),
-        ({"mask_token": 7}, "mask_token: expected a text, found '7'"),
-        ({"mask_token": {"content": None}}, "mask_token: expected a text"),
+        ({"mask_token": 7}, "mask_token: expected a string, found '7'"),
+        ({"mask_token": {"content": None}}, "mask_token: expected a string"),
         ({"model_max_length": -1}, "model_max_length: expected a number of tokens"),
     ],
 )
