@@ -22,6 +22,7 @@ RUN = 16  # tokens in a row that two different texts hardly share: about eight w
 SHORTEST = 5  # tokens; shorter documents are phrases that any text may have
 MOST_SHARED = 0.01  # of the runs of a validation: less is reported, more is refused
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+INVERSE = pow(MULTIPLIER, -1, 2**64)
 FILTER_BITS = 24
 ARRAYS = ("input_ids", "length", "target_position", "target_id")
 
@@ -92,7 +93,7 @@ def run_hashes(
     """
     inside = np.arange(tokens.shape[1]) < length[:, None]
     ends = (np.isin(tokens, separators) | ~inside).ravel()
-    power, inverse = (_powers(m, ends.size + 1) for m in (MULTIPLIER, pow(MULTIPLIER, -1, 2**64)))
+    power, inverse = _powers(MULTIPLIER, ends.size + 1), _powers(INVERSE, ends.size + 1)
     with np.errstate(over="ignore"):
         sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(code[tokens.ravel() * inside.ravel()] * power[:-1])])
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(ends)])  # separators before each position

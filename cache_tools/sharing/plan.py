@@ -104,10 +104,11 @@ def _require_id(source: Listing, extent: Extent, expected_id: str) -> None:
     if source.missing:
         raise CometError(f"{name}: --id: {len(source.missing)} shards are missing, so there is no cache id yet")
     cache = source.cache
-    whole, part = (id_of(cache, one, source.records) for one in (cache.extent, extent))
-    attached = (id_of(cache, with_tokens(one, cache.recipe), source.records) for one in (cache.extent, extent))
-    if expected_id not in (whole, part, *attached):
-        raise CometError(f"{name}: expected the cache id {expected_id[:64]}, found {whole}; nothing was copied")
+    extents = [cache.extent, extent]
+    extents += [with_tokens(one, cache.recipe) for one in extents]
+    found = [id_of(cache, one, source.records) for one in extents]
+    if expected_id not in found:
+        raise CometError(f"{name}: expected the cache id {expected_id[:64]}, found {found[0]}; nothing was copied")
 
 
 def _has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bool:

@@ -83,8 +83,8 @@ def _describe(source: Listing, local: LocalCache) -> str:
     """Return a line about how much there is to read, and how much of it is kept where."""
     arrays = source.cache.extent.arrays
     size = sum(record.files[name].size for record in source.records.values() for name in arrays)
-    shards, kept = (tqdm.format_sizeof(one, "B") for one in (size, local.size))
-    evicted = "" if size <= local.size else "; later epochs fetch again what was evicted"
+    shards, kept = tqdm.format_sizeof(size, "B"), tqdm.format_sizeof(local.size, "B")
+    evicted = "" if size <= local.size else "; later epochs fetch evicted shards again"
     return (
         f"{source.location.name}: {shards} of shards, fetched when needed; up to {kept} kept in {local.folder}{evicted}"
     )

@@ -37,7 +37,7 @@ def bucketed_kl(value: NDArray, match: NDArray, rest: NDArray, rest_again: NDArr
     """Return [T]: Σ p log (p / q) over the tokens with log p `value` and log q `match` [T, k], where that is not NaN,
     and the rest [T]; p and q are scaled to sum to 1."""
     has_match = ~np.isnan(match)
-    p, q = (np.where(has_match, np.exp(v), 0.0) for v in (value, match))  # [T, k]
+    p, q = np.where(has_match, np.exp(value), 0.0), np.where(has_match, np.exp(match), 0.0)  # [T, k]
     total, total_again = p.sum(1) + rest, q.sum(1) + rest_again
     ratio = np.where(has_match, value - match, 0.0) - np.log(total / total_again)[:, None]
     p, rest, rest_again = p / total[:, None], rest / total, rest_again / total_again

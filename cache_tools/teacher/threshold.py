@@ -158,21 +158,21 @@ class ThresholdLogits:
         KL. Shares are 1 for each stored id that is not found, else 0. `drawn_logprob`: see `drawn_bias`.
         """
         k = self.recipe.top_k
-        ids, again = (arrays["sample_id"].reshape(-1, k) for arrays in (stored, found))  # [T · n_T, k]
-        value, value_again = (arrays["sample_logweight"].reshape(-1, k).astype(float) for arrays in (stored, found))
+        ids, again = stored["sample_id"].reshape(-1, k), found["sample_id"].reshape(-1, k)  # [T · n_T, k]
+        value = stored["sample_logweight"].reshape(-1, k).astype(float)
+        value_again = found["sample_logweight"].reshape(-1, k).astype(float)
         certain, certain_again = certain_slots(value, k), certain_slots(value_again, k)
         drawn = (ids >= 0) & ~certain
         kept, kept_again = np.where(certain, ids, -1), np.where(certain_again, again, -1)
         match, match_again = looked_up(kept, kept_again, value_again), looked_up(kept_again, kept, value)
-        highest, highest_again = (np.minimum(v[:, :1], -math.log(k)) for v in (value, value_again))  # if not certain
+        highest = np.minimum(value[:, :1], -math.log(k))  # of a token that is not certain
+        highest_again = np.minimum(value_again[:, :1], -math.log(k))
         weights = both_ways(value, match, highest_again, value_again, match_again, highest)
         errors = {"sample_logweight": weights[np.concatenate([certain, certain_again])]}
         for name in ("entropy", "entropy_seen"):
             errors[name] = np.abs(stored[name].astype(float) - found[name].astype(float))
-        rest, rest_again = (
-            np.maximum(1 - np.where(np.isnan(m), 0.0, np.exp(v)).sum(1), HALF)
-            for m, v in ((match, value), (match_again, value_again))
-        )
+        rest = np.maximum(1 - np.where(np.isnan(match), 0.0, np.exp(value)).sum(1), HALF)
+        rest_again = np.maximum(1 - np.where(np.isnan(match_again), 0.0, np.exp(value_again)).sum(1), HALF)
         errors["kl"] = bucketed_kl(value, match, rest, rest_again)
         errors["certain_id"] = np.isnan(match)[certain].astype(float)
         errors["drawn_id"] = np.isnan(looked_up(ids, again, value_again))[drawn].astype(float)

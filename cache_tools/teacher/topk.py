@@ -48,9 +48,8 @@ def keep_topk(features: Tensor, head: BlockedHead, k: int, temperatures: tuple[f
             ]  # of seen and of unseen tokens, [T]
         kept = values.gather(1, chosen)  # [T, k]
         log_total = torch.stack([kept.logsumexp(1), *tails[1.0]]).logsumexp(0)  # [T]
-        logmass_seen, logmass_unseen = (
-            torch.stack([tails[t][kind] - log_total / t for t in temperatures], dim=1) for kind in (0, 1)
-        )  # [T, n_T]
+        logmass_seen = torch.stack([tails[t][0] - log_total / t for t in temperatures], dim=1)  # [T, n_T]
+        logmass_unseen = torch.stack([tails[t][1] - log_total / t for t in temperatures], dim=1)
         ids = ranked_ids(opened.rank.flatten(1).gather(1, chosen))
         logprob = kept - log_total[:, None]
         parts.append(TopLogits(ids, logprob, torch.logaddexp(logmass_seen, logmass_unseen), logmass_seen))
@@ -87,11 +86,10 @@ class TopkLogits:
             errors[name] = _tail_errors(stored[name].astype(float), found[name].astype(float), moved)
         kl = []
         for index, power in enumerate(scale):
-            rest, rest_again = (
-                np.exp(arrays["tail_logmass"][:, index].astype(float))
-                + np.where(np.isnan(m), np.exp(v * power), 0.0).sum(1)
-                for arrays, m, v in ((stored, match, value), (found, match_again, value_again))
-            )  # [T]
+            rest = np.exp(stored["tail_logmass"][:, index].astype(float))  # [T]
+            rest += np.where(np.isnan(match), np.exp(value * power), 0.0).sum(1)
+            rest_again = np.exp(found["tail_logmass"][:, index].astype(float))
+            rest_again += np.where(np.isnan(match_again), np.exp(value_again * power), 0.0).sum(1)
             kl.append(bucketed_kl(value * power, match * power, rest, rest_again))
         return errors | {"kl": np.stack(kl), "topk_id": np.isnan(match).astype(float)}
 

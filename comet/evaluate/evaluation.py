@@ -193,7 +193,8 @@ def _run_once(name: str, result: ModelResult, data: TaskData, seed: int, device:
     task = data.task
     model, tokenizer = load_for_task(name, task, seed)
     tokenizer.model_max_length = result.max_length  # of positions beyond it learns nothing
-    train, reported = (encode(tokenizer, s.examples, task, result.max_length) for s in (data.train, data.reported))
+    train = encode(tokenizer, data.train.examples, task, result.max_length)
+    reported = encode(tokenizer, data.reported.examples, task, result.max_length)
     fine_tune(model, train, task, result.how, seed, device, result.name)
     predictions = predict(model, reported, task, PREDICT_BATCH, device)
     chosen_score = None

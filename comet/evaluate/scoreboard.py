@@ -35,7 +35,7 @@ def _title(data: TaskData) -> str:
 def _splits(data: TaskData) -> str:
     train, reported = data.train, data.reported
     dev = "; there is no test split" if reported.name == "dev" else ""
-    measured, learnt = (counted(len(split.examples), "item") for split in (reported, train))
+    measured, learnt = counted(len(reported.examples), "item"), counted(len(train.examples), "item")
     return (
         f"{data.task.metric} on {reported.name} ({measured} of {reported.origin}{dev}), after training on {learnt} of "
         f"{train.origin}"
@@ -95,7 +95,8 @@ def _row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
 
 def _baseline(data: TaskData) -> tuple[str, float]:
     """Return the most frequent label of train, and the score of a model that knows nothing else."""
-    train, gold = ([example.labels for example in split.examples] for split in (data.train, data.reported))
+    train = [example.labels for example in data.train.examples]
+    gold = [example.labels for example in data.reported.examples]
     return most_frequent_alone(data.task.score, train, gold)
 
 

@@ -187,12 +187,13 @@ def map_pairs(batch: Batch, attention: Tensor, distiller: Distiller) -> list[Map
     attention [B, layers, S, L]."""
     sampled = distiller.attention_targets.sampled(batch, distiller.cached_index)
     size = min(attention.shape[2], MOST_BLOCKS)
-    teacher, student = (sampled.pooled(rows, size) for rows in (sampled.rows(attention.shape[3]), attention))
+    teacher = sampled.pooled(sampled.rows(attention.shape[3]), size)
+    student = sampled.pooled(attention, size)
     queries, keys = (used.sum(1).tolist() for used in sampled.used_blocks(size))
     pairs = []
     for row, (q, k) in enumerate(zip(queries, keys, strict=True)):
         for index, (teacher_layer, student_layer) in enumerate(distiller.matched):
-            theirs, mine = (maps[row, index, :q, :k] for maps in (teacher, student))  # [queries, keys]
+            theirs, mine = teacher[row, index, :q, :k], student[row, index, :q, :k]  # [queries, keys]
             overlap = torch.minimum(theirs, mine).sum(1).mean().item()
             pairs.append(MapPair(row, teacher_layer, student_layer, theirs.cpu().numpy(), mine.cpu().numpy(), overlap))
     return pairs

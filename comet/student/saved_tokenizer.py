@@ -67,7 +67,7 @@ def require_same_reading(
     Where the student lacks some of the teacher's tokens, it has to spell them: without further unknown ones.
     """
     for line in lines:
-        wanted, found = (tokenizer.backend_tokenizer.encode(line) for tokenizer in (teacher, student))
+        wanted, found = teacher.backend_tokenizer.encode(line), student.backend_tokenizer.encode(line)
         ids = vocabulary.student_id[torch.tensor(wanted.ids)]
         if (ids >= 0).all():
             same = ids.tolist() == found.ids

@@ -140,11 +140,10 @@ def _project_attention(
     heads.
     """
     heads, rows = recipe.teacher_heads, len(basis.T)
-    query, key, value, output = (
-        _affine(teacher, anatomy, index, part, mean)
-        for part, mean in ((QUERY, before.mean), (KEY, before.mean), (VALUE, before.mean), (OUTPUT, found.context.mean))
-    )
-    query, key, value = (matrix.unflatten(0, (heads, -1)) for matrix in (query, key, value))  # [heads, dh, H + 1]
+    query, key, value = (
+        _affine(teacher, anatomy, index, part, before.mean).unflatten(0, (heads, -1)) for part in (QUERY, KEY, VALUE)
+    )  # [heads, dh, H + 1]
+    output = _affine(teacher, anatomy, index, OUTPUT, found.context.mean)  # [H, H + 1]
     outputs, context = of_heads(output[:, :-1], recipe), within_heads(found.context.covariance, recipe)
     context_mean = found.context.mean.unflatten(0, (heads, -1))
     scale = _root(before.covariance)

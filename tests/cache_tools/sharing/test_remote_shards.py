@@ -83,7 +83,7 @@ def test_in_a_local_cache_too_small_for_all_it_reads_the_same(server: Server, wh
     for _ in range(2):
         same(remote, whole)
     assert remote.shard_files is not None
-    assert "; later epochs fetch again what was evicted" in remote.shard_files.described
+    assert "; later epochs fetch evicted shards again" in remote.shard_files.described
     assert sum(path.stat().st_size for path in (local.folder / "files").iterdir()) <= small.size
 
 
