@@ -109,8 +109,8 @@ class BuildSettings:
         return HUB_TOKENS if any(is_hub_text(text) for text in self.text) else None
 
     def views_of(self, tokens: int) -> int:
-        """Return the masked views of each row of a text of so many tokens: `views`, else as many as make VIEW_TOKENS,
-        at most MOST_VIEWS.
+        """Return the number of masked views of each row of a text of `tokens` tokens: `views`, else as many as make
+        VIEW_TOKENS, at most MOST_VIEWS.
 
         A student that reads the same masks and draws many times learns them by heart.
         """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def show_human(name: str | Path, facts: dict[str, Any]) -> None:
-    """Print facts of a cache that is called so, its state first."""
+    """Print the facts about a cache of this name, its state first."""
     state = painted(facts["state"], fg="green" if facts["state"] == "complete" else "yellow")
     click.echo(f"{name}: {state}")
     for name, value in facts.items():

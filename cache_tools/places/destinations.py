@@ -95,7 +95,8 @@ def reason(error: BaseException) -> str:
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Raise CometError, naming `path`, for errors of the disk inside; `way_out` says what is safe, and what to do."""
+    """Turn errors of the disk within the block into CometError naming `path`; `way_out` says what is safe and what to
+    do."""
     try:
         yield
     except CometError:

@@ -29,13 +29,13 @@ def text_licences(provenance: Mapping[str, Any]) -> dict[str, str]:
 
 
 def start_licences(provenance: Mapping[str, Any], has_start: bool) -> dict[str, str]:
-    """Return the licence of the teacher's layers by what they are called, nothing for a cache without a start."""
+    """Return the name and licence of the teacher's layers in a cache, nothing for a cache without a start."""
     name = f"layers of {printable(provenance.get('teacher') or 'a teacher without a name')}"
     return {name: printable(provenance.get("teacher_licence") or UNKNOWN_LICENCE)} if has_start else {}
 
 
 def in_doubt(licences: dict[str, str]) -> list[str]:
-    """Return what has a licence that is unknown or restricts its use."""
+    """Return the entries, name and licence, whose licence is unknown or restricts use."""
     return [
         f"{name} ({licence})"
         for name, licence in licences.items()
@@ -44,8 +44,7 @@ def in_doubt(licences: dict[str, str]) -> list[str]:
 
 
 def print_licences(provenance: Mapping[str, Any], has_start: bool, has_text: bool = True) -> None:
-    """Print a line with the texts and their licences, and whether they are moved; another with the teacher's if layers
-    of it are."""
+    """Print the texts and their licences, and whether they are copied; before them the teacher's, if its layers are."""
     for name, licence in start_licences(provenance, has_start).items():
         tqdm.write(f"a cache holds {name}, under its licence ({licence})")
     named = ", ".join(f"{name} ({licence})" for name, licence in text_licences(provenance).items())

@@ -102,13 +102,14 @@ def _sound_file(cache: Cache, relative: str, record: FileRecord, limit: int) -> 
 
 @contextmanager
 def staging_in(folder: Path) -> Iterator[Path]:
-    """Make a temporary folder for files on their way into `folder`. Raises CometError for errors of the disk inside."""
+    """Yield a temporary folder for files on their way into `folder`. Errors of the disk within the block become
+    CometError."""
     with writing_in(folder), claimed_folder(folder, STAGING) as staging:
         yield staging
 
 
 def writing_in(folder: Path) -> AbstractContextManager[None]:
-    """Raise CometError for errors of the disk inside."""
+    """Turn errors of the disk within the block into CometError."""
     return writing(folder, "the source is safe. Fix the folder and run the same command again to continue")
 
 

@@ -107,6 +107,6 @@ def describe_exclusion(provenance: dict[str, Any]) -> str:
 
 
 def name_exclusion(provenance: dict[str, Any]) -> str:
-    """Return what was left out of the text, and the names of the evaluation files."""
+    """Return `describe_exclusion` with the names of the evaluation files."""
     names = ", ".join(str(one.get("name")) for one in provenance.get("excluded", []))
     return describe_exclusion(provenance) + (f": {names}" if names else "")

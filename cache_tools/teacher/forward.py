@@ -178,7 +178,7 @@ def collect(launched: Launched) -> dict[str, NDArray]:
 
 
 def _lacks_a_query(gap: NDArray, batch: HostBatch) -> bool:
-    """Return whether a query has no key among those of `gap` [B, layers, S, k], as of attention that is not finite."""
+    """Return whether a query has no key in `gap` [B, layers, S, k], which happens if its attention is not finite."""
     is_query = batch.query.numpy() != UNUSED_POSITION  # [B, layers, S]
     return bool((is_query & (gap[..., 0] >= batch.length.numpy()[:, None, None])).any())
 

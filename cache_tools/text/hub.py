@@ -44,7 +44,7 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
 
 
 def require_model_name(name: str, what: str) -> None:
-    """Raise CometError unless a name is that of a folder, or can be a model's on the hub, which is not asked."""
+    """Raise CometError unless a name is that of a folder or has the form of a model's on the hub. Does not connect."""
     if not isdir(name) and (MODEL.fullmatch(name) is None or not _is_repository(split_revision(name)[0])):
         raise CometError(
             f"{what}: cannot be loaded: no such folder, and not a name on the hub such as Davlan/afro-xlmr-large",

@@ -73,7 +73,7 @@ def find_language(code: str) -> Language:
 
 
 def unlisted_note(code: str) -> str | None:
-    """Return a line about a code that is not in the list, with the nearest that is; None for one that is."""
+    """Return a line about a code that is not in the list, with the nearest one; None for a listed code."""
     codes = [one for known in LANGUAGES for one in (known.code, *known.synonyms)]
     if code in codes:
         return None

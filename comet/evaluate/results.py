@@ -77,7 +77,7 @@ class ModelResult:
         return float(np.std(self.scores, ddof=1)) if len(self.runs) > 1 else None
 
     def missing(self, seeds: int) -> list[int]:
-        """Return which of so many seeds have no run yet."""
+        """Return which of the seeds 0 to `seeds` − 1 have no run yet."""
         return sorted(set(range(seeds)) - {run.seed for run in self.runs})
 
     def with_run(self, run: Run) -> "ModelResult":

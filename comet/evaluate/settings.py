@@ -107,9 +107,9 @@ def of_each_language(languages: Sequence[str], results: Path | None = None, **op
 
 
 def require_models(settings: EvaluationSettings) -> None:
-    """Raise CometError for a model that is neither a folder nor can be a name on the hub, which is not asked.
+    """Raise CometError for a model that is neither a folder nor has the form of a name on the hub. Does not connect.
 
-    A name much like that of a model's folder here is taken for a slip, unless it has a revision.
+    A name similar to that of a model's folder here is taken for a typing error, unless it has a revision.
     """
     for name in settings.models:
         near = [] if "@" in name else get_close_matches(name, _models_beside(Path(name)), n=1)

@@ -95,7 +95,7 @@ def _loss_curves(history: History, notes: Mapping[str, str]) -> Iterator[Figure]
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
-    """Return at most MOST_POINTS points, each the mean of equally many neighbours (the last of what is left)."""
+    """Return at most MOST_POINTS points, each the mean of equally many neighbours; the last may have fewer."""
     size = -(-len(points) // MOST_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]

@@ -236,7 +236,7 @@ def _numbered(example: AnnotatedRow) -> str:
 
 
 def predictions_table(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
-    """Return the beginning of a row with its first targets numbered, and a table of what is predicted at them."""
+    """Return the beginning of a row with its first targets numbered, and a table of the predictions at them."""
     shown = list(zip(before.positions, after.positions, strict=True))[:SAMPLE_TARGETS]
     if not shown:
         return []

@@ -12,7 +12,7 @@ LOG2_E = 1 / math.log(2)  # exp2 is several times faster than exp on CPUs
 
 
 class Lookup(torch.autograd.Function):
-    """Rows of a weight that the head uses too. The gradient is added to the head's, which is always computed first, so
+    """Rows of a weight that the head also uses. The gradient is added to the head's, which is always computed first, so
     that a step holds one gradient of its largest tensor instead of two."""
 
     @staticmethod

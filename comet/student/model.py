@@ -72,7 +72,7 @@ def begins_with(init: str, shape: StudentShape, caches: Sequence[Cache]) -> str:
 
 
 def _require_memory(shape: StudentShape, needed: int) -> None:
-    """Raise CometError unless so many bytes of weights fit in memory: a recipe from elsewhere may ask for any size."""
+    """Raise CometError unless `needed` bytes of weights fit in memory: a recipe from elsewhere may ask for any size."""
     if needed > (free := psutil.virtual_memory().available):
         raise CometError(
             f"--student {shape}: its weights take {needed / 1e9:,.1f} GB of memory, of which {free / 1e9:,.1f} are "

@@ -42,7 +42,7 @@ def save_student_tokenizer(
     caches: Sequence[Cache],
     vocabulary: StudentVocabulary,
 ) -> None:
-    """Write a student's tokenizer, then read lines of all corpora and of other languages with what was written.
+    """Write a student's tokenizer, then check the written one on lines of all corpora and of other languages.
 
     `inputs` are the names of the student's inputs. Raises CometError if it reads a line differently from the teacher's
     tokenizer, OSError if the disk refuses.

@@ -34,7 +34,7 @@ def choose_shape(requested: str, recipe: Recipe, vocab_size: int) -> StudentShap
 
 
 def _widest(name: str, recipe: Recipe, vocab_size: int) -> StudentShape:
-    """Return the widest shape that is as much smaller than the teacher as its name says, or else the narrowest."""
+    """Return the widest shape that is at least as much smaller than the teacher as SMALLER says, else the narrowest."""
     family = family_of(recipe)
     limit = min((1 - SMALLER[name]) * recipe.teacher_parameters, MOST_PARAMETERS)
     layers, heads = len(recipe.start_layers), recipe.teacher_heads

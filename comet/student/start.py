@@ -47,7 +47,7 @@ def joined_caches(shape: StudentShape, caches: Sequence[Cache]) -> list[Cache]:
 
 
 def start_layers(recipe: Recipe, layers: int) -> tuple[int, ...]:
-    """Return which of the kept layers a student of so many has, as indices into the start: evenly spread, the last
+    """Return the kept layers of a student with `layers` layers, as indices into the start: evenly spread, the last
     among them."""
     return parse_layers(f"spread:{layers}", len(recipe.start_layers))
 

@@ -119,7 +119,7 @@ class KeepBest(TrainerCallback):
         self.validation = dict(self.validations)[self.step]
 
     def measure(self, found: Validation) -> float:
-        """Return what is lowest in the best validation."""
+        """Return the measure that the best validation has lowest."""
         return found.cross_entropy if self.learns_labels else found.distance
 
     def remember(self, validation: Validation, step: int) -> None:

@@ -99,8 +99,8 @@ class Checkpoints:
             self.folder.rmdir()
 
     def reserve(self, size: int) -> None:
-        """Reserve the disk space for so many bytes of weights, where the system and the disk can do that. Raises
-        CometError if there is not as much."""
+        """Reserve disk space for `size` bytes of weights, where the system and the disk can do that. Raises CometError
+        if there is not enough."""
         if not self.processes.first or not hasattr(os, "posix_fallocate"):
             return
         try:
@@ -197,8 +197,8 @@ def seal(checkpoint: Path, finished: bool = False) -> None:
 
 
 def remove_all_but_newest(checkpoint: Path, count: int) -> None:
-    """Remove all checkpoints beside this one, which was just sealed, but so many sealed ones up to it: earlier ones,
-    what a crash cut off, and later ones, which were damaged, since training did not continue from them."""
+    """Keep this checkpoint, which was just sealed, and the newest sealed ones before it, `count` in all. Remove earlier
+    ones, what a crash cut off, and later ones, which were damaged, since training did not continue from them."""
     found = _checkpoints(checkpoint.parent)
     sealed = [path for path in found[found.index(checkpoint) :] if (path / COMPLETE).exists()]
     for path in found:

@@ -161,7 +161,7 @@ class Objective:
         return rate * 256 / hidden if self.scales_with_width else rate
 
     def default_epochs(self, steps: float, has_learnt: bool) -> float:
-        """Return the length of a training of so many steps an epoch for a student whose body has learnt before, or is
+        """Return the epochs of a training with `steps` steps in each, for a student whose body has learnt before, or is
         random."""
         return min(self.epochs, max(self.start_epochs, START_STEPS / steps)) if has_learnt else self.epochs
 
