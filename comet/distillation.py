@@ -12,7 +12,7 @@ from cache_tools.interrupts import stop_on_signal
 from cache_tools.models import is_out_of_memory
 from cache_tools.places.destinations import writing
 from comet.output import save_outputs
-from comet.paths import require_free
+from comet.paths import checkpoints_path, require_free, runs_path
 from comet.preparation import Preparation, Sources, opened, prepare, require_inputs, training_arguments
 from comet.report.analysis import AnnotatedRow, look_at_rows
 from comet.report.summary import announcement, sample_row
@@ -50,7 +50,7 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
     say = say if processes.first else noop
     identity = prepared.identity | {"processes": processes.count}
     with (
-        Checkpoints(config.output, identity, config.resume, processes) as checkpoints,
+        Checkpoints(checkpoints_path(config.output), identity, config.resume, processes) as checkpoints,
         enough_memory(arguments, processes.count),
     ):
         checkpoints.reserve(sum(tensor.nbytes for tensor in student.state_dict().values()))
@@ -89,7 +89,7 @@ def distill(caches: Sources, config: StudentConfig, say: Say = noop) -> Distille
                 with writing(result.output, "make room"):
                     save_outputs(prepared, trainer, best, student, result)
         if processes.first:
-            checkpoints.remove(result.output)
+            checkpoints.remove(runs_path(result.output))
         processes.wait()
     return result
 

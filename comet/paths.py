@@ -8,19 +8,22 @@ from cache_tools.places.destinations import require_place
 
 
 def report_path(output: Path) -> Path:
+    """Return the path of the page about the student."""
     return output.with_name(f"{output.name}.html")
 
 
 def checkpoints_path(output: Path) -> Path:
+    """Return the folder of checkpoints, which exists while a training is not finished."""
     return output.with_name(f"{output.name}.checkpoints")
 
 
 def runs_path(output: Path) -> Path:
-    """Where TensorBoard's files lie in the end, if they were asked for."""
+    """Return the folder of TensorBoard's files after a training, if they were asked for."""
     return output.with_name(f"{output.name}.runs")
 
 
 def options_path(output: Path) -> Path:
+    """Return the path of the options that train the student again."""
     return output.with_name(f"{output.name}.toml")
 
 

@@ -38,14 +38,14 @@ OF_CHECKPOINTS = ("save_strategy", "save_steps", "save_total_limit")
 
 
 class Checkpoints:
-    """The folder `OUTPUT.checkpoints`, locked for one training; of several processes the first one locks it.
+    """The folder of a training's checkpoints, locked for one training; of several processes the first one locks it.
 
     Raises CometError on creation if another training uses the folder, if it holds an earlier one and `resume` is False,
     if there is nothing to resume, or if the earlier one was begun with other settings (`run`, plain JSON).
     """
 
-    def __init__(self, output: Path, run: dict[str, Any], resume: bool, processes: Processes | None = None) -> None:
-        self.folder = output.with_name(f"{output.name}.checkpoints")
+    def __init__(self, folder: Path, run: dict[str, Any], resume: bool, processes: Processes | None = None) -> None:
+        self.folder = folder
         self.processes = processes or Processes()
         self.lock = filelock.FileLock(self.folder / LOCK)
         self.processes.from_first(lambda: self._claim(run, resume))
@@ -153,10 +153,10 @@ class Checkpoints:
                 self._clear()
             self._release()
 
-    def remove(self, output: Path) -> None:
-        """Remove all checkpoints, once the student is saved; move logs of `report_to` to `OUTPUT.runs`."""
+    def remove(self, runs: Path) -> None:
+        """Remove all checkpoints, once the student is saved; move logs of `report_to` to the path `runs`."""
         if (self.folder / RUNS).exists():
-            (self.folder / RUNS).rename(output.with_name(f"{output.name}.{RUNS}"))
+            (self.folder / RUNS).rename(runs)
         self._clear()
 
     def _clear(self) -> None:

@@ -23,26 +23,26 @@ def write_checkpoint(folder: Path, step: int) -> Path:
 def test_a_folder_in_use_is_said_to_be_in_use(tmp_path: Path, resume: bool) -> None:
     """Its checkpoints are of the training at work, not of an earlier one."""
     message = rf"^{tmp_path}/student\.checkpoints: another process is training here; choose another --output$"
-    with Checkpoints(tmp_path / "student", {}, resume=False) as at_work:
+    with Checkpoints(tmp_path / "student.checkpoints", {}, resume=False) as at_work:
         write_checkpoint(at_work.folder, step=1)
         for _ in range(2):
             with pytest.raises(CometError, match=message):
-                Checkpoints(tmp_path / "student", {}, resume)
+                Checkpoints(tmp_path / "student.checkpoints", {}, resume)
 
 
 def test_what_is_refused_leaves_no_lock(tmp_path: Path) -> None:
-    output = tmp_path / "student"
+    folder = tmp_path / "student.checkpoints"
     for _ in range(2):
         with pytest.raises(CometError, match=r"no complete checkpoint in .*; omit --resume"):
-            Checkpoints(output, {}, resume=True)
+            Checkpoints(folder, {}, resume=True)
     assert not any(tmp_path.iterdir())
-    with Checkpoints(output, {"seed": 0}, resume=False) as begun:
+    with Checkpoints(folder, {"seed": 0}, resume=False) as begun:
         write_checkpoint(begun.folder, step=1)
     for resume, message in ((False, "an earlier training was not finished"), (True, "was begun differently")):
         for _ in range(2):
             with pytest.raises(CometError, match=message):
-                Checkpoints(output, {"seed": 1}, resume)
-    with Checkpoints(output, {"seed": 0}, resume=True):
+                Checkpoints(folder, {"seed": 1}, resume)
+    with Checkpoints(folder, {"seed": 0}, resume=True):
         pass
 
 
@@ -69,11 +69,11 @@ def like_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("like_nfs")
 @pytest.mark.parametrize("saved", [False, True])
 def test_the_folder_goes_also_where_open_files_stay(tmp_path: Path, saved: bool) -> None:
-    with Checkpoints(tmp_path / "student", {}, resume=False) as checkpoints:
+    with Checkpoints(tmp_path / "student.checkpoints", {}, resume=False) as checkpoints:
         if saved:
             write_checkpoint(checkpoints.folder, step=1)
             (checkpoints.folder / "runs").mkdir()
-            checkpoints.remove(tmp_path / "student")
+            checkpoints.remove(tmp_path / "student.runs")
     assert [path.name for path in tmp_path.iterdir()] == ["student.runs"] * saved
 
 
@@ -89,14 +89,14 @@ def test_only_sealed_checkpoints_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [False, True])
 def test_damaged_checkpoints_of_later_steps_crowd_out_none(tmp_path: Path, resume: bool) -> None:
     """Neither when training begins anew, as it may where none is whole, nor after a resume from an earlier one."""
-    with Checkpoints(tmp_path / "student", {}, resume=False) as checkpoints:
+    with Checkpoints(tmp_path / "student.checkpoints", {}, resume=False) as checkpoints:
         folder = checkpoints.folder
         for step in (10, 30, 40):
             write_checkpoint(folder, step)
     for damaged in folder.glob("checkpoint-[34]0" if resume else "checkpoint-*"):
         (damaged / "weights").write_bytes(b"2")
     step = 20 if resume else 5
-    with Checkpoints(tmp_path / "student", {}, resume):
+    with Checkpoints(tmp_path / "student.checkpoints", {}, resume):
         remove_all_but_newest(write_checkpoint(folder, step), 1)
         assert [path.name for path in folder.glob("checkpoint-*")] == [f"checkpoint-{step}"]
         assert newest_checkpoint(folder) == folder / f"checkpoint-{step}"

@@ -262,7 +262,8 @@ def test_another_shape_in_the_same_file_is_refused(cache: Cache, tmp_path: Path)
 
 def test_one_training_at_a_time(cache: Cache, tmp_path: Path) -> None:
     config = StudentConfig(tmp_path / "student", student="nano", steps=2)
-    with Checkpoints(config.output, {}, resume=False), pytest.raises(CometError, match="another process is training"):
+    folder = tmp_path / "student.checkpoints"
+    with Checkpoints(folder, {}, resume=False), pytest.raises(CometError, match="another process is training"):
         distill([cache], config)
     distill([cache], config)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student.html", "student.toml"]
