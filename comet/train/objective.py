@@ -110,7 +110,7 @@ class Objective:
     `logit_loss` is kl (over the kept tokens and their tail as one event, or over a threshold sample, depending on the
     cache) or residual (the tail added to the label). `layer_map` pairs (teacher layer, student layer), from 0, or from
     the last as −1; None matches them by depth. `learning_rate` is the peak for a student of width 256 whose body is
-    random, `start_learning_rate` for one that begins with the teacher's layers or goes on from an earlier student;
+    random, `start_learning_rate` for one that begins with the teacher's layers or continues an earlier student;
     with `scales_with_width` narrower ones take proportionally larger steps. The first is trained for `epochs`, the
     others for `start_epochs`, or more, up to `epochs`, until these are START_STEPS. Raises CometError for invalid
     values.
