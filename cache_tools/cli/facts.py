@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cache_tools.places.foreign import is_left_by_system
 from cache_tools.signals import LOGITS, SIGNALS, kept_signals
-from cache_tools.store.ledger import ShardKey, ShardRecord, identity, whole_extent
+from cache_tools.store.ledger import ShardKey, ShardRecord, cache_id, whole_extent
 from cache_tools.store.provenance import attach_command, describe_exclusion
 from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS, describe_views
@@ -80,8 +80,7 @@ def _facts(cache: Cache, records: Mapping[ShardKey, ShardRecord], size: int, fol
         facts["bytes_per_token"] = f"{each:,.1f}{views}{WITHOUT_START if start_bytes else ''}"
     facts["recipe_id"] = recipe.recipe_id
     if not missing:
-        held = (records[key].to_json() for key in cache.extent.keys())
-        facts["cache_id"] = identity(recipe, cache.seal.to_json(), cache.extent, held)
+        facts["cache_id"] = cache_id(recipe, cache.seal, cache.extent, records)
     return facts
 
 

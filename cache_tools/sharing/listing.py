@@ -21,7 +21,6 @@ from cache_tools.store.ledger import (
     Extent,
     ShardKey,
     ShardRecord,
-    identity,
     parse_extent,
     parse_shard_record,
     sealed_limits,
@@ -46,12 +45,6 @@ class Listing:
     def missing(self) -> list[ShardKey]:
         """The shards of its extent without a commit record."""
         return [shard for shard in self.cache.extent.keys() if shard not in self.records]
-
-
-def id_of(cache: Cache, extent: Extent, records: Mapping[ShardKey, ShardRecord]) -> str:
-    """Return the cache id of this extent with these commit records."""
-    held = (records[shard].to_json() for shard in extent.keys())
-    return identity(cache.recipe, cache.seal.to_json(), extent, held)
 
 
 def read_listing(location: Location, policy: RetryPolicy) -> Listing:

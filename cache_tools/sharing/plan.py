@@ -9,13 +9,13 @@ from tempfile import TemporaryDirectory
 
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
-from cache_tools.sharing.listing import ROOT, Listing, id_of, read_extent, read_records, write_files
+from cache_tools.sharing.listing import ROOT, Listing, read_extent, read_records, write_files
 from cache_tools.sharing.locations.location import Location
 from cache_tools.sharing.parts import bytes_of, detach, part_extent, require_detached, require_no_text
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.signals import TEXT_ARRAYS
 from cache_tools.store.copy import ranges, shortened
-from cache_tools.store.ledger import SEAL, Extent, ShardKey, ShardRecord, with_tokens
+from cache_tools.store.ledger import SEAL, Extent, ShardKey, ShardRecord, cache_id, with_tokens
 from cache_tools.store.reader import Cache, read_attributes
 from cache_tools.store.recipe import GROUPS
 from cache_tools.store.records import MAX_RECORD_BYTES
@@ -58,14 +58,16 @@ class Plan:
     @property
     def cache_id(self) -> str | None:
         """The cache id of the destination in the end, None while shards are missing."""
-        return None if self.missing else id_of(self.source.cache, self.extent, self.records)
+        cache = self.source.cache
+        return None if self.missing else cache_id(cache.recipe, cache.seal, self.extent, self.records)
 
     @property
     def attached_id(self) -> str | None:
         """The cache id once the text is attached, None if the destination holds it or shards are missing."""
         if self.missing or self.extent.has_text:
             return None
-        return id_of(self.source.cache, with_tokens(self.extent, self.source.cache.recipe), self.records)
+        cache = self.source.cache
+        return cache_id(cache.recipe, cache.seal, with_tokens(self.extent, cache.recipe), self.records)
 
 
 def plan(
@@ -106,7 +108,7 @@ def _require_id(source: Listing, extent: Extent, expected_id: str) -> None:
     cache = source.cache
     extents = [cache.extent, extent]
     extents += [with_tokens(one, cache.recipe) for one in extents]
-    found = [id_of(cache, one, source.records) for one in extents]
+    found = [cache_id(cache.recipe, cache.seal, one, source.records) for one in extents]
     if expected_id not in found:
         raise CometError(f"{name}: expected the cache id {expected_id[:64]}, found {found[0]}; nothing was copied")
 

@@ -11,13 +11,13 @@ from cache_tools.errors import CometError, noop
 from cache_tools.places.destinations import require_no_cache
 from cache_tools.settings import LocalCache
 from cache_tools.sharing.disk_cache import DiskCache
-from cache_tools.sharing.listing import Listing, id_of, read_listing
+from cache_tools.sharing.listing import Listing, read_listing
 from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import locate
 from cache_tools.sharing.plan import Plan
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
 from cache_tools.sharing.transfer import Transfer, verified
-from cache_tools.store.ledger import FileRecord, shard_record_path
+from cache_tools.store.ledger import FileRecord, cache_id, shard_record_path
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import sha256, with_checksum
 from cache_tools.store.start import start_chunks
@@ -95,11 +95,11 @@ def _fetch_metadata(source: Listing, disk_cache: DiskCache, policy: RetryPolicy)
 
     Files that are there and differ, as after a full disk or a power cut, are written again.
     """
-    cache_id = id_of(source.cache, source.cache.extent, source.records)
-    folder = Folder(disk_cache.local.folder / CACHES / cache_id)
-    ledger = {shard_record_path(*key): with_checksum(record.to_json()) for key, record in source.records.items()}
     extent = source.cache.extent
-    with disk_cache.locked(cache_id), folder.staging():
+    name = cache_id(source.cache.recipe, source.cache.seal, extent, source.records)
+    folder = Folder(disk_cache.local.folder / CACHES / name)
+    ledger = {shard_record_path(*key): with_checksum(record.to_json()) for key, record in source.records.items()}
+    with disk_cache.locked(name), folder.staging():
         for path, data in (source.metadata | ledger).items():
             if not folder.has_exactly(path, len(data), sha256(data)):
                 folder.write(path, [data])

@@ -5,7 +5,7 @@ A shard exists if its record does. Records name arrays, never paths, so no recor
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -275,15 +275,10 @@ def parse_extent(data: bytes, path: Path | str, recipe: Recipe, arrays: tuple[st
     return Extent(recipe.recipe_id, tuple(names), ranges)
 
 
-def cache_id(root: Path, recipe: Recipe, extent: Extent) -> str:
-    """Return the `identity` of the files on disk. Raises CometError if a shard of the extent is not committed."""
-    paths = [shard_record_path(*key) for key in extent.keys()]
-    return identity(recipe, read_checked(root / SEAL), extent, (read_checked(root / path) for path in paths))
+def cache_id(recipe: Recipe, seal: Seal, extent: Extent, records: Mapping[ShardKey, ShardRecord]) -> str:
+    """Return the cache id: SHA-256 over the recipe id, the seal, the extent and every commit record in it, as JSON.
 
-
-def identity(recipe: Recipe, seal: dict[str, Any], extent: Extent, records: Iterable[dict[str, Any]]) -> str:
-    """Return the cache id: SHA-256 over the recipe id, the seal, the extent and every commit record in the extent, as
-    JSON.
+    `records` must hold every shard of the extent.
     """
-    parts: list[Any] = [recipe.recipe_id, sha256(canonical(seal)), extent.to_json()]
-    return sha256(canonical(parts + [sha256(canonical(record)) for record in records]))
+    parts: list[Any] = [recipe.recipe_id, sha256(canonical(seal.to_json())), extent.to_json()]
+    return sha256(canonical(parts + [sha256(canonical(records[key].to_json())) for key in extent.keys()]))

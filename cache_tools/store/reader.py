@@ -119,7 +119,7 @@ class Cache:
     def cache_id(self) -> str:
         """Identity of exactly this content. Raises CometError while shards are missing."""
         self.require_complete()
-        return cache_id(self.root, self.recipe, self.extent)
+        return cache_id(self.recipe, self.seal, self.extent, self.records())
 
     def record(self, group: str, shard: int) -> ShardRecord | None:
         """Return the commit record of a shard, None if it is not committed. Raises CometError if it is damaged, or if

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from cache_tools.sharing.listing import id_of, read_listing
+from cache_tools.sharing.listing import read_listing
 from cache_tools.sharing.locations.location import locate
 from cache_tools.sharing.retry import RetryPolicy
+from cache_tools.store.ledger import cache_id
 
 HASTY = RetryPolicy(timeout=2, retries=1, pause=0.01)
 
@@ -19,4 +20,5 @@ def arrived(url: str) -> int:
 
 def what_is_at(url: str) -> str:
     source = read_listing(locate(url, HASTY), HASTY)
-    return id_of(source.cache, source.cache.extent, source.records)
+    cache = source.cache
+    return cache_id(cache.recipe, cache.seal, cache.extent, source.records)
