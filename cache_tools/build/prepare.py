@@ -94,7 +94,7 @@ def prepare(inputs: BuildInputs, out: Path, teacher: Teacher, tokenizer: PreTrai
     with claimed_folder(out.parent, preparing_prefix(out)) as work:
         root = work / "cache"
         root.mkdir()
-        save_tokenizer(tokenizer, root / TOKENIZER)
+        save_cache_tokenizer(tokenizer, root / TOKENIZER)
         check_tokenizer(root / TOKENIZER, len(teacher.head.weight))
         spool = spool_documents(inputs.texts, inputs.excluded, tokenizer, work, settings.token_limit)
         check_unknown_tokens(settings.teacher, spool, tokenizer)
@@ -238,7 +238,7 @@ def _vocabulary(teacher: Teacher, counts: NDArray[np.int64], recipe: Recipe) -> 
     }
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_cache_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the two files of a tokenizer that a cache keeps. Raises OSError if they cannot be written."""
     try:
         tokenizer.save_pretrained(folder)

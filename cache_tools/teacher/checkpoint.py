@@ -16,7 +16,7 @@ OF_NO_USE = re.compile(
 """Names in a checkpoint that a masked LM does not need."""
 
 
-def require_whole(name: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
+def require_supported(name: str, model: PreTrainedModel, loading: Mapping[str, Any]) -> None:
     """Raise CometError if the model lacks weights, or its checkpoint has weights or settings that it does not use.
 
     `loading` is the loading info of transformers' `from_pretrained`.

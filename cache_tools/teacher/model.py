@@ -12,7 +12,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForMa
 from cache_tools.attention import AttentionCapture, enable_capture
 from cache_tools.errors import CometError, first_line
 from cache_tools.models import head_transform, loading_errors, weights_sha256
-from cache_tools.teacher.checkpoint import require_whole
+from cache_tools.teacher.checkpoint import require_supported
 from cache_tools.teacher.head import Head
 from cache_tools.text.hub import licence_of, model_folder
 
@@ -91,7 +91,7 @@ def load_teacher(name: str) -> Teacher:
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, with their sizes
         )
-    require_whole(name, model, loading)
+    require_supported(name, model, loading)
     digest = weights_sha256(model)  # in the dtype of the checkpoint
     model.float().eval().requires_grad_(False)
     try:

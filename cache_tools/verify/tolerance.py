@@ -59,7 +59,7 @@ class Deviations:
         for measure, values in errors.items():
             if not len(values):
                 continue
-            new = summary(values)
+            new = summarise(values)
             old = self.worst.get(measure, Summary(0, 0.0, 0.0, 0.0, 0.0))
             largest = (max(getattr(old, n), getattr(new, n)) for n in ("mean", "median", "p99", "largest"))
             self.worst[measure] = Summary(old.count + new.count, *largest)
@@ -96,7 +96,7 @@ class Deviations:
         return lines
 
 
-def summary(errors: np.ndarray) -> Summary:
+def summarise(errors: np.ndarray) -> Summary:
     """Summarise errors [n], n at least 1, which may be infinite."""
     median, p99 = np.quantile(errors, [0.5, 0.99], method="higher")  # never interpolated, as errors may be infinite
     return Summary(len(errors), float(errors.mean()), float(median), float(p99), float(errors.max()))

@@ -79,7 +79,7 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
     # torch and transformers take seconds to load, for which no mistake above should wait
     from comet.evaluate.evaluation import evaluate_prepared
     from comet.evaluate.preparation import prepare
-    from comet.evaluate.scoreboard import language_table, score_table
+    from comet.evaluate.scoreboard import score_table, scores_by_language
 
     found = []
     for prepared in prepare(settings):
@@ -91,7 +91,7 @@ def evaluate_models(languages: tuple[str, ...], **options: Any) -> None:
         click.echo(f"all runs with their predictions: {evaluation.results}; charts: {evaluation.page}")
         found.append((evaluation.data, evaluation.models))
     if len(found) > 1:
-        click.echo(language_table(found))
+        click.echo(scores_by_language(found))
 
 
 def _where_it_stopped(results: Path) -> str:

@@ -142,7 +142,7 @@ def score_table(data: TaskData, models: Sequence[ModelResult]) -> str:
     return "\n".join([*aligned([COLUMNS, *_rows(data, models)]), *_notes(data, models)])
 
 
-def language_table(found: Sequence[tuple[TaskData, Sequence[ModelResult]]]) -> str:
+def scores_by_language(found: Sequence[tuple[TaskData, Sequence[ModelResult]]]) -> str:
     """Return scores by language and model, their means, and the mean share of the first model's score.
 
     `found` holds the data and the same models in each language.

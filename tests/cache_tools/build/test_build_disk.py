@@ -14,7 +14,7 @@ from helpers.settings import build_settings
 import cache_tools.build.build
 import cache_tools.store.writer
 from cache_tools import build_cache
-from cache_tools.build.prepare import save_tokenizer
+from cache_tools.build.prepare import save_cache_tokenizer
 from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from cache_tools.teacher.forward import TeacherPass
@@ -133,7 +133,7 @@ def test_a_full_disk_while_preparing_leaves_nothing(
 def test_a_full_disk_while_the_tokenizer_is_written_is_named(tmp_path: Path, sample_teacher: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left on device"):
-        save_tokenizer(load_teacher_tokenizer(str(sample_teacher)), tmp_path)
+        save_cache_tokenizer(load_teacher_tokenizer(str(sample_teacher)), tmp_path)
 
 
 def flip_a_bit(folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cache_tools.signals import DTYPES, MEASURES, Tolerance
-from cache_tools.verify.tolerance import Deviations, Summary, beyond, summary
+from cache_tools.verify.tolerance import Deviations, Summary, beyond, summarise
 
 TOLERANCES = {name: measure.tolerances for name, measure in MEASURES.items()}
 
@@ -32,7 +32,7 @@ def test_tolerances_grow_with_the_coarseness_of_the_dtype() -> None:
     ],
 )
 def test_mean_and_largest_error_are_judged(errors: list[float], words: str | None) -> None:
-    assert beyond("kl", summary(np.array(errors)), Tolerance(0.3, 0.5)) == words
+    assert beyond("kl", summarise(np.array(errors)), Tolerance(0.3, 0.5)) == words
 
 
 def test_of_ids_the_count_is_judged() -> None:
@@ -41,8 +41,8 @@ def test_of_ids_the_count_is_judged() -> None:
     assert shares == {"topk_id", "certain_id", "drawn_id", "certain_key", "drawn_key"}
     for wrong, count, fine in ((141, 10_000, True), (142, 10_000, False), (1, 2, True), (200, 200, False)):
         errors = np.arange(count) < wrong
-        assert (beyond("topk_id", summary(errors.astype(float)), Tolerance(0.01)) is None) is fine
-    found = beyond("topk_id", summary(np.array([1.0] * 200)), Tolerance(0.01))
+        assert (beyond("topk_id", summarise(errors.astype(float)), Tolerance(0.01)) is None) is fine
+    found = beyond("topk_id", summarise(np.array([1.0] * 200)), Tolerance(0.01))
     assert found == "topk_id: 100.00% of 200 differ, allowed 1.00%"
 
 
