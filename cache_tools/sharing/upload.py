@@ -105,7 +105,8 @@ class Uploads:
         while (shard := self.queue.get()) is not None:
             error = self._upload(shard)
             with self.changed:
-                is_first, self.error = error is not None and self.error is None, self.error or error
+                is_first = error is not None and self.error is None
+                self.error = self.error or error
                 self.pending -= 1
                 self.changed.notify_all()
             if is_first:

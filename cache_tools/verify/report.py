@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # tolerance imports the teacher's torch, which reading does n
 
 @dataclass(frozen=True)
 class Damage:
-    """One damage, in words, and its shard; None for sealed files and for files that belong to nothing, which are
-    `foreign`."""
+    """A description of one damage, and its shard: None for sealed files, and for `foreign` files, which are not part of
+    the cache."""
 
     message: str
     shard: ShardKey | None = None
@@ -23,7 +23,7 @@ class Damage:
 
 @dataclass
 class Report:
-    """The scope of a verification and its findings."""
+    """The scope of a verification, and what it found."""
 
     root: Path
     deep: bool
@@ -42,7 +42,7 @@ class Report:
     def damaged_shards(self) -> list[ShardKey]:
         return sorted({damage.shard for damage in self.damage if damage.shard is not None})
 
-    def sound(self, path: Path, data: bytes, matches: bool, shard: ShardKey | None) -> bool:
+    def add_file(self, path: Path, data: bytes, matches: bool, shard: ShardKey | None) -> bool:
         """Count a file, and record the damage unless it matches the ledger. Return `matches`."""
         self.files, self.size = self.files + 1, self.size + len(data)
         if not matches:

@@ -41,8 +41,10 @@ def check_names(cache: Cache, report: Report) -> None:
         elif relative in known:
             continue
         elif (owner := _beyond_extent(cache, relative)) is not None:
-            is_text = owner[1] in TEXT_ARRAYS and not cache.extent.has_text
-            incoming, text = incoming + (not is_text), text + is_text
+            if owner[1] in TEXT_ARRAYS and not cache.extent.has_text:
+                text += 1
+            else:
+                incoming += 1
             _check_beyond(cache, *owner, report)
         else:
             report.damage.append(Damage(f"{path}: unknown file; it belongs to nothing in this cache", foreign=True))
@@ -83,7 +85,7 @@ def _check_beyond(cache: Cache, key: ShardKey, name: str | None, report: Report)
             return
         path = cache.specs[key.group][name].chunk_path(key.shard)
         data = read_bounded(inside(cache.root, path), record.files[name].size)
-        report.sound(cache.root / path, data, record.files[name].matches(data), key)
+        report.add_file(cache.root / path, data, record.files[name].matches(data), key)
     except CometError as error:
         report.damage.append(Damage(str(error), key))
 

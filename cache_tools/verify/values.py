@@ -126,7 +126,9 @@ def _topk_errors(arrays: Arrays, recipe: Recipe) -> Iterator[str]:
         bounds = [(equal + power * mass, mass + (power - 1) * largest) for mass in (low, high)]
         smallest, most = (bounds[0][1], bounds[1][0]) if power < 1 else (bounds[0][0], bounds[1][1])
         wrong = (tail[:, index] < smallest - 2 * NATS_STEP) | (tail[:, index] > most + 2 * NATS_STEP)
-        if np.any(wrong := wrong if others else tail[:, index] != -np.inf):
+        if not others:  # no token is left for the tail
+            wrong = tail[:, index] != -np.inf
+        if wrong.any():
             yield f"tail_logmass: at T = {temperature:g} outside the bounds of its mass at {wrong.sum()} targets"
 
 

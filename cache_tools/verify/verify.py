@@ -76,7 +76,7 @@ def _check_sealed(cache: Cache, report: Report) -> None:
         except CometError as error:
             report.damage.append(Damage(str(error)))
         else:
-            report.sound(cache.root / name, data, record.matches(data), None)
+            report.add_file(cache.root / name, data, record.matches(data), None)
     if report.deep:
         report.damage += [Damage(message) for message in start_errors(cache)]
         try:
@@ -105,7 +105,7 @@ def _check_shard(cache: Cache, key: ShardKey, report: Report) -> Arrays | None:
         spec, path = specs[name], specs[name].chunk_path(key.shard)
         try:
             data = read_bounded(inside(cache.root, path), max_file_bytes(spec))
-            sound &= report.sound(cache.root / path, data, record.files[name].matches(data), key)
+            sound &= report.add_file(cache.root / path, data, record.files[name].matches(data), key)
             if report.deep and sound:
                 arrays[name] = decode_chunk(spec, data, cache.recipe.shard_rows(*key))
         except CometError as error:
