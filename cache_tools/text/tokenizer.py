@@ -156,9 +156,10 @@ def pieces(text: str, size: int | None) -> Iterator[str]:
     """Yield a text in pieces that begin with a single space between two words, each of at least `size` characters but
     the last; None for the whole text."""
     start = 0
-    while size is not None and (found := WORD_BOUNDARY.search(text, start + size)):
-        yield text[start : found.start()]
-        start = found.start()
+    if size is not None:
+        while found := WORD_BOUNDARY.search(text, start + size):
+            yield text[start : found.start()]
+            start = found.start()
     yield text[start:]
 
 

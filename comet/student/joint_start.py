@@ -144,12 +144,15 @@ def _between(vectors: Tensor, others: Tensor) -> Tensor:
 def _head(starts: Sequence[_Start], moves: Sequence[Tensor], features: Tensor) -> dict[str, Tensor]:
     """Return `head` and `head_mean`. `features` [C, w] are the means of features."""
     number, hidden_means = len(starts), _moved([start["head_mean"] for start in starts], moves)
-    metric, cross, hidden = (
-        sum(move @ matrix @ move.T for move, matrix in zip(moves, matrices, strict=True)) / number
-        for matrices in zip(*((s["head"][0], _features_by_hidden(s), s["head"][2]) for s in starts), strict=True)
-    )
-    cross += _between(features, hidden_means) / number
-    hidden += _between(hidden_means, hidden_means) / number
+
+    def mean(matrices: Sequence[Tensor]) -> Tensor:
+        """Return the mean over the starts of a matrix [w_c, w_c] of each, in the joint components."""
+        moved = [move @ matrix @ move.T for move, matrix in zip(moves, matrices, strict=True)]
+        return sum(moved, torch.zeros_like(moved[0])) / number
+
+    metric = mean([start["head"][0] for start in starts])
+    cross = mean([_features_by_hidden(start) for start in starts]) + _between(features, hidden_means) / number
+    hidden = mean([start["head"][2] for start in starts]) + _between(hidden_means, hidden_means) / number
     return {"head": torch.stack([metric, metric @ cross, hidden]), "head_mean": hidden_means.mean(0)}
 
 
