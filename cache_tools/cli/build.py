@@ -70,7 +70,7 @@ EXAMPLES = (
               f"[default: as many as make {VIEW_TOKENS // 10**6} million tokens, at most {MOST_VIEWS}]")  # fmt: skip
 @click.option("--continue-views", default=BuildSettings.continue_views,
               help="Views in a chain: each but the first begins from the one before, its masked tokens filled by the "
-              "teacher. 4 helps with a text of a few thousand tokens; 1 leaves every view to the text.")  # fmt: skip
+              "teacher. 4 helps with a text of a few thousand tokens; 1 begins every view from the text.")  # fmt: skip
 @click.option("--mask-prob", default=BuildSettings.mask_prob, help="Share of a row's tokens that each view masks.")
 @click.option("--top-k", default=BuildSettings.top_k, help="Largest number of tokens kept at each target.")
 @click.option("--keep", type=click.Choice(list(LOGITS)), default=BuildSettings.keep,

@@ -42,7 +42,7 @@ EXAMPLES = (
     help="ISO 639-3 (kin, swa, hau, ibo, yor, …). Repeatable: a table of languages and their mean.",
 )
 @click.option("--data", type=click.Path(path_type=Path),
-              help="Folder of the original files, or of LANG folders, which several --lang need.  "
+              help="Folder of the original files; for several --lang, with a subfolder for each.  "
               "[default: the hub]")  # fmt: skip
 @click.option("--seeds", default=3, help="Number of fine-tunings per model, with seeds 0, 1, ….")
 @click.option("--epochs", default=5, help="Passes over the training split; the scores are those after the last.")
@@ -55,7 +55,7 @@ EXAMPLES = (
               help="File of all runs; runs in it are not repeated. Several --lang add their names to it.  "
               "[default: ./eval-TASK-LANG.json]")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path),
-              help="Folder for the best fine-tuned model; of several models the best after the first. "
+              help="Folder for the best fine-tuned model; of several models, the best of all but the first. "
               "It is fine-tuned once more, since no run keeps its weights.")  # fmt: skip
 @config_option
 @version_option

@@ -55,8 +55,8 @@ EXAMPLES = (
               help="Shape: small, tiny or nano (85, 90 or 95 % smaller than the teacher), comet (6×256, the paper's), "
               "or a JSON file. auto: small.")  # fmt: skip
 @click.option("--vocabulary", type=click.Choice(["auto", "trimmed", "full"]), default="auto",
-              help="trimmed: the tokens of the corpus, for a nearer student of the same size. full: all of the "
-              "teacher's, to continue with other languages. auto: trimmed where the tokenizer allows it.")  # fmt: skip
+              help="trimmed: the tokens of the corpus, for a better student of the same size. full: all of the "
+              "teacher's, to train on other languages later. auto: trimmed where the tokenizer allows it.")  # fmt: skip
 @click.option("--init", default="auto",
               help="Initial weights: start (the teacher's layers), cache (its embeddings), random, or a student's "
               "folder. auto: start where the cache has it, else cache.")  # fmt: skip
@@ -66,7 +66,7 @@ EXAMPLES = (
 @click.option("--steps", type=int, help="Number of steps, instead of epochs.")
 @click.option("--batch-size", type=int, help="Rows per step.  [default: the objective's]")
 @click.option("--learning-rate", type=float, help="Peak learning rate.  [default: the objective's]")
-@click.option("--language-alpha", default=1.0, help="Sample several caches by their rows to this power, 0.3 to 1.")
+@click.option("--language-alpha", default=1.0, help="Sample several caches in proportion to (rows ** ALPHA), 0.3 to 1.")
 @click.option("--validate-steps", type=int, help="Steps between validations.  [default: one epoch]")
 @click.option("--seed", default=0, help="Seed of the initial weights and the order of rows.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), default="auto",
