@@ -171,10 +171,11 @@ def announcement(
 
 
 def headline(caches: Sequence[Cache], result: Distilled) -> str:
-    """Return the title of the page: what the student is, of which language, teacher and text."""
+    """Return the title of the page: what the student is, of which language, teacher and text, or part of it."""
     languages = dict.fromkeys(str(cache.provenance.get("language_name") or "unnamed language") for cache in caches)
     counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
-    text = "" if None in counts else f" on {counted(sum(counts), 'token')} of text"
+    is_part = any(len(cache.extent.indices("train")) < cache.recipe.shards("train") for cache in caches)
+    text = "" if None in counts else f" on {'a part of ' * is_part}{counted(sum(counts), 'token')} of text"
     smaller = f"{1 - result.parameters / result.teacher_parameters:.0%} smaller"
     teacher = teacher_name(caches[0].provenance)
     return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {smaller}"

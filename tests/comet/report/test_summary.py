@@ -3,14 +3,17 @@
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cache_tools import Cache
+from cache_tools.store.copy import cut
 from cache_tools.templates import as_markdown
 from comet.distillation import distill
 from comet.report.analysis import AnnotatedRow, Guess, MaskedPosition
-from comet.report.summary import predictions_table, summary
+from comet.report.summary import headline, predictions_table, summary
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT
 
@@ -72,3 +75,13 @@ def test_a_training_that_stopped_early_says_why(
     line = summary([cache], objective, distill([cache], config)).splitlines()[0]
     assert re.match(f"{said} checkpoint at step [0-3], measured on [0-9]+ validation targets:$", line)
     assert f"<td>{in_page} checkpoint at step " in (tmp_path / "student.html").read_text(encoding="utf-8")
+
+
+def test_a_student_of_a_part_is_not_said_to_be_of_all_the_text(cache: Cache, tmp_path: Path) -> None:
+    result: Any = SimpleNamespace(output=tmp_path / "student", parameters=100, teacher_parameters=1000)
+    text = f"{cache.provenance['text_tokens']:,} tokens of text"
+    of = "student: Kinyarwanda, distilled from a teacher in the folder teacher"
+    assert headline([cache], result) == f"{of} on {text}, 90% smaller"
+    ranges = {"train": ((0, 1),), "validation": cache.extent.shards["validation"]}
+    part = cut(cache, tmp_path / "part.zarr", replace(cache.extent, shards=ranges))
+    assert headline([part], result) == f"{of} on a part of {text}, 90% smaller"
