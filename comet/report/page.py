@@ -10,7 +10,7 @@ import numpy as np
 from cache_tools.templates import render
 from comet.report.analysis import Analysis, MapPair, by_frequency, calibration, expected_calibration_error
 from comet.report.charts import Line, Point, Series, bar_chart, heat_map, line_chart, number, percent
-from comet.report.summary import BY_CACHE, counted, measures
+from comet.report.summary import BY_CACHE, counted, measures, smaller
 from comet.train.validation import Validation
 
 MOST_POINTS = 240
@@ -62,7 +62,7 @@ def page(
     return render(
         "comet.report", "page.html.jinja", title=title, facts=facts, kl_note=kl_note, analysis=analysis,
         best_step=history.best_step, targets=after.targets, measures=measures(before, after),
-        header=BY_CACHE, by_cache=by_cache,
+        header=BY_CACHE, by_cache=by_cache, smaller=smaller(analysis.parameters, analysis.teacher_parameters),
         some=f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
         training=[*_validation_curve(history), *_loss_curves(history, notes)],
         frequency=_frequency(analysis), calibration=_calibration_charts(analysis),

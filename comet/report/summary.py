@@ -84,6 +84,12 @@ def _nats(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "not measured"
 
 
+def smaller(parameters: int, teacher_parameters: int) -> str:
+    """Return by how much a student is smaller than its teacher, in whole percent; nothing is 100% smaller."""
+    share = 1 - parameters / teacher_parameters
+    return f"{share:.0%} smaller" if share < 0.995 else "more than 99% smaller"
+
+
 def counted(number: int, noun: str) -> str:
     """Return a number of things: 1 step, 2,000 steps."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
@@ -110,7 +116,6 @@ def _steps(objective: Objective, result: Distilled) -> str:
 
 def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) -> str:
     """Return the last lines of `comet-train`."""
-    smaller = 1 - result.parameters / result.teacher_parameters
     lines = aligned([
         ("", "student before", "student after", "teacher"),
         *measures(result.before, result.after),
@@ -126,7 +131,7 @@ def summary(caches: Sequence[Cache], objective: Objective, result: Distilled) ->
             kl_note(caches, result.vocabulary.trimmed),
             *predictions_table(result.row_before, result.row_after),
             *(aligned([BY_CACHE, *each]) if (each := by_cache(caches, result)) else ()),
-            f"The student is {smaller:.0%} smaller than its teacher.",
+            f"The student is {smaller(result.parameters, result.teacher_parameters)} than its teacher.",
             f"  a page about it:  {result.output}.html",
             f'  load it:          AutoModelForMaskedLM.from_pretrained("{result.output}"), and AutoTokenizer',
             f"  fine-tune it:     comet-eval --model {result.output} --task … --lang … --output …",
@@ -176,9 +181,8 @@ def headline(caches: Sequence[Cache], result: Distilled) -> str:
     counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
     is_part = any(len(cache.extent.indices("train")) < cache.recipe.shards("train") for cache in caches)
     text = "" if None in counts else f" on {'a part of ' * is_part}{counted(sum(counts), 'token')} of text"
-    smaller = f"{1 - result.parameters / result.teacher_parameters:.0%} smaller"
-    teacher = teacher_name(caches[0].provenance)
-    return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {smaller}"
+    teacher, by = teacher_name(caches[0].provenance), smaller(result.parameters, result.teacher_parameters)
+    return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {by}"
 
 
 def facts(

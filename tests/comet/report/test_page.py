@@ -93,6 +93,11 @@ def test_every_figure_is_there() -> None:
     assert [text for text in tree.of("div") if ", layer" in text] == ["teacher, layer 3", "student, layer 1"]
 
 
+def test_a_student_of_few_parameters_is_not_100_percent_smaller() -> None:
+    few = report(analysis=replace(analyse(), parameters=1_290_000, teacher_parameters=560_000_000))
+    assert "more than 99% smaller" in Tree(few).of("dd")
+
+
 def test_the_page_loads_nothing_and_runs_nothing() -> None:
     html = report()
     tree = Tree(html)

@@ -13,7 +13,7 @@ from cache_tools.store.copy import cut
 from cache_tools.templates import as_markdown
 from comet.distillation import distill
 from comet.report.analysis import AnnotatedRow, Guess, MaskedPosition
-from comet.report.summary import headline, predictions_table, summary
+from comet.report.summary import headline, predictions_table, smaller, summary
 from comet.settings import StudentConfig
 from comet.train.objective import DEFAULT
 
@@ -85,3 +85,10 @@ def test_a_student_of_a_part_is_not_said_to_be_of_all_the_text(cache: Cache, tmp
     ranges = {"train": ((0, 1),), "validation": cache.extent.shards["validation"]}
     part = cut(cache, tmp_path / "part.zarr", replace(cache.extent, shards=ranges))
     assert headline([part], result) == f"{of} on a part of {text}, 90% smaller"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"), [(84_400_000, "85%"), (5_600_000, "99%"), (1_290_000, "more than 99%")]
+)
+def test_no_student_is_said_to_be_100_percent_smaller(parameters: int, said: str) -> None:
+    assert smaller(parameters, 560_000_000) == f"{said} smaller"
