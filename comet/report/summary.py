@@ -226,7 +226,7 @@ def sample_row(example: AnnotatedRow) -> str:
     at their quality."""
     lines = [f"the first row of the cache: {_numbered(example)}"]
     for number, masked in enumerate(example.positions[:SAMPLE_TARGETS], 1):
-        guesses = ", ".join(f"{guess.text.strip('▁')} {guess.probability:.0%}" for guess in masked.teacher)
+        guesses = ", ".join(f"{guess.text.strip('▁')} {_percent(guess)}" for guess in masked.teacher)
         lines.append(printable(f"  [{number}] {masked.label.strip('▁')}; the teacher says {guesses}"))
     return "\n".join(lines)
 
@@ -257,7 +257,12 @@ def predictions_table(before: AnnotatedRow, after: AnnotatedRow) -> list[str]:
 
 
 def _best(guesses: Sequence[Guess]) -> str:
-    return f"{guesses[0].text.strip('▁') or '▁'} {guesses[0].probability:.0%}" if guesses else "–"
+    return f"{guesses[0].text.strip('▁') or '▁'} {_percent(guesses[0])}" if guesses else "–"
+
+
+def _percent(guess: Guess) -> str:
+    """Return the probability of a guess, as on the page."""
+    return "<1%" if guess.probability < 0.01 else f"{guess.probability:.0%}"
 
 
 def vocabulary_line(vocabulary: StudentVocabulary) -> str:

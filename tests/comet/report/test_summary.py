@@ -37,13 +37,13 @@ def row(*student: tuple[str, float]) -> AnnotatedRow:
 
 def test_the_first_targets_of_a_row_are_shown_before_and_after() -> None:
     before, after = (
-        row(("▁ya", 0.05), ("x\x1b", 0.5), ("▁neza", 0.4)),
+        row(("▁ya", 0.004), ("x\x1b", 0.5), ("▁neza", 0.4)),
         row(("▁akunda", 0.2), ("ma", 0.7), ("▁neza", 0.6)),
     )
     assert predictions_table(before, after) == [
         "a validation row, and the best token at its first targets: <s> Data [1] gusu[2] [3]</s>",
         "       label   teacher     student before  student after",
-        "  [1]  akunda  akunda 22%  ya 5%           akunda 20%",
+        "  [1]  akunda  akunda 22%  ya <1%          akunda 20%",
         "  [2]  ma      mo 90%      x\\x1b 50%       ma 70%",
         "  [3]  neza    –           neza 40%        neza 60%",
     ]
