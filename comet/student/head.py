@@ -66,8 +66,9 @@ class SparseHead(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, kept_id, label_id, rest, corpus = context.saved_tensors
-        targets = len(gradients[1])
-        d_kept, d_label, d_rest = (_aligned(g.view(targets, -1), 0.0).T for g in gradients)  # [k | 1 | n_T, T']
+        of_kept, of_label, of_rest = gradients
+        targets, columns = len(of_label), (of_kept, of_label[:, None], of_rest)
+        d_kept, d_label, d_rest = (_aligned(g, 0.0).T for g in columns)  # [k | 1 | n_T, T']
         finite_rest = rest.masked_fill(rest == -torch.inf, 0.0)  # an empty rest passes no gradient
         d_features = torch.zeros_like(features)
         d_weight, d_bias = torch.empty_like(weight), torch.zeros_like(bias)

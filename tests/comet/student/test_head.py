@@ -92,6 +92,14 @@ def test_an_empty_rest_is_minus_infinity_and_passes_no_gradient() -> None:
     torch.testing.assert_close(gradient, dense, rtol=1e-5, atol=1e-5)
 
 
+def test_without_targets_all_gradients_are_zero() -> None:
+    features, weight, bias, kept_id, truth_id = inputs(20, 4, 0)
+    kept, label, rest = sparse_head(features[:0], weight, bias, kept_id[:0], truth_id[:0], (2.0, 1.0))
+    assert (kept.shape, label.shape, rest.shape) == ((0, 4), (0,), (0, 2))
+    gradients = torch.autograd.grad(kept.sum() + label.sum() + rest.sum(), (features, weight, bias))
+    assert all((gradient == 0).all() for gradient in gradients)
+
+
 def test_ids_of_minus_one_and_biases_of_minus_infinity_drop_out() -> None:
     features, weight, bias, kept_id, truth_id = inputs(20, 4, 1)
     kept_id[:, 2] = -1

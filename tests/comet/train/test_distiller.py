@@ -9,6 +9,7 @@ from helpers.students import NANO
 
 from cache_tools import Cache
 from cache_tools.errors import CometError
+from cache_tools.signals import UNUSED_POSITION
 from comet.student.model import new_student
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
@@ -75,6 +76,17 @@ def test_every_attention_loss_gives_a_gradient(cache: Cache, loss: str) -> None:
     gradients = {name: p.grad for name, p in distiller.named_parameters() if p.grad is not None}
     assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
     assert any("query" in name and gradient.abs().sum() > 0 for name, gradient in gradients.items())
+
+
+def test_rows_without_targets_teach_their_attention(cache: Cache) -> None:
+    """As rows of unknown tokens alone, of which a small batch may have no others."""
+    rows = CacheRows(shards_of([cache], "train"), cache.extent.arrays).__getitems__([0, 1])
+    rows["target_position"][:] = UNUSED_POSITION
+    distiller = distiller_of(cache, DEFAULT).train()
+    losses = distiller(**collate(rows, cache.recipe))
+    losses["loss"].backward()
+    assert losses["kd"] == 0 and losses["loss"] == losses["attention"] > 0
+    assert all(p.grad.isfinite().all() for p in distiller.parameters() if p.grad is not None)
 
 
 def test_validation_figures_are_those_of_the_whole_logits(cache: Cache) -> None:
