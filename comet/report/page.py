@@ -58,12 +58,12 @@ def page(
 ) -> str:
     """Return the report as HTML. `kl_note` says how the KL is measured; `facts` are names and values for a table;
     `by_cache` the cells under `BY_CACHE`, one row for each of several caches; `notes` are on parts of the loss."""
-    looked = len(analysis.target_id)
+    looked, first = len(analysis.target_id), "the first of each cache," if by_cache else "the first"
     return render(
         "comet.report", "page.html.jinja", title=title, facts=facts, kl_note=kl_note, analysis=analysis,
         best_step=history.best_step, targets=after.targets, measures=measures(before, after),
         header=BY_CACHE, by_cache=by_cache, smaller=smaller(analysis.parameters, analysis.teacher_parameters),
-        some=f"the first {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
+        some=f"{first} {looked:,} of {after.targets:,}" if looked < after.targets else f"{looked:,}",
         training=[*_validation_curve(history), *_loss_curves(history, notes)],
         frequency=_frequency(analysis), calibration=_calibration_charts(analysis),
         maps=[(pair, _pictures(pair)) for pair in analysis.maps],

@@ -193,6 +193,9 @@ def test_the_page_says_how_many_targets_it_looked_at() -> None:
     some = report(after=replace(AFTER, targets=1234))
     assert "<p>The first 50 of 1,234 validation targets by how often" in some
     assert "Over the first 50 of 1,234 validation targets." in some
+    of_two = report(after=replace(AFTER, targets=1234), by_cache=[("one",), ("two",)])
+    assert "<p>The first of each cache, 50 of 1,234 validation targets by how often" in of_two
+    assert "Over the first of each cache, 50 of 1,234 validation targets." in of_two
 
 
 @pytest.mark.parametrize("count", [1, MOST_POINTS, MOST_POINTS + 1, 10 * MOST_POINTS])
