@@ -23,7 +23,7 @@ def _measured(int8: bool, compared: Comparison) -> str:
     if not int8:
         return f"largest difference of a logit to torch {compared.difference:.1e} (allowed {LARGEST_DIFFERENCE:g})"
     return (
-        f"torch's best answer at {compared.agreement:.1%} of the positions (at least {LEAST_AGREEMENT:.0%}), mean "
+        f"torch's best answer at {compared.agreed} of the positions (at least {LEAST_AGREEMENT:.0%}), mean "
         f"total variation {compared.variation:.4f} (at most {LARGEST_VARIATION}), largest difference of a logit "
         f"{compared.difference:.2g}"
     )

@@ -1,5 +1,6 @@
 """Compare an exported model with torch on real text of several lengths, alone and padded in batches."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,11 @@ class Comparison:
     agreement: float
     variation: float
 
+    @property
+    def agreed(self) -> str:
+        """`agreement` in percent, rounded down: 100.0% are all positions, and 90.0% are enough."""
+        return f"{math.floor(1000 * self.agreement + 1e-9) / 10:.1f}%"
+
 
 def check_export(
     folder: Path, model: PreTrainedModel, tokenizer: Any, int8: bool, sentences: Sequence[str]
@@ -66,8 +72,8 @@ def require_close(compared: Comparison, int8: bool, name: str) -> None:
     """Raise CometError if the exported model differs too much from torch, or a figure is NaN."""
     if int8 and not (compared.agreement >= LEAST_AGREEMENT and compared.variation <= LARGEST_VARIATION):
         raise CometError(
-            f"{name}: in int8 its best answer is torch's at {compared.agreement:.1%} of {compared.positions:,} "
-            f"positions and the distributions differ by {compared.variation:.3f}; expected at least "
+            f"{name}: in int8 its best answer is torch's at {compared.agreed} of {compared.positions:,} "
+            f"positions and the distributions differ by {compared.variation:.4f}; expected at least "
             f"{LEAST_AGREEMENT:.0%} and at most {LARGEST_VARIATION}; export it without --int8"
         )
     if not int8 and not compared.difference <= LARGEST_DIFFERENCE:

@@ -313,6 +313,20 @@ def test_figures_too_far_off_and_nan_are_refused() -> None:
             require_close(far, True, "m")
 
 
+@pytest.mark.parametrize(
+    ("agreement", "said"), [(1.0, "100.0%"), (1 - 1 / 2600, "99.9%"), (LEAST_AGREEMENT, "90.0%"), (0.8996, "89.9%")]
+)
+def test_agreement_is_never_said_to_be_more_than_it_is(agreement: float, said: str) -> None:
+    assert Comparison(2600, difference=0.1, agreement=agreement, variation=0.01).agreed == said
+
+
+def test_too_little_agreement_is_not_said_to_be_enough() -> None:
+    with pytest.raises(
+        CometError, match=r"torch's at 89\.9% of 10 positions .* expected at least 90% and at most 0\.05"
+    ):
+        require_close(Comparison(10, difference=0.1, agreement=0.8996, variation=0.01), True, "m")
+
+
 def test_the_comparison_counts_every_position() -> None:
     ours = [np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32)), np.zeros((100, 2), np.float32)]
     theirs = [np.log(np.array([[0.25, 0.75], [0.9, 0.1]], np.float32)), np.zeros((100, 2), np.float32)]
