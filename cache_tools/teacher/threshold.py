@@ -80,7 +80,8 @@ def _sample_at(
     mass = (log_block - log_total).double().exp().scatter(1, likeliest.number, light.sum(2))  # [T, n] of the others
     total = mass.sum(1, keepdim=True)
     spacing = (total / (k - certain).clamp(min=1)).clamp(min=1 / k)
-    draws = torch.minimum(total / spacing, k - certain)  # between two whole numbers, but where the best is below τ
+    # between two whole numbers, but where the best is below τ: there whole, which a quotient may miss by its last bit
+    draws = torch.where(spacing > 1 / k, k - certain, torch.minimum(total / spacing, k - certain))
     steps = _systematic_steps(mass, draws, start)  # [T, n]
     keeps = torch.diff(steps.floor(), dim=1, prepend=torch.zeros_like(start)) > 0
     keeps |= torch.zeros_like(keeps).scatter(1, likeliest.number, is_certain.any(2))  # at most k blocks

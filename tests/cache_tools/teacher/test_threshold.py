@@ -123,6 +123,14 @@ def test_below_the_threshold_the_best_is_kept_and_the_rest_drawn() -> None:
     torch.testing.assert_close(others[others > 0], torch.full((1500,), spacing).double(), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(("tokens", "k"), [(47, 16), (68, 8), (103, 8), (110, 64)])
+def test_below_the_threshold_rounding_loses_no_draw_at_an_offset_of_0(tokens: int, k: int) -> None:
+    """The rest divided by a part of it is a little less than the number of parts."""
+    sample = sample_of(torch.zeros(1, tokens), k, torch.zeros(1, dtype=torch.float64))
+    assert (sample.ids >= 0).sum() == k
+    assert float(weights_of(sample, tokens).sum()) == pytest.approx(1, abs=1e-5)
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(st.floats(1e-9, 1.0), min_size=3, max_size=60), st.data(), st.integers(0, 2**32 - 1), st.integers(0, 99)
