@@ -68,7 +68,7 @@ def _make_report(
     """Return the page about a finished training as HTML."""
     distiller: Any = trainer.accelerator.unwrap_model(trainer.model)
     caches = prepared.caches
-    counts = token_counts([cache.vocabulary for cache in caches], prepared.vocabulary)
+    counts = token_counts(caches, prepared.vocabulary)
     seen = analyse(distiller, prepared.validation, prepared.tokenizer, counts, trainer.args.device, prepared.collator)
     parts = ("loss", "kd", "hard", "attention")
     losses = [

@@ -178,7 +178,8 @@ def announcement(
 def headline(caches: Sequence[Cache], result: Distilled) -> str:
     """Return the title of the page: what the student is, of which language, teacher and text, or part of it."""
     languages = dict.fromkeys(str(cache.provenance.get("language_name") or "unnamed language") for cache in caches)
-    counts: list[Any] = [cache.provenance.get("text_tokens") for cache in caches]
+    of_texts: dict[str, Any] = {cache.recipe.tokens_sha256: cache.provenance.get("text_tokens") for cache in caches}
+    counts = list(of_texts.values())
     is_part = any(len(cache.extent.indices("train")) < cache.recipe.shards("train") for cache in caches)
     text = "" if None in counts else f" on {'a part of ' * is_part}{counted(sum(counts), 'token')} of text"
     teacher, by = teacher_name(caches[0].provenance), smaller(result.parameters, result.teacher_parameters)

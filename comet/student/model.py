@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 from cache_tools.errors import CometError, first_line
 from cache_tools.models import max_positions
 from cache_tools.places.foreign import named
-from cache_tools.store.reader import Cache, Vocabulary
+from cache_tools.store.reader import Cache
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape, family_of, output_layer, word_embeddings
 from comet.student.shape import count_parameters
@@ -96,7 +96,7 @@ def _begin_with_embeddings(student: PreTrainedModel, caches: Sequence[Cache], vo
     keep = weight[special].clone()
     weight.zero_()
     cached = [cache.vocabulary for cache in caches]
-    counts = 1.0 + torch.from_numpy(token_counts(cached, vocabulary))
+    counts = 1.0 + torch.from_numpy(token_counts(caches, vocabulary))
     for found in reversed(cached):  # the first cache with an id decides
         ids = vocabulary.student_id[torch.from_numpy(found.id.astype(np.int64))]
         width = min(hidden, found.embedding.shape[1])
@@ -116,10 +116,10 @@ def _silence_unscored(student: PreTrainedModel, caches: Sequence[Cache], vocabul
     output_layer(student).bias[vocabulary.unscored.all(0)] = -math.log(occurrences)
 
 
-def token_counts(cached: Sequence[Vocabulary], vocabulary: StudentVocabulary) -> NDArray[np.int64]:
-    """Return how often each of the student's tokens [V'] occurs in the corpora of all caches."""
+def token_counts(caches: Sequence[Cache], vocabulary: StudentVocabulary) -> NDArray[np.int64]:
+    """Return how often each of the student's tokens [V'] occurs in the corpora of all caches, each text once."""
     counts = np.zeros(vocabulary.teacher_size, dtype=np.int64)
-    for found in cached:
+    for found in {cache.recipe.tokens_sha256: cache.vocabulary for cache in caches}.values():
         counts[found.id] += found.count
     return counts[vocabulary.teacher_id]
 

@@ -87,6 +87,11 @@ def test_a_student_of_a_part_is_not_said_to_be_of_all_the_text(cache: Cache, tmp
     assert headline([part], result) == f"{of} on a part of {text}, 90% smaller"
 
 
+def test_two_caches_of_one_text_are_not_said_to_be_of_twice_as_much(cache: Cache, tmp_path: Path) -> None:
+    result: Any = SimpleNamespace(output=tmp_path / "student", parameters=100, teacher_parameters=1000)
+    assert headline([cache, cache], result) == headline([cache], result)
+
+
 @pytest.mark.parametrize(
     ("parameters", "said"), [(84_400_000, "85%"), (5_600_000, "99%"), (1_290_000, "more than 99%")]
 )

@@ -1,18 +1,20 @@
 """How a student starts from embeddings, and what its objective takes of it."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.students import NANO
 
-from cache_tools import Cache
+from cache_tools import Cache, build_cache
 from cache_tools.attention import AttentionCapture
 from cache_tools.errors import CometError
+from cache_tools.settings import BuildSettings
 from cache_tools.text.tokenizer import load_tokenizer
 from comet.student.family import StudentShape
-from comet.student.model import new_student
+from comet.student.model import new_student, token_counts
 from comet.student.vocabulary import full_vocabulary
 from comet.train.dataset import CacheRows, collate, shards_of
 from comet.train.distiller import Distiller, match_layers
@@ -32,6 +34,13 @@ def test_a_student_starts_no_worse_than_a_unigram_model(cache: Cache) -> None:
     unigram = -np.log(counts / counts.sum())[target_id[target_id >= 0]].mean()
     assert start.cross_entropy <= unigram + 0.01
     assert start.targets == (target_id >= 0).sum()
+
+
+def test_two_caches_of_one_text_count_its_tokens_once(cache: Cache, settings: BuildSettings, tmp_path: Path) -> None:
+    again = build_cache(replace(settings, out=tmp_path / "again.zarr", seed=5))
+    counts = token_counts([cache, again], full_vocabulary(cache.recipe))
+    assert counts.sum() == cache.provenance["text_tokens"]
+    np.testing.assert_array_equal(counts, token_counts([cache], full_vocabulary(cache.recipe)))
 
 
 def test_a_student_larger_than_memory_is_refused(cache: Cache) -> None:
