@@ -47,7 +47,8 @@ def require_other_text(caches: Sequence[Cache]) -> None:
             continue
         share = float(seen.mean())
         others = ", ".join(other.name for other in caches if other is not cache)
-        said = f"{share:.1%} of the text that {cache.name} holds out for validation is trained on in {others}"
+        much = f"{share:.1%}" if share >= 0.001 else "less than 0.1%"
+        said = f"{much} of the text that {cache.name} holds out for validation is trained on in {others}"
         if share >= MOST_SHARED:
             raise CometError(
                 f"--cache {cache.name}: {said}, so that a student would be measured on what it has learnt by heart. "
