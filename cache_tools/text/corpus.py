@@ -82,7 +82,7 @@ def _item_words(source: TextFile) -> Iterator[list[str]]:
             yield found
     if not count:
         raise CometError(f"--exclude {source.name}: expected evaluation items, found no words", exit_code=2)
-    if source.format == ".txt" and 2 * short > count:
+    if short == count if source.format in (".csv", ".tsv") else source.format == ".txt" and 2 * short > count:
         tqdm.write(
             f"--exclude {visible(source.name)}: {short:,} of its {count:,} items have fewer than {FEWEST_WORDS} words, "
             "and exclude only documents of just these; if it has one token a line, call it .conll"

@@ -64,6 +64,7 @@ def _text_format(path: Path) -> str:
 
 
 def _csv_fields(source: TextFile) -> Iterator[str]:
+    _require_separator(source, ",", ";\t")
     rows = csv.reader(line for _, line in _lines(source))
     try:
         for row in rows:
@@ -72,6 +73,17 @@ def _csv_fields(source: TextFile) -> Iterator[str]:
         raise CometError(
             f"{source.name} line {rows.line_num}: not CSV: {error}; is a quote open? rename a table with tabs to .tsv"
         ) from None
+
+
+def _require_separator(source: TextFile, separator: str, others: str) -> None:
+    """Raise CometError if the first line is a table with another separator: a short text would be one field with its
+    label, and match no document."""
+    line = next((line for _, line in _lines(source)), "")
+    if separator not in line and any(other in line for other in others):
+        raise CometError(
+            f"{source.name} line 1: expected commas between the fields of a .csv, tabs between those of a .tsv, found "
+            f"{line.strip()[:80]!r}; save it so, or as .txt if it has one text a line"
+        )
 
 
 def _is_conll(source: TextFile) -> bool:
@@ -195,10 +207,19 @@ def _json_documents(source: TextFile) -> Iterator[str]:
 
 
 def _text_items(source: TextFile) -> Iterator[str]:
-    return _conll_sentences(source) if _is_conll(source) else _lines_of_text(source)
+    return _conll_sentences(source) if _is_conll(source) else _lines_and_fields(source)
+
+
+def _lines_and_fields(source: TextFile) -> Iterator[str]:
+    """Yield each line, and the fields of one with tabs, which may be a text and its label."""
+    for line in _lines_of_text(source):
+        yield line
+        if "\t" in line:
+            yield from line.split("\t")
 
 
 def _tab_separated_fields(source: TextFile) -> Iterator[str]:
+    _require_separator(source, "\t", ",;")
     for _, line in _lines(source):
         yield from line.split("\t")
 

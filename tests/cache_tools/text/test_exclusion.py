@@ -125,6 +125,9 @@ CONTENT: dict[str, tuple[str, list[str]]] = {
     "a.jsonl": ('{"text": "Umwe", "label": "x"}\n', ["Umwe"]),
     "a.tsv": ('tweet\tlabel\n"Yego ""we\tpositive\n', ["tweet", "label\n", '"Yego ""we', "positive\n"]),
     "a.csv": ('id,text\n1,"Yego, we\nni ""byo"""\n', ["id", "text", "1", 'Yego, we\nni "byo"']),
+    "tabs.txt": ("Umwe na kabiri\tpositive\n", ["Umwe na kabiri\tpositive", "Umwe na kabiri", "positive"]),
+    "column.tsv": ("tweet\nYego, we\n", ["tweet\n", "Yego, we\n"]),
+    "column.csv": ("tweet\nYego; we\n", ["tweet", "Yego; we"]),
     "a.conll": ("\nUmwe X Y\nkabiri\n\ngatatu O\n", ["", "Umwe kabiri", "gatatu"]),
     "ner.txt": ("Kigali B-LOC\n. O\n\ncy' O\n", ["Kigali .", "cy'"]),
     "lower.txt": ("Kigali b-loc\nni O\n", ["Kigali ni"]),
@@ -164,7 +167,7 @@ def test_a_file_without_items(tmp_path: Path, name: str, content: str, message: 
 def test_items_too_short_to_exclude_more_than_themselves_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tokens = "Kigali\tlocation\nni\tother\numugi\tother\n"
+    tokens = "Kigali location\nni other\numugi other\n"
     (tmp_path / "ner.txt").write_text(tokens + "umwe kabiri gatatu kane gatanu\n")
     excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
     assert capsys.readouterr().out == (
@@ -174,12 +177,30 @@ def test_items_too_short_to_exclude_more_than_themselves_are_said(
     (tmp_path / "ner.txt").rename(tmp_path / "ner.conll")
     excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
     assert capsys.readouterr().out == ""
+    (tmp_path / "ner.conll").unlink()
+    (tmp_path / "ner.tsv").write_text(tokens.replace(" ", "\t"))
+    excluded_ngrams(find_sources((str(tmp_path),), "--exclude", ITEM_FORMATS))
+    assert "ner.tsv: 6 of its 6 items have fewer than 5 words" in capsys.readouterr().out
 
 
 def test_a_table_with_an_open_quote(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('id,text\n1,"' + "ijambo " * 20_000 + "\n")
     with pytest.raises(CometError, match=r"^a\.csv line 2: not CSV: .*; is a quote open\? rename a table with tabs"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "header"), [("a.csv", "text;label"), ("a.csv", "text\tlabel"), ("a.tsv", "text,label")]
+)
+def test_a_table_with_other_separators(tmp_path: Path, name: str, header: str) -> None:
+    """As one field with its label, a text of fewer than eight words would be in no document."""
+    (tmp_path / name).write_text(f"{header}\n")
+    with pytest.raises(CometError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == (
+        f"{name} line 1: expected commas between the fields of a .csv, tabs between those of a .tsv, found {header!r}; "
+        "save it so, or as .txt if it has one text a line"
+    )
 
 
 def test_files_that_cannot_be_items(tmp_path: Path) -> None:
