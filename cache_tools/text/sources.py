@@ -159,7 +159,10 @@ def _json_text(line: str, source: TextFile, number: int) -> str:
         raise CometError(f"{source.name} line {number}: not JSON: {error}") from None
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise CometError(f'{source.name} line {number}: expected an object with a string "text"')
+        raise CometError(
+            f'{source.name} line {number}: expected an object with a string "text", found {line.strip()[:80]!r}; write '
+            'each document as {"text": "…"} on a line of its own'
+        )
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise CometError(f"{source.name} line {number}: half a surrogate pair (\\ud800 to \\udfff) is not text")
     return text

@@ -198,7 +198,10 @@ def test_json_that_python_refuses(tmp_path: Path, line: str) -> None:
 @pytest.mark.parametrize("record", ['{"id": 1}', '{"text": null}', '{"text": 3}', '["text"]', '"text"', "7"])
 def test_a_record_without_a_text(tmp_path: Path, record: str) -> None:
     error = error_of(written(tmp_path / "kin.jsonl", f'{{"text": "a"}}\n{record}\n'.encode()))
-    assert str(error) == 'kin.jsonl line 2: expected an object with a string "text"'
+    assert str(error) == (
+        f'kin.jsonl line 2: expected an object with a string "text", found {record!r}; write each document as '
+        '{"text": "…"} on a line of its own'
+    )
 
 
 def test_half_a_surrogate_pair_is_not_text(tmp_path: Path) -> None:
