@@ -20,6 +20,7 @@ MODEL = re.compile(NAME)
 COMMIT = re.compile("[0-9a-f]{40}")
 MODEL_FILES = ["*.json", "*.txt", "*.model", "README.md", "model*.safetensors"]
 PICKLED_FILES = ["pytorch_model*.bin"]
+ADAPTER = "adapter_config.json"
 UNKNOWN_LICENCE = "licence not stated"
 GATED = ", gated"
 
@@ -34,13 +35,22 @@ def model_folder(name: str, what: str, way_out: str) -> Path:
     """Return the folder of a model's files: the given one, or that in the hub's cache, named after the commit.
 
     Downloads safetensors, and pickled weights only if there are none. If the hub cannot be reached, uses the revision
-    in the hub's cache and prints a line. Raises CometError, from `what` to `way_out`, if there is no such model.
+    in the hub's cache and prints a line. Raises CometError, from `what` to `way_out`, if there is no such model, or an
+    adapter beside it, which transformers ignores where peft is not installed.
     """
     if isdir(name):
-        return Path(name)
-    require_model_name(name, what)
-    with hub_errors(what, way_out):
-        return _snapshot(*split_revision(name), what)
+        folder = Path(name)
+    else:
+        require_model_name(name, what)
+        with hub_errors(what, way_out):
+            folder = _snapshot(*split_revision(name), what)
+    if (folder / ADAPTER).exists():
+        raise CometError(
+            f"{what}: holds an adapter of peft ({ADAPTER}), which would be left out; merge it into its model with "
+            "peft's merge_and_unload(), and save that and the tokenizer in a new folder",
+            exit_code=2,
+        )
+    return folder
 
 
 def require_model_name(name: str, what: str) -> None:

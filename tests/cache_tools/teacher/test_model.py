@@ -172,6 +172,15 @@ def test_a_name_that_is_neither_a_folder_nor_on_the_hub(tmp_path: Path) -> None:
     assert message.endswith(": no such folder, and not a name on the hub such as Davlan/afro-xlmr-large")
 
 
+def test_an_adapter_is_not_left_out(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    for load in (load_teacher, load_teacher_tokenizer):
+        assert error_of(load, folder).endswith(
+            ": holds an adapter of peft (adapter_config.json), which would be left out; merge it into its model with "
+            "peft's merge_and_unload(), and save that and the tokenizer in a new folder"
+        )
+
+
 def test_weights_that_are_missing_or_broken(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
