@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerFast, TokenizersBackend
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, TokenizersBackend
 
 from cache_tools.errors import CometError
 from cache_tools.store.ledger import TOKENIZER_FILES, max_tokenizer_bytes
@@ -110,7 +110,7 @@ def _errors_as(message: str, advice: str) -> Iterator[None]:
         raise CometError(f"{message} ({str(error)[:200]}); {advice}") from None
 
 
-def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return one more than the largest id, which is more than there are tokens if some ids are not used."""
     return max(tokenizer.get_vocab().values()) + 1
 

@@ -35,6 +35,7 @@ from cache_tools.progress import show_progress
 from cache_tools.store.recipe import TEXT_FORM
 from cache_tools.text.hub import MODEL, model_folder
 from cache_tools.text.model_tokenizer import load_model_tokenizer
+from cache_tools.text.tokenizer import vocabulary_size
 from comet.evaluate.datasets import Example
 from comet.evaluate.tasks import Task
 
@@ -90,7 +91,8 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
     """Load a masked LM from a folder or the hub with a new head, drawn from the seed; on the CPU in float32.
 
     Never runs code of the model. Returns model and tokenizer.
-    Raises CometError if it cannot be loaded, parts of its body are missing, or it already has a task's head.
+    Raises CometError if it cannot be loaded, parts of its body are missing, its tokenizer has more tokens than the
+    model, or it already has a task's head.
     """
     folder = model_files(name)
     head: Any = AutoModelForTokenClassification if task.tagging else AutoModelForSequenceClassification
@@ -113,6 +115,12 @@ def load_for_task(name: str, task: Task, seed: int) -> tuple[PreTrainedModel, Pr
         raise CometError(
             f"--model {name}: its weights lack {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, which "
             "would be random numbers; get the model again"
+        )
+    if (most := vocabulary_size(tokenizer)) > (embedded := len(model.get_input_embeddings().weight)):
+        raise CometError(
+            f"--model {name}: its tokenizer has ids for {most} tokens, but the model embeds only {embedded}; tokenizer "
+            "and model do not belong together",
+            exit_code=2,
         )
     if all(key.startswith(body) for key in new):
         raise CometError(

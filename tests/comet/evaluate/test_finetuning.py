@@ -11,7 +11,7 @@ from helpers.small_tasks import write_entities, write_topics
 from helpers.tiny_teachers import byte_pairs
 from safetensors.torch import load_file, save_file
 from tokenizers import Encoding, Tokenizer, models, normalizers, processors
-from transformers import AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from cache_tools.errors import CometError
 from cache_tools.models import max_positions
@@ -224,6 +224,19 @@ def test_a_body_with_missing_parts_is_refused(sample_teacher: Path, tmp_path: Pa
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CometError, match=rf"broken: its weights lack {gone}, which would be random"):
         load_for_task(str(folder), find_task("sib200"), 0)
+
+
+def test_a_tokenizer_of_another_model_is_refused(sample_teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(sample_teacher, tmp_path / "small")
+    model = AutoModelForMaskedLM.from_pretrained(sample_teacher)
+    model.resize_token_embeddings(7000)
+    model.save_pretrained(tmp_path / "small")
+    with pytest.raises(CometError) as caught:
+        load_for_task(str(tmp_path / "small"), find_task("sib200"), 0)
+    assert str(caught.value) == (
+        f"--model {tmp_path / 'small'}: its tokenizer has ids for 8000 tokens, but the model embeds only 7000; "
+        "tokenizer and model do not belong together"
+    )
 
 
 def test_a_model_with_a_head_already_is_refused(sample_teacher: Path, tmp_path: Path) -> None:
