@@ -94,7 +94,7 @@ def repair(cache: Path, deep: bool, again: RerunSettings | None) -> None:
     """Drop the damaged shards of a cache, so that `comet-cache build` rebuilds them.
 
     Damage is what `comet-cache verify` finds with the same options. Only files of damaged shards are removed. Sealed
-    files (metadata, vocabulary, tokenizer) cannot be dropped: copy them from another copy.
+    files (metadata, vocabulary, tokenizer, start) cannot be dropped: pull them from another copy.
     """
     from cache_tools.store.reader import open_cache
     from cache_tools.store.writer import drop_shard
@@ -157,7 +157,10 @@ def _way_out(left: list["Damage"]) -> str:
     if all(damage.foreign for damage in left):
         return "Remove what does not belong; the cache itself is not damaged"
     foreign = ", and remove what does not belong" if any(damage.foreign for damage in left) else ""
-    return f"Copy the damaged files from a sound copy, or build the cache again{foreign}"
+    return (
+        "Copy the damaged files from a sound copy (`comet-cache pull` into this folder copies all but zarr.json and "
+        f"ledger/seal.json), or build the cache again{foreign}"
+    )
 
 
 def _made_again(report: "Report") -> str:

@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from cache_tools.errors import CometError
 from cache_tools.settings import Part
 from cache_tools.sharing.listing import ROOT, Listing, read_extent, read_records, write_files
+from cache_tools.sharing.locations.folder import Folder
 from cache_tools.sharing.locations.location import Location
 from cache_tools.sharing.parts import bytes_of, detach, part_extent, require_detached, require_no_text
 from cache_tools.sharing.retry import RetryPolicy, map_concurrently, retry
@@ -31,12 +32,14 @@ class Plan:
     current_extent: Extent | None  # of the destination when the plan was made
     current_records: dict[ShardKey, ShardRecord]  # commit records of the destination when the plan was made
     lacking: dict[ShardKey, list[str]]  # arrays to copy; none where only the commit record is to be written
-    is_sealed: bool  # whether the destination holds the sealed files
+    is_sealed: bool  # whether the destination holds the seal
+    damaged: tuple[str, ...] = ()  # sealed files that are missing or damaged beside the destination's seal
 
     @property
     def size(self) -> int:
         """Bytes to copy."""
-        sealed = 0 if self.is_sealed else sum(file.size for file in self.source.cache.seal.files.values())
+        files = self.source.cache.seal.files
+        sealed = sum(files[path].size for path in (self.damaged if self.is_sealed else files))
         records = self.source.records
         return sealed + sum(records[shard].files[name].size for shard, names in self.lacking.items() for name in names)
 
@@ -97,7 +100,8 @@ def plan(
     lacking = _find_lacking(source, destination, extent, current_extent, current_records, policy)
     for shard, names in lacking.items():
         _require_available(source, destination, shard, names, current_records.get(shard))
-    return Plan(source, destination, extent, current_extent, current_records, lacking, is_sealed)
+    damaged = _damaged_sealed(source, destination) if is_sealed else ()
+    return Plan(source, destination, extent, current_extent, current_records, lacking, is_sealed, damaged)
 
 
 def _require_id(source: Listing, extent: Extent, expected_id: str) -> None:
@@ -132,6 +136,15 @@ def _has_seal(source: Listing, destination: Location, policy: RetryPolicy) -> bo
             f"{destination.name}: holds another cache; choose another location ({difference})", exit_code=2
         )
     return seal is not None
+
+
+def _damaged_sealed(source: Listing, destination: Location) -> tuple[str, ...]:
+    """Return the sealed files that a sealed folder lacks, or that are damaged there; none at a URL, where to compare
+    files is to read them."""
+    if not isinstance(destination, Folder):
+        return ()
+    files = source.cache.seal.files.items()
+    return tuple(path for path, file in files if not destination.has_exactly(path, file.size, file.sha256))
 
 
 def require_empty(location: Location, policy: RetryPolicy) -> None:

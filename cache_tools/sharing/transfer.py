@@ -53,10 +53,11 @@ class Transfer:
         self.write_extent()
 
     def copy_sealed(self) -> None:
-        if self.plan.is_sealed:
-            return
         source = self.plan.source
         files = source.cache.seal.files
+        if self.plan.is_sealed:
+            map_concurrently(lambda path: self.copy_file(path, files[path]), self.plan.damaged, self.stop)
+            return
         self.require_own_root()
         self.copy_file(ROOT, files[ROOT])  # first: from then on the destination is taken for this cache
         others = [path for path in files if path != ROOT and path not in self.skipped]

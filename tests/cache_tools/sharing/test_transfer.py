@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,7 @@ from helpers.builds import digests
 from helpers.commands import pull, run
 from helpers.crashes import crashing
 from helpers.small_caches import NUMERICS, commit, flip_byte, make_cache, prepare_cache, shard_keys, small_recipe
+from tqdm import tqdm
 
 from cache_tools import Cache, open_cache
 from cache_tools.errors import CometError
@@ -233,6 +234,18 @@ def test_a_dropped_shard_is_pulled_again(whole: Cache, tmp_path: Path) -> None:
     flip_byte(there / "train/topk_id/c/1/0/0")
     assert run("repair", there).exit_code == 0
     assert pull(whole.root, there).cache_id == whole.cache_id
+    assert verify(there).damage == []
+
+
+@pytest.mark.parametrize("path", ["train/zarr.json", "vocabulary/id/c/0", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), flip_byte, lambda path: path.write_bytes(b"")])
+def test_a_damaged_sealed_file_is_pulled_again(
+    whole: Cache, tmp_path: Path, path: str, damage: Callable[[Path], object]
+) -> None:
+    there = pull(whole.root, tmp_path / "there").root
+    damage(there / path)
+    size = tqdm.format_sizeof((whole.root / path).stat().st_size, "B")
+    assert run("pull", whole.root, there).stdout.startswith(f"{size} to copy\n")
     assert verify(there).damage == []
 
 
