@@ -60,6 +60,12 @@ class TaskData:
     reported: Split
     chosen_on: Split | None
 
+    @property
+    def learnt_items(self) -> int:
+        """Number of reported items whose text is that of an item of train."""
+        texts = {example.parts for example in self.train.examples}
+        return sum(example.parts in texts for example in self.reported.examples)
+
 
 def load_task(task: Task, language: str, folder: Path | None, alone: bool = True) -> TaskData:
     """Load the official splits from the subfolder of `folder` named after the language, or from the hub if None.

@@ -40,6 +40,7 @@ def prepare(settings: Sequence[EvaluationSettings]) -> list[Preparation]:
     data = [load_task(task, find_language(one.language).code, one.data, alone) for one in settings]
     for of_language in data:
         _require_labels(of_language)
+        _require_unseen(of_language)
     _require_own_data(data)
     prepared = []
     for one, of_language in zip(settings, data, strict=True):
@@ -58,6 +59,17 @@ def _require_labels(data: TaskData) -> None:
         raise CometError(
             f"--lang {data.language}: the train split ({data.train.origin}) has the label {labels[0]} alone, in "
             f"{things}: nothing can be learnt from it; get the whole split from {data.task.source}",
+            exit_code=2,
+        )
+
+
+def _require_unseen(data: TaskData) -> None:
+    """Raise CometError if every reported text is in train, as when one file was copied to the other's name."""
+    train, reported = data.train, data.reported
+    if data.learnt_items == len(reported.examples):
+        raise CometError(
+            f"--lang {data.language}: every text of the {reported.name} split ({reported.origin}) is also in train "
+            f"({train.origin}): a score would say what was learnt by heart; get both splits from {data.task.source}",
             exit_code=2,
         )
 

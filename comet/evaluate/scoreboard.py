@@ -20,6 +20,7 @@ from comet.report.summary import aligned, counted
 
 COLUMNS = ("model", "score", "retained", "parameters", "MiB", "ms")
 BASELINE = "most frequent label"
+SAID_FROM = 0.01  # of the reported items; a few short tweets occur in most splits
 NAME_CHARACTERS = 48  # what fits under a chart, for all names together
 
 
@@ -50,6 +51,26 @@ def plan_line(settings: EvaluationSettings, missing: int) -> str:
         f"fine-tunings to do: {missing:,} of {models * seeds:,} ({counted(models, 'model')} × "
         f"{counted(seeds, 'seed')}), {counted(settings.epochs, 'epoch')} each{again}"
     )
+
+
+def doubts_of_data(data: TaskData) -> list[str]:
+    """Return lines on what makes a score too high or too low for every model: reported items that are in train, and
+    labels that are not."""
+    reported, lines = data.reported, []
+    items = counted(len(reported.examples), "item")
+    if data.learnt_items >= SAID_FROM * len(reported.examples):
+        lines.append(
+            f"{data.learnt_items:,} of {items} of {reported.name} are also in train: every model has learnt them, so "
+            "the scores are too high"
+        )
+    known, asked = ({label for one in split.examples for label in one.labels} for split in (data.train, reported))
+    if unknown := asked - known:
+        affected = sum(not unknown.isdisjoint(example.labels) for example in reported.examples)
+        lines.append(
+            f"{affected:,} of {items} of {reported.name} have a label that no item of train has, so no model can learn "
+            f"it: {', '.join(sorted(unknown))}"
+        )
+    return lines
 
 
 def long_items_line(name: str, rows: int, longer: int, reported: Split, max_length: int) -> str:

@@ -8,6 +8,9 @@ from click.testing import CliRunner, Result
 from helpers.small_tasks import SIZES, write_topics
 
 from comet.cli.evaluate import evaluate_models
+from comet.evaluate.datasets import load_task
+from comet.evaluate.scoreboard import doubts_of_data
+from comet.evaluate.tasks import find_task
 
 
 def evaluated(model: Path, data: Path, *options: str) -> Result:
@@ -75,6 +78,29 @@ def test_a_train_split_with_one_label_teaches_nothing(data: Path, sample_teacher
         "error: --lang swa: the train split (train.tsv) has the label sports alone, in 24 items: nothing can be learnt "
         "from it; get the whole split from https://github.com/dadelani/sib-200\n"
     )
+
+
+def test_a_test_split_that_is_the_train_split(data: Path, sample_teacher: Path) -> None:
+    train = (data / "swa" / "train.tsv").read_text(encoding="utf-8")
+    (data / "swa" / "test.tsv").write_text(train.replace("sports", "travel"), encoding="utf-8")
+    done = evaluated(sample_teacher, data)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: --lang swa: every text of the test split (test.tsv) is also in train (train.tsv): a score would say "
+        "what was learnt by heart; get both splits from https://github.com/dadelani/sib-200\n"
+    )
+
+
+def test_known_items_and_unknown_labels_are_said(data: Path) -> None:
+    train, test = (data / "kin" / f"{name}.tsv" for name in ("train", "test"))
+    task = find_task("sib200")
+    assert doubts_of_data(load_task(task, "kin", data)) == []
+    learnt = train.read_text(encoding="utf-8").splitlines(keepends=True)[1:3]
+    test.write_text(test.read_text(encoding="utf-8") + learnt[0] + learnt[1].replace("health", "travel"))
+    assert doubts_of_data(load_task(task, "kin", data)) == [
+        "2 of 14 items of test are also in train: every model has learnt them, so the scores are too high",
+        "1 of 14 items of test have a label that no item of train has, so no model can learn it: travel",
+    ]
 
 
 def test_words_without_any_entity_teach_nothing(sample_teacher: Path, tmp_path: Path) -> None:
