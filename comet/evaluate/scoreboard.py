@@ -1,5 +1,6 @@
 """The summary of an evaluation: lines and a table in the terminal, a page with charts, a model card."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -102,12 +103,17 @@ def _score_text(model: ModelResult) -> str:
     return f"{100 * model.mean:.1f}{spread}"
 
 
+def _share(share: float) -> str:
+    """Return a share of the reference's score; there is none of 0."""
+    return "n/a" if math.isnan(share) else f"{share:.1%}"
+
+
 def _row(model: ModelResult, reference: ModelResult) -> tuple[str, ...]:
     """Return the cells of COLUMNS."""
     return (
         model.name,
         _score_text(model),
-        "reference" if model is reference else f"{retained(model.scores, reference.scores):.1%}",
+        "reference" if model is reference else _share(retained(model.scores, reference.scores)),
         f"{model.parameters:,}",
         f"{model.size_mib:,.1f}",
         f"{model.latency_ms:.1f}",
@@ -178,7 +184,7 @@ def scores_by_language(found: Sequence[tuple[TaskData, Sequence[ModelResult]]]) 
             (found[0][0].task.metric, *(result.name for result in found[0][1])),
             *((data.language, *map(_score_text, results)) for data, results in found),
             ("mean", *(f"{100 * mean:.1f}" for mean in means)),
-            ("retained, mean", "reference", *(f"{share:.1%}" for share in shares[1:])),
+            ("retained, mean", "reference", *map(_share, shares[1:])),
         ])
     )  # fmt: skip
 

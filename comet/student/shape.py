@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 from transformers import AutoModel
 
 from cache_tools.checks import require_whole
-from cache_tools.errors import CometError
+from cache_tools.errors import CometError, first_line, visible
+from cache_tools.places.foreign import named
 from cache_tools.store.recipe import Recipe
 from comet.student.family import StudentFamily, StudentShape, family_of
 from comet.student.sizes import AUTO, DEFAULT_SIZE, PAPER, SHAPE_FIELDS, SMALLER, require_size
@@ -63,11 +65,18 @@ def _from_file(requested: str, family: StudentFamily, vocab_size: int) -> Studen
     path = Path(requested)
     try:
         config = json.loads(path.read_text(encoding="utf-8-sig"))
-        layers, hidden, heads, intermediate = (config[name] for name in SHAPE_FIELDS)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        raise CometError(f"--student {requested}: not JSON: {first_line(error)}", exit_code=2) from None
+    missing = [name for name in SHAPE_FIELDS if not isinstance(config, dict) or name not in config]
+    if missing:
         raise CometError(
-            f"--student {requested}: not a student config ({type(error).__name__}: {error})", exit_code=2
-        ) from None
+            f"--student {requested}: expected a JSON object with {', '.join(SHAPE_FIELDS)}; it lacks "
+            f"{', '.join(missing)}",
+            exit_code=2,
+        )
+    if others := sorted(config.keys() - set(SHAPE_FIELDS)):
+        tqdm.write(f"--student {requested}: gives the four sizes only; not used: {visible(named(others))}")
+    layers, hidden, heads, intermediate = (config[name] for name in SHAPE_FIELDS)
     for name in SHAPE_FIELDS:
         require_whole(config[name], f"--student {requested}: {name}", 1, 2**20)
     if hidden % heads:

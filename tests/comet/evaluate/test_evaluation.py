@@ -17,7 +17,7 @@ from comet.evaluate.evaluation import Evaluation, evaluate, latency_ms
 from comet.evaluate.finetuning import FineTuning, encode, fine_tune, load_for_task, predict
 from comet.evaluate.metrics import retained, retained_interval
 from comet.evaluate.results import ModelResult, Run
-from comet.evaluate.scoreboard import best_candidate, run_line, score_page, score_table
+from comet.evaluate.scoreboard import best_candidate, run_line, score_page, score_table, scores_by_language
 from comet.evaluate.settings import EvaluationSettings
 from comet.evaluate.tasks import find_task
 
@@ -153,6 +153,15 @@ def test_a_fine_tuning_that_learnt_nothing_is_said(evaluation: Evaluation) -> No
         f"{model.name}, seed 1: predicts sports everywhere; it has learnt nothing but counts in the mean: try a "
         f"--learning-rate below {model.how.learning_rate:.3g} or more --epochs"
     ]
+
+
+def test_nothing_is_a_share_of_a_reference_that_scores_0(evaluation: Evaluation) -> None:
+    teacher, student = evaluation.models
+    hopeless = replace(teacher, runs=tuple(replace(run, score=0.0) for run in teacher.runs))
+    row = score_table(evaluation.data, [hopeless, student]).splitlines()[2]
+    assert re.split(r"\s{2,}", row)[2] == "n/a"
+    last = scores_by_language([(evaluation.data, [hopeless, student])]).splitlines()[-1]
+    assert re.split(r"\s{2,}", last) == ["retained, mean", "reference", "n/a"]
 
 
 def test_one_seed_has_no_deviation_and_cut_items_are_said(evaluation: Evaluation) -> None:

@@ -132,6 +132,28 @@ def test_a_shape_from_a_config_file(path: Path) -> None:
     assert choose_shape(str(path), AFRO_XLMR_LARGE, 99) == StudentShape("mine", 2, 24, 3, 40)
 
 
+def test_what_is_not_used_of_a_config_file_is_said(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.write_text(json.dumps(CONFIG | {"vocab_size": 7, "hidden_act": "relu"}))
+    choose_shape(str(path), AFRO_XLMR_LARGE, 99)
+    said = f"--student {path}: gives the four sizes only; not used: hidden_act, vocab_size\n"
+    assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON: Expecting property name"),
+        ("[1, 2]", "expected a JSON object with num_hidden_layers, .*; it lacks num_hidden_layers, hidden_size, "),
+        ('{"num_hidden_layers": 2, "hidden_size": 24}', ".*; it lacks num_attention_heads, intermediate_size$"),
+    ],
+)
+def test_a_file_that_is_no_config(path: Path, content: str, message: str) -> None:
+    path.write_text(content)
+    with pytest.raises(CometError, match=rf"^--student {path}: {message}") as caught:
+        choose_shape(str(path), AFRO_XLMR_LARGE, 99)
+    assert caught.value.exit_code == 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
