@@ -19,8 +19,9 @@ from cache_tools.store.ledger import EXTENT, ShardKey, ShardRecord, read_extent,
 from cache_tools.store.reader import Cache, open_cache
 from cache_tools.store.records import inside, read_bounded, rename_durably, with_checksum, write_durably
 from cache_tools.store.staging import STAGING, exclusive, remove_abandoned
+from cache_tools.text.files.text_file import ITEM_FORMATS
 from cache_tools.text.hub_text import HubText
-from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
+from cache_tools.text.sources import find_sources, find_texts
 from cache_tools.text.tokenizer import load_cache_tokenizer
 
 

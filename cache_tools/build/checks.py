@@ -21,8 +21,8 @@ from cache_tools.store.records import read_bounded
 from cache_tools.store.tokenizer import parse_tokenizer, parse_tokenizer_config
 from cache_tools.teacher.model import Teacher
 from cache_tools.text.corpus import Spool
+from cache_tools.text.files.text_file import TextFile
 from cache_tools.text.hub_text import HubText
-from cache_tools.text.sources import TextFile
 from cache_tools.text.tokenizer import vocabulary_size
 
 NO_ATTENTION = "--attention-layers none"

@@ -15,11 +15,13 @@ from cache_tools.places.destinations import require_folder
 from cache_tools.settings import BuildSettings
 from cache_tools.store.provenance import teacher_restriction
 from cache_tools.teacher.model import Teacher, load_teacher, teacher_folder, teacher_licence
+from cache_tools.text.files.documents import documents
+from cache_tools.text.files.text_file import ITEM_FORMATS, TextFile
 from cache_tools.text.hub import COMMIT, at_commit, split_revision
 from cache_tools.text.hub_text import HubText, pin_revision
 from cache_tools.text.languages import find_language
 from cache_tools.text.model_tokenizer import load_teacher_tokenizer
-from cache_tools.text.sources import ITEM_FORMATS, TextFile, documents, find_sources, find_texts
+from cache_tools.text.sources import find_sources, find_texts
 
 
 @dataclass(frozen=True)

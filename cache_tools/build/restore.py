@@ -24,10 +24,10 @@ from cache_tools.store.reader import Cache
 from cache_tools.store.recipe import GROUPS
 from cache_tools.text.corpus import PackedRows, Spool, masked_shard, pack_groups, spool_documents
 from cache_tools.text.draws import mix
+from cache_tools.text.files.text_file import TextFile
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys
 from cache_tools.text.packing import validation_share
-from cache_tools.text.sources import TextFile
 
 Sources = tuple[TextFile | HubText, ...]
 MOST_NAMED = 5

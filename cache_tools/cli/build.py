@@ -15,8 +15,9 @@ from cache_tools.cli.terminal import one_line_errors, quiet_libraries, say_on_te
 from cache_tools.errors import CometError
 from cache_tools.settings import ATTENTION_KEYS, HUB_TOKENS, MOST_VIEWS, START_WIDTH, VIEW_TOKENS, BuildSettings
 from cache_tools.signals import LOGITS
+from cache_tools.text.files.text_file import ITEM_FORMATS
 from cache_tools.text.languages import find_language, unlisted_note
-from cache_tools.text.sources import ITEM_FORMATS, find_sources, find_texts
+from cache_tools.text.sources import find_sources, find_texts
 
 DEFAULT_TEACHER = "Davlan/afro-xlmr-large"
 SAMPLE_LANGUAGE = "kin"

@@ -15,10 +15,12 @@ from cache_tools.progress import show_progress
 from cache_tools.signals import TOKEN_ARRAYS
 from cache_tools.store.recipe import GROUPS, Recipe
 from cache_tools.text.exclusion import FEWEST_WORDS, NgramIndex, contain_ngram, index_ngrams, words
+from cache_tools.text.files.documents import documents
+from cache_tools.text.files.items import items
+from cache_tools.text.files.text_file import TextFile
 from cache_tools.text.hub_text import HubText
 from cache_tools.text.masking import Masking, content_keys, mask_rows
 from cache_tools.text.packing import document_hash, is_validation, pack
-from cache_tools.text.sources import TextFile, documents, items
 from cache_tools.text.tokenizer import LONG, encode_texts, vocabulary_size
 
 DOCUMENTS_AT_ONCE = 1024

@@ -2,7 +2,7 @@
 
 A corpus comes from the same news sites and tweets as the test sets on which a student is later measured. Documents that
 share an n-gram with any item are excluded. The search is exact, unlike libraries for near-duplicates (MinHash), which
-compare whole documents. Pure functions; `sources.py` reads the items.
+compare whole documents. Pure functions; `files/items.py` reads the items.
 """
 
 import unicodedata

@@ -23,8 +23,10 @@ from cache_tools.errors import CometError
 from cache_tools.settings import BuildSettings
 from cache_tools.text.corpus import excluded_ngrams, spool_documents
 from cache_tools.text.exclusion import contain_ngram, index_ngrams, words
+from cache_tools.text.files.items import items
+from cache_tools.text.files.text_file import ITEM_FORMATS
 from cache_tools.text.model_tokenizer import load_teacher_tokenizer
-from cache_tools.text.sources import ITEM_FORMATS, find_sources, items
+from cache_tools.text.sources import find_sources
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -122,7 +124,10 @@ def read(path: Path) -> list[str]:
 
 CONTENT: dict[str, tuple[str, list[str]]] = {
     "a.txt": ("Umwe\n\nKabiri na ETATU\n", ["Umwe", "Kabiri na ETATU"]),
-    "a.jsonl": ('{"text": "Umwe", "label": "x"}\n', ["Umwe"]),
+    "a.jsonl": ('{"text": "Umwe", "label": "x"}\n', ["Umwe", "x"]),
+    "headline.jsonl": ('{"headline": "Umwe", "year": 2024, "text": null}\n\n', ["Umwe"]),
+    "tokens.jsonl": ('{"tokens": ["Umwe", "kabiri"], "tags": [0, 3]}\n', ["Umwe kabiri", "Umwe", "kabiri"]),
+    "nested.jsonl": ('{"translation": {"en": "One", "rw": "Umwe"}}\n', ["One", "Umwe"]),
     "a.tsv": ('tweet\tlabel\n"Yego ""we\tpositive\n', ["tweet", "label\n", '"Yego ""we', "positive\n"]),
     "a.csv": ('id,text\n1,"Yego, we\nni ""byo"""\n', ["id", "text", "1", 'Yego, we\nni "byo"']),
     "tabs.txt": ("Umwe na kabiri\tpositive\n", ["Umwe na kabiri\tpositive", "Umwe na kabiri", "positive"]),
@@ -146,8 +151,9 @@ def test_items_of_every_format(tmp_path: Path, name: str, ending: str) -> None:
 
 
 def test_items_of_parquet(tmp_path: Path) -> None:
-    datasets.Dataset.from_dict({"text": ["Umwe", "Kabiri"], "label": [0, 1]}).to_parquet(tmp_path / "a.parquet")
-    assert read(tmp_path) == ["Umwe", "Kabiri"]
+    columns = {"headline": ["Umwe", None], "label": [0, 1], "tokens": [["Yego", "we"], []]}
+    datasets.Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
+    assert [item for item in read(tmp_path) if item] == ["Umwe", "Yego we", "Yego", "we"]
 
 
 @pytest.mark.parametrize(

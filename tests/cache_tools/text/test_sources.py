@@ -17,10 +17,11 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache_tools.text.sources
+import cache_tools.text.files.text_file
 from cache_tools.errors import CometError
+from cache_tools.text.files.documents import documents
 from cache_tools.text.packing import document_hash
-from cache_tools.text.sources import documents, find_sources
+from cache_tools.text.sources import find_sources
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
@@ -235,7 +236,7 @@ def test_a_damaged_archive(tmp_path: Path, ending: str, damage: str) -> None:
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    monkeypatch.setattr(cache_tools.text.sources, "MAX_LINE_BYTES", 2**20)
+    monkeypatch.setattr(cache_tools.text.files.text_file, "MAX_LINE_BYTES", 2**20)
     longest = b"a" * (2**20 - 1) + b"\n"
     path = tmp_path / f"kin.txt{ending}"
     assert len(read(written(path, PACKERS[ending](longest + longest)))) == 2
