@@ -44,8 +44,8 @@ def test_an_upload_that_fails_for_good_ends_the_build(
     with slow_teacher(monkeypatch, 0.2), pytest.raises(CometError) as caught:
         build_cache(settings, push_to=memory, i_may_share_this=True)
     assert str(caught.value) == (
-        f"--push-to {memory}/train/topk_id/c/1/0/0: ConnectionError no route to lab; run the same command again to go "
-        f"on; {settings.out} keeps what is built"
+        f"--push-to {memory}/train/topk_id/c/1/0/0: ConnectionError no route to lab; run the same command again to "
+        f"continue; {settings.out} keeps what is built"
     )
     assert len(tries) == 1 + HASTY.retries
     assert f"pushing to {memory} failed; no further shard is started\n" in capsys.readouterr().out
