@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
@@ -244,7 +245,8 @@ def _load_from_hub(repository: str, part: str, what: str) -> Any:
             raise CometError(f"{what} has no {part!r}; it has {parts}", exit_code=2) from error
         raise
     if away is not None and not datasets.config.HF_HUB_OFFLINE:
-        tqdm.write(f"{what}: the hub cannot be reached; using the copy of an earlier call on this machine")
+        note = f"{what}: the hub cannot be reached; using the copy of an earlier call on this machine"
+        tqdm.write(note, file=sys.stderr)
     return loaded
 
 

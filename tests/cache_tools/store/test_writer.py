@@ -19,7 +19,6 @@ from helpers.small_caches import NUMERICS, commit, make_cache, prepare_cache, sm
 from cache_tools import open_cache
 from cache_tools.errors import CometError
 from cache_tools.signals import TOKEN_ARRAYS
-from cache_tools.store import writer
 from cache_tools.store.layout import group_arrays
 from cache_tools.store.ledger import SEAL
 from cache_tools.store.staging import claimed_folder, remove_abandoned
@@ -78,7 +77,7 @@ def test_a_crash_at_any_step_leaves_no_record(tmp_path: Path, monkeypatch: pytes
         renames.append(target)
         Path(source).rename(target)
 
-    monkeypatch.setattr(writer.os, "replace", replace)
+    monkeypatch.setattr(os, "replace", replace)
     tokens = open_cache(root).read_tokens(*PLACE)[1]
     arguments = (root, staging, RECIPE, *PLACE, teacher, tokens, NUMERICS)
     if step <= len(teacher):
