@@ -47,9 +47,10 @@ def json_records(source: TextFile) -> Iterator[tuple[int, str, Any]]:
     for number, line in lines_of(source):
         if line.strip():
             try:
-                yield number, line, json.loads(line, object_pairs_hook=_fields)
+                record = json.loads(line, object_pairs_hook=_fields)
             except (ValueError, RecursionError) as error:
                 raise CometError(f"{source.name} line {number}: not JSON: {error}") from None
+            yield number, line, record
 
 
 def _fields(pairs: list[tuple[str, object]]) -> dict[str, object]:

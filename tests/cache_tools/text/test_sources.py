@@ -19,7 +19,9 @@ from hypothesis import strategies as st
 
 import cache_tools.text.files.text_file
 from cache_tools.errors import CometError
-from cache_tools.text.files.documents import documents
+from cache_tools.text.files.documents import READERS, documents
+from cache_tools.text.files.items import ITEM_READERS
+from cache_tools.text.files.text_file import FORMATS, ITEM_FORMATS
 from cache_tools.text.packing import document_hash
 from cache_tools.text.sources import find_sources
 
@@ -311,3 +313,8 @@ def test_a_window_too_long_for_readers(tmp_path: Path) -> None:
 def test_wide_characters_without_a_mark(tmp_path: Path) -> None:
     path = written(tmp_path / "kin.txt", "Mwaramutse\nMuraho\n".encode("utf-16-le"))
     assert str(error_of(path)) == "kin.txt line 1: holds a NUL; if it is UTF-16, convert it to UTF-8 first"
+
+
+def test_every_format_has_its_readers() -> None:
+    assert set(FORMATS) == set(READERS)
+    assert set(ITEM_FORMATS) == set(ITEM_READERS)
