@@ -30,7 +30,7 @@ from comet.evaluate.preparation import Preparation, prepare
 from comet.evaluate.results import ModelResult, Run, add_to_results, open_results
 from comet.evaluate.scoreboard import (
     best_candidate,
-    doubts_of_data,
+    data_warnings,
     finetuned_card,
     long_items_line,
     measured_line,
@@ -76,7 +76,7 @@ def evaluate_prepared(prepared: Preparation, say: Callable[[str], None] = print)
     settings, data, empty, device = prepared.settings, prepared.data, prepared.empty, prepared.device
     path = settings.results_path
     results = open_results(path, empty.subject, empty.gold)  # with what other evaluations have added meanwhile
-    for line in (measured_line(data), *doubts_of_data(data)):
+    for line in (measured_line(data), *data_warnings(data)):
         say(line)
     pinned = {name: at_commit(name, model_files(name)) for name in settings.models}
     found = {model.sha256: results.with_runs(model) for model in _measure_models(settings, data, pinned, say)}

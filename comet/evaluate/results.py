@@ -39,7 +39,7 @@ class Run:
 
     @property
     def only_label(self) -> str | None:
-        """The label that is predicted everywhere, None if several are: then the fine-tuning has learnt something."""
+        """The label that is predicted everywhere, as by a fine-tuning that has learnt nothing; None if several are."""
         labels = {label for of_item in self.predictions for label in of_item}
         return labels.pop() if len(labels) == 1 else None
 

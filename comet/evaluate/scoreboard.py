@@ -21,7 +21,7 @@ from comet.report.summary import aligned, counted
 
 COLUMNS = ("model", "score", "retained", "parameters", "MiB", "ms")
 BASELINE = "most frequent label"
-SAID_FROM = 0.01  # of the reported items; a few short tweets occur in most splits
+OVERLAP_SAID_FROM = 0.01  # of the reported items; a few short tweets occur in most splits
 NAME_CHARACTERS = 48  # what fits under a chart, for all names together
 
 
@@ -54,18 +54,18 @@ def plan_line(settings: EvaluationSettings, missing: int) -> str:
     )
 
 
-def doubts_of_data(data: TaskData) -> list[str]:
+def data_warnings(data: TaskData) -> list[str]:
     """Return lines on what makes a score too high or too low for every model: reported items that are in train, and
     labels that are not."""
     reported, lines = data.reported, []
     items = counted(len(reported.examples), "item")
-    if data.learnt_items >= SAID_FROM * len(reported.examples):
+    if data.learnt_items >= OVERLAP_SAID_FROM * len(reported.examples):
         lines.append(
             f"{data.learnt_items:,} of {items} of {reported.name} are also in train: every model has learnt them, so "
             "the scores are too high"
         )
-    known, asked = ({label for one in split.examples for label in one.labels} for split in (data.train, reported))
-    if unknown := asked - known:
+    known = {label for example in data.train.examples for label in example.labels}
+    if unknown := {label for example in reported.examples for label in example.labels} - known:
         affected = sum(not unknown.isdisjoint(example.labels) for example in reported.examples)
         lines.append(
             f"{affected:,} of {items} of {reported.name} have a label that no item of train has, so no model can learn "
@@ -148,8 +148,8 @@ def _notes(data: TaskData, models: Sequence[ModelResult]) -> list[str]:
     ]
     for model in models:
         lines += [
-            f"{model.name}, seed {run.seed}: predicts {run.only_label} everywhere; it has learnt nothing but counts in "
-            f"the mean: try a --learning-rate below {model.how.learning_rate:.3g} or more --epochs"
+            f"{model.name}, seed {run.seed}: predicts {run.only_label} everywhere, and counts in the mean; try a "
+            f"--learning-rate below {model.how.learning_rate:.3g} or more --epochs"
             for run in model.runs
             if run.only_label
         ]

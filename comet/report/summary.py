@@ -181,7 +181,8 @@ def headline(caches: Sequence[Cache], result: Distilled) -> str:
     of_texts: dict[str, Any] = {cache.recipe.tokens_sha256: cache.provenance.get("text_tokens") for cache in caches}
     counts = list(of_texts.values())
     is_part = any(len(cache.extent.indices("train")) < cache.recipe.shards("train") for cache in caches)
-    text = "" if None in counts else f" on {'a part of ' * is_part}{counted(sum(counts), 'token')} of text"
+    part = "a part of " if is_part else ""
+    text = "" if None in counts else f" on {part}{counted(sum(counts), 'token')} of text"
     teacher, by = teacher_name(caches[0].provenance), smaller(result.parameters, result.teacher_parameters)
     return f"{result.output.name}: {', '.join(languages)}, distilled from {teacher}{text}, {by}"
 

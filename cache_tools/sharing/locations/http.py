@@ -58,7 +58,7 @@ class Connection(http.client.HTTPConnection):
     proxy: Proxy | None = None
 
     def connect(self) -> None:
-        """Raise StatusError if a proxy refuses to connect, and names the proxy in errors of a connection to it."""
+        """Raise StatusError if a proxy refuses to connect. Errors of a connection to a proxy name it."""
         try:
             super().connect()
         except OSError as error:

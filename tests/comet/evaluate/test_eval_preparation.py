@@ -9,7 +9,7 @@ from helpers.small_tasks import SIZES, write_topics
 
 from comet.cli.evaluate import evaluate_models
 from comet.evaluate.datasets import load_task
-from comet.evaluate.scoreboard import doubts_of_data
+from comet.evaluate.scoreboard import data_warnings
 from comet.evaluate.tasks import find_task
 
 
@@ -94,10 +94,10 @@ def test_a_test_split_that_is_the_train_split(data: Path, sample_teacher: Path) 
 def test_known_items_and_unknown_labels_are_said(data: Path) -> None:
     train, test = (data / "kin" / f"{name}.tsv" for name in ("train", "test"))
     task = find_task("sib200")
-    assert doubts_of_data(load_task(task, "kin", data)) == []
+    assert data_warnings(load_task(task, "kin", data)) == []
     learnt = train.read_text(encoding="utf-8").splitlines(keepends=True)[1:3]
     test.write_text(test.read_text(encoding="utf-8") + learnt[0] + learnt[1].replace("health", "travel"))
-    assert doubts_of_data(load_task(task, "kin", data)) == [
+    assert data_warnings(load_task(task, "kin", data)) == [
         "2 of 14 items of test are also in train: every model has learnt them, so the scores are too high",
         "1 of 14 items of test have a label that no item of train has, so no model can learn it: travel",
     ]

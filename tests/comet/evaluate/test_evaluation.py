@@ -150,7 +150,7 @@ def test_a_fine_tuning_that_learnt_nothing_is_said(evaluation: Evaluation) -> No
     assert run_line(data.task, model, failed).endswith(" s, predicting sports everywhere")
     table = score_table(data, [replace(model, runs=(good, failed))])
     assert [line for line in table.splitlines() if line.startswith(f"{model.name}, seed")] == [
-        f"{model.name}, seed 1: predicts sports everywhere; it has learnt nothing but counts in the mean: try a "
+        f"{model.name}, seed 1: predicts sports everywhere, and counts in the mean; try a "
         f"--learning-rate below {model.how.learning_rate:.3g} or more --epochs"
     ]
 
